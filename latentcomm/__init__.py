@@ -1,0 +1,56 @@
+"""latentcomm: two language models that communicate through their activations, measured."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("latentcomm", "beartype.beartype")  # every shape in a signature is checked at the call
+
+from latentcomm import alignment, channels, fusion, redundancy, stats, tasks  # noqa: E402
+from latentcomm.capture import Activations, ActivationStore, capture, capture_to_disk  # noqa: E402
+from latentcomm.channels import Activation, Silent, Skyline  # noqa: E402
+from latentcomm.decoding import Decoded, ReceiverInput, decode, generate, next_token_logits  # noqa: E402
+from latentcomm.evaluation import Trial, evaluate, summarise, to_table  # noqa: E402
+from latentcomm.grafting import LAST, Graft, grafted, span  # noqa: E402
+from latentcomm.layer_sweep import LayerSweep, sweep_layers  # noqa: E402
+from latentcomm.models import Model, encode, load_model, wrap_model  # noqa: E402
+from latentcomm.prompts import Prompts  # noqa: E402
+from latentcomm.sites import Site  # noqa: E402
+from latentcomm.sweeps import SweepReport, sweep_and_judge  # noqa: E402
+
+__all__ = [
+    "LAST",
+    "Activation",
+    "ActivationStore",
+    "Activations",
+    "Decoded",
+    "Graft",
+    "LayerSweep",
+    "Model",
+    "Prompts",
+    "ReceiverInput",
+    "Silent",
+    "Site",
+    "Skyline",
+    "SweepReport",
+    "Trial",
+    "alignment",
+    "capture",
+    "capture_to_disk",
+    "channels",
+    "decode",
+    "encode",
+    "evaluate",
+    "fusion",
+    "generate",
+    "grafted",
+    "load_model",
+    "next_token_logits",
+    "redundancy",
+    "span",
+    "stats",
+    "summarise",
+    "sweep_and_judge",
+    "sweep_layers",
+    "tasks",
+    "to_table",
+    "wrap_model",
+]

@@ -1,0 +1,58 @@
+"""What a channel is: how a sender's message for each item is made, and what the receiver gets with it."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from latentcomm.decoding import ReceiverInput
+from latentcomm.models import Model, encode
+from latentcomm.prompts import Prompts
+from latentcomm.tasks.base import Item, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """One vector an item, from one place of one model; no vectors at all for a channel that says nothing.
+
+    Attributes:
+        vectors: the states, in the sender's width, or None.
+        origin: what they are: model and hook point.
+    """
+
+    vectors: Float[Tensor, "item d_sender"] | None
+    origin: str
+
+
+@runtime_checkable
+class Channel(Protocol):
+    """A way from a sender to a receiver: `send` runs the sender, `receive` only prepares the receiver's input."""
+
+    @property
+    def name(self) -> str:
+        """The name in tables and figures."""
+        ...
+
+    def send(self, sender: Model, task: Task) -> Message:
+        """The message of every item."""
+        ...
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """What the receiver is run on: prompts, and the message in some form."""
+        ...
+
+
+def sender_prompts(sender: Model, task: Task) -> Prompts:
+    """What the sender reads of each item."""
+    return encode(sender, [item.sender for item in task.items], template=task.template)
+
+
+def receiver_prompts(receiver: Model, task: Task) -> Prompts:
+    """What the receiver reads of each item."""
+    return encode(receiver, [item.receiver for item in task.items], template=task.template)
+
+
+def label(item: Item) -> str:
+    """The canonical answer of an item."""
+    return item.answers[0]

@@ -1,0 +1,39 @@
+"""The two ends of the scale: a receiver that hears nothing, and one that reads the sender's text as well."""
+
+from dataclasses import dataclass
+
+from latentcomm.channels.base import Message, receiver_prompts
+from latentcomm.decoding import ReceiverInput
+from latentcomm.models import Model, encode
+from latentcomm.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Silent:
+    """The receiver alone: what it answers without any message."""
+
+    name: str = "silent"
+
+    def send(self, sender: Model, task: Task) -> Message:
+        """Nothing."""
+        return Message(None, "nothing")
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """The receiver's own prompts."""
+        return ReceiverInput(receiver_prompts(receiver, task))
+
+
+@dataclass(frozen=True)
+class Skyline:
+    """One model reads both texts: what the receiver could do if nothing were lost on the way."""
+
+    name: str = "skyline"
+
+    def send(self, sender: Model, task: Task) -> Message:
+        """Nothing: the sender does not run."""
+        return Message(None, "nothing")
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """The prompts that hold both texts."""
+        texts = [item.skyline for item in task.items]
+        return ReceiverInput(encode(receiver, texts, template=task.template))

@@ -1,0 +1,204 @@
+"""The command `latentcomm`: names become objects here, errors become sentences."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from latentcomm import weights
+from latentcomm.fusion import Fusion, Mean, NormMatched, OrthogonalResidual, Replace, RightAligned, Sum, TaskArithmetic
+from latentcomm.tasks.base import Task
+
+app = typer.Typer(
+    help="Make two language models communicate through their activations, and measure what that does.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+FUSION_NAMES: dict[str, Fusion] = {
+    "replace": Replace(),
+    "mean": Mean(),
+    "sum": Sum(),
+    "norm-matched-sum": NormMatched(Sum()),
+    "orthogonal-residual": OrthogonalResidual(),
+    "task-arithmetic": TaskArithmetic(),
+}
+"""The fusions that need no fitted map; those that do are for scripts."""
+
+
+class TaskName(str, Enum):
+    """The tasks of the command line."""
+
+    countries = "countries"
+    tip_sheets = "tip-sheets"
+
+
+class TemplateName(str, Enum):
+    """How prompts are made."""
+
+    raw = "raw"
+    chat = "chat"
+
+
+class SenderForm(str, Enum):
+    """What the sender reads."""
+
+    primed = "primed"
+    sentence = "sentence"
+    entity = "entity"
+
+
+class Fame(str, Enum):
+    """Which landmarks."""
+
+    all = "all"
+    famous = "famous"
+    obscure = "obscure"
+
+
+@contextmanager
+def _errors_as_sentences() -> Iterator[None]:
+    """Turn what a user can mend into one sentence on standard error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nlatentcomm: stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        print(f"latentcomm: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def sweep(
+    sender: Annotated[str, typer.Option(help="Built-in name, hub id, directory or .gguf file.")] = DEFAULT_MODEL,
+    receiver: Annotated[str, typer.Option(help="The same; by default the sender itself.")] = "",
+    task: Annotated[TaskName, typer.Option(help="What is asked.")] = TaskName.countries,
+    template: Annotated[TemplateName, typer.Option(help="Prompts as they stand, or as a chat.")] = TemplateName.raw,
+    sender_form: Annotated[SenderForm, typer.Option(help="What the sender reads.")] = SenderForm.primed,
+    fame: Annotated[Fame, typer.Option(help="Which landmarks (countries only).")] = Fame.all,
+    fusion: Annotated[
+        str, typer.Option(help=f"Comma-separated; the first is swept. Of: {', '.join(FUSION_NAMES)}.")
+    ] = "replace,mean,sum",
+    right_aligned: Annotated[bool, typer.Option(help="Fuse the last entries of states of unequal width.")] = False,
+    read_layers: Annotated[str, typer.Option(help="Such as 0-29 or 20,24,28; all by default.")] = "",
+    write_layers: Annotated[str, typer.Option(help="The same, of the receiver.")] = "",
+    n_tune: Annotated[int, typer.Option(help="Items that the cell is chosen on.", min=2)] = 40,
+    n_test: Annotated[int, typer.Option(help="Other items that it is judged on; 0: all.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Where figures, data and metadata go.")] = Path("figures"),
+    name: Annotated[str, typer.Option(help="What the files are called.")] = "sweep",
+    seed: Annotated[int, typer.Option(help="Of the split, the choices and the controls.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Graft every sender layer into every receiver layer, choose a cell, and judge it with all controls.
+
+    Stopped runs go on: the same command takes up what is done, until it has finished once.
+    """
+    with _errors_as_sentences():
+        began = time.monotonic()
+        fusions = _fusions(fusion, right_aligned)
+        reads, writes = _layers(read_layers, "--read-layers"), _layers(write_layers, "--write-layers")
+        chosen_task = _task(task, template, sender_form, fame, seed)
+        from latentcomm.models import load_model
+        from latentcomm.sweep_report import print_report, write_report
+        from latentcomm.sweeps import sweep_and_judge
+
+        first = load_model(sender, dtype=dtype, device=device)
+        second = first if receiver in ("", sender) else load_model(receiver, dtype=dtype, device=device)
+        kept = out / ".unfinished"
+        report = sweep_and_judge(
+            first,
+            second,
+            chosen_task,
+            fusions=fusions,
+            read_layers=reads,
+            write_layers=writes,
+            n_tune=n_tune,
+            n_test=n_test or None,
+            seed=seed,
+            checkpoint=kept,
+            progress=True,
+        )
+        settings = {
+            "sender": first.name,
+            "receiver": second.name,
+            "task": task.value,
+            "template": template.value,
+            "sender_form": sender_form.value,
+            "fame": fame.value,
+            "fusion": next(iter(fusions)),
+            "fusions": {key: repr(value) for key, value in fusions.items()},
+            "read_layers": reads,
+            "write_layers": writes,
+            "n_tune": n_tune,
+            "n_test": n_test,
+            "seed": seed,
+        }
+        published = write_report(
+            report,
+            name=name,
+            folder=out,
+            settings=settings,
+            measured={"wall_seconds": round(time.monotonic() - began, 1)},
+            models={"sender": first, "receiver": second},
+        )
+        shutil.rmtree(kept, ignore_errors=True)
+        print_report(report, Console(width=None if sys.stdout.isatty() else 118))
+        for one in published:
+            print(f"wrote {one.html} (open it in a browser), {one.csv.name}, {one.json.name}, {one.meta.name}")
+        print(f"took {time.monotonic() - began:.0f} s")
+
+
+@app.command()
+def models() -> None:
+    """List the built-in models: size, licence, source, and whether they are on disk."""
+    table = Table("name", "parameters", "download", "licence", "on disk", "source")
+    for entry in weights.BUILT_IN.values():
+        place = "yes" if weights.is_on_disk(entry) else "no"
+        table.add_row(entry.name, entry.parameters, f"{entry.megabytes} MB", entry.licence, place, entry.source)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print(f"kept in {weights.cache_folder()}; any hub id, local directory or .gguf file can be given as well")
+
+
+def _fusions(names: str, right_aligned: bool) -> dict[str, Fusion]:
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    for name in chosen:
+        if name not in FUSION_NAMES:
+            raise ValueError(f"there is no fusion {name!r} on the command line; choose among {', '.join(FUSION_NAMES)}")
+    wrap: Callable[[Fusion], Fusion] = RightAligned if right_aligned else lambda plain: plain
+    return {name: wrap(FUSION_NAMES[name]) for name in chosen}
+
+
+def _layers(text: str, option: str) -> list[int] | None:
+    """Layers of "0-3,8": [0, 1, 2, 3, 8]."""
+    if not text.strip():
+        return None
+    layers: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()) or (dash and int(high) < int(low)):
+            raise ValueError(f"{option} is {text!r}; write layers as 20,24,28 or as a range 20-28")
+        layers += range(int(low), int(high or low) + 1)
+    return layers
+
+
+def _task(task: TaskName, template: TemplateName, sender_form: SenderForm, fame: Fame, seed: int) -> Task:
+    from latentcomm.tasks import countries, tip_sheets
+
+    if task is TaskName.countries:
+        which = None if fame is Fame.all else fame.value
+        return countries(template=template.value, sender_form=sender_form.value, fame=which)
+    if fame is not Fame.all or sender_form is SenderForm.entity:
+        raise ValueError("--fame and --sender-form entity are for the task countries; leave them out for tip-sheets")
+    return tip_sheets(n=200, seed=seed, template=template.value, sender_form=sender_form.value)

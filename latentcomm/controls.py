@@ -1,0 +1,99 @@
+"""Messages that should not help: what a channel does when the content of its message is taken away."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from latentcomm.channels.base import Channel, Message, label
+from latentcomm.models import Model
+from latentcomm.tasks.base import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """All that a control may use: the channel, both models, the task, the true message, and a seed."""
+
+    channel: Channel
+    sender: Model
+    receiver: Model
+    task: Task
+    message: Message
+    seed: int
+
+
+def true_message(exchange: Exchange) -> Message:
+    """The message itself: no control."""
+    return exchange.message
+
+
+def shuffled(exchange: Exchange) -> Message:
+    """Every item gets the message of another item that has another answer: a message of the right kind, wrong content."""
+    order = derangement([label(item) for item in exchange.task.items], seed=exchange.seed)
+    return _with(exchange.message, lambda vectors: vectors[order])
+
+
+def zero(exchange: Exchange) -> Message:
+    """The zero vector: what interrupting the receiver does by itself."""
+    return _with(exchange.message, torch.zeros_like)
+
+
+def norm_matched_random(exchange: Exchange) -> Message:
+    """A random direction with each message's own norm: what a vector of that size does by itself."""
+
+    def draw(vectors: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(exchange.seed)
+        noise = torch.randn(vectors.shape, generator=generator, dtype=torch.float64).to(vectors.device)
+        noise = noise / noise.norm(dim=-1, keepdim=True) * vectors.double().norm(dim=-1, keepdim=True)
+        return noise.to(vectors.dtype)
+
+    return _with(exchange.message, draw)
+
+
+def self_message(exchange: Exchange) -> Message:
+    """The receiver's own state of its own prompt, sent by the same channel: nothing that it does not know."""
+    items = tuple(replace(item, sender=item.receiver) for item in exchange.task.items)
+    return exchange.channel.send(exchange.receiver, replace(exchange.task, items=items))
+
+
+def derangement(labels: Sequence[str], *, seed: int) -> list[int]:
+    """A random order in which no item gets an item of its own label; every item is used once.
+
+    Raises:
+        ValueError: more than half of the items share one label, so that there is none.
+
+    >>> order = derangement(["a", "a", "b", "c"], seed=0)
+    >>> [("aabc"[i], "aabc"[j]) for i, j in enumerate(order) if "aabc"[i] == "aabc"[j]]
+    []
+    """
+    commonest = max(set(labels), key=list(labels).count)
+    if 2 * list(labels).count(commonest) > len(labels):
+        raise ValueError(
+            f"{list(labels).count(commonest)} of {len(labels)} items share the answer {commonest!r}, "
+            "so their messages cannot all be exchanged for others'; bring items with other answers"
+        )
+    rng = random.Random(f"derangement:{seed}")
+    order = list(range(len(labels)))
+    rng.shuffle(order)
+    while clashes := [i for i in range(len(labels)) if labels[i] == labels[order[i]]]:
+        i = rng.choice(clashes)
+        fits = [j for j in range(len(labels)) if labels[order[j]] != labels[i] and labels[order[i]] != labels[j]]
+        j = rng.choice(fits or range(len(labels)))
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+def _with(message: Message, change: Callable[[torch.Tensor], torch.Tensor]) -> Message:
+    if message.vectors is None:
+        raise ValueError(f"a message of {message.origin} has no vectors to control for")
+    return replace(message, vectors=change(message.vectors))
+
+
+CONTROLS: dict[str, Callable[[Exchange], Message]] = {
+    "shuffled": shuffled,
+    "zero": zero,
+    "random": norm_matched_random,
+    "self": self_message,
+}
+"""The controls of a channel that sends vectors, in the order in which tables show them."""

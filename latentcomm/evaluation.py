@@ -1,0 +1,161 @@
+"""Evaluate a channel on a task: one trial an item and condition, judged free and by choices, with its controls."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from latentcomm.channels.base import Channel, label
+from latentcomm.controls import CONTROLS, Exchange, true_message
+from latentcomm.decoding import decode
+from latentcomm.files import digest, write_text
+from latentcomm.models import Model, check_pair
+from latentcomm.progress import track
+from latentcomm.stats import mcnemar_exact, paired_bootstrap, proportion_interval
+from latentcomm.tasks.base import Task, draw_choices, is_correct
+
+MESSAGE = "message"
+"""The condition in which the true message is sent."""
+REPLY_TOKENS = 8
+"""Greedy tokens a reply: "the Democratic Republic of the Congo" has seven."""
+METRICS = ("free", "choices")
+"""Free: the greedy reply begins with an accepted answer. Choices: of the choices, the right one scores highest."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One item under one condition.
+
+    Attributes:
+        item, label, channel, condition: what was asked, its canonical answer, how, and with what message.
+        reply, free: the greedy reply, and whether it begins with an accepted answer.
+        pick, choices, n_choices: the highest-scored choice, whether it is right, and of how many.
+    """
+
+    item: str
+    label: str
+    channel: str
+    condition: str
+    reply: str
+    free: bool
+    pick: str
+    choices: bool
+    n_choices: int
+
+
+def evaluate(
+    channel: Channel,
+    sender: Model,
+    receiver: Model,
+    task: Task,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    controls: Sequence[str] = tuple(CONTROLS),
+    reply_tokens: int = REPLY_TOKENS,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> list[Trial]:
+    """The trials of a channel on n items of a task (all by default), under its true message and under each control.
+
+    A channel that sends no vectors (silent, skyline) has no controls and is run once. The same seed gives the same items,
+    choices, shuffles and random vectors. With `checkpoint`, finished conditions are kept and not run again.
+
+    Raises:
+        ValueError: an unknown control, a processed model with a raw one, or what the task and the channel refuse.
+    """
+    check_pair(sender, receiver)
+    if unknown := [name for name in controls if name not in CONTROLS]:
+        raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
+    task = task if n is None else task.take(n, seed=seed)
+    choices = draw_choices(task, receiver.first_token, seed=seed)
+    message = channel.send(sender, task)
+    exchange = Exchange(channel, sender, receiver, task, message, seed)
+    wanted = {MESSAGE: true_message} | {name: CONTROLS[name] for name in controls if message.vectors is not None}
+    trials: list[Trial] = []
+    for name in track(wanted, channel.name, total=len(wanted), shown=progress and len(wanted) > 1):
+        path = None
+        if checkpoint is not None:
+            asked = digest(sender.fingerprint, receiver.fingerprint, channel, task, choices, name, seed, reply_tokens)
+            path = Path(checkpoint) / f"trials-{asked[:16]}.jsonl"
+        if path is not None and path.exists():
+            trials += [Trial(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            continue
+        given = channel.receive(receiver, task, wanted[name](exchange))
+        said = decode(receiver, given, max_new_tokens=reply_tokens)
+        done = []
+        for item, options, reply, logits in zip(task.items, choices, said.texts, said.first_logits, strict=True):
+            scores = logits[torch.tensor([receiver.first_token(option) for option in options], device=logits.device)]
+            pick = options[int(scores.argmax())]
+            done.append(
+                Trial(
+                    item=item.id,
+                    label=label(item),
+                    channel=channel.name,
+                    condition=name,
+                    reply=reply,
+                    free=is_correct(reply, item.answers),
+                    pick=pick,
+                    choices=pick == item.choice,
+                    n_choices=len(options),
+                )
+            )
+        if path is not None:
+            write_text(path, "".join(json.dumps(asdict(trial), ensure_ascii=False) + "\n" for trial in done))
+        trials += done
+    return trials
+
+
+def to_table(trials: Sequence[Trial]) -> pd.DataFrame:
+    """One row a trial, the columns of `Trial`."""
+    return pd.DataFrame([asdict(trial) for trial in trials])
+
+
+def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
+    """One row a channel, condition and metric: how often it was right, how sure that is, and what it is better than.
+
+    Columns: channel, condition, metric, n, correct, accuracy with its 95 % Wilson interval (low, high); the paired
+    difference to silent with its 95 % bootstrap interval over items (over_silent, over_silent_low, over_silent_high); the
+    exact McNemar p-values against silent and against this channel's own shuffled message (p_silent, p_shuffled), not
+    corrected for the number of comparisons. What does not apply is NaN.
+
+    Raises:
+        ValueError: channels that were not evaluated on the same items.
+    """
+    table = to_table(trials)
+    outcomes = {
+        (str(channel), str(condition)): rows.set_index("item")
+        for (channel, condition), rows in table.groupby(["channel", "condition"], sort=False)
+    }
+    items = list(next(iter(outcomes.values())).index)
+    if any(set(rows.index) != set(items) for rows in outcomes.values()):
+        raise ValueError("the channels were evaluated on different items and cannot be compared in pairs")
+    silent = outcomes.get(("silent", MESSAGE))
+    records = []
+    for (channel, condition), rows in outcomes.items():
+        other = outcomes.get((channel, "shuffled")) if condition == MESSAGE else None
+        for metric in METRICS:
+            right = rows.loc[items, metric].astype(bool).tolist()
+            low, high = proportion_interval(sum(right), len(right))
+            record: dict[str, object] = {"channel": channel, "condition": condition, "metric": metric, "n": len(right)}
+            record |= {"correct": sum(right), "accuracy": sum(right) / len(right), "low": low, "high": high}
+            nan = float("nan")
+            record |= {"over_silent": nan, "over_silent_low": nan, "over_silent_high": nan}
+            record |= {"p_silent": nan, "p_shuffled": nan}
+            if silent is not None and channel != "silent":
+                base = silent.loc[items, metric].astype(bool).tolist()
+                gain = paired_bootstrap(right, base, seed=seed)
+                record |= {
+                    "over_silent": gain.difference,
+                    "over_silent_low": gain.low,
+                    "over_silent_high": gain.high,
+                    "p_silent": mcnemar_exact(right, base).p_value,
+                }
+            if other is not None:
+                record["p_shuffled"] = mcnemar_exact(right, other.loc[items, metric].astype(bool).tolist()).p_value
+            records.append(record)
+    return pd.DataFrame(records)

@@ -1,0 +1,92 @@
+"""Files that are written whole or not at all, and digests that say whether two inputs are the same."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A scratch path beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        RuntimeError: the disk is full or the folder cannot be written; what stood at `path` is still there.
+    """
+    draft = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        draft = Path(name)
+        yield draft
+        umask = os.umask(0)
+        os.umask(umask)
+        draft.chmod(0o666 & ~umask)
+        os.replace(draft, path)
+    except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RuntimeError(f"{path} could not be written ({reason}); make room and run again, what is done is kept") from error
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with written_whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, keys in the order given, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def digest(*values: Any) -> str:
+    """SHA-256 of plain values, tensors, and dataclasses of them: equal inputs, equal digests, in every process.
+
+    Raises:
+        TypeError: a value of a kind that has no stable content, such as a lambda.
+
+    >>> digest(1, "a") == digest(1, "a"), digest(1, "a") == digest(1, "b")
+    (True, False)
+    """
+    state = hashlib.sha256()
+    for value in values:
+        _feed(state, value)
+    return state.hexdigest()
+
+
+def _feed(state: "hashlib._Hash", value: Any) -> None:
+    if isinstance(value, Tensor):
+        state.update(f"tensor {tuple(value.shape)} {value.dtype}".encode())
+        import torch
+
+        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        state.update(f"record {type(value).__qualname__}".encode())
+        for entry in dataclasses.fields(value):
+            state.update(entry.name.encode())
+            _feed(state, getattr(value, entry.name))
+    elif isinstance(value, Mapping):
+        state.update(f"mapping {len(value)}".encode())
+        for key, inner in value.items():
+            _feed(state, key)
+            _feed(state, inner)
+    elif isinstance(value, list | tuple | range):
+        state.update(f"sequence {len(value)}".encode())
+        for inner in value:
+            _feed(state, inner)
+    elif value is None or isinstance(value, str | int | float | bool | Path):
+        state.update(f"{type(value).__name__} {value!r};".encode())
+    else:
+        raise TypeError(f"{type(value).__name__} has no digest; give plain values, tensors or dataclasses")

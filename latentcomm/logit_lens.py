@@ -1,0 +1,51 @@
+"""The logit lens of a message: what the sender's state would say if it were unembedded where it was read."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from latentcomm.capture import capture
+from latentcomm.models import Model
+from latentcomm.prompts import Prompts
+from latentcomm.sites import Site
+
+
+def lens_top_token(
+    model: Model, prompts: Prompts, layers: Sequence[int], answers: Sequence[Sequence[str]]
+) -> Bool[Tensor, "item layer"]:
+    """Whether the last token's state after each layer, unembedded, has the first token of an accepted answer on top.
+
+    Answers are taken literally, as they would continue the prompt: " Greece" has its space.
+    The state passes the model's final norm and its unembedding, as the last layer's does. Where this is often true, a graft
+    of that state hands over the answer itself.
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    """
+    accepted = [torch.tensor(sorted({model.first_token(name) for name in names})) for names in answers]
+    columns = []
+    for states in _last_states(model, prompts, layers):
+        top = model.unembed(model.final_norm(states)).argmax(-1).cpu()
+        columns.append(torch.tensor([bool(torch.isin(token, ids)) for token, ids in zip(top, accepted, strict=True)]))
+    return torch.stack(columns, 1)
+
+
+def lens_choice(
+    model: Model, prompts: Prompts, layers: Sequence[int], right: Sequence[str], choices: Sequence[Sequence[str]]
+) -> Bool[Tensor, "item layer"]:
+    """Whether the last token's state after each layer, unembedded, puts the right choice above all other choices."""
+    columns = []
+    tokens = [torch.tensor([model.first_token(choice) for choice in row]) for row in choices]
+    for states in _last_states(model, prompts, layers):
+        logits = model.unembed(model.final_norm(states)).cpu()
+        picks = [row[ids].argmax() for row, ids in zip(logits, tokens, strict=True)]
+        columns.append(
+            torch.tensor([row[int(pick)] == name for row, pick, name in zip(choices, picks, right, strict=True)])
+        )
+    return torch.stack(columns, 1)
+
+
+def _last_states(model: Model, prompts: Prompts, layers: Sequence[int]) -> list[Tensor]:
+    activations = capture(model, prompts, [Site(layer) for layer in layers])
+    return [activations.last(Site(layer)).to(model.device) for layer in layers]

@@ -1,0 +1,200 @@
+"""The look of every figure: the colours of conditions, one template, and panels laid out in pixels."""
+
+import math
+import textwrap
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+
+INK, MUTED, GRID, BAND, BLANK = "#1A1A1A", "#595959", "#E3E3E3", "#F4F4F4", "#E0E0E0"
+TITLE_SIZE, TEXT_SIZE, TICK_SIZE = 16, 14, 13  # 780 px across a page's 6.75 in print these at 10, 9 and 8 pt
+LETTER = {
+    TITLE_SIZE: 8.2,
+    TEXT_SIZE: 7.0,
+    TICK_SIZE: 6.4,
+}  # px a letter takes, about; margins are fixed, text is not measured
+LINE = 19  # px from one line of text to the next
+
+
+class Style(NamedTuple):
+    """How a condition looks in every figure: a colour that colour-blind readers tell apart, and a shape that all do."""
+
+    colour: str
+    symbol: str
+
+
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """The style of each name: its own from `STYLES`, else one of `SPARE_STYLES`.
+
+    An unknown name starts at a place in `SPARE_STYLES` fixed by its letters (CRC-32), and moves on while another name
+    of the same figure has that style, so that it keeps its looks from figure to figure wherever it can.
+
+    >>> styles(["replace", "my channel"])["replace"]
+    Style(colour='#0072B2', symbol='circle')
+    """
+    given: dict[str, Style] = {}
+    for name in dict.fromkeys(names):
+        start = zlib.crc32(name.encode())
+        turns = [SPARE_STYLES[(start + turn) % len(SPARE_STYLES)] for turn in range(len(SPARE_STYLES))]
+        free = [style for style in turns if style not in given.values()]
+        given[name] = STYLES.get(name) or (free or turns)[0]
+    return given
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A figure laid out in pixels: `across` by `down` of them inside the margins, counted from the lower left."""
+
+    figure: go.Figure
+    across: int
+    down: int
+
+    def panel(self, place: int, spot: Sequence[int], x: dict[str, Any], y: dict[str, Any], head: str) -> dict[str, str]:
+        """Add a pair of axes at (left, bottom, width, height), and give what a trace needs to be drawn on them."""
+        left, bottom, width, height = spot
+        number = str(place + 1) if place else ""
+        axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
+        x = x | {"anchor": axes["yaxis"], "domain": _within(left / self.across, (left + width) / self.across)}
+        y = y | {"anchor": axes["xaxis"], "domain": _within(bottom / self.down, (bottom + height) / self.down)}
+        self.figure.update_layout({f"xaxis{number}": x, f"yaxis{number}": y})
+        if head:
+            spot_of_head = {"x": 0.5, "xref": f"{axes['xaxis']} domain", "y": 1, "yref": f"{axes['yaxis']} domain"}
+            self.figure.add_annotation(spot_of_head, text=head, yanchor="bottom", yshift=2, showarrow=False)
+        return axes
+
+    def write(self, text: str, axes: dict[str, str], row: int) -> None:
+        """Write right of a panel, at the height of one of its rows."""
+        spot = {
+            "x": 1,
+            "xref": f"{axes['xaxis']} domain",
+            "xanchor": "left",
+            "xshift": 6,
+            "y": row,
+            "yref": axes["yaxis"],
+        }
+        self.figure.add_annotation(spot, text=text, showarrow=False, font={"size": TICK_SIZE})
+
+    def write_aside(self, text: str, height: float | int) -> None:
+        """Write along the right edge, turned, centred on a height in pixels."""
+        spot = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 6, "y": height / self.down, "yref": "paper"}
+        self.figure.add_annotation(spot, text=text, showarrow=False, textangle=90, yanchor="middle")
+
+    def shade(self, axes: dict[str, str], low: float | int, high: float | int) -> None:
+        """Tint a band across a panel, between two heights of its own axis."""
+        spot = {"x0": 0, "x1": 1, "xref": f"{axes['xaxis']} domain", "y0": low, "y1": high, "yref": axes["yaxis"]}
+        self.figure.add_shape(spot, fillcolor=BAND, line={"width": 0}, layer="below")
+
+    def rule(self, axes: dict[str, str], height: float | int | str) -> None:
+        """Draw a thin line across a panel, at a height of its own axis."""
+        spot = {"x0": 0, "x1": 1, "xref": f"{axes['xaxis']} domain", "y0": height, "y1": height, "yref": axes["yaxis"]}
+        self.figure.add_shape(spot, line={"color": MUTED, "width": 1}, layer="below")
+
+
+def blank_sheet(
+    title: str, note: str, entries: Sequence[str], *, across: int, down: int, left: int, right: int, head: int
+) -> Sheet:
+    """An empty sheet, with room for the title, the note, the heads of panels (in pixels) and the legend's entries."""
+    width = across + left + right
+    titles, notes = (
+        textwrap.wrap(title, int((width - 24) / LETTER[TITLE_SIZE])),
+        textwrap.wrap(note, int((width - 24) / LETTER[TICK_SIZE])),
+    )
+    small = f'<span style="font-size:{TICK_SIZE}px;color:{MUTED}">{{}}</span>'
+    top = 12 + (LINE + 2) * len(titles) + LINE * len(notes) + head
+    bottom = 58 + 20 * _legend_lines(entries, width)
+    height = top + down + bottom
+    margin = {"l": left, "r": right, "t": top, "b": bottom, "autoexpand": False}
+    heading = {"text": "<br>".join([*titles, *map(small.format, notes)]), "y": 1 - 24 / height}
+    layout = {"template": TEMPLATE, "title": heading, "margin": margin, "width": width, "height": height}
+    return Sheet(go.Figure(layout=layout), across, down)
+
+
+def bare(axis: dict[str, Any]) -> dict[str, Any]:
+    """The axis of a panel whose neighbour carries the labels and the title."""
+    return {name: what for name, what in axis.items() if name != "title"} | {"showticklabels": False}
+
+
+def _within(*ends: float) -> list[float]:
+    return [min(1.0, max(0.0, round(end, 6))) for end in ends]
+
+
+def _legend_lines(entries: Sequence[str], width: int) -> int:
+    """A legend that needs more than one line stands in columns as wide as its widest entry."""
+    needs = [48 + LETTER[TEXT_SIZE] * len(entry) for entry in entries]
+    if sum(needs) <= width:
+        return min(1, len(entries))
+    return math.ceil(len(entries) / max(1, int(width / max(needs))))
+
+
+_AXIS = {
+    "automargin": False,
+    "linecolor": INK,
+    "linewidth": 1,
+    "showgrid": False,
+    "showline": True,
+    "tickcolor": INK,
+    "tickfont": {"size": TICK_SIZE},
+    "ticklen": 4,
+    "ticks": "outside",
+    "title": {"font": {"size": TEXT_SIZE}, "standoff": 8},
+    "zeroline": False,
+}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "Helvetica, Arial, Liberation Sans, sans-serif", "size": TEXT_SIZE, "color": INK},
+        "hoverlabel": {"align": "left", "bgcolor": "white", "bordercolor": INK, "font": {"color": INK}},
+        "legend": {
+            "bgcolor": "rgba(255,255,255,0)",
+            "font": {"size": TEXT_SIZE},
+            "orientation": "h",
+            "x": 0.01,
+            "xref": "container",
+            "y": 0.01,
+            "yanchor": "bottom",
+            "yref": "container",
+        },
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "title": {
+            "font": {"size": TITLE_SIZE},
+            "pad": {"l": 12},
+            "x": 0,
+            "xref": "container",
+            "yanchor": "top",
+            "yref": "container",
+        },
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    }
+)
+
+STYLES = {
+    "silent": Style("#555555", "circle-open"),
+    "skyline": Style("#000000", "diamond"),
+    "replace": Style("#0072B2", "circle"),
+    "mean": Style("#D55E00", "square"),
+    "sum": Style("#009E73", "triangle-up"),
+    "shuffled": Style("#CC79A7", "x"),
+    "zero": Style("#BBBBBB", "square-open"),
+    "random": Style("#E69F00", "cross"),
+    "self": Style("#56B4E9", "triangle-down"),
+    "text": Style("#661100", "star"),
+    "logit lens": Style("#555555", "diamond-open"),
+    "cipher": Style("#332288", "hexagon"),
+    "latent": Style("#117733", "pentagon"),
+    "coconut": Style("#999933", "hourglass"),
+    "calm": Style("#882255", "bowtie"),
+    "kv": Style("#44AA99", "star-square"),
+    "delta": Style("#CC6677", "triangle-left"),
+}
+"""The first ten stay at least 12 units of CIE Lab apart for full, red-, green- and blue-blind sight. After Okabe & Ito
+2008 and Tol 2021."""
+
+SPARE_STYLES = tuple(
+    Style(colour, symbol)
+    for symbol in ("triangle-right", "star-diamond", "hexagram")
+    for colour in ("#332288", "#D55E00", "#117733", "#CC79A7", "#0072B2", "#999933", "#882255", "#44AA99")
+)

@@ -1,0 +1,189 @@
+"""One-token continuations of a cached prefix as a staircase: rows join the pass at the layer where they differ."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from latentcomm.models import Hook, Model
+
+MEMORY_BUDGET = 512 * 2**20
+"""Bytes that the rows of one pass may take beside the model, its weights and the prefix."""
+MOST_ROWS = 1024
+"""Rows of one pass at most: matrix products are at full speed well below, and packed rows cost their square."""
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.2}
+"""How far the pass's own, ungrafted row may lie from a plain run, in standard deviations of its logits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """A receiver prompt that was read up to the write position.
+
+    Attributes:
+        layers: keys and values of each layer, for the tokens before the write position (empty where there are none).
+        n_cached: how many tokens that is.
+        tail: the tokens from the write position on.
+        logits: what the plain, ungrafted prompt says after its last token.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    n_cached: int
+    tail: Int[Tensor, "1 pos"]
+    logits: Float[Tensor, " d_vocab"]
+
+
+def read_prefix(model: Model, ids: Int[Tensor, " pos"], write_position: int) -> Prefix:
+    """Read a prompt up to its write position (from 0), keep the cache, and run the whole of it once for its logits."""
+    plain = model.forward(ids[None])[0, -1]
+    cache = model.new_cache(1)
+    if write_position > 0:
+        model.forward(ids[None, :write_position], cache=cache)
+    return Prefix(model.cache_layers(cache), write_position, ids[None, write_position:].to(model.device), plain)
+
+
+def can_pack(model: Model, n_cached: int, n_tail: int) -> bool:
+    """Whether rows may stand as positions of one row, each seeing the prefix and itself alone.
+
+    That needs a one-token tail, a bridge (its position ids can be given), scores that a hook can mask in every layer,
+    positions that act through the embedding or by rotation, and no sliding window shorter than the prefix. Everything
+    else runs with rows in the batch: the same numbers, more memory traffic.
+    """
+    config = model.hooked.cfg
+    hf_config = getattr(getattr(model.hooked, "original_model", None), "config", None)
+    window = getattr(hf_config, "sliding_window", None) if getattr(hf_config, "use_sliding_window", True) else None
+    return (
+        model.is_bridge
+        and n_tail == 1
+        and getattr(config, "positional_embedding_type", None) in ("rotary", "standard")
+        and (window is None or window > n_cached)
+        and all({_scores(layer), _pattern(layer)} <= model.hook_names for layer in range(model.n_layers))
+    )
+
+
+def columns_per_pass(model: Model, n_cached: int, n_tail: int, n_writes: int) -> int:
+    """How many messages one pass carries to all write layers within `MEMORY_BUDGET` and `MOST_ROWS`.
+
+    A row takes its attention scores (a packed row sees all rows' columns, masked), about eight vectors of d_model and three
+    of d_mlp; a row in the batch takes its own copy of the prefix's keys and values in every layer as well.
+    """
+    config, packed = model.hooked.cfg, can_pack(model, n_cached, n_tail)
+    size = torch.finfo(model.dtype).bits // 8
+    width = 8 * model.d_model + 3 * int(getattr(config, "d_mlp", None) or 4 * model.d_model)
+    cached = _per_token(model) * (n_tail if packed else n_cached + n_tail)
+    columns = max(1, (MOST_ROWS - 1) // n_writes)
+    while columns > 1:
+        rows = 1 + columns * n_writes
+        scores = 3 * int(config.n_heads) * max(size, 4) * n_tail * (n_cached + (rows if packed else n_tail))
+        if rows * (scores + (n_tail * width + cached) * size) <= MEMORY_BUDGET:
+            break
+        columns -= 1
+    return columns
+
+
+def climb(
+    model: Model,
+    prefix: Prefix,
+    write_layers: Sequence[int],
+    join: Callable[[int, Float[Tensor, " d_model"]], Float[Tensor, "row d_model"]],
+    *,
+    n_rows: int,
+    packed: bool,
+) -> Float[Tensor, "write row d_model"]:
+    """The residual stream after the last block, at the last token, of every row that joined at every write layer.
+
+    `join(layer, own)` gives the `n_rows` states that join after block `layer` in place of the ungrafted `own` at the write
+    position; below that layer such a row would be the ungrafted one and is not computed.
+
+    Raises:
+        RuntimeError: the ungrafted row, which climbs along, does not say what a plain run of the prompt says.
+    """
+    writes, last = sorted(set(write_layers)), model.n_layers - 1
+    final: list[Tensor] = []
+    masked: list[int] = []
+
+    def joined(layer: int, value: Tensor) -> Tensor:
+        states = join(layer, value[0, 0]).to(value.dtype)
+        if packed:
+            return torch.cat([value, states[None]], 1)
+        rows = value[:1].repeat(len(states), 1, 1)
+        rows[:, 0] = states
+        return torch.cat([value, rows])
+
+    def write(layer: int) -> Hook:
+        def at_layer(value: Tensor, hook: Any) -> Tensor | None:
+            grown = joined(layer, value) if layer in writes else value
+            if layer != last:
+                return grown
+            final.append((grown[0] if packed else grown[:, -1]).clone())
+            return grown[:1, :1] if packed else grown[:1]  # only the ungrafted row goes through the unembedding
+
+        return f"blocks.{layer}.hook_resid_post", at_layer
+
+    def see_prefix_and_self(layer: int) -> list[Hook]:
+        def at_scores(scores: Tensor, hook: Any) -> Tensor:
+            masked.append(layer)
+            prefix, among_rows = scores[..., : -scores.shape[-2]], scores[..., -scores.shape[-2] :]
+            return torch.cat([prefix, among_rows.diagonal(dim1=-2, dim2=-1)[..., None]], -1)
+
+        def at_pattern(pattern: Tensor, hook: Any) -> Tensor:
+            rows, n_cached = pattern.shape[-2], pattern.shape[-1] - 1
+            out = pattern.new_zeros(*pattern.shape[:-1], n_cached + rows)
+            out[..., :n_cached] = pattern[..., :-1]
+            out[..., n_cached:].diagonal(dim1=-2, dim2=-1).copy_(pattern[..., -1])
+            return out
+
+        return [(_scores(layer), at_scores), (_pattern(layer), at_pattern)]
+
+    hooks = [write(layer) for layer in sorted({*writes, last})]
+    above = [layer for layer in range(model.n_layers) if layer > writes[0]]  # below, the ungrafted row climbs alone
+    if packed:
+        hooks += [hook for layer in above for hook in see_prefix_and_self(layer)]
+        cache = model.cache_from_layers(prefix.layers) if prefix.layers else model.new_cache(1)
+        n_positions = prefix.n_cached + 1 + n_rows * len(writes)
+    else:
+        rows_at = [1 + n_rows * sum(write < layer for write in writes) for layer in range(model.n_layers)]
+        cache = _batched_cache(model, prefix, rows_at)
+        n_positions = 0
+    logits = model.forward_growing(prefix.tail, hooks=hooks, cache=cache, n_positions=n_positions)[0, -1]
+    if packed and masked != above:
+        raise RuntimeError(f"the attention scores of {model.name} fired at {masked} and not at {above}")
+    _check_same(model, logits, prefix.logits)
+    return final[0][1:].reshape(len(writes), n_rows, model.d_model)
+
+
+def _batched_cache(model: Model, prefix: Prefix, rows_at: Sequence[int]) -> Any:
+    """The prefix's cache with as many rows in each layer as that layer will see."""
+    if not prefix.layers:
+        return model.new_cache(1)
+    layers = [
+        (keys.expand(rows, *keys.shape[1:]), values.expand(rows, *values.shape[1:]))
+        for rows, (keys, values) in zip(rows_at, prefix.layers, strict=True)
+    ]
+    return model.cache_from_layers(layers)
+
+
+def _per_token(model: Model) -> int:
+    """How many numbers one token leaves in the key-value cache of all layers."""
+    config = model.hooked.cfg
+    heads = int(getattr(config, "n_key_value_heads", None) or config.n_heads)
+    return 2 * model.n_layers * heads * int(config.d_head)
+
+
+def _scores(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_attn_scores"
+
+
+def _pattern(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_pattern"
+
+
+def _check_same(model: Model, found: Float[Tensor, " d_vocab"], expected: Float[Tensor, " d_vocab"]) -> None:
+    off = float((found - expected).abs().max() / expected.double().std())
+    if not off <= TOLERANCE[model.dtype]:
+        raise RuntimeError(
+            f"a cached one-token step of {model.name} differs from a plain run by {off:.1e} standard deviations of the "
+            "logits; its architecture needs more than keys and values of the prefix, so its cells cannot be shared"
+        )

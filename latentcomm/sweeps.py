@@ -1,0 +1,194 @@
+"""The main job: a layer sweep on one half of a task, its best cell judged on the other half beside all controls."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from latentcomm.channels import Activation, Silent, Skyline
+from latentcomm.channels.base import label, receiver_prompts, sender_prompts
+from latentcomm.controls import CONTROLS
+from latentcomm.evaluation import Trial, evaluate, summarise, to_table
+from latentcomm.fusion import Fusion
+from latentcomm.layer_sweep import Cell, LayerSweep, sweep_layers
+from latentcomm.logit_lens import lens_choice, lens_top_token
+from latentcomm.models import Model
+from latentcomm.sites import Site
+from latentcomm.tasks.base import Task, draw_choices
+
+LENS = "logit lens"
+"""The channel name under which the sender's own, unembedded state stands in the table: no receiver is involved."""
+
+
+@dataclass(frozen=True, eq=False)
+class SweepReport:
+    """What the main job found.
+
+    Attributes:
+        cells: one row a cell of the tune half: read_layer, write_layer, n, choices_accuracy, first_token_accuracy, and the
+            logit lens of the message at that read layer, lens_choices_accuracy and lens_first_token_accuracy.
+        conditions: one row a channel, condition and metric of the test half; see `evaluation.summarise`.
+        trials: what was said, item by item.
+        chosen: the cell (k, j), best on the tune half.
+        n_cells: how many cells it was chosen among.
+    """
+
+    cells: pd.DataFrame
+    conditions: pd.DataFrame
+    trials: list[Trial]
+    chosen: Cell
+    n_cells: int
+
+    def trial_table(self) -> pd.DataFrame:
+        """One row a trial."""
+        return to_table(self.trials)
+
+
+def sweep_and_judge(
+    sender: Model,
+    receiver: Model,
+    task: Task,
+    *,
+    fusions: Mapping[str, Fusion],
+    alignment: Callable[..., Any] | None = None,
+    read_layers: Sequence[int] | None = None,
+    write_layers: Sequence[int] | None = None,
+    n_tune: int | None = None,
+    n_test: int | None = None,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> SweepReport:
+    """Sweep the first fusion over all cells on the tune half, then judge every fusion at the best cell on the test half.
+
+    The two halves share no item. The first fusion runs with every control, the others with the shuffled message; silence
+    and the skyline are always there. `n_tune` and `n_test` draw that many items of each half.
+
+    Raises:
+        ValueError: no fusion, or what the sweep and the evaluation refuse.
+    """
+    if not fusions:
+        raise ValueError("name at least one fusion to sweep")
+    tune, test = task.split(seed=seed)
+    tune = tune if n_tune is None else tune.take(min(n_tune, len(tune.items)), seed=seed)
+    test = test if n_test is None else test.take(min(n_test, len(test.items)), seed=seed)
+    names = list(fusions)
+    sweep = tune_sweep(
+        sender,
+        receiver,
+        tune,
+        fusion=fusions[names[0]],
+        alignment=alignment,
+        read_layers=read_layers,
+        write_layers=write_layers,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    cells = cell_table(sweep, sender, tune)
+    chosen = best_cell(cells)
+    channels = [Silent(), Skyline()]
+    channels += [
+        Activation(name, Site(chosen[0]), Site(chosen[1]), fusion, alignment) for name, fusion in fusions.items()
+    ]
+    trials: list[Trial] = []
+    for channel in channels:
+        controls = tuple(CONTROLS) if channel.name == names[0] else ("shuffled",)
+        trials += evaluate(
+            channel, sender, receiver, test, seed=seed, controls=controls, checkpoint=checkpoint, progress=progress
+        )
+    trials += _lens_trials(sender, receiver, test, chosen[0], seed)
+    return SweepReport(cells, summarise(trials, seed=seed), trials, chosen, len(cells))
+
+
+def tune_sweep(
+    sender: Model,
+    receiver: Model,
+    tune: Task,
+    *,
+    fusion: Fusion,
+    seed: int,
+    alignment: Callable[..., Any] | None = None,
+    read_layers: Sequence[int] | None = None,
+    write_layers: Sequence[int] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> LayerSweep:
+    """`sweep_layers` over the items of a task, with choices drawn by `seed`."""
+    return sweep_layers(
+        sender,
+        receiver,
+        sender_prompts(sender, tune),
+        receiver_prompts(receiver, tune),
+        fusion=fusion,
+        alignment=alignment,
+        read_layers=read_layers,
+        write_layers=write_layers,
+        choices=draw_choices(tune, receiver.first_token, seed=seed),
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+def cell_table(sweep: LayerSweep, sender: Model, task: Task) -> pd.DataFrame:
+    """One row a cell: see `SweepReport.cells`."""
+    assert sweep.choices is not None
+    right = [item.choice for item in task.items]
+    chosen = sweep.accuracy(right)
+    spelled = [_spellings(item.choice, item.answers) for item in task.items]
+    top = sweep.top_token_correct(spelled).mean(0)
+    prompts = sender_prompts(sender, task)
+    lens_top = lens_top_token(sender, prompts, sweep.read_layers, spelled)
+    lens_pick = lens_choice(sender, prompts, sweep.read_layers, right, sweep.choices)
+    return pd.DataFrame(
+        [
+            {
+                "read_layer": read,
+                "write_layer": write,
+                "n": len(task.items),
+                "choices_accuracy": float(chosen[k, j]),
+                "first_token_accuracy": float(top[k, j]),
+                "lens_choices_accuracy": float(lens_pick[:, k].double().mean()),
+                "lens_first_token_accuracy": float(lens_top[:, k].double().mean()),
+            }
+            for k, read in enumerate(sweep.read_layers)
+            for j, write in enumerate(sweep.write_layers)
+        ]
+    )
+
+
+def best_cell(cells: pd.DataFrame) -> Cell:
+    """The cell with the highest accuracy by choices; of equals the one whose top token is right more often, then the
+    shallower one.
+
+    >>> best_cell(pd.DataFrame({"read_layer": [0, 1], "write_layer": [3, 2], "choices_accuracy": [0.5, 0.5],
+    ...                         "first_token_accuracy": [0.1, 0.2]}))
+    (1, 2)
+    """
+    ordered = cells.sort_values(
+        ["choices_accuracy", "first_token_accuracy", "write_layer", "read_layer"],
+        ascending=[False, False, True, True],
+        kind="stable",
+    )
+    return int(ordered.iloc[0]["read_layer"]), int(ordered.iloc[0]["write_layer"])
+
+
+def _spellings(choice: str, answers: Sequence[str]) -> list[str]:
+    """An item's accepted answers as they continue its prompt: with a leading space if its choice has one."""
+    lead = " " if choice.startswith(" ") else ""
+    return [lead + answer.strip() for answer in answers]
+
+
+def _lens_trials(sender: Model, receiver: Model, task: Task, layer: int, seed: int) -> list[Trial]:
+    """The sender's own state at the read layer as if it were a reply: free by its top token, choices by their logits."""
+    choices = draw_choices(task, receiver.first_token, seed=seed)
+    prompts = sender_prompts(sender, task)
+    spelled = [_spellings(item.choice, item.answers) for item in task.items]
+    top = lens_top_token(sender, prompts, [layer], spelled)[:, 0]
+    pick = lens_choice(sender, prompts, [layer], [item.choice for item in task.items], choices)[:, 0]
+    return [
+        Trial(item.id, label(item), LENS, f"layer {layer}", "", bool(free), "", bool(picked), len(options))
+        for item, free, picked, options in zip(task.items, top, pick, choices, strict=True)
+    ]

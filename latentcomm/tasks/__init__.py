@@ -1,0 +1,21 @@
+"""The tasks that channels are judged on: pure data, one file a task, and the table of them."""
+
+from collections.abc import Callable, Mapping
+
+from latentcomm.tasks.base import DEFAULT_N_CHOICES, Item, Task, Template, draw_choices, is_correct
+from latentcomm.tasks.countries import countries
+from latentcomm.tasks.tip_sheets import tip_sheets
+
+__all__ = [
+    "DEFAULT_N_CHOICES",
+    "TASKS",
+    "Item",
+    "Task",
+    "Template",
+    "countries",
+    "draw_choices",
+    "is_correct",
+    "tip_sheets",
+]
+
+TASKS: Mapping[str, Callable[..., Task]] = {"countries": countries, "tip_sheets": tip_sheets}

@@ -1,0 +1,179 @@
+"""Files that are written whole or not at all, and digests against hashlib."""
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from latentcomm.files import digest, write_json, write_text, written_whole
+from latentcomm.fusion import Mean, RightAligned, Weighted
+from tiny import files_in
+
+
+class TestWrittenWhole:
+    def test_the_draft_takes_the_place_of_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "deep" / "er" / "note.txt"
+        with written_whole(path) as draft:
+            draft.write_text("first")
+            assert not path.exists()
+            assert draft.parent == path.parent  # on the same disk, or replacing it would not be one step
+        with written_whole(path) as draft:
+            draft.write_text("second")
+            assert path.read_text() == "first"
+        assert path.read_text() == "second"
+        assert files_in(path.parent) == ["note.txt"]
+
+    @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+    def test_an_interruption_leaves_what_was_there_and_nothing_else(
+        self, tmp_path: Path, stop: type[BaseException]
+    ) -> None:
+        path = tmp_path / "note.txt"
+        path.write_text("before")
+        with pytest.raises(stop), written_whole(path) as draft:
+            draft.write_text("half")
+            raise stop
+        assert path.read_text() == "before"
+        assert files_in(tmp_path) == ["note.txt"]
+
+    @pytest.mark.parametrize("step", ["writing", "replacing"])
+    def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        path = tmp_path / "note.txt"
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        if step == "replacing":
+            monkeypatch.setattr(os, "replace", full)
+        message = r"note\.txt could not be written \(No space left on device\); make room and run again, what is done"
+        with pytest.raises(RuntimeError, match=message), written_whole(path) as draft:
+            draft.write_text("half")
+            if step == "writing":
+                full()
+        assert files_in(tmp_path) == []
+
+    def test_tensors_that_do_not_fit_on_the_disk_say_the_same(self, tmp_path: Path) -> None:
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        try:
+            with (
+                pytest.raises(RuntimeError, match=r"states\.safetensors could not be written .*make room and run again"),
+                written_whole(tmp_path / "states.safetensors") as draft,
+            ):
+                save_file({"states": torch.zeros(100_000)}, draft)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+        assert files_in(tmp_path) == []
+
+    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with (
+            pytest.raises(RuntimeError, match=r"file/note\.txt could not be written"),
+            written_whole(tmp_path / "file" / "note.txt"),
+        ):
+            pytest.fail("the block must not run")
+
+    def test_the_file_is_readable_by_whom_the_umask_lets(self, tmp_path: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            write_text(tmp_path / "note.txt", "text")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "note.txt").stat().st_mode & 0o777 == 0o640
+
+    def test_json_keeps_its_order_and_its_letters(self, tmp_path: Path) -> None:
+        value = {"b": 1, "a": "Österreich", "list": [1, 2.5, None]}
+        write_json(tmp_path / "value.json", value)
+        text = (tmp_path / "value.json").read_text(encoding="utf-8")
+        assert json.loads(text) == value
+        assert text.index('"b"') < text.index('"a"')
+        assert "Österreich" in text
+
+
+@dataclass(frozen=True)
+class Record:
+    number: int
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True)
+class OtherRecord:
+    number: int
+    weights: torch.Tensor
+
+
+ONES = torch.ones(2, 3)
+DIFFERENT = [
+    1,
+    2,
+    1.0,
+    True,
+    None,
+    "1",
+    "",
+    [],
+    [1],
+    [1, 1],
+    [[1], 1],
+    [[1, 1]],
+    {},
+    {"a": 1},
+    {"a": 2},
+    {"b": 1},
+    {1: "a"},
+    Path("1"),
+    ONES,
+    ONES.T.contiguous(),
+    ONES.double(),
+    ONES * 2,
+    ONES.bool(),
+    torch.tensor(1.0),
+    torch.tensor([]),
+    torch.ones(6).bfloat16(),
+    Record(1, ONES),
+    Record(2, ONES),
+    Record(1, ONES * 2),
+    OtherRecord(1, ONES),
+    Mean(),
+    Weighted(0.5),
+    Weighted(0.25),
+    RightAligned(Mean()),
+]
+
+
+class TestDigest:
+    def test_a_plain_value_is_the_sha256_of_its_type_and_repr(self) -> None:
+        assert digest(1) == hashlib.sha256(b"int 1;").hexdigest()
+        assert digest(1, "a") == hashlib.sha256(b"int 1;str 'a';").hexdigest()
+
+    def test_different_values_have_different_digests(self) -> None:
+        assert len({digest(value) for value in DIFFERENT}) == len(DIFFERENT)
+
+    @given(st.lists(st.lists(st.text(max_size=3) | st.integers(), max_size=3), max_size=4))
+    def test_equal_values_have_equal_digests_and_no_nesting_is_lost(self, value: list[list[object]]) -> None:
+        assert digest(*value) == digest(*[list(inner) for inner in value])
+        assert digest(value) != digest([*value, []])
+        assert digest(value) != digest([value])
+
+    def test_what_a_tensor_holds_counts_and_not_how_it_lies_in_memory(self) -> None:
+        transposed = torch.arange(6.0).reshape(2, 3).T
+        assert digest(transposed) == digest(transposed.contiguous())
+        assert digest(Record(1, torch.ones(2, 3))) == digest(Record(1, ONES))
+
+    @pytest.mark.parametrize("value", [lambda: 0, {1, 2}, object(), [print], Mean])
+    def test_what_has_no_stable_content_is_refused(self, value: object) -> None:
+        with pytest.raises(TypeError, match="has no digest; give plain values, tensors or dataclasses"):
+            digest(value)

@@ -1,0 +1,244 @@
+"""Intervals and tests against closed forms, scipy's own formulas, and their coverage in simulation."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom, norm
+
+from latentcomm import stats
+from latentcomm.stats import McNemar, mcnemar_exact, paired_bootstrap, proportion_interval
+
+
+def wilson(k: int, n: int, level: float) -> tuple[float, float]:
+    z = norm.ppf((1 + level) / 2)
+    middle = (k + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
+    return middle - half, middle + half
+
+
+# --- proportions ---
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 20), (13, 20), (20, 20), (1, 1), (37, 100)])
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_the_interval_is_wilsons_formula(k, n, level):
+    assert proportion_interval(k, n, level=level) == pytest.approx(wilson(k, n, level), abs=1e-12)
+
+
+def test_the_interval_of_one_hundred_items_is_about_eight_points_wide_each_side():
+    low, high = proportion_interval(80, 100)
+    assert (high - low) / 2 == pytest.approx(0.08, abs=0.005)
+    narrow = proportion_interval(800, 1000)
+    assert narrow[1] - narrow[0] < (high - low) / 2.5
+
+
+@pytest.mark.parametrize("chance", [0.05, 0.5, 0.9])
+def test_the_interval_covers_the_true_proportion_about_as_often_as_it_says(chance):
+    n = 50
+    covered = [low <= chance <= high for low, high in (proportion_interval(k, n) for k in range(n + 1))]
+    coverage = float(np.dot(covered, binom.pmf(np.arange(n + 1), n, chance)))  # exact, no simulation needed
+    assert 0.92 < coverage < 0.99
+    covered_half = [low <= chance <= high for low, high in (proportion_interval(k, n, level=0.5) for k in range(n + 1))]
+    assert float(np.dot(covered_half, binom.pmf(np.arange(n + 1), n, chance))) < 0.75
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "message"), [(0, 0, "n is 0"), (1, -1, "n is -1"), (-1, 5, "k is -1 of 5"), (6, 5, "k is 6 of 5")]
+)
+def test_counts_that_cannot_be_are_refused(k, n, message):
+    with pytest.raises(ValueError, match=message):
+        proportion_interval(k, n)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95.0, -0.5, float("nan")])
+def test_a_level_that_is_no_share_is_refused(level):
+    with pytest.raises(ValueError, match=r"level is .* between 0 and 1"):
+        proportion_interval(1, 2, level=level)
+    with pytest.raises(ValueError, match=r"level is .* between 0 and 1"):
+        paired_bootstrap([1, 0], [0, 0], level=level)
+
+
+# --- paired bootstrap ---
+
+
+@pytest.mark.parametrize("level", [0.95, 0.8])
+@pytest.mark.parametrize(("k", "n"), [(10, 40), (30, 60), (3, 50)])
+def test_the_interval_of_right_against_never_right_is_the_binomials(k, n, level):
+    # Resampling n items of which k are 1 draws a Binomial(n, k / n) number of ones.
+    result = paired_bootstrap([1] * k + [0] * (n - k), [0] * n, level=level, n_resamples=20_000)
+    assert result.difference == pytest.approx(k / n)
+    assert result.low == pytest.approx(binom.ppf((1 - level) / 2, n, k / n) / n, abs=1.01 / n)
+    assert result.high == pytest.approx(binom.ppf((1 + level) / 2, n, k / n) / n, abs=1.01 / n)
+
+
+def test_the_interval_of_many_scores_is_the_normal_one():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=2000), generator.normal(0.2, 1, size=2000)
+    result = paired_bootstrap(a, b)
+    half = norm.ppf(0.975) * (a - b).std() / math.sqrt(2000)
+    assert result.difference == pytest.approx((a - b).mean())
+    assert result.low == pytest.approx(result.difference - half, rel=0.05)
+    assert result.high == pytest.approx(result.difference + half, rel=0.05)
+
+
+def test_pairing_makes_a_shared_difficulty_cancel():
+    generator = np.random.default_rng(0)
+    difficulty = generator.normal(0, 10, size=200)
+    a, b = difficulty + 0.5 + generator.normal(size=200), difficulty + generator.normal(size=200)
+    paired = paired_bootstrap(a, b)
+    unpaired = paired_bootstrap(a, generator.permutation(b))
+    assert paired.low > 0
+    assert unpaired.low < 0 < unpaired.high
+    assert paired.difference == pytest.approx(unpaired.difference)
+
+
+def test_swapping_the_systems_turns_the_interval_round():
+    a, b = [1, 1, 0, 1, 1, 0, 1], [0, 1, 0, 0, 1, 1, 0]
+    one, other = paired_bootstrap(a, b), paired_bootstrap(b, a)
+    assert (one.difference, one.low, one.high) == pytest.approx((-other.difference, -other.high, -other.low))
+
+
+def test_a_system_against_itself_has_no_difference_and_no_interval():
+    result = paired_bootstrap([1, 0, 1], [1, 0, 1])
+    assert (result.difference, result.low, result.high, result.n, result.unit) == (0.0, 0.0, 0.0, 3, "item")
+
+
+def test_the_seed_alone_decides_and_nothing_given_changes():
+    generator = np.random.default_rng(3)
+    a, b = generator.normal(size=30), generator.normal(size=30)
+    before = a.copy(), b.copy()
+    assert paired_bootstrap(a, b, seed=1) == paired_bootstrap(a, b, seed=1)
+    assert paired_bootstrap(a, b, seed=1) != paired_bootstrap(a, b, seed=2)
+    assert (a == before[0]).all() and (b == before[1]).all()
+
+
+def test_drawing_in_parts_gives_the_same_draws(monkeypatch):
+    a, b = [1, 0, 1, 1, 0], [0, 0, 1, 0, 1]
+    whole = paired_bootstrap(a, b, n_resamples=1000)
+    monkeypatch.setattr(stats, "DRAWS_AT_ONCE", 37)
+    assert paired_bootstrap(a, b, n_resamples=1000) == whole
+
+
+def coverage(*, clustered: bool, grouped: bool, repeats: int = 300) -> float:
+    """How often the interval holds the true difference of 0.3, items being alike within groups of 10 or independent."""
+    hits = 0
+    for repeat in range(repeats):
+        generator = np.random.default_rng(repeat)
+        if clustered:
+            differences = np.repeat(generator.normal(0.3, 1, size=30), 10) + generator.normal(0, 0.1, size=300)
+        else:
+            differences = generator.normal(0.3, 1, size=300)
+        groups = [item // 10 for item in range(300)] if grouped else None
+        result = paired_bootstrap(differences, np.zeros(300), groups=groups, n_resamples=400, seed=repeat)
+        hits += result.low <= 0.3 <= result.high
+    return hits / repeats
+
+
+def test_the_interval_over_independent_items_covers_about_as_often_as_it_says():
+    assert 0.91 < coverage(clustered=False, grouped=False) < 0.98
+
+
+def test_alike_items_need_their_groups_or_the_interval_is_far_too_narrow():
+    assert coverage(clustered=True, grouped=True) > 0.89
+    assert coverage(clustered=True, grouped=False) < 0.6
+
+
+def test_groups_of_one_item_are_items_but_for_their_name():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=20), generator.normal(size=20)
+    by_item, by_group = paired_bootstrap(a, b), paired_bootstrap(a, b, groups=[f"g{item}" for item in range(20)])
+    assert by_group.unit == "group"
+    assert dataclasses.replace(by_group, unit="item") == by_item
+
+
+def test_a_resample_of_groups_is_weighed_by_its_items():
+    # Two groups: one item of difference 1 and three of 0. Drawn twice each or once each: 1, 0, or 1/4.
+    result = paired_bootstrap([1, 0, 0, 0], [0, 0, 0, 0], groups=["x", "y", "y", "y"], level=0.4)
+    assert result.difference == 0.25
+    assert (result.low, result.high, result.n, result.unit) == (0.25, 0.25, 2, "group")
+    wide = paired_bootstrap([1, 0, 0, 0], [0, 0, 0, 0], groups=["x", "y", "y", "y"], level=0.9)
+    assert (wide.low, wide.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "message"),
+    [
+        ([1, 0], [1], {}, "a has 2 items but b 1"),
+        ([], [], {}, "hold no items"),
+        ([1.0, float("nan")], [0, 1], {}, "a or b is NaN or infinite at item 1"),
+        ([1, 1], [0.0, float("inf")], {}, "a or b is NaN or infinite at item 1"),
+        ([1], [0], {}, "1 item cannot be resampled; give at least 2 items"),
+        ([1, 0], [0, 0], {"groups": ["x", "x"]}, "1 group cannot be resampled; give at least 2 groups"),
+        ([1, 0], [0, 0], {"groups": ["x"]}, "1 group labels for 2 items"),
+        ([1, 0], [0, 0], {"n_resamples": 0}, "n_resamples is 0"),
+    ],
+)
+def test_scores_that_cannot_be_compared_are_refused(a, b, options, message):
+    with pytest.raises(ValueError, match=message):
+        paired_bootstrap(a, b, **options)
+
+
+# --- McNemar ---
+
+
+def two_sided_binomial(fewer: int, total: int) -> float:
+    """Twice the lower tail of Binomial(total, 1/2), at most 1: the two tails are alike."""
+    return min(1.0, 2 * sum(math.comb(total, k) for k in range(fewer + 1)) / 2**total)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(5, 0), (0, 5), (8, 3), (6, 6), (7, 6), (30, 12), (1, 0)])
+def test_mcnemar_is_the_binomial_tail_of_the_items_on_which_they_differ(only_a, only_b):
+    a = [1] * only_a + [0] * only_b + [1] * 4 + [0] * 9
+    b = [0] * only_a + [1] * only_b + [1] * 4 + [0] * 9
+    result = mcnemar_exact(a, b)
+    assert (result.only_a, result.only_b) == (only_a, only_b)
+    assert result.p_value == pytest.approx(two_sided_binomial(min(only_a, only_b), only_a + only_b), rel=1e-12)
+
+
+def test_items_that_both_or_neither_got_right_change_nothing():
+    a, b = [1, 1, 1, 1, 0], [0, 0, 0, 1, 1]
+    assert mcnemar_exact(a, b) == mcnemar_exact(a + [1, 0] * 50, b + [1, 0] * 50)
+    assert mcnemar_exact(a, b) != mcnemar_exact([*a, 1], [*b, 0])
+
+
+def test_systems_that_never_disagree_have_p_value_one():
+    assert mcnemar_exact([1, 0, 1], [1, 0, 1]) == McNemar(p_value=1.0, only_a=0, only_b=0)
+
+
+def test_true_and_false_lists_and_arrays_are_the_same():
+    a, b = [1, 1, 0, 1], [0, 1, 1, 0]
+    expected = mcnemar_exact(a, b)
+    assert mcnemar_exact([bool(x) for x in a], [bool(x) for x in b]) == expected
+    assert mcnemar_exact(np.array(a, dtype=bool), np.array(b)) == expected
+
+
+def test_under_the_null_small_p_values_are_no_more_frequent_than_they_say():
+    generator = np.random.default_rng(0)
+    p_values = [mcnemar_exact(generator.random(60) < 0.6, generator.random(60) < 0.6).p_value for _ in range(400)]
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.05
+    better = [mcnemar_exact(generator.random(60) < 0.9, generator.random(60) < 0.6).p_value for _ in range(100)]
+    assert np.mean(np.array(better) <= 0.05) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([1, 0], [1], "a has 2 items but b 1"),
+        ([], [], "hold no items"),
+        ([2, 0], [1, 0], "a holds 2; McNemar's test takes right"),
+        ([1, 0], [1.0, 0.5], "b holds 0.5; McNemar's test takes right"),
+        ([1, 0], [1.0, float("nan")], "NaN or infinite at item 1"),
+    ],
+)
+def test_answers_that_are_not_right_or_wrong_are_refused(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        mcnemar_exact(a, b)
+
+
+def test_results_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        mcnemar_exact([1, 0], [0, 0]).p_value = 0.0  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        paired_bootstrap([1, 0], [0, 0]).low = 0.0  # type: ignore[misc]
