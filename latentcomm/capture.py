@@ -51,7 +51,9 @@ class Activations:
         lengths = self.mask.sum(1)
         position = position.to(lengths.device)
         if ((position < -lengths) | (position >= lengths)).any():
-            raise ValueError(f"positions {position.tolist()} do not all lie inside prompts of {lengths.tolist()} tokens")
+            raise ValueError(
+                f"positions {position.tolist()} do not all lie inside prompts of {lengths.tolist()} tokens"
+            )
         values = self._values(site)
         return values[torch.arange(len(values)), (position % lengths).to(values.device)]
 
@@ -67,11 +69,15 @@ class Activations:
 
     def _values(self, site: Site) -> Tensor:
         if site not in self.values:
-            raise ValueError(f"{site.hook_name} was not captured; captured: {', '.join(s.hook_name for s in self.values)}")
+            raise ValueError(
+                f"{site.hook_name} was not captured; captured: {', '.join(s.hook_name for s in self.values)}"
+            )
         return self.values[site]
 
 
-def capture(model: Model, prompts: Prompts, sites: Sequence[Site], *, batch_tokens: int = TOKENS_PER_BATCH) -> Activations:
+def capture(
+    model: Model, prompts: Prompts, sites: Sequence[Site], *, batch_tokens: int = TOKENS_PER_BATCH
+) -> Activations:
     """The activations of prompts at sites, in memory, on the CPU; the model stops after the deepest site.
 
     Padding never reaches a result: prompts run right-padded under causal attention, where it cannot be seen.
@@ -104,18 +110,18 @@ def run_to_deepest(
         def keep(value: Tensor, hook: Any) -> None:
             seen[site] = value.detach().clone()
             if len(seen) == len(set(sites)):
-                raise _AllSeen
+                raise _AllSeenError
 
         return site.hook_name, keep
 
-    with contextlib.suppress(_AllSeen):
+    with contextlib.suppress(_AllSeenError):
         model.forward(tokens, hooks=[*hooks, *(keeper(site) for site in dict.fromkeys(sites))])
     if missing := [site.hook_name for site in sites if site not in seen]:
         raise RuntimeError(f"the hook points {', '.join(missing)} did not fire in {model.name}")
     return seen
 
 
-class _AllSeen(Exception):
+class _AllSeenError(Exception):
     """Raised by a hook to end a forward pass whose remaining layers nobody asked for."""
 
 
@@ -190,8 +196,8 @@ def capture_to_disk(
     """Stream a corpus through a model and keep its real tokens' activations on disk.
 
     Every shard is written whole or not at all; the same call after an interruption goes on behind the last whole shard.
-    Memory is that of one shard of the sites, whatever the corpus. `skip_first` leaves out each prompt's first token (the
-    attention sink), `last_only` keeps each prompt's last token alone.
+    Memory is that of one shard of the sites, whatever the corpus. `skip_first` leaves out each prompt's first token
+    (the attention sink), `last_only` keeps each prompt's last token alone.
 
     Raises:
         ValueError: no site or one that the model lacks; the folder holds a capture of something else.

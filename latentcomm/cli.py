@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -36,21 +36,21 @@ FUSION_NAMES: dict[str, Fusion] = {
 """The fusions that need no fitted map; those that do are for scripts."""
 
 
-class TaskName(str, Enum):
+class TaskName(StrEnum):
     """The tasks of the command line."""
 
     countries = "countries"
     tip_sheets = "tip-sheets"
 
 
-class TemplateName(str, Enum):
+class TemplateName(StrEnum):
     """How prompts are made."""
 
     raw = "raw"
     chat = "chat"
 
 
-class SenderForm(str, Enum):
+class SenderForm(StrEnum):
     """What the sender reads."""
 
     primed = "primed"
@@ -58,7 +58,7 @@ class SenderForm(str, Enum):
     entity = "entity"
 
 
-class Fame(str, Enum):
+class Fame(StrEnum):
     """Which landmarks."""
 
     all = "all"
@@ -156,7 +156,7 @@ def sweep(
         shutil.rmtree(kept, ignore_errors=True)
         print_report(report, Console(width=None if sys.stdout.isatty() else 118))
         for one in published:
-            print(f"wrote {one.html} (open it in a browser), {one.csv.name}, {one.json.name}, {one.meta.name}")
+            print(f"wrote {one.page} (open it in a browser), {one.data.name}, {one.figure.name}, {one.meta.name}")
         print(f"took {time.monotonic() - began:.0f} s")
 
 

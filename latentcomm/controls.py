@@ -29,7 +29,9 @@ def true_message(exchange: Exchange) -> Message:
 
 
 def shuffled(exchange: Exchange) -> Message:
-    """Every item gets the message of another item that has another answer: a message of the right kind, wrong content."""
+    """Every item gets the message of another item that has another answer: a message of the right kind, wrong
+    content.
+    """
     order = derangement([label(item) for item in exchange.task.items], seed=exchange.seed)
     return _with(exchange.message, lambda vectors: vectors[order])
 

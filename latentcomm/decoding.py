@@ -49,8 +49,9 @@ def generate(
 ) -> list[str]:
     """The reply to each prompt: greedy at temperature 0, else sampled from the smallest set of tokens of mass `top_p`.
 
-    The prompt is read once, under its grafts; decoding goes on from the cache. A reply is what the prompt alone would get:
-    rows of one length run together, so nothing is padded, and each row draws from its own stream of random numbers.
+    The prompt is read once, under its grafts; decoding goes on from the cache. A reply is what the prompt alone would
+    get: rows of one length run together, so nothing is padded, and each row draws from its own stream of random
+    numbers.
 
     Raises:
         ValueError: an option out of range, or prompt and reply exceed the context.
@@ -81,13 +82,15 @@ def decode(
         raise ValueError(f"temperature {temperature} must be at least 0 and top_p {top_p} in (0, 1]")
     longest = int(given.prompts.lengths.max())
     if longest + max_new_tokens - 1 > model.n_ctx:
-        raise ValueError(f"{longest} prompt tokens and {max_new_tokens} new ones exceed the {model.n_ctx} of {model.name}")
+        raise ValueError(
+            f"{longest} prompt tokens and {max_new_tokens} new ones exceed the {model.n_ctx} of {model.name}"
+        )
     for graft in given.grafts:
         model.check_site(graft.site)
     groups = given.prompts.groups_of_equal_length()
     if len(groups) > 1 and is_grafted(model):
         raise ValueError(
-            f"prompts of {len(groups)} lengths cannot run inside one `grafted` block; give the grafts in a ReceiverInput"
+            f"prompts of {len(groups)} lengths cannot run in one `grafted` block; give the grafts in a ReceiverInput"
         )
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(len(given.prompts))]
     texts = [""] * len(given.prompts)
@@ -131,8 +134,8 @@ def _decode_group(
 def _shared_prefix(model: Model, given: ReceiverInput) -> tuple[Any, Int[Tensor, "batch pos"]]:
     """A cache of what all rows have in common, read once, and the tokens that remain.
 
-    Only equal prompts that are grafted at their very last token alone share anything, and only while nobody else's hooks
-    are attached: hooks then see that one token.
+    Only equal prompts that are grafted at their very last token alone share anything, and only while nobody else's
+    hooks are attached: hooks then see that one token.
     """
     tokens = given.prompts.tokens
     batch, length = tokens.shape

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ MESSAGE = "message"
 """The condition in which the true message is sent."""
 REPLY_TOKENS = 8
 """Greedy tokens a reply: "the Democratic Republic of the Congo" has seven."""
+NAN = float("nan")
 METRICS = ("free", "choices")
 """Free: the greedy reply begins with an accepted answer. Choices: of the choices, the right one scores highest."""
 
@@ -62,8 +63,8 @@ def evaluate(
 ) -> list[Trial]:
     """The trials of a channel on n items of a task (all by default), under its true message and under each control.
 
-    A channel that sends no vectors (silent, skyline) has no controls and is run once. The same seed gives the same items,
-    choices, shuffles and random vectors. With `checkpoint`, finished conditions are kept and not run again.
+    A channel that sends no vectors (silent, skyline) has no controls and is run once. The same seed gives the same
+    items, choices, shuffles and random vectors. With `checkpoint`, finished conditions are kept and not run again.
 
     Raises:
         ValueError: an unknown control, a processed model with a raw one, or what the task and the channel refuse.
@@ -119,43 +120,41 @@ def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
     """One row a channel, condition and metric: how often it was right, how sure that is, and what it is better than.
 
     Columns: channel, condition, metric, n, correct, accuracy with its 95 % Wilson interval (low, high); the paired
-    difference to silent with its 95 % bootstrap interval over items (over_silent, over_silent_low, over_silent_high); the
-    exact McNemar p-values against silent and against this channel's own shuffled message (p_silent, p_shuffled), not
-    corrected for the number of comparisons. What does not apply is NaN.
+    difference to silent with its 95 % bootstrap interval over items (over_silent, over_silent_low, over_silent_high);
+    the exact McNemar p-values against silent and against this channel's own shuffled message (p_silent, p_shuffled),
+    not corrected for the number of comparisons. What does not apply is NaN.
 
     Raises:
         ValueError: channels that were not evaluated on the same items.
     """
-    table = to_table(trials)
-    outcomes = {
-        (str(channel), str(condition)): rows.set_index("item")
-        for (channel, condition), rows in table.groupby(["channel", "condition"], sort=False)
-    }
-    items = list(next(iter(outcomes.values())).index)
-    if any(set(rows.index) != set(items) for rows in outcomes.values()):
+    outcomes: dict[tuple[str, str], dict[str, Trial]] = {}
+    for trial in trials:
+        outcomes.setdefault((trial.channel, trial.condition), {})[trial.item] = trial
+    items = list(next(iter(outcomes.values()), ()))
+    if any(set(answered) != set(items) for answered in outcomes.values()):
         raise ValueError("the channels were evaluated on different items and cannot be compared in pairs")
-    silent = outcomes.get(("silent", MESSAGE))
     records = []
-    for (channel, condition), rows in outcomes.items():
+    for (channel, condition), answered in outcomes.items():
+        silent = outcomes.get(("silent", MESSAGE)) if channel != "silent" else None
         other = outcomes.get((channel, "shuffled")) if condition == MESSAGE else None
         for metric in METRICS:
-            right = rows.loc[items, metric].astype(bool).tolist()
+            right = _right(answered, items, metric)
             low, high = proportion_interval(sum(right), len(right))
             record: dict[str, object] = {"channel": channel, "condition": condition, "metric": metric, "n": len(right)}
             record |= {"correct": sum(right), "accuracy": sum(right) / len(right), "low": low, "high": high}
-            nan = float("nan")
-            record |= {"over_silent": nan, "over_silent_low": nan, "over_silent_high": nan}
-            record |= {"p_silent": nan, "p_shuffled": nan}
-            if silent is not None and channel != "silent":
-                base = silent.loc[items, metric].astype(bool).tolist()
+            record |= dict.fromkeys(
+                ("over_silent", "over_silent_low", "over_silent_high", "p_silent", "p_shuffled"), NAN
+            )
+            if silent is not None:
+                base = _right(silent, items, metric)
                 gain = paired_bootstrap(right, base, seed=seed)
-                record |= {
-                    "over_silent": gain.difference,
-                    "over_silent_low": gain.low,
-                    "over_silent_high": gain.high,
-                    "p_silent": mcnemar_exact(right, base).p_value,
-                }
+                record |= {"over_silent": gain.difference, "over_silent_low": gain.low, "over_silent_high": gain.high}
+                record |= {"p_silent": mcnemar_exact(right, base).p_value}
             if other is not None:
-                record["p_shuffled"] = mcnemar_exact(right, other.loc[items, metric].astype(bool).tolist()).p_value
+                record["p_shuffled"] = mcnemar_exact(right, _right(other, items, metric)).p_value
             records.append(record)
     return pd.DataFrame(records)
+
+
+def _right(answered: Mapping[str, Trial], items: Sequence[str], metric: str) -> list[bool]:
+    return [bool(getattr(answered[item], metric)) for item in items]

@@ -31,10 +31,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         draft.chmod(0o666 & ~umask)
-        os.replace(draft, path)
+        draft.replace(path)
     except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
         reason = getattr(error, "strerror", None) or str(error)
-        raise RuntimeError(f"{path} could not be written ({reason}); make room and run again, what is done is kept") from error
+        raise RuntimeError(
+            f"{path} could not be written ({reason}); make room and run again, what is done is kept"
+        ) from error
     finally:
         if draft is not None:
             draft.unlink(missing_ok=True)

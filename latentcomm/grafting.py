@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.fusion import Fusion, Replace
+from latentcomm.fusion import Replace
 from latentcomm.models import Hook, Model
 from latentcomm.prompts import Prompts
 from latentcomm.sites import Site
@@ -22,17 +22,17 @@ LAST = -1
 class Graft:
     """Writes `fusion(own, vector)` over the activation at `site` and `position`.
 
-    `own` is what the receiver computed there; the vector is the sender's. Every row and every position that is not named
-    stays as it was, bit for bit.
+    `own` is what the receiver computed there; the vector is the sender's. Every row and every position that is not
+    named stays as it was, bit for bit.
 
     Attributes:
         site: where to write.
         position: which positions of each row.
-            An int (counted from the end when negative), the same for every row; `range` or `slice` for a span of all rows;
-            a tensor `[batch]` (one position a row, such as `prompts.last`) or `[batch n]` (n positions a row).
+            An int (counted from the end when negative), the same for every row; `range` or `slice` for a span of all
+            rows; a tensor `[batch]` (one position a row, such as `prompts.last`) or `[batch n]` (n positions a row).
             `slice(None)` writes all positions.
-        vector: `[d_sender]` for every row and position, `[batch d_sender]` for each row, or `[batch n d_sender]` for each
-            row and position.
+        vector: `[d_sender]` for every row and position, `[batch d_sender]` for each row, or `[batch n d_sender]` for
+            each row and position.
         fusion: how the two become one; `Replace()` unless given.
 
     Source: Ramesh & Li 2025, arXiv:2501.14082 (one vector into the last token); the rest generalises it.
@@ -80,7 +80,9 @@ class Graft:
         own = value[rows, index]
         vector = self.vector.to(value.device, value.dtype)
         if vector.ndim > 1 and len(vector) not in (1, len(value)):
-            raise ValueError(f"{len(vector)} rows of vectors for {len(value)} prompts; give one a prompt, or one for all")
+            raise ValueError(
+                f"{len(vector)} rows of vectors for {len(value)} prompts; give one a prompt, or one for all"
+            )
         if vector.ndim == 3 and vector.shape[1] != index.shape[1]:
             raise ValueError(f"{vector.shape[1]} vectors a row for {index.shape[1]} positions a row; they must agree")
         incoming = vector[None, None] if vector.ndim == 1 else vector[:, None] if vector.ndim == 2 else vector
@@ -92,7 +94,9 @@ class Graft:
     def select(self, rows: Sequence[int]) -> "Graft":
         """The same graft for some of its rows, in the given order."""
         chosen = torch.as_tensor(rows, dtype=torch.long)
-        position = self.position[chosen.to(self.position.device)] if isinstance(self.position, Tensor) else self.position
+        position = (
+            self.position[chosen.to(self.position.device)] if isinstance(self.position, Tensor) else self.position
+        )
         has_rows = self.vector.ndim > 1 and len(self.vector) > 1
         vector = self.vector[chosen.to(self.vector.device)] if has_rows else self.vector
         return replace(self, position=position, vector=vector)
@@ -125,9 +129,9 @@ class Graft:
 def grafted(model: Model, grafts: Sequence[Graft]) -> Iterator[None]:
     """A block in which the model reads a prompt under the grafts, whatever runs it: `model.hooked.generate` included.
 
-    A graft writes where it stands in the prompt, the first pass through its site. Decoded tokens read it from the cache;
-    generation without a cache reads the prompt again, and gets the same write at the same place. Another prompt needs
-    another block.
+    A graft writes where it stands in the prompt, the first pass through its site. Decoded tokens read it from the
+    cache; generation without a cache reads the prompt again, and gets the same write at the same place. Another prompt
+    needs another block.
 
     Raises:
         ValueError: the model does not have a graft's site; a later pass has another number of rows.

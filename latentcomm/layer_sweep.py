@@ -49,8 +49,8 @@ class LayerSweep:
     def accuracy(self, answers: Sequence[str | Sequence[str]]) -> Float[Tensor, "read write"]:
         """The share of items answered right in each cell.
 
-        An answer is one accepted string an item, or several. With choices, the highest-scored choice must be one of them;
-        without, the top token must be the first token of one of them.
+        An answer is one accepted string an item, or several. With choices, the highest-scored choice must be one of
+        them; without, the top token must be the first token of one of them.
 
         Raises:
             ValueError: another number of answers than items, or none of an item's answers among its choices.
@@ -105,33 +105,38 @@ def sweep_layers(
 ) -> LayerSweep:
     """Graft the sender's state after block k into the receiver after block j, for every item and every (k, j).
 
-    The sender runs once and stops at its deepest read layer. The receiver's prompt is read once up to the write position
-    (once for all items with the same prompt); every cell is then a row of a pass over the remaining tokens, and joins it
-    at its own write layer. Only the choices' columns of the unembedding are computed, and all of it for `top_token`.
-    Equal to a `run_with_hooks` of the whole prompt in each cell; every first pass over a prompt is checked against a
-    plain run, and the sweep's first cell against a grafted one.
+    The sender runs once and stops at its deepest read layer. The receiver's prompt is read once up to the write
+    position (once for all items with the same prompt); every cell is then a row of a pass over the remaining tokens,
+    and joins it at its own write layer. Only the choices' columns of the unembedding are computed, and all of it for
+    `top_token`. Equal to a `run_with_hooks` of the whole prompt in each cell; every first pass over a prompt is checked
+    against a plain run, and the sweep's first cell against a grafted one.
 
     Args:
         sender_prompts, receiver_prompts: one of each an item.
         fusion: how own and incoming state become one; a mapping gives each cell (k, j) its own.
         alignment: maps the sender's rows before the fusion; a mapping gives each cell its own.
         read_layers, write_layers: all by default.
-        choices: a list of answer strings for each item, taken literally (" Greece" has its space); the same number each.
+        choices: a list of answer strings for each item, taken literally (" Greece" has its space); the same number
+        each.
         top_token: whether to record the most likely next token, which costs a full unembedding of every row.
-        read_position, write_position: the last token by default; from the front when not negative; one an item if listed.
+        read_position, write_position: the last token by default; from the front when not negative; one an item if
+        listed.
         checkpoint: a folder in which finished passes are kept, so that the same call goes on after an interruption.
 
     Source: Ramesh & Li 2025, arXiv:2501.14082 (the grid); the staircase of rows is this package's.
 
     Raises:
-        ValueError: widths that differ without a rule, a layer outside a model, a processed model with a raw one, numbers of
-            prompts or choices that differ, a choice without a first token of its own, a message that is not finite.
+        ValueError: widths that differ without a rule, a layer outside a model, a processed model with a raw one,
+            numbers of prompts or choices that differ, a choice without a first token of its own, a message that is not
+            finite.
         RuntimeError: the shared passes do not give what a plain run gives; the disk is full (what is done is kept).
     """
     check_pair(sender, receiver)
     n_items = len(receiver_prompts)
     if len(sender_prompts) != n_items:
-        raise ValueError(f"{len(sender_prompts)} sender prompts for {n_items} receiver prompts; give one of each an item")
+        raise ValueError(
+            f"{len(sender_prompts)} sender prompts for {n_items} receiver prompts; give one of each an item"
+        )
     reads = _layers(sender, read_layers)
     writes = _layers(receiver, write_layers)
     columns = _choice_tokens(receiver, choices, n_items)
@@ -141,7 +146,6 @@ def sweep_layers(
     plan.check_widths(sender)
     states = _messages(sender, sender_prompts, reads, read_position)
     positions = _write_positions(receiver_prompts, write_position)
-    kept = _checkpoint(checkpoint, sender, receiver, sender_prompts, receiver_prompts, plan, positions, read_position)
 
     groups: dict[tuple[int, ...], list[int]] = {}
     for item in range(n_items):
@@ -151,6 +155,8 @@ def sweep_layers(
         for items in groups.values()
         for messages in _split(receiver, items, plan, positions[items[0]], int(receiver_prompts.lengths[items[0]]))
     ]
+    settings = [positions, read_position, passes]
+    kept = _checkpoint(checkpoint, sender, receiver, sender_prompts, receiver_prompts, plan, settings)
     shape = (n_items, len(reads), len(writes))
     logits = None if columns is None else torch.zeros(*shape, columns.shape[1], dtype=receiver.dtype)
     tokens = torch.zeros(shape, dtype=torch.long) if top_token else None
@@ -223,8 +229,7 @@ class _Plan:
         def join(layer: int, own: Tensor) -> Tensor:
             rows = own.expand(len(messages), -1)
             if shared:
-                assert callable(self.fusion)
-                return self.fusion(rows, incoming)
+                return _of_cell(self.fusion, (0, 0), "fusion")(rows, incoming)
             out = torch.empty_like(rows)
             for index, read in enumerate(self.reads):
                 chosen = (reads == index).to(model.device)
@@ -237,17 +242,18 @@ class _Plan:
         normed = model.final_norm(final.reshape(-1, model.d_model))
         part: dict[str, Tensor] = {}
         if self.columns is not None:
-            part["logits"] = self._choice_logits(normed.reshape(final.shape), items).cpu()
+            part["logits"] = self._choice_logits(normed.reshape(final.shape), self.columns[items]).cpu()
         if self.top_token:
             step = max(1, UNEMBED_BYTES // (4 * int(model.hooked.cfg.d_vocab)))
             tops = [model.unembed(rows).argmax(-1) for rows in normed.split(step)]
             part["top_token"] = torch.cat(tops).reshape(final.shape[:2]).cpu()
         return part
 
-    def _choice_logits(self, normed: Float[Tensor, "write row d_model"], items: Int[Tensor, " row"]) -> Tensor:
+    def _choice_logits(
+        self, normed: Float[Tensor, "write row d_model"], tokens: Int[Tensor, "row choice"]
+    ) -> Float[Tensor, "write row choice"]:
         """Logits of each row's own item's choices."""
-        assert self.columns is not None
-        every, where = self.columns[items].unique(return_inverse=True)
+        every, where = tokens.unique(return_inverse=True)
         logits = self.receiver.unembed_columns(normed.reshape(-1, normed.shape[-1]), every)
         if cap := self.receiver.softcap:
             logits = cap * torch.tanh(logits / cap)
@@ -277,8 +283,8 @@ class _Plan:
             off = float(plain.max() - plain[part["top_token"][0, 0]])
         if not off <= spread:
             raise RuntimeError(
-                f"the cell k={self.reads[read]}, j={write} differs from a grafted run of the whole prompt by {off:.1e} in "
-                f"a logit; the architecture of {model.name} needs more than the sweep knows of it"
+                f"the cell k={self.reads[read]}, j={write} differs from a grafted run of the whole prompt by {off:.1e} "
+                f"in a logit; the architecture of {model.name} needs more than the sweep knows of it"
             )
 
 
@@ -299,7 +305,9 @@ def _layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
     return chosen
 
 
-def _messages(sender: Model, prompts: Prompts, reads: Sequence[int], position: int) -> Float[Tensor, "item read d_sender"]:
+def _messages(
+    sender: Model, prompts: Prompts, reads: Sequence[int], position: int
+) -> Float[Tensor, "item read d_sender"]:
     """The sender's states at every read layer."""
     activations = capture(sender, prompts, [Site(layer) for layer in reads])
     where = torch.full((len(prompts),), position)
@@ -331,7 +339,9 @@ def _choice_tokens(
     if len(choices) != n_items:
         raise ValueError(f"{len(choices)} lists of choices for {n_items} items; give one list an item")
     if len({len(row) for row in choices}) != 1 or len(choices[0]) < 2:
-        raise ValueError(f"items have {sorted({len(row) for row in choices})} choices; give each the same number, at least 2")
+        raise ValueError(
+            f"items have {sorted({len(row) for row in choices})} choices; give each the same number, at least 2"
+        )
     rows = []
     for item, names in enumerate(choices):
         first = [model.first_token(name) for name in names]
@@ -339,16 +349,14 @@ def _choice_tokens(
             if token in first[:place]:
                 other = names[first.index(token)]
                 raise ValueError(
-                    f"the choices {other!r} and {names[place]!r} of item {item} begin with the same token in {model.name}; "
-                    "choice scoring reads the first token alone, so drop one of them"
+                    f"the choices {other!r} and {names[place]!r} of item {item} begin with the same token in "
+                    f"{model.name}; choice scoring reads the first token alone, so drop one of them"
                 )
         rows.append(first)
     return torch.tensor(rows)
 
 
-def _split(
-    model: Model, items: Sequence[int], plan: _Plan, position: int, length: int
-) -> list[list[tuple[int, int]]]:
+def _split(model: Model, items: Sequence[int], plan: _Plan, position: int, length: int) -> list[list[tuple[int, int]]]:
     """The messages (item, index of the read layer) of one receiver prompt, pass by pass."""
     messages = [(item, read) for item in items for read in range(len(plan.reads))]
     step = columns_per_pass(model, position, length - position, len(plan.writes))
@@ -362,8 +370,7 @@ def _checkpoint(
     sender_prompts: Prompts,
     receiver_prompts: Prompts,
     plan: _Plan,
-    positions: Sequence[int],
-    read_position: int,
+    settings: list[Any],
 ) -> Path | None:
     """The folder of this very sweep's finished passes: its name is a digest of all that decides their numbers."""
     if folder is None:
@@ -373,7 +380,7 @@ def _checkpoint(
         [sender_prompts.ids(row) for row in range(len(sender_prompts))],
         [receiver_prompts.ids(row) for row in range(len(receiver_prompts))],
         [plan.reads, plan.writes, plan.fusion, plan.alignment, plan.columns, plan.top_token],
-        [list(positions), read_position],
+        settings,
     )
     return Path(folder) / asked[:16]
 

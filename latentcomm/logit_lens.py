@@ -18,8 +18,8 @@ def lens_top_token(
     """Whether the last token's state after each layer, unembedded, has the first token of an accepted answer on top.
 
     Answers are taken literally, as they would continue the prompt: " Greece" has its space.
-    The state passes the model's final norm and its unembedding, as the last layer's does. Where this is often true, a graft
-    of that state hands over the answer itself.
+    The state passes the model's final norm and its unembedding, as the last layer's does. Where this is often true, a
+    graft of that state hands over the answer itself.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """

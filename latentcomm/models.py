@@ -112,7 +112,8 @@ class Model:
         """Refuse a site that this model does not have.
 
         Raises:
-            ValueError: the layer is outside the model, or its blocks lack the stream (parallel blocks have no resid_mid).
+            ValueError: the layer is outside the model, or its blocks lack the stream (parallel blocks have no
+            resid_mid).
         """
         if site.layer >= self.n_layers:
             raise ValueError(f"layer {site.layer} is outside {self.name}, whose layers are 0 to {self.n_layers - 1}")
@@ -187,8 +188,8 @@ class Model:
     ) -> Float[Tensor, "1 pos d_vocab"]:
         """Logits of one row whose hooks add rows or positions as it goes up: only its own positions are counted.
 
-        `n_positions` is the largest number of key positions at any layer; a bridge gets an all-zero additive mask of that
-        width (the hooks mask what must not be seen) and position ids that do not grow with the added positions.
+        `n_positions` is the largest number of key positions at any layer; a bridge gets an all-zero additive mask of
+        that width (the hooks mask what must not be seen) and position ids that do not grow with the added positions.
         """
         tokens = tokens.to(self.device)
         if not self.is_bridge or n_positions == 0:
@@ -223,8 +224,8 @@ class Model:
     def cache_from_layers(self, layers: Sequence[tuple[Tensor, Tensor]], *, batch: int | None = None) -> Any:
         """A cache that starts from the given keys and values, which it does not write to.
 
-        With `batch`, the one row given is repeated for that many rows. Without, each layer may have its own number of rows,
-        and what runs on it has one that grows (`forward_growing`).
+        With `batch`, the one row given is repeated for that many rows. Without, each layer may have its own number of
+        rows, and what runs on it has one that grows (`forward_growing`).
         """
         cache = self.new_cache(batch or 1)
         if batch is not None:
@@ -333,7 +334,7 @@ def load_model(name_or_path: str | os.PathLike[str], *, dtype: str = "float32", 
     with _quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
         except (OSError, ValueError) as error:
             raise ValueError(f"{name} holds no model that transformers can load: {_first_line(error)}") from error
     return wrap_model(model.to(device), tokenizer, name=name)
@@ -342,8 +343,8 @@ def load_model(name_or_path: str | os.PathLike[str], *, dtype: str = "float32", 
 def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model:
     """A model that is in memory already: a HookedTransformer, a TransformerBridge, or a transformers causal LM.
 
-    A transformers model is wrapped in place by TransformerBridge: its weights stay what they are and its own logits too,
-    but its modules gain hook points and its attention becomes the eager one.
+    A transformers model is wrapped in place by TransformerBridge: its weights stay what they are and its own logits
+    too, but its modules gain hook points and its attention becomes the eager one.
 
     Raises:
         ValueError: the object is none of the three.

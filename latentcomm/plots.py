@@ -1,7 +1,8 @@
 """Figures from tables alone: the same table gives the same figure, byte for byte, in every process."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle, pairwise
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -13,12 +14,14 @@ from latentcomm.sheets import (
     LETTER,
     LINE,
     MUTED,
+    SHARE_AXIS,
     TEXT_SIZE,
     TICK_SIZE,
-    Sheet,
-    Style,
     bare,
     blank_sheet,
+    chance_line,
+    dots,
+    names_axis,
     styles,
 )
 
@@ -34,10 +37,10 @@ def layer_heatmap(
     title: str,
     note: str = "",
     panels: str | None = None,
-    chosen: tuple[int, int] | None = None,
+    chosen: Sequence[int] | None = None,
     lens: str | Mapping[str, str] | None = None,
     unit: str = SHARE,
-    bounds: tuple[float | int, float | int] | None = None,
+    bounds: Sequence[float | int] | None = None,
 ) -> go.Figure:
     """A heat-map over pairs of layers: receiver write layer j to the right, sender read layer k upwards, from 0.
 
@@ -66,38 +69,49 @@ def layer_heatmap(
     >>> layer_heatmap(table, value="accuracy", title="Two cells").data[0].z
     ([0.25], [0.5])
     """
-    grids = _grids(table, {value: ""} if isinstance(value, str) else value, panels, lens)
-    reads, writes = grids[0].cells.index.tolist(), grids[0].cells.columns.tolist()
-    if chosen is not None and (chosen[0] not in reads or chosen[1] not in writes):
-        raise ValueError(f"the chosen cell {chosen} is not in the grid; give a (read layer, write layer) of the table")
+    values = {value: ""} if isinstance(value, str) else dict(value)
+    lenses = dict.fromkeys(values, lens) if isinstance(lens, str) else dict(lens or {})
+    if lenses and set(lenses) != set(values):
+        raise ValueError(f"the lens is given for {sorted(lenses)} and the values are {sorted(values)}; pair them")
+    layers = ("read_layer", "write_layer")
+    rows = _records(table, [*layers, *([panels] if panels else [])], [*values, *lenses.values()])
+    reads, writes = (_layers(rows, column) for column in layers)
+    grids = [
+        _grid(part, column, ", ".join(filter(None, (name, values[column]))), lenses.get(column), reads, writes)
+        for name, part in _parts(rows, panels).items()
+        for column in values
+    ]
+    if chosen is not None and (len(chosen) != 2 or chosen[0] not in reads or chosen[1] not in writes):
+        cell = tuple(chosen)
+        raise ValueError(f"the chosen cell {cell} is not in the grid; give a (read layer, write layer) of the table")
     side, gap = (320, 0) if len(grids) == 1 else (236, 18)
     grids_end = len(grids) * (side + gap) - gap
-    across = grids_end + (336 if lens else 76)
+    across = grids_end + (336 if lenses else 76)
     ring = f"chosen cell: k = {chosen[0]}, j = {chosen[1]}" if chosen else ""
-    lines = _lines(grids, chosen) if lens else []
+    lines = _lines(grids, reads, writes, chosen) if lenses else []
     entries = [line["name"] for line in lines] + [ring] * bool(ring)
     sheet = blank_sheet(title, note, entries, across=across, down=side, left=58, right=20, head=28)
-    colours = _colour_axis(bounds or _bounds(grids), unit, (grids_end + 14) / across)
-    sheet.figure.update_layout(coloraxis=colours)
+    sheet.figure.update_layout(coloraxis=_colour_axis(bounds or _bounds(grids), unit, (grids_end + 14) / across))
 
+    x_places, y_places = _places(writes), _places(reads)
     read_axis = _layer_axis(reads, "sender read layer <i>k</i>")
     write_axis = _layer_axis(writes, "receiver write layer <i>j</i>")
     for place, grid in enumerate(grids):
-        y_axis = bare(read_axis) if place else read_axis
-        axes = sheet.panel(place, (place * (side + gap), 0, side, side), write_axis, y_axis, grid.name)
+        spot = (place * (side + gap), 0, side, side)
+        axes = sheet.panel(place, spot, write_axis, bare(read_axis) if place else read_axis, grid.name)
         sheet.shade(axes, *read_axis["range"])
-        cells = [[None if math.isnan(cell) else cell for cell in row] for row in grid.cells.to_numpy(float).tolist()]
         hover = f"{grid.name}<br>read layer %{{y}}, write layer %{{x}}: %{{z:.3f}}<extra></extra>"
-        heat = {"x": _places(writes), "y": _places(reads), "z": cells, "coloraxis": "coloraxis", "hovertemplate": hover}
+        heat = {"x": x_places, "y": y_places, "z": grid.cells, "coloraxis": "coloraxis", "hovertemplate": hover}
         sheet.figure.add_trace(go.Heatmap(heat | axes))
         if chosen is not None:
-            at = _places(writes)[writes.index(chosen[1])], _places(reads)[reads.index(chosen[0])]
+            at = x_places[writes.index(chosen[1])], y_places[reads.index(chosen[0])]
             sheet.figure.add_traces(_ring(at, axes, "" if place else ring))
-    if lens is not None:
-        share_axis = _SHARE_AXIS | {"title": {"text": "share of items"}, "dtick": 0.5}
-        axes = sheet.panel(len(grids), (grids_end + 160, 0, 176, side), share_axis, read_axis, "by read layer")
+    if lenses:
+        share_axis = SHARE_AXIS | {"title": {"text": "share of items"}, "dtick": 0.5}
+        spot = (grids_end + 160, 0, 176, side)
+        axes = sheet.panel(len(grids), spot, share_axis, read_axis, "by read layer")
         if chosen is not None:
-            sheet.rule(axes, _places(reads)[reads.index(chosen[0])])
+            sheet.rule(axes, y_places[reads.index(chosen[0])])
         sheet.figure.add_traces([go.Scatter(line | axes) for line in lines])
     return sheet.figure
 
@@ -125,33 +139,30 @@ def condition_bars(
     >>> condition_bars(pd.DataFrame([row]), title="One dot").data[0].x
     (0.5,)
     """
-    table = _shares(table, ([group] if group else []) + ["condition", "metric"], chance)
-    rows = _rows(table, group)
-    looks = styles(row.style for row in rows)
-    metrics = _seen(table, "metric")
-    same_n = int(table.groupby("metric")["n"].nunique().max()) == 1
-    width, numbers = (236 if len(metrics) > 1 else 400), (58 if same_n else 112)
-    down, across = 26 * len(rows), len(metrics) * (width + numbers)
-    left = 48 + round(LETTER[TICK_SIZE] * max(len(row.text) for row in rows))
+    rows = _shares(table, [*([group] if group else []), "condition", "metric"], chance)
+    lines = _bar_lines(rows, group)
+    looks = styles(line.style for line in lines)
+    parts = _parts(rows, "metric")
+    same_n = all(len({row["n"] for row in part}) == 1 for part in parts.values())
+    width, numbers = (236 if len(parts) > 1 else 400), (58 if same_n else 112)
+    down, across = 26 * len(lines), len(parts) * (width + numbers)
+    left = 48 + round(LETTER[TICK_SIZE] * max(len(line.text) for line in lines))
     entries = ["chance"] if chance else []
     sheet = blank_sheet(title, note, entries, across=across, down=down, left=left, right=0, head=28)
-    share_axis = _SHARE_AXIS | {"title": {"text": unit}}
-    names_axis = _names_axis([row.label for row in rows], "condition") | {"showgrid": True, "gridcolor": GRID}
-    bands = _bands(rows)
-    for place, metric in enumerate(metrics):
-        part = table[table["metric"] == metric]
+    share_axis = SHARE_AXIS | {"title": {"text": unit}}
+    name_axis = names_axis([line.label for line in lines], "condition") | {"showgrid": True, "gridcolor": GRID}
+    for place, (metric, part) in enumerate(parts.items()):
         head = f"{metric} ({_items(part)})" if same_n else metric
         spot = (place * (width + numbers), 0, width, down)
-        axes = sheet.panel(place, spot, share_axis, bare(names_axis) if place else names_axis, head)
-        for low, high in bands:
+        axes = sheet.panel(place, spot, share_axis, bare(name_axis) if place else name_axis, head)
+        for low, high in _bands(lines):
             sheet.shade(axes, low, high)
-        if chance and metric in chance:
-            named = metric == next(iter(chance))
-            sheet.figure.add_trace(_chance_line(chance[metric], len(rows), axes, named=named))
-        for at, row in enumerate(rows):
-            for dot in part[row.where(part)].to_dict("records"):
-                sheet.figure.add_trace(_dots([dot], [at], looks[row.style], axes, row.style))
-                sheet.write(f"{dot['accuracy']:.2f}" + ("" if same_n else f" (n = {dot['n']})"), axes, at)
+        sheet.figure.add_traces(chance_line(chance, metric, len(lines), axes, named=True))
+        for at, line in enumerate(lines):
+            for row in part:
+                if line.shows(row, group):
+                    sheet.figure.add_trace(dots([row], [at], looks[line.style], axes, line.style))
+                    sheet.write(f"{row['accuracy']:.2f}" + ("" if same_n else f" (n = {row['n']})"), axes, at)
     return sheet.figure
 
 
@@ -160,15 +171,16 @@ def factor_grid(
     *,
     title: str,
     note: str = "",
-    columns: tuple[str, ...] = ("template", "fame"),
+    columns: Sequence[str] = ("template", "fame"),
     group: str = "sender_form",
     chance: Mapping[str, float | int] | None = None,
     unit: str = SHARE,
 ) -> go.Figure:
     """Accuracy with its interval over several factors: a column of panels for each combination of the factors
-    `columns`, a row of panels a metric; in a panel a band for each value of `group`, in a band a dot a condition.
+    `columns`, a row of panels a metric; in a panel a band for each value of `group`, in a band a dot for each
+    condition.
 
-    The table has those columns and `condition`, `metric`, `accuracy`, `low`, `high` and `n`. All orders are the table's.
+    The table has those columns and `condition`, `metric`, `accuracy`, `low`, `high` and `n`; all orders are its own.
 
     Raises:
         ValueError: as in `condition_bars`.
@@ -178,113 +190,98 @@ def factor_grid(
     >>> factor_grid(table, title="One dot").layout.xaxis.title.text
     'accuracy (share of items)'
     """
-    table = _shares(table, [*columns, group, "condition", "metric"], chance)
-    metrics, groups, conditions = (_seen(table, column) for column in ("metric", group, "condition"))
+    rows = _shares(table, [*columns, group, "condition", "metric"], chance)
+    metrics, groups, conditions = (_seen(rows, column) for column in ("metric", group, "condition"))
     looks = styles(conditions)
-    combinations = list(dict.fromkeys(zip(*(table[column] for column in columns), strict=True)))
+    combinations = list(dict.fromkeys(tuple(row[column] for column in columns) for row in rows))
     width, height, gap = max(150, 640 // len(combinations) - 16), (15 * len(conditions) + 12) * len(groups), 16
     across, down = len(combinations) * (width + gap) - gap, len(metrics) * (height + gap) - gap
     left = 48 + round(LETTER[TICK_SIZE] * max(map(len, groups)))
     entries = [*conditions, *(["chance"] if chance else [])]
     sheet = blank_sheet(title, note, entries, across=across, down=down, left=left, right=32, head=28 + LINE)
-    share_axis = _SHARE_AXIS | {"title": {"text": unit, "font": {"size": TICK_SIZE}}, "dtick": 0.5}
-    names_axis = _names_axis(groups, group.replace("_", " "))
+    share_axis = SHARE_AXIS | {"title": {"text": unit, "font": {"size": TICK_SIZE}}, "dtick": 0.5}
+    name_axis = names_axis(groups, group.replace("_", " "))
     for line, metric in enumerate(metrics):
         bottom = down - height - line * (height + gap)
         sheet.write_aside(metric, bottom + height / 2)
-        for place, combination in enumerate(combinations):
-            part = table[table["metric"] == metric]
-            for column, level in zip(columns, combination, strict=True):
-                part = part[part[column] == level]
+        for place, levels in enumerate(combinations):
+            part = [row for row in rows if (row["metric"], *(row[column] for column in columns)) == (metric, *levels)]
             axes = sheet.panel(
                 line * len(combinations) + place,
                 (place * (width + gap), bottom, width, height),
                 share_axis if line == len(metrics) - 1 else bare(share_axis),
-                bare(names_axis) if place else names_axis,
-                "" if line else f"{', '.join(combination)}<br>{_items(part)}",
+                bare(name_axis) if place else name_axis,
+                "" if line else f"{', '.join(levels)}<br>{_items(part)}",
             )
             if not line and not place:
-                sheet.figure.add_traces([_dots([], [], looks[name], axes, name, named=True) for name in conditions])
+                sheet.figure.add_traces([dots([], [], looks[name], axes, name, named=True) for name in conditions])
             for band in range(1, len(groups), 2):
                 sheet.shade(axes, band - 0.5, band + 0.5)
-            if chance and metric in chance:
-                named = not place and metric == next(iter(chance))
-                sheet.figure.add_trace(_chance_line(chance[metric], len(groups), axes, named=named))
+            sheet.figure.add_traces(chance_line(chance, metric, len(groups), axes, named=not place))
             for rank, condition in enumerate(conditions):
-                dots = part[part["condition"] == condition].to_dict("records")
-                heights = [groups.index(dot[group]) + 0.86 * ((rank + 0.5) / len(conditions) - 0.5) for dot in dots]
-                if dots:
-                    sheet.figure.add_trace(_dots(dots, heights, looks[condition], axes, condition))
+                offset = 0.86 * ((rank + 0.5) / len(conditions) - 0.5)
+                if here := [row for row in part if row["condition"] == condition]:
+                    heights = [groups.index(row[group]) + offset for row in here]
+                    sheet.figure.add_trace(dots(here, heights, looks[condition], axes, condition))
     return sheet.figure
 
 
 class _Grid(NamedTuple):
     name: str
-    cells: pd.DataFrame
-    lens: list[float]
+    cells: list[list[float | None]]
+    lens: list[float | None]
 
 
-def _grids(
-    table: pd.DataFrame, values: Mapping[str, str], panels: str | None, lens: str | Mapping[str, str] | None
-) -> list[_Grid]:
-    """A grid [read write] a panel, all over the same layers, each with its lens by read layer."""
-    lenses = dict.fromkeys(values, lens) if lens is None or isinstance(lens, str) else lens
-    if set(lenses) != set(values):
-        raise ValueError(f"the lens has columns for {sorted(lenses)} and the values are {sorted(values)}; pair them")
-    layers = ["read_layer", "write_layer"]
-    lens_columns = [column for column in lenses.values() if column]
-    _check_columns(table, [*layers, *([panels] if panels else []), *values, *lens_columns])
-    for layer in layers:
-        if not pd.api.types.is_integer_dtype(table[layer]) or table[layer].min() < 0:
-            raise ValueError(
-                f"column {layer} holds {table[layer].iloc[0]!r} ({table[layer].dtype}); count layers from 0"
-            )
-    reads, writes = (sorted(set(table[layer].tolist())) for layer in layers)
-    grids = []
-    for part_name, part in [("", table)] if panels is None else table.groupby(panels, sort=False):
-        if part.duplicated(layers).any():
-            cell = tuple(part[part.duplicated(layers)][layers].iloc[0].tolist())
+def _grid(
+    rows: Sequence[Mapping[str, Any]],
+    column: str,
+    name: str,
+    lens: str | None,
+    reads: Sequence[int],
+    writes: Sequence[int],
+) -> _Grid:
+    """The values [read write] of a column, None where there is none, and the lens of each read layer."""
+    cells: dict[tuple[int, int], float] = {}
+    shares: dict[int, float] = {}
+    for row in rows:
+        cell = row["read_layer"], row["write_layer"]
+        if cell in cells:
             raise ValueError(f"the cell {cell} is in the table more than once; give it a row a cell, or name `panels`")
-        for column, name in values.items():
-            grid = part.pivot(index=layers[0], columns=layers[1], values=column).reindex(index=reads, columns=writes)
-            by_layer = _by_read_layer(part, lenses[column], reads) if lenses[column] else []
-            grids.append(_Grid(", ".join(filter(None, (str(part_name), name))), grid, by_layer))
-    return grids
+        cells[cell] = row[column]
+        if lens and not (0 <= row[lens] <= 1 and shares.setdefault(cell[0], row[lens]) == row[lens]):
+            raise ValueError(
+                f"column {lens} has {row[lens]} at {cell}; it must be one share for all cells of a read layer"
+            )
+    found = [[cells.get((read, write), math.nan) for write in writes] for read in reads]
+    lens_shares = [shares.get(read) for read in reads] if lens else []
+    return _Grid(name, [[None if math.isnan(cell) else float(cell) for cell in row] for row in found], lens_shares)
 
 
-def _by_read_layer(table: pd.DataFrame, column: str, reads: Sequence[int]) -> list[float]:
-    by_layer = table.groupby("read_layer")[column]
-    if (by_layer.nunique(dropna=False) != 1).any() or not table[column].between(0, 1).all():
-        raise ValueError(f"column {column} is not one share a read layer; a lens does not depend on the write layer")
-    return by_layer.first().reindex(reads).tolist()
-
-
-def _lines(grids: Sequence[_Grid], chosen: tuple[int, int] | None) -> list[dict[str, Any]]:
+def _lines(
+    grids: Sequence[_Grid], reads: Sequence[int], writes: Sequence[int], chosen: Sequence[int] | None
+) -> list[dict[str, Any]]:
     """A pair of lines a grid: its column at the chosen write layer, and the lens of its message."""
     lines = []
-    for grid, colour in zip(grids, _LINE_COLOURS, strict=False):
-        y, prefix = _places(grid.cells.index.tolist()), f"{grid.name}: " if grid.name else ""
-        both = {"y": y, "mode": "lines"}
+    for grid, colour in zip(grids, cycle(_LINE_COLOURS), strict=False):
+        line = {"y": _places(reads), "mode": "lines", "line": {"color": colour, "width": 2}}
+        prefix = f"{grid.name}: " if grid.name else ""
         if chosen is not None:
-            cells = [None if math.isnan(cell) else cell for cell in grid.cells[chosen[1]].tolist()]
-            name = f"{prefix}graft, j = {chosen[1]}"
-            lines.append(both | {"x": cells, "name": name, "line": {"color": colour, "width": 2}})
-        name = f"{prefix}logit lens"
-        lines.append(both | {"x": grid.lens, "name": name, "line": {"color": colour, "width": 2, "dash": "2px,3px"}})
+            column = [row[writes.index(chosen[1])] for row in grid.cells]
+            lines.append(line | {"x": column, "name": f"{prefix}graft, j = {chosen[1]}"})
+        dotted = {"color": colour, "width": 2, "dash": "2px,3px"}
+        lines.append(line | {"x": grid.lens, "name": f"{prefix}logit lens", "line": dotted})
     return lines
 
 
 def _bounds(grids: Sequence[_Grid]) -> tuple[float, float]:
-    values = [
-        cell for grid in grids for row in grid.cells.to_numpy(float).tolist() for cell in row if math.isfinite(cell)
-    ]
+    values = [cell for grid in grids for row in grid.cells for cell in row if cell is not None]
     if not values:
         raise ValueError("no cell of the table has a value; run the sweep first")
     low = min(0.0, *values)
     return low, max(math.ceil(round(10 * max(values), 6)) / 10, low + 0.1)
 
 
-def _colour_axis(bounds: tuple[float | int, float | int], unit: str, x: float) -> dict[str, Any]:
+def _colour_axis(bounds: Sequence[float | int], unit: str, x: float) -> dict[str, Any]:
     bar = {"len": 1, "lenmode": "fraction", "outlinewidth": 0, "thickness": 12, "x": x, "xanchor": "left", "xpad": 0}
     bar |= {
         "tickfont": {"size": TICK_SIZE},
@@ -317,146 +314,113 @@ def _layer_axis(layers: Sequence[int], title: str) -> dict[str, Any]:
 
 
 def _even(layers: Sequence[int]) -> bool:
-    return len({after - before for before, after in zip(layers, layers[1:], strict=False)}) <= 1
+    return len({after - before for before, after in pairwise(layers)}) <= 1
 
 
 def _places(layers: Sequence[int]) -> list[int] | list[str]:
     return list(layers) if _even(layers) else [str(layer) for layer in layers]
 
 
-class _Row(NamedTuple):
+def _layers(rows: Sequence[Mapping[str, Any]], column: str) -> list[int]:
+    layers = {row[column] for row in rows}
+    if wrong := [layer for layer in layers if not isinstance(layer, int) or layer < 0]:
+        raise ValueError(f"column {column} has {wrong[0]!r}; layers are whole numbers, counted from 0")
+    return sorted(layers)
+
+
+class _BarLine(NamedTuple):
     text: str
     style: str
     condition: str
-    group: tuple[str, str] | None = None
+    group: str = ""
 
     @property
     def label(self) -> str:
         """The text as it is set: controls of a group in grey below its name."""
-        inside = self.group is not None and self.text == self.condition
+        inside = self.group and self.text == self.condition
         return f'<span style="color:{MUTED}">{self.text}</span>' if inside else self.text
 
-    def where(self, table: pd.DataFrame) -> pd.Series:
-        """Which rows of the table are drawn in this one."""
-        mine = table["condition"] == self.condition
-        return mine if self.group is None else mine & (table[self.group[0]] == self.group[1])
+    def shows(self, row: Mapping[str, Any], group: str | None) -> bool:
+        """Whether a row of the table is drawn in this line."""
+        return row["condition"] == self.condition and (group is None or row[group] == self.group)
 
 
-def _rows(table: pd.DataFrame, group: str | None) -> list[_Row]:
+def _bar_lines(rows: Sequence[Mapping[str, Any]], group: str | None) -> list[_BarLine]:
     if group is None:
-        return [_Row(name, name, name) for name in _seen(table, "condition")]
-    rows = []
-    for name in _seen(table, group):
-        inside = _seen(table[table[group] == name], "condition")
+        return [_BarLine(name, name, name) for name in _seen(rows, "condition")]
+    lines = []
+    for name, part in _parts(rows, group).items():
+        inside = _seen(part, "condition")
         for condition in inside:
-            if condition == MESSAGE:
-                rows.append(_Row(name, name, condition, (group, name)))
-            elif MESSAGE in inside:
-                rows.append(_Row(condition, condition, condition, (group, name)))
-            else:
-                rows.append(_Row(f"{name}, {condition}", name, condition, (group, name)))
-    return rows
+            text = name if condition == MESSAGE else condition if MESSAGE in inside else f"{name}, {condition}"
+            lines.append(_BarLine(text, condition if text == condition else name, condition, name))
+    return lines
 
 
-def _bands(rows: Sequence[_Row]) -> list[tuple[float, float]]:
-    """The ends of every second group of rows."""
-    groups = [row.group for row in rows]
-    starts = [at for at in range(len(rows)) if at and groups[at] is not None and groups[at] != groups[at - 1]]
-    edges = [edge - 0.5 for edge in [*starts, len(rows)]]
+def _bands(lines: Sequence[_BarLine]) -> list[tuple[float, float]]:
+    """The ends of every second group of lines."""
+    starts = [at for at in range(1, len(lines)) if lines[at].group != lines[at - 1].group]
+    edges = [edge - 0.5 for edge in [*starts, len(lines)]]
     return list(zip(edges[:-1:2], edges[1::2], strict=False))
 
 
-def _names_axis(names: Sequence[str], title: str) -> dict[str, Any]:
-    """An axis with a name at 0, 1, 2, ... from the top."""
-    places = {"range": [len(names) - 0.5, -0.5], "tickvals": list(range(len(names))), "ticktext": list(names)}
-    return places | {"title": {"text": title}, "ticks": ""}
-
-
-def _dots(
-    dots: Sequence[Mapping[str, Any]],
-    heights: Sequence[float | int],
-    style: Style,
-    axes: dict[str, str],
-    name: str,
-    *,
-    named: bool = False,
-) -> go.Scatter:
-    """Dots with their intervals; without any, what stands for them in the legend."""
-    interval = {
-        "array": [dot["high"] - dot["accuracy"] for dot in dots],
-        "arrayminus": [dot["accuracy"] - dot["low"] for dot in dots],
-        "color": style.colour,
-        "symmetric": False,
-        "thickness": 2,
-        "type": "data",
-        "width": 0,
-    }
-    return go.Scatter(
-        axes,
-        x=[dot["accuracy"] for dot in dots] or [None],
-        y=list(heights) or [None],
-        customdata=[[dot["low"], dot["high"], dot["n"]] for dot in dots],
-        error_x=interval,
-        hovertemplate="%{x:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f}), n = %{customdata[2]}",
-        marker={
-            "color": style.colour,
-            "symbol": style.symbol,
-            "size": 10,
-            "line": {"width": 2 if "open" in style.symbol else 0},
-        },
-        mode="markers",
-        name=name,
-        legendgroup=name,
-        showlegend=named,
-    )
-
-
-def _chance_line(share: float | int, n_rows: int, axes: dict[str, str], *, named: bool) -> go.Scatter:
-    line = {"color": MUTED, "dash": "dot", "width": 1.5}
-    ends = {"x": [share, share], "y": [-0.5, n_rows - 0.5], "mode": "lines", "line": line, "hoverinfo": "skip"}
-    return go.Scatter(ends | axes, name="chance", legendgroup="chance", showlegend=named)
-
-
-def _items(table: pd.DataFrame) -> str:
+def _items(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many items each row is over, or from how many to how many."""
-    low, high = table["n"].min(), table["n"].max()
-    return "" if table.empty else f"n = {low}" if low == high else f"n = {low} to {high}"
+    counts = sorted({row["n"] for row in rows})
+    return "".join(["n = ", str(counts[0]), *([f" to {counts[-1]}"] if len(counts) > 1 else [])]) if counts else ""
 
 
-def _seen(table: pd.DataFrame, column: str) -> list[str]:
-    return list(dict.fromkeys(table[column].tolist()))
+def _seen(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    return list(dict.fromkeys(row[column] for row in rows))
 
 
-def _shares(table: pd.DataFrame, names: Sequence[str], chance: Mapping[str, float | int] | None) -> pd.DataFrame:
-    """The table with its names as text, once it is known to hold one share with its interval a combination of names."""
-    _check_columns(table, [*names, "accuracy", "low", "high", "n"])
-    table = table.assign(**{name: table[name].astype(str) for name in names})
-    if table.duplicated(list(names)).any():
-        row = table[table.duplicated(list(names))].iloc[0]
-        raise ValueError(
-            f"{', '.join(row[name] for name in names)} is in the table more than once; give it one row each"
-        )
-    ordered = [0, table["low"], table["accuracy"], table["high"], 1]
-    for below, above in zip(ordered, ordered[1:], strict=False):
-        if not (below <= above).all():
-            row = table[~(below <= above)].iloc[0]
+def _parts(rows: Sequence[Mapping[str, Any]], column: str | None) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows by the values of a column, in the order in which these first stand there."""
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        parts.setdefault("" if column is None else str(row[column]), []).append(row)
+    return parts
+
+
+def _shares(
+    table: pd.DataFrame, names: Sequence[str], chance: Mapping[str, float | int] | None
+) -> list[dict[str, Any]]:
+    """The rows with their names as text, once they are known to hold one share and interval a combination of names."""
+    rows: list[dict[str, Any]] = [
+        {**row, **{name: str(row[name]) for name in names}}
+        for row in _records(table, names, ["accuracy", "low", "high", "n"])
+    ]
+    met: set[tuple[str, ...]] = set()
+    for row in rows:
+        who = tuple(row[name] for name in names)
+        if who in met:
+            raise ValueError(f"{', '.join(who)} is in the table more than once; give it one row")
+        met.add(who)
+        if not 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1:
             shares = ", ".join(f"{column} {row[column]}" for column in ("low", "accuracy", "high"))
-            raise ValueError(f"{', '.join(row[name] for name in names)} has {shares}; they must rise from 0 to 1")
-    if unknown := sorted(set(chance or {}) - set(table["metric"])):
-        raise ValueError(
-            f"chance is given for {unknown[0]!r}, which is no metric of the table; it has {_seen(table, 'metric')}"
-        )
-    return table
+            raise ValueError(f"{', '.join(who)} has {shares}; they must rise, between 0 and 1")
+    if unknown := sorted(set(chance or {}) - {row["metric"] for row in rows}):
+        raise ValueError(f"chance is given for {unknown[0]!r}; the metrics of the table are {_seen(rows, 'metric')}")
+    if wrong := [metric for metric, share in (chance or {}).items() if not 0 <= share <= 1]:
+        raise ValueError(f"the chance of {wrong[0]!r} is given as {chance}; it is a share, between 0 and 1")
+    return rows
 
 
-def _check_columns(table: pd.DataFrame, columns: Iterable[str]) -> None:
-    if missing := [column for column in dict.fromkeys(columns) if column not in table.columns]:
+def _records(table: pd.DataFrame, names: Sequence[str], numbers: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a table that has these columns, the latter with finite numbers or none."""
+    if missing := [column for column in dict.fromkeys([*names, *numbers]) if column not in table.columns]:
         raise ValueError(
             f"the table lacks the column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}"
         )
     if table.empty:
         raise ValueError("the table is empty; a figure needs at least one row")
+    rows: list[dict[str, Any]] = [dict(row) for row in table.to_dict("records")]
+    for column in numbers:
+        if wrong := [
+            row[column] for row in rows if not isinstance(row[column], int | float) or math.isinf(row[column])
+        ]:
+            raise ValueError(f"column {column} has {wrong[0]!r}; a figure needs finite numbers there")
+    return rows
 
 
-_SHARE_AXIS = {"range": [-0.03, 1.03], "tick0": 0, "dtick": 0.25, "showgrid": True, "gridcolor": GRID}
 _LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")

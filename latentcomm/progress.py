@@ -34,3 +34,8 @@ def track(steps: Iterable[Step], what: str, *, total: int, done: int = 0, shown:
         for step in steps:
             yield step
             progress.advance(task)
+
+
+def say(sentence: str) -> None:
+    """One line on standard error."""
+    Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)

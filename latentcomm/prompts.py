@@ -32,7 +32,9 @@ class Prompts:
     def __post_init__(self) -> None:
         lengths = self.mask.sum(1)
         if (lengths == 0).any():
-            raise ValueError(f"prompt {int((lengths == 0).nonzero()[0])} is empty; give every prompt at least one token")
+            raise ValueError(
+                f"prompt {int((lengths == 0).nonzero()[0])} is empty; give every prompt at least one token"
+            )
         if (self.last - self.first + 1 != lengths).any():
             raise ValueError("the real tokens of a prompt must be contiguous; pad on one side only")
 

@@ -1,9 +1,9 @@
-"""The look of every figure: the colours of conditions, one template, and panels laid out in pixels."""
+"""The look of every figure: the colours of conditions, the template, panels laid out in pixels, dots with intervals."""
 
 import math
 import textwrap
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -117,6 +117,63 @@ def bare(axis: dict[str, Any]) -> dict[str, Any]:
     return {name: what for name, what in axis.items() if name != "title"} | {"showticklabels": False}
 
 
+def names_axis(names: Sequence[str], title: str) -> dict[str, Any]:
+    """An axis with a name at 0, 1, 2, ... from the top."""
+    places = {"range": [len(names) - 0.5, -0.5], "tickvals": list(range(len(names))), "ticktext": list(names)}
+    return places | {"title": {"text": title}, "ticks": ""}
+
+
+def dots(
+    dots: Sequence[Mapping[str, Any]],
+    heights: Sequence[float | int],
+    style: Style,
+    axes: dict[str, str],
+    name: str,
+    *,
+    named: bool = False,
+) -> go.Scatter:
+    """Dots with their intervals; without any, what stands for them in the legend."""
+    interval = {
+        "array": [dot["high"] - dot["accuracy"] for dot in dots],
+        "arrayminus": [dot["accuracy"] - dot["low"] for dot in dots],
+        "color": style.colour,
+        "symmetric": False,
+        "thickness": 2,
+        "type": "data",
+        "width": 0,
+    }
+    return go.Scatter(
+        axes,
+        x=[dot["accuracy"] for dot in dots] or [None],
+        y=list(heights) or [None],
+        customdata=[[dot["low"], dot["high"], dot["n"]] for dot in dots],
+        error_x=interval,
+        hovertemplate="%{x:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f}), n = %{customdata[2]}",
+        marker={
+            "color": style.colour,
+            "symbol": style.symbol,
+            "size": 10,
+            "line": {"width": 2 if "open" in style.symbol else 0},
+        },
+        mode="markers",
+        name=name,
+        legendgroup=name,
+        showlegend=named,
+    )
+
+
+def chance_line(
+    chance: Mapping[str, float | int] | None, metric: str, n_rows: int, axes: dict[str, str], *, named: bool
+) -> list[go.Scatter]:
+    """The line of guessing in a panel; the legend names the first one drawn."""
+    if not chance or metric not in chance:
+        return []
+    line = {"color": MUTED, "dash": "dot", "width": 1.5}
+    ends = {"x": [chance[metric]] * 2, "y": [-0.5, n_rows - 0.5], "mode": "lines", "line": line, "hoverinfo": "skip"}
+    first = named and metric == next(iter(chance))
+    return [go.Scatter(ends | axes, name="chance", legendgroup="chance", showlegend=first)]
+
+
 def _within(*ends: float) -> list[float]:
     return [min(1.0, max(0.0, round(end, 6))) for end in ends]
 
@@ -129,6 +186,7 @@ def _legend_lines(entries: Sequence[str], width: int) -> int:
     return math.ceil(len(entries) / max(1, int(width / max(needs))))
 
 
+SHARE_AXIS = {"range": [-0.03, 1.03], "tick0": 0, "dtick": 0.25, "showgrid": True, "gridcolor": GRID}
 _AXIS = {
     "automargin": False,
     "linecolor": INK,

@@ -66,8 +66,8 @@ def can_pack(model: Model, n_cached: int, n_tail: int) -> bool:
 def columns_per_pass(model: Model, n_cached: int, n_tail: int, n_writes: int) -> int:
     """How many messages one pass carries to all write layers within `MEMORY_BUDGET` and `MOST_ROWS`.
 
-    A row takes its attention scores (a packed row sees all rows' columns, masked), about eight vectors of d_model and three
-    of d_mlp; a row in the batch takes its own copy of the prefix's keys and values in every layer as well.
+    A row takes its attention scores (a packed row sees all rows' columns, masked), about eight vectors of d_model and
+    three of d_mlp; a row in the batch takes its own copy of the prefix's keys and values in every layer as well.
     """
     config, packed = model.hooked.cfg, can_pack(model, n_cached, n_tail)
     size = torch.finfo(model.dtype).bits // 8
@@ -94,8 +94,8 @@ def climb(
 ) -> Float[Tensor, "write row d_model"]:
     """The residual stream after the last block, at the last token, of every row that joined at every write layer.
 
-    `join(layer, own)` gives the `n_rows` states that join after block `layer` in place of the ungrafted `own` at the write
-    position; below that layer such a row would be the ungrafted one and is not computed.
+    `join(layer, own)` gives the `n_rows` states that join after block `layer` in place of the ungrafted `own` at the
+    write position; below that layer such a row would be the ungrafted one and is not computed.
 
     Raises:
         RuntimeError: the ungrafted row, which climbs along, does not say what a plain run of the prompt says.
@@ -151,7 +151,8 @@ def climb(
     if packed and masked != above:
         raise RuntimeError(f"the attention scores of {model.name} fired at {masked} and not at {above}")
     _check_same(model, logits, prefix.logits)
-    return final[0][1:].reshape(len(writes), n_rows, model.d_model)
+    joined_at = final[0][1:].reshape(len(writes), n_rows, model.d_model)
+    return joined_at[[writes.index(layer) for layer in write_layers]]
 
 
 def _batched_cache(model: Model, prefix: Prefix, rows_at: Sequence[int]) -> Any:

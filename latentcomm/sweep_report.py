@@ -1,5 +1,6 @@
 """The main job's results as a reader sees them: a table in the terminal, two figures with their data on disk."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
+from latentcomm.evaluation import MESSAGE, METRICS
 from latentcomm.files import written_whole
 from latentcomm.models import Model
 from latentcomm.plots import condition_bars, layer_heatmap
@@ -30,7 +32,9 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def heatmap(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
-    """Accuracy by choices and by the first free token over all cells, with the logit lens of the message beside them."""
+    """Accuracy by choices and by the first free token over all cells, with the logit lens of the message beside
+    them.
+    """
     return layer_heatmap(
         table,
         value={"choices_accuracy": "choices", "first_token_accuracy": "free, first token"},
@@ -103,14 +107,15 @@ def print_report(report: SweepReport, console: Console) -> None:
     )
     for head in ("channel", "message", "free", "choices", "p silent", "p shuffled"):
         table.add_column(head, justify="left" if head in ("channel", "message") else "right", no_wrap=True)
-    for (channel, condition), rows in conditions.groupby(["channel", "condition"], sort=False):
-        by_metric = rows.set_index("metric")
-        shown = [_share(by_metric.loc[metric]) for metric in ("free", "choices")]
-        tests = [_p_values(by_metric, column) for column in ("p_silent", "p_shuffled")]
-        named = condition if condition != "message" else "-" if channel in ("silent", "skyline") else "true"
-        table.add_row(str(channel), str(named), *shown, *tests)
+    by_row: dict[tuple[str, str], dict[str, dict[Any, Any]]] = {}
+    for row in conditions.to_dict("records"):
+        by_row.setdefault((row["channel"], row["condition"]), {})[row["metric"]] = row
+    for (channel, condition), rows in by_row.items():
+        named = condition if condition != MESSAGE else "-" if channel in ("silent", "skyline") else "true"
+        tests = [_p_values(rows, column) for column in ("p_silent", "p_shuffled")]
+        table.add_row(channel, named, *(_share(rows[metric]) for metric in METRICS), *tests)
     console.print(table)
-    lens = conditions[(conditions["channel"] == LENS) & (conditions["metric"] == "free")]["accuracy"].iloc[0]
+    lens = next(rows["free"]["accuracy"] for (channel, _), rows in by_row.items() if channel == LENS)
     console.print(
         f"Logit lens of the message: in {lens:.0%} of the items the sender's own state after layer {read} already has "
         "the answer's first token on top; to that extent the graft hands over the answer.\n"
@@ -119,10 +124,10 @@ def print_report(report: SweepReport, console: Console) -> None:
     )
 
 
-def _share(row: pd.Series) -> str:
+def _share(row: Mapping[Any, Any]) -> str:
     return f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
-def _p_values(rows: pd.DataFrame, column: str) -> str:
-    values = [rows.loc[metric, column] for metric in ("free", "choices")]
-    return "" if any(pd.isna(value) for value in values) else " / ".join(f"{float(value):.1g}" for value in values)
+def _p_values(rows: Mapping[str, Mapping[Any, Any]], column: str) -> str:
+    values = [float(rows[metric][column]) for metric in METRICS]
+    return "" if any(math.isnan(value) for value in values) else " / ".join(f"{value:.1g}" for value in values)

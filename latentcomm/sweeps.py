@@ -27,11 +27,11 @@ class SweepReport:
     """What the main job found.
 
     Attributes:
-        cells: one row a cell of the tune half: read_layer, write_layer, n, choices_accuracy, first_token_accuracy, and the
-            logit lens of the message at that read layer, lens_choices_accuracy and lens_first_token_accuracy.
+        cells: one row a cell of the tune half: read_layer, write_layer, n, choices_accuracy, first_token_accuracy, and
+            the logit lens of the message at that read layer, lens_choices_accuracy and lens_first_token_accuracy.
         conditions: one row a channel, condition and metric of the test half; see `evaluation.summarise`.
         trials: what was said, item by item.
-        chosen: the cell (k, j), best on the tune half.
+        chosen: the cell (k, j), best on the tune half of those whose write layer is not the receiver's last.
         n_cells: how many cells it was chosen among.
     """
 
@@ -61,10 +61,11 @@ def sweep_and_judge(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> SweepReport:
-    """Sweep the first fusion over all cells on the tune half, then judge every fusion at the best cell on the test half.
+    """Sweep the first fusion over all cells on the tune half, then judge every fusion at the best cell on the test
+    half.
 
-    The two halves share no item. The first fusion runs with every control, the others with the shuffled message; silence
-    and the skyline are always there. `n_tune` and `n_test` draw that many items of each half.
+    The two halves share no item. The first fusion runs with every control, the others with the shuffled message;
+    silence and the skyline are always there. `n_tune` and `n_test` draw that many items of each half.
 
     Raises:
         ValueError: no fusion, or what the sweep and the evaluation refuse.
@@ -88,7 +89,7 @@ def sweep_and_judge(
         progress=progress,
     )
     cells = cell_table(sweep, sender, tune)
-    chosen = best_cell(cells)
+    chosen = best_cell(cells, n_layers=receiver.n_layers)
     channels = [Silent(), Skyline()]
     channels += [
         Activation(name, Site(chosen[0]), Site(chosen[1]), fusion, alignment) for name, fusion in fusions.items()
@@ -134,7 +135,8 @@ def tune_sweep(
 
 def cell_table(sweep: LayerSweep, sender: Model, task: Task) -> pd.DataFrame:
     """One row a cell: see `SweepReport.cells`."""
-    assert sweep.choices is not None
+    if sweep.choices is None:
+        raise ValueError("this sweep has no choices; run it with some")
     right = [item.choice for item in task.items]
     chosen = sweep.accuracy(right)
     spelled = [_spellings(item.choice, item.answers) for item in task.items]
@@ -159,20 +161,29 @@ def cell_table(sweep: LayerSweep, sender: Model, task: Task) -> pd.DataFrame:
     )
 
 
-def best_cell(cells: pd.DataFrame) -> Cell:
+def best_cell(cells: pd.DataFrame, *, n_layers: int | None = None) -> Cell:
     """The cell with the highest accuracy by choices; of equals the one whose top token is right more often, then the
     shallower one.
+
+    With `n_layers`, the receiver's number of blocks, a write after its last block is passed over where there is
+    another: nothing of the receiver runs after it, so that a replaced state is the sender's own answer by construction.
 
     >>> best_cell(pd.DataFrame({"read_layer": [0, 1], "write_layer": [3, 2], "choices_accuracy": [0.5, 0.5],
     ...                         "first_token_accuracy": [0.1, 0.2]}))
     (1, 2)
     """
-    ordered = cells.sort_values(
-        ["choices_accuracy", "first_token_accuracy", "write_layer", "read_layer"],
-        ascending=[False, False, True, True],
-        kind="stable",
+    rows = cells.to_dict("records")
+    eligible = [row for row in rows if n_layers is None or row["write_layer"] != n_layers - 1] or rows
+    best = min(
+        eligible,
+        key=lambda row: (
+            -row["choices_accuracy"],
+            -row["first_token_accuracy"],
+            row["write_layer"],
+            row["read_layer"],
+        ),
     )
-    return int(ordered.iloc[0]["read_layer"]), int(ordered.iloc[0]["write_layer"])
+    return int(best["read_layer"]), int(best["write_layer"])
 
 
 def _spellings(choice: str, answers: Sequence[str]) -> list[str]:
@@ -182,7 +193,9 @@ def _spellings(choice: str, answers: Sequence[str]) -> list[str]:
 
 
 def _lens_trials(sender: Model, receiver: Model, task: Task, layer: int, seed: int) -> list[Trial]:
-    """The sender's own state at the read layer as if it were a reply: free by its top token, choices by their logits."""
+    """The sender's own state at the read layer as if it were a reply: free by its top token, choices by their
+    logits.
+    """
     choices = draw_choices(task, receiver.first_token, seed=seed)
     prompts = sender_prompts(sender, task)
     spelled = [_spellings(item.choice, item.answers) for item in task.items]

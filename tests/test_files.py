@@ -14,10 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tiny import files_in
 
 from latentcomm.files import digest, write_json, write_text, written_whole
 from latentcomm.fusion import Mean, RightAligned, Weighted
-from tiny import files_in
 
 
 class TestWrittenWhole:

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping
 
 from latentcomm.tasks.base import DEFAULT_N_CHOICES, Item, Task, Template, draw_choices, is_correct
-from latentcomm.tasks.countries import countries
+from latentcomm.tasks.countries import Fame, SenderForm, countries
 from latentcomm.tasks.tip_sheets import tip_sheets
 
 __all__ = [
     "DEFAULT_N_CHOICES",
     "TASKS",
+    "Fame",
     "Item",
+    "SenderForm",
     "Task",
     "Template",
     "countries",
