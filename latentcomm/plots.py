@@ -2,26 +2,29 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle, pairwise
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from latentcomm.sheets import (
+    BLANK,
     GRID,
     INK,
     LETTER,
     LINE,
     MUTED,
     SHARE_AXIS,
-    TEXT_SIZE,
     TICK_SIZE,
     bare,
     blank_sheet,
     chance_line,
+    colour_axis,
     dots,
+    layer_axis,
     names_axis,
+    places,
     styles,
 )
 
@@ -91,15 +94,15 @@ def layer_heatmap(
     lines = _lines(grids, reads, writes, chosen) if lenses else []
     entries = [line["name"] for line in lines] + [ring] * bool(ring)
     sheet = blank_sheet(title, note, entries, across=across, down=side, left=58, right=20, head=28)
-    sheet.figure.update_layout(coloraxis=_colour_axis(bounds or _bounds(grids), unit, (grids_end + 14) / across))
+    sheet.figure.update_layout(coloraxis=colour_axis(bounds or _bounds(grids), unit, (grids_end + 14) / across))
 
-    x_places, y_places = _places(writes), _places(reads)
-    read_axis = _layer_axis(reads, "sender read layer <i>k</i>")
-    write_axis = _layer_axis(writes, "receiver write layer <i>j</i>")
+    x_places, y_places = places(writes), places(reads)
+    read_axis = layer_axis(reads, "sender read layer <i>k</i>")
+    write_axis = layer_axis(writes, "receiver write layer <i>j</i>")
     for place, grid in enumerate(grids):
         spot = (place * (side + gap), 0, side, side)
         axes = sheet.panel(place, spot, write_axis, bare(read_axis) if place else read_axis, grid.name)
-        sheet.shade(axes, *read_axis["range"])
+        sheet.shade(axes, *read_axis["range"], BLANK)
         hover = f"{grid.name}<br>read layer %{{y}}, write layer %{{x}}: %{{z:.3f}}<extra></extra>"
         heat = {"x": x_places, "y": y_places, "z": grid.cells, "coloraxis": "coloraxis", "hovertemplate": hover}
         sheet.figure.add_trace(go.Heatmap(heat | axes))
@@ -111,7 +114,7 @@ def layer_heatmap(
         spot = (grids_end + 160, 0, 176, side)
         axes = sheet.panel(len(grids), spot, share_axis, read_axis, "by read layer")
         if chosen is not None:
-            sheet.rule(axes, y_places[reads.index(chosen[0])])
+            sheet.rule(axes, chosen[0] if y_places == reads else reads.index(chosen[0]))
         sheet.figure.add_traces([go.Scatter(line | axes) for line in lines])
     return sheet.figure
 
@@ -263,7 +266,7 @@ def _lines(
     """A pair of lines a grid: its column at the chosen write layer, and the lens of its message."""
     lines = []
     for grid, colour in zip(grids, cycle(_LINE_COLOURS), strict=False):
-        line = {"y": _places(reads), "mode": "lines", "line": {"color": colour, "width": 2}}
+        line = {"y": places(reads), "mode": "lines", "line": {"color": colour, "width": 2}}
         prefix = f"{grid.name}: " if grid.name else ""
         if chosen is not None:
             column = [row[writes.index(chosen[1])] for row in grid.cells]
@@ -281,17 +284,6 @@ def _bounds(grids: Sequence[_Grid]) -> tuple[float, float]:
     return low, max(math.ceil(round(10 * max(values), 6)) / 10, low + 0.1)
 
 
-def _colour_axis(bounds: Sequence[float | int], unit: str, x: float) -> dict[str, Any]:
-    bar = {"len": 1, "lenmode": "fraction", "outlinewidth": 0, "thickness": 12, "x": x, "xanchor": "left", "xpad": 0}
-    bar |= {
-        "tickfont": {"size": TICK_SIZE},
-        "ticks": "outside",
-        "ticklen": 4,
-        "title": {"text": unit, "side": "right", "font": {"size": TEXT_SIZE}},
-    }
-    return {"cmin": bounds[0], "cmax": bounds[1], "colorscale": "Cividis", "colorbar": bar | {"ypad": 0}}
-
-
 def _ring(at: tuple[int | str, int | str], axes: dict[str, str], name: str) -> list[go.Scatter]:
     """A black ring in a white one: seen on every colour of the scale, and the cell inside stays in sight."""
     rings = [(16, "white", 5), (16, INK, 2)]
@@ -301,24 +293,6 @@ def _ring(at: tuple[int | str, int | str], axes: dict[str, str], name: str) -> l
         ring = {"x": [at[0]], "y": [at[1]], "mode": "markers", "hoverinfo": "skip", "marker": marker} | axes
         traces.append(go.Scatter(ring, name=name, showlegend=bool(name) and colour == INK))
     return traces
-
-
-def _layer_axis(layers: Sequence[int], title: str) -> dict[str, Any]:
-    """A numeric axis for layers in even steps, else a place a layer, so that all cells are of one size."""
-    if not _even(layers):
-        return {"title": {"text": title}, "type": "category", "range": [-0.5, len(layers) - 0.5]}
-    step = layers[1] - layers[0] if len(layers) > 1 else 1
-    tick = step * next(size for size in (1, 2, 5, 10, 20, 50) if len(layers) <= 8 * size)
-    ends = [layers[0] - step / 2, layers[-1] + step / 2]
-    return {"title": {"text": title}, "range": ends, "tick0": layers[0] - layers[0] % tick, "dtick": tick}
-
-
-def _even(layers: Sequence[int]) -> bool:
-    return len({after - before for before, after in pairwise(layers)}) <= 1
-
-
-def _places(layers: Sequence[int]) -> list[int] | list[str]:
-    return list(layers) if _even(layers) else [str(layer) for layer in layers]
 
 
 def _layers(rows: Sequence[Mapping[str, Any]], column: str) -> list[int]:

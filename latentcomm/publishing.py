@@ -1,18 +1,28 @@
 """A figure with all that stands behind it: its data, its settings, and the code, models and machine that made it."""
 
 import dataclasses
+import html
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from pathlib import Path
+from importlib import metadata
+from io import StringIO
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.offline
+import torch
 
-from latentcomm.files import written_whole
+from latentcomm.files import digest, written_whole
 
 PACKAGES = ("latentcomm", "torch", "transformers", "transformer-lens", "numpy", "pandas", "plotly")
 PNG_SCALE = 2  # pixels of a PNG a pixel of the figure: 230 dots an inch where 780 px are printed 6.75 in wide
@@ -59,7 +69,7 @@ def publish(
         models: name and fingerprint of each model.
 
     Raises:
-        ValueError: a name that is no file name, a table that its CSV would not give back, or settings without plain form.
+        ValueError: a name that is no file name, a table its CSV would not give back, or settings without plain form.
         RuntimeError: the disk is full or the folder cannot be written; what stood there is still there.
     """
     paths = _paths(name, folder)
@@ -116,7 +126,7 @@ def plain(settings: Any) -> dict[str, Any]:
     """Settings as the metadata record them, in values JSON has: what `replot` gives to the plot.
 
     A dataclass becomes its fields, a tuple a list; inside, a dataclass (a fusion, a site), a dtype and a device become
-    their repr, a function or class its name. An absolute path becomes its last part: no folder of a machine is recorded.
+    their repr, a function or class its name. An absolute path becomes its last part: a machine's folders stay its own.
 
     Raises:
         ValueError: a value that has no such form, such as a tensor, a lambda, a set or an infinite number.
@@ -132,7 +142,7 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 def figure_json(figure: go.Figure) -> str:
-    """A figure as plotly's JSON: equal figures, equal bytes. Keys are sorted, numbers in full; what is no number is null.
+    """A figure as plotly's JSON: equal figures, equal bytes. Keys are sorted, numbers in full, NaN is null.
 
     >>> figure = go.Figure(go.Scatter(x=[0.1]), layout={"template": "none"})
     >>> json.loads(figure_json(figure))["data"]
@@ -223,7 +233,7 @@ def _published(paths: Published) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def _csv(table: pd.DataFrame) -> str:
-    """A table as a CSV that gives it back: every float in full, lines ended by LF, an empty field where there is nothing."""
+    """A table as a CSV that gives it back: every float in full, lines ended by LF, nothing where there is nothing."""
     if table.empty:
         raise ValueError("the table is empty; there is nothing to publish")
     if wrong := [name for name in table.columns if not isinstance(name, str)] or [

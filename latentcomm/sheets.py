@@ -5,11 +5,12 @@ import textwrap
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-INK, MUTED, GRID, BAND, BLANK = "#1A1A1A", "#595959", "#E3E3E3", "#F4F4F4", "#E0E0E0"
+INK, MUTED, GRID, BAND, BLANK = "#1A1A1A", "#595959", "#E3E3E3", "#F4F4F4", "#DADADA"
 TITLE_SIZE, TEXT_SIZE, TICK_SIZE = 16, 14, 13  # 780 px across a page's 6.75 in print these at 10, 9 and 8 pt
 LETTER = {
     TITLE_SIZE: 8.2,
@@ -82,13 +83,13 @@ class Sheet:
         spot = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 6, "y": height / self.down, "yref": "paper"}
         self.figure.add_annotation(spot, text=text, showarrow=False, textangle=90, yanchor="middle")
 
-    def shade(self, axes: dict[str, str], low: float | int, high: float | int) -> None:
+    def shade(self, axes: dict[str, str], low: float | int, high: float | int, colour: str = BAND) -> None:
         """Tint a band across a panel, between two heights of its own axis."""
         spot = {"x0": 0, "x1": 1, "xref": f"{axes['xaxis']} domain", "y0": low, "y1": high, "yref": axes["yaxis"]}
-        self.figure.add_shape(spot, fillcolor=BAND, line={"width": 0}, layer="below")
+        self.figure.add_shape(spot, fillcolor=colour, line={"width": 0}, layer="below")
 
-    def rule(self, axes: dict[str, str], height: float | int | str) -> None:
-        """Draw a thin line across a panel, at a height of its own axis."""
+    def rule(self, axes: dict[str, str], height: int) -> None:
+        """Draw a thin line across a panel, at a height of its own axis (the how-manieth of named places)."""
         spot = {"x0": 0, "x1": 1, "xref": f"{axes['xaxis']} domain", "y0": height, "y1": height, "yref": axes["yaxis"]}
         self.figure.add_shape(spot, line={"color": MUTED, "width": 1}, layer="below")
 
@@ -103,7 +104,7 @@ def blank_sheet(
         textwrap.wrap(note, int((width - 24) / LETTER[TICK_SIZE])),
     )
     small = f'<span style="font-size:{TICK_SIZE}px;color:{MUTED}">{{}}</span>'
-    top = 12 + (LINE + 2) * len(titles) + LINE * len(notes) + head
+    top = 16 + (LINE + 2) * len(titles) + LINE * len(notes) + head
     bottom = 58 + 20 * _legend_lines(entries, width)
     height = top + down + bottom
     margin = {"l": left, "r": right, "t": top, "b": bottom, "autoexpand": False}
@@ -119,12 +120,12 @@ def bare(axis: dict[str, Any]) -> dict[str, Any]:
 
 def names_axis(names: Sequence[str], title: str) -> dict[str, Any]:
     """An axis with a name at 0, 1, 2, ... from the top."""
-    places = {"range": [len(names) - 0.5, -0.5], "tickvals": list(range(len(names))), "ticktext": list(names)}
-    return places | {"title": {"text": title}, "ticks": ""}
+    ticks = {"range": [len(names) - 0.5, -0.5], "tickvals": list(range(len(names))), "ticktext": list(names)}
+    return ticks | {"title": {"text": title}, "ticks": ""}
 
 
 def dots(
-    dots: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     heights: Sequence[float | int],
     style: Style,
     axes: dict[str, str],
@@ -134,8 +135,8 @@ def dots(
 ) -> go.Scatter:
     """Dots with their intervals; without any, what stands for them in the legend."""
     interval = {
-        "array": [dot["high"] - dot["accuracy"] for dot in dots],
-        "arrayminus": [dot["accuracy"] - dot["low"] for dot in dots],
+        "array": [row["high"] - row["accuracy"] for row in rows],
+        "arrayminus": [row["accuracy"] - row["low"] for row in rows],
         "color": style.colour,
         "symmetric": False,
         "thickness": 2,
@@ -144,9 +145,9 @@ def dots(
     }
     return go.Scatter(
         axes,
-        x=[dot["accuracy"] for dot in dots] or [None],
+        x=[row["accuracy"] for row in rows] or [None],
         y=list(heights) or [None],
-        customdata=[[dot["low"], dot["high"], dot["n"]] for dot in dots],
+        customdata=[[row["low"], row["high"], row["n"]] for row in rows],
         error_x=interval,
         hovertemplate="%{x:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f}), n = %{customdata[2]}",
         marker={
@@ -172,6 +173,38 @@ def chance_line(
     ends = {"x": [chance[metric]] * 2, "y": [-0.5, n_rows - 0.5], "mode": "lines", "line": line, "hoverinfo": "skip"}
     first = named and metric == next(iter(chance))
     return [go.Scatter(ends | axes, name="chance", legendgroup="chance", showlegend=first)]
+
+
+def colour_axis(bounds: Sequence[float | int], unit: str, x: float) -> dict[str, Any]:
+    """One sequential scale that colour-blind readers see, with its bar at a share `x` of the width."""
+    bar = {"len": 1, "lenmode": "fraction", "outlinewidth": 0, "thickness": 12, "x": x, "xanchor": "left", "xpad": 0}
+    bar |= {
+        "tickfont": {"size": TICK_SIZE},
+        "ticks": "outside",
+        "ticklen": 4,
+        "title": {"text": unit, "side": "right", "font": {"size": TEXT_SIZE}},
+    }
+    return {"cmin": bounds[0], "cmax": bounds[1], "colorscale": "Cividis", "colorbar": bar | {"ypad": 0}}
+
+
+def layer_axis(layers: Sequence[int], title: str) -> dict[str, Any]:
+    """A numeric axis for layers in even steps, else a place a layer, so that all cells are of one size."""
+    if not _even(layers):
+        return {"title": {"text": title}, "type": "category", "range": [-0.5, len(layers) - 0.5]}
+    step = layers[1] - layers[0] if len(layers) > 1 else 1
+    tick = step * next(size for size in (1, 2, 5, 10, 20, 50, 100) if len(layers) <= 8 * size or size == 100)
+    first = layers[0] - layers[0] % tick if step == 1 else layers[0]
+    ends = [layers[0] - step / 2, layers[-1] + step / 2]
+    return {"title": {"text": title}, "range": ends, "tick0": first, "dtick": tick}
+
+
+def places(layers: Sequence[int]) -> list[int] | list[str]:
+    """What stands for each layer on its axis."""
+    return list(layers) if _even(layers) else [str(layer) for layer in layers]
+
+
+def _even(layers: Sequence[int]) -> bool:
+    return len({after - before for before, after in pairwise(layers)}) <= 1
 
 
 def _within(*ends: float) -> list[float]:
@@ -241,6 +274,16 @@ STYLES = {
     "self": Style("#56B4E9", "triangle-down"),
     "text": Style("#661100", "star"),
     "logit lens": Style("#555555", "diamond-open"),
+    "weighted": Style("#CC6677", "square"),
+    "gated": Style("#AA4499", "diamond"),
+    "norm_matched": Style("#88CCEE", "hexagon2"),
+    "linear": Style("#332288", "circle"),
+    "concat": Style("#999933", "circle"),
+    "orthogonal_residual": Style("#882255", "triangle-up"),
+    "predictability_residual": Style("#117733", "triangle-down"),
+    "task_arithmetic": Style("#44AA99", "square"),
+    "ties": Style("#AA4499", "star"),
+    "right_aligned": Style("#661100", "triangle-up"),
     "cipher": Style("#332288", "hexagon"),
     "latent": Style("#117733", "pentagon"),
     "coconut": Style("#999933", "hourglass"),
@@ -248,8 +291,8 @@ STYLES = {
     "kv": Style("#44AA99", "star-square"),
     "delta": Style("#CC6677", "triangle-left"),
 }
-"""The first ten stay at least 12 units of CIE Lab apart for full, red-, green- and blue-blind sight. After Okabe & Ito
-2008 and Tol 2021."""
+"""Conditions, fusions and channels. The first ten colours stay 12 units of CIE Lab or more apart for full, red-, green-
+and blue-blind sight; after them no two names share both colour and shape. After Okabe & Ito 2008 and Tol 2021."""
 
 SPARE_STYLES = tuple(
     Style(colour, symbol)

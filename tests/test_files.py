@@ -69,7 +69,9 @@ class TestWrittenWhole:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
         try:
             with (
-                pytest.raises(RuntimeError, match=r"states\.safetensors could not be written .*make room and run again"),
+                pytest.raises(
+                    RuntimeError, match=r"states\.safetensors could not be written .*make room and run again"
+                ),
                 written_whole(tmp_path / "states.safetensors") as draft,
             ):
                 save_file({"states": torch.zeros(100_000)}, draft)
