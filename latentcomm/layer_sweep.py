@@ -117,10 +117,10 @@ def sweep_layers(
         alignment: maps the sender's rows before the fusion; a mapping gives each cell its own.
         read_layers, write_layers: all by default.
         choices: a list of answer strings for each item, taken literally (" Greece" has its space); the same number
-        each.
+            each.
         top_token: whether to record the most likely next token, which costs a full unembedding of every row.
         read_position, write_position: the last token by default; from the front when not negative; one an item if
-        listed.
+            listed.
         checkpoint: a folder in which finished passes are kept, so that the same call goes on after an interruption.
 
     Source: Ramesh & Li 2025, arXiv:2501.14082 (the grid); the staircase of rows is this package's.

@@ -113,7 +113,7 @@ class Model:
 
         Raises:
             ValueError: the layer is outside the model, or its blocks lack the stream (parallel blocks have no
-            resid_mid).
+                resid_mid).
         """
         if site.layer >= self.n_layers:
             raise ValueError(f"layer {site.layer} is outside {self.name}, whose layers are 0 to {self.n_layers - 1}")
