@@ -102,7 +102,7 @@ def layer_heatmap(
     for place, grid in enumerate(grids):
         spot = (place * (side + gap), 0, side, side)
         axes = sheet.panel(place, spot, write_axis, bare(read_axis) if place else read_axis, grid.name)
-        sheet.shade(axes, *read_axis["range"], BLANK)
+        sheet.shade(axes, read_axis["range"][0], read_axis["range"][1], BLANK)
         hover = f"{grid.name}<br>read layer %{{y}}, write layer %{{x}}: %{{z:.3f}}<extra></extra>"
         heat = {"x": x_places, "y": y_places, "z": grid.cells, "coloraxis": "coloraxis", "hovertemplate": hover}
         sheet.figure.add_trace(go.Heatmap(heat | axes))
@@ -256,8 +256,8 @@ def _grid(
                 f"column {lens} has {row[lens]} at {cell}; it must be one share for all cells of a read layer"
             )
     found = [[cells.get((read, write), math.nan) for write in writes] for read in reads]
-    lens_shares = [shares.get(read) for read in reads] if lens else []
-    return _Grid(name, [[None if math.isnan(cell) else float(cell) for cell in row] for row in found], lens_shares)
+    shown = [[None if math.isnan(cell) else float(cell) for cell in row] for row in found]
+    return _Grid(name, shown, [shares.get(read) for read in reads] if lens else [])
 
 
 def _lines(
@@ -286,10 +286,9 @@ def _bounds(grids: Sequence[_Grid]) -> tuple[float, float]:
 
 def _ring(at: tuple[int | str, int | str], axes: dict[str, str], name: str) -> list[go.Scatter]:
     """A black ring in a white one: seen on every colour of the scale, and the cell inside stays in sight."""
-    rings = [(16, "white", 5), (16, INK, 2)]
     traces = []
-    for size, colour, width in rings:
-        marker = {"symbol": "circle-open", "size": size, "color": colour, "line": {"width": width}}
+    for colour, width in (("white", 5), (INK, 2)):
+        marker = {"symbol": "circle-open", "size": 16, "color": colour, "line": {"width": width}}
         ring = {"x": [at[0]], "y": [at[1]], "mode": "markers", "hoverinfo": "skip", "marker": marker} | axes
         traces.append(go.Scatter(ring, name=name, showlegend=bool(name) and colour == INK))
     return traces

@@ -1,5 +1,7 @@
 """A figure with all that stands behind it: its data, its settings, and the code, models and machine that made it."""
 
+import contextlib
+import csv
 import dataclasses
 import html
 import json
@@ -9,7 +11,6 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib import metadata
 from io import StringIO
@@ -79,7 +80,7 @@ def publish(
         "models": plain(models),
         "versions": _versions(),
         "code": _code(paths.data.parent),
-        "machine": _machine(),
+        "machine": machine(),
         "not_compared": {"date": datetime.now(UTC).isoformat(timespec="seconds"), "measured": plain(measured)},
     }
     meta = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -163,21 +164,20 @@ def image(figure: go.Figure, path: str | os.PathLike[str]) -> Path:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise ValueError(f"{path.name} names no format of an image; end it with .png, .svg or .pdf")
-    missing = (
-        "an image needs kaleido and Chromium or Chrome: install the extra with `pip install 'latentcomm[paper]'`, "
-        "and the browser with the system's packages or `plotly_get_chrome`"
-    )
     try:
         import kaleido
         from kaleido.errors import ChromeNotFoundError
     except ImportError as error:
-        raise RuntimeError(f"{missing}; kaleido is not installed") from error
-    size = {"width": figure.layout.width or 700, "height": figure.layout.height or 500}
-    options = {"format": kind, "scale": PNG_SCALE if kind == "png" else 1} | size
+        raise RuntimeError(f"{NEEDS}; kaleido is not installed") from error
+    document = figure.to_dict()
+    for place, trace in enumerate(document["data"]):
+        trace["uid"] = f"{place:06x}"  # or plotly draws one
+    options = {"format": kind, "scale": PNG_SCALE if kind == "png" else 1}
+    options |= {"width": figure.layout.width or 700, "height": figure.layout.height or 500}
     try:
-        picture = kaleido.calc_fig_sync(figure.to_dict(), opts=options, kopts={"mathjax": False})
+        picture = kaleido.calc_fig_sync(document, opts=options, kopts={"mathjax": False})
     except ChromeNotFoundError as error:
-        raise RuntimeError(f"{missing}; no browser was found") from error
+        raise RuntimeError(f"{NEEDS}; no browser was found") from error
     with written_whole(path) as draft:
         draft.write_bytes(_same_ids(picture, figure_json(figure)) if kind == "svg" else picture)
     return path
@@ -215,14 +215,14 @@ def _paths(name: str, folder: str | os.PathLike[str]) -> Published:
 
 def _write(texts: Mapping[Path, str]) -> None:
     """Write files that belong together: all drafts are on the disk before the first takes its place."""
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         for path, text in texts.items():
             stack.enter_context(written_whole(path)).write_bytes(text.encode("utf-8"))
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # read_text would turn every line end into LF
     except FileNotFoundError as error:
         raise ValueError(f"{path.name} is not in {path.parent}; run the analysis that publishes it first") from error
 
@@ -252,7 +252,8 @@ def _csv(table: pd.DataFrame) -> str:
                 and np.can_cast(dtype, wide)
             ):
                 table[name] = table[name].astype(wide)
-    text = table.to_csv(index=False, lineterminator="\n")
+    lines = zip(*(table[name].tolist() for name in table.columns), strict=True)
+    text = "".join(",".join(map(_field, line)) + "\n" for line in [tuple(table.columns), *lines])
     back = _table(text)
     for name in table.columns:
         if name not in back or not back[name].equals(table[name]):
@@ -264,15 +265,25 @@ def _csv(table: pd.DataFrame) -> str:
     return text
 
 
+def _field(value: Any) -> str:
+    text = "" if pd.isna(value) else repr(value) if isinstance(value, float) else str(value)
+    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\r\n]', text) else text
+
+
 def _table(text: str) -> pd.DataFrame:
-    return pd.read_csv(
-        StringIO(text),
-        float_precision="round_trip",
-        keep_default_na=False,
-        low_memory=False,
-        na_values=[""],
-        skip_blank_lines=False,
-    )
+    """The table of a CSV, read by rules of our own: every release of pandas then gives the same numbers."""
+    head, *rows = (line or [""] for line in csv.reader(StringIO(text, newline="")))
+    columns = {name: _column(list(cells)) for name, cells in zip(head, zip(*rows, strict=True), strict=True)}
+    return pd.DataFrame(columns)
+
+
+def _column(cells: list[str]) -> pd.Series:
+    if set(cells) <= {"True", "False"}:
+        return pd.Series([cell == "True" for cell in cells])
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return pd.Series([number(cell or ("nan" if number is float else "")) for cell in cells])
+    return pd.Series([cell or None for cell in cells])
 
 
 def _drawing(paths: Published, figure: go.Figure) -> dict[Path, str]:
@@ -288,7 +299,7 @@ def _drawing(paths: Published, figure: go.Figure) -> dict[Path, str]:
 
 
 def _same_ids(svg: bytes, document: str) -> bytes:
-    """Plotly marks the ids of a drawing with six random digits; here these come from the figure."""
+    """The drawing with ids that come from the figure, where plotly puts six random digits."""
     found = re.search(rb'<defs id="defs-([0-9a-f]{6})"', svg)
     if found is None:
         raise RuntimeError("the image has no drawing in it; try again, or with another version of kaleido")
@@ -303,12 +314,8 @@ def _differences(old: Any, new: Any, where: str = "figure") -> Iterator[str]:
         for place, (before, after) in enumerate(zip(old, new, strict=True)):
             yield from _differences(before, after, f"{where}[{place}]")
     elif old != new:
-        yield f"{where} is {_short(old)} and should be {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+        was, should = (json.dumps(value, ensure_ascii=False)[:60] for value in (old, new))
+        yield f"{where} is {was} and should be {should}"
 
 
 def _versions() -> dict[str, str | None]:
@@ -344,7 +351,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """What the machine can do, not which one it is."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
     accelerators = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
@@ -366,6 +373,10 @@ def _processor() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
+NEEDS = (
+    "an image needs kaleido and Chromium or Chrome: install the extra with `pip install 'latentcomm[paper]'`, "
+    "and the browser with the system's packages or `plotly_get_chrome`"
+)
 GIT_POINTERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")  # set inside git's own hooks
 PAGE = """<!doctype html>
 <html lang="en">
