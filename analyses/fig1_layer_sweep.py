@@ -7,6 +7,7 @@ test half beside every control. About four minutes on two cores.
 """
 
 import argparse
+import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,9 +16,10 @@ import latentcomm as lc
 from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.publishing import replot
 from latentcomm.sweep_report import conditions_figure, heatmap, write_report
-from latentcomm.tasks import countries
+from latentcomm.tasks import Fame, SenderForm, Template, countries
 
 NAME = "fig1_layer_sweep"
+FUSIONS = {"replace": Replace(), "mean": Mean(), "sum": Sum()}
 FIGURES = {NAME: heatmap, f"{NAME}_conditions": conditions_figure}
 
 
@@ -28,9 +30,9 @@ class Settings:
     sender: str = "smollm2-135m-instruct"
     receiver: str = "smollm2-135m-instruct"
     task: str = "countries"
-    template: str = "raw"
-    sender_form: str = "primed"
-    fame: str = "all"
+    template: Template = "raw"
+    sender_form: SenderForm = "primed"
+    fame: Fame | None = None
     fusion: str = "replace"
     read_layers: tuple[int, ...] | None = None
     write_layers: tuple[int, ...] | None = None
@@ -43,14 +45,16 @@ SETTINGS = Settings()
 SMOKE = replace(SETTINGS, read_layers=(20, 26), write_layers=(20, 27), n_tune=4, n_test=6)
 
 
-def compute(settings: Settings, *, checkpoint: Path | None = None) -> tuple[lc.SweepReport, lc.Model]:
-    """The sweep and its judgement."""
-    model = lc.load_model(settings.sender)
-    report = lc.sweep_and_judge(
-        model,
-        model,
-        countries(template="raw", sender_form="primed"),
-        fusions={"replace": Replace(), "mean": Mean(), "sum": Sum()},
+def compute(
+    settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
+) -> lc.SweepReport:
+    """The sweep of the first fusion, and the judgement of all."""
+    first = {settings.fusion: FUSIONS[settings.fusion]}
+    return lc.sweep_and_judge(
+        sender,
+        receiver,
+        countries(template=settings.template, sender_form=settings.sender_form, fame=settings.fame),
+        fusions=first | FUSIONS,
         read_layers=settings.read_layers,
         write_layers=settings.write_layers,
         n_tune=settings.n_tune,
@@ -59,7 +63,6 @@ def compute(settings: Settings, *, checkpoint: Path | None = None) -> tuple[lc.S
         checkpoint=checkpoint,
         progress=True,
     )
-    return report, model
 
 
 def main() -> None:
@@ -74,15 +77,19 @@ def main() -> None:
             replot(name, options.out, plot)
         return
     settings, began = SMOKE if options.smoke else SETTINGS, time.monotonic()
-    report, model = compute(settings, checkpoint=options.out / ".unfinished")
+    sender = lc.load_model(settings.sender)
+    receiver = sender if settings.receiver == settings.sender else lc.load_model(settings.receiver)
+    kept = options.out / ".unfinished" / NAME
+    report = compute(settings, sender, receiver, checkpoint=kept)
     write_report(
         report,
         name=NAME,
         folder=options.out,
         settings=asdict(settings),
         measured={"wall_seconds": round(time.monotonic() - began, 1)},
-        models={"sender": model, "receiver": model},
+        models={"sender": sender, "receiver": receiver},
     )
+    shutil.rmtree(kept, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ famous and obscure landmarks are reported apart. About fifteen minutes on two co
 """
 
 import argparse
+import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -114,7 +115,8 @@ def main() -> None:
         return
     settings, began = SMOKE if options.smoke else SETTINGS, time.monotonic()
     model = lc.load_model(settings.model)
-    table = compute(settings, model, checkpoint=options.out / ".unfinished")
+    kept = options.out / ".unfinished" / NAME
+    table = compute(settings, model, checkpoint=kept)
     publish(
         plot(table, asdict(settings)),
         table,
@@ -124,6 +126,7 @@ def main() -> None:
         measured={"wall_seconds": round(time.monotonic() - began, 1)},
         models={"model": describe(model)},
     )
+    shutil.rmtree(kept, ignore_errors=True)
 
 
 if __name__ == "__main__":

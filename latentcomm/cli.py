@@ -4,7 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latentcomm import weights
+from latentcomm.files import digest
 from latentcomm.fusion import Fusion, Mean, NormMatched, OrthogonalResidual, Replace, RightAligned, Sum, TaskArithmetic
 from latentcomm.tasks.base import Task
 
@@ -116,20 +117,6 @@ def sweep(
 
         first = load_model(sender, dtype=dtype, device=device)
         second = first if receiver in ("", sender) else load_model(receiver, dtype=dtype, device=device)
-        kept = out / ".unfinished"
-        report = sweep_and_judge(
-            first,
-            second,
-            chosen_task,
-            fusions=fusions,
-            read_layers=reads,
-            write_layers=writes,
-            n_tune=n_tune,
-            n_test=n_test or None,
-            seed=seed,
-            checkpoint=kept,
-            progress=True,
-        )
         settings = {
             "sender": first.name,
             "receiver": second.name,
@@ -145,6 +132,21 @@ def sweep(
             "n_test": n_test,
             "seed": seed,
         }
+        # A folder of its own, so that another stopped run in `out` keeps its work when this one is done.
+        kept = out / ".unfinished" / digest(settings, dtype)[:16]
+        report = sweep_and_judge(
+            first,
+            second,
+            chosen_task,
+            fusions=fusions,
+            read_layers=reads,
+            write_layers=writes,
+            n_tune=n_tune,
+            n_test=n_test or None,
+            seed=seed,
+            checkpoint=kept,
+            progress=True,
+        )
         published = write_report(
             report,
             name=name,
@@ -154,6 +156,8 @@ def sweep(
             models={"sender": first, "receiver": second},
         )
         shutil.rmtree(kept, ignore_errors=True)
+        with suppress(OSError):  # another stopped run's work is in it
+            kept.parent.rmdir()
         print_report(report, Console(width=None if sys.stdout.isatty() else 118))
         for one in published:
             print(f"wrote {one.page} (open it in a browser), {one.data.name}, {one.figure.name}, {one.meta.name}")
@@ -173,6 +177,8 @@ def models() -> None:
 
 def _fusions(names: str, right_aligned: bool) -> dict[str, Fusion]:
     chosen = [name.strip() for name in names.split(",") if name.strip()]
+    if not chosen:
+        raise ValueError(f"--fusion names none; choose among {', '.join(FUSION_NAMES)}")
     for name in chosen:
         if name not in FUSION_NAMES:
             raise ValueError(f"there is no fusion {name!r} on the command line; choose among {', '.join(FUSION_NAMES)}")

@@ -54,9 +54,10 @@ def generate(
     numbers.
 
     Raises:
-        ValueError: an option out of range, or prompt and reply exceed the context.
+        ValueError: an option out of range, prompt and reply exceed the context, or the model has no tokenizer.
         RuntimeError: a graft never fired.
     """
+    model.require_tokenizer()
     return decode(model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed).texts
 
 
@@ -78,8 +79,8 @@ def decode(
     given = prompts if isinstance(prompts, ReceiverInput) else ReceiverInput(prompts)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; ask for at least 1")
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature {temperature} must be at least 0 and top_p {top_p} in (0, 1]")
+    if not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
+        raise ValueError(f"temperature {temperature} must be at least 0 and finite, and top_p {top_p} in (0, 1]")
     longest = int(given.prompts.lengths.max())
     if longest + max_new_tokens - 1 > model.n_ctx:
         raise ValueError(

@@ -125,11 +125,17 @@ def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
     not corrected for the number of comparisons. What does not apply is NaN.
 
     Raises:
-        ValueError: channels that were not evaluated on the same items.
+        ValueError: channels that were not evaluated on the same items, or share a name.
     """
     outcomes: dict[tuple[str, str], dict[str, Trial]] = {}
     for trial in trials:
-        outcomes.setdefault((trial.channel, trial.condition), {})[trial.item] = trial
+        answered = outcomes.setdefault((trial.channel, trial.condition), {})
+        if trial.item in answered:
+            raise ValueError(
+                f"item {trial.item!r} stands twice under {trial.channel}, {trial.condition}; give every channel a name "
+                "of its own, and each of its trials once"
+            )
+        answered[trial.item] = trial
     items = list(next(iter(outcomes.values()), ()))
     if any(set(answered) != set(items) for answered in outcomes.values()):
         raise ValueError("the channels were evaluated on different items and cannot be compared in pairs")

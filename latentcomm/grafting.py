@@ -31,8 +31,8 @@ class Graft:
             An int (counted from the end when negative), the same for every row; `range` or `slice` for a span of all
             rows; a tensor `[batch]` (one position a row, such as `prompts.last`) or `[batch n]` (n positions a row).
             `slice(None)` writes all positions.
-        vector: `[d_sender]` for every row and position, `[batch d_sender]` for each row, or `[batch n d_sender]` for
-            each row and position.
+        vector: `[d_sender]` for every row and position, `[batch d_sender]` for each row, `[batch n d_sender]` for each
+            row and position, or `[sender batch n d_sender]` from several senders, for a fusion that merges them.
         fusion: how the two become one; `Replace()` unless given.
 
     Source: Ramesh & Li 2025, arXiv:2501.14082 (one vector into the last token); the rest generalises it.
@@ -48,15 +48,21 @@ class Graft:
 
     site: Site
     position: int | range | slice | Int[Tensor, " batch"] | Int[Tensor, "batch n"]
-    vector: Float[Tensor, " d_sender"] | Float[Tensor, "batch d_sender"] | Float[Tensor, "batch n d_sender"]
+    vector: (
+        Float[Tensor, " d_sender"]
+        | Float[Tensor, "row d_sender"]
+        | Float[Tensor, "row place d_sender"]
+        | Float[Tensor, "sender row place d_sender"]
+    )
     fusion: Callable[..., Any] = field(default_factory=Replace)
 
     def __post_init__(self) -> None:
         if not torch.isfinite(self.vector).all():
             bad = (~torch.isfinite(self.vector)).nonzero()[0].tolist()
             raise ValueError(f"the message for {self.site.hook_name} is not finite at index {bad}; it was not grafted")
-        if isinstance(self.position, Tensor) and self.vector.ndim > 1 and len(self.position) != len(self.vector):
-            raise ValueError(f"{len(self.position)} rows of positions but {len(self.vector)} rows of vectors")
+        rows = self._wide().shape[-3]
+        if isinstance(self.position, Tensor) and rows not in (1, len(self.position)):
+            raise ValueError(f"{len(self.position)} rows of positions but {rows} rows of vectors")
 
     def fwd_hooks(self) -> list[Hook]:
         """The graft as TransformerLens forward hooks, to compose with anyone's in `run_with_hooks`.
@@ -65,7 +71,7 @@ class Graft:
         """
 
         def write(value: Tensor, hook: Any) -> Tensor:
-            return self.write(value)
+            return self._write_in_block(value)
 
         return [(self.site.hook_name, write)]
 
@@ -78,18 +84,25 @@ class Graft:
         index = self.index(value)
         rows = torch.arange(len(value), device=value.device)[:, None]
         own = value[rows, index]
-        vector = self.vector.to(value.device, value.dtype)
-        if vector.ndim > 1 and len(vector) not in (1, len(value)):
-            raise ValueError(
-                f"{len(vector)} rows of vectors for {len(value)} prompts; give one a prompt, or one for all"
-            )
-        if vector.ndim == 3 and vector.shape[1] != index.shape[1]:
-            raise ValueError(f"{vector.shape[1]} vectors a row for {index.shape[1]} positions a row; they must agree")
-        incoming = vector[None, None] if vector.ndim == 1 else vector[:, None] if vector.ndim == 2 else vector
-        incoming = incoming.expand(len(value), index.shape[1], vector.shape[-1])
+        vector = self._wide().to(value.device, value.dtype)
+        n_rows, n_places = vector.shape[-3:-1]
+        if n_rows not in (1, len(value)):
+            raise ValueError(f"{n_rows} rows of vectors for {len(value)} prompts; give one a prompt, or one for all")
+        if n_places not in (1, index.shape[1]):
+            raise ValueError(f"{n_places} vectors a row for {index.shape[1]} positions a row; they must agree")
+        incoming = vector.expand(*vector.shape[:-3], len(value), index.shape[1], vector.shape[-1])
         out = value.clone()  # resid_post of one block and resid_pre of the next share memory
         out[rows, index] = self.fusion(own, incoming).to(value.dtype)
         return out
+
+    def _write_in_block(self, value: Float[Tensor, "batch pos d_receiver"]) -> Float[Tensor, "batch pos d_receiver"]:
+        """What a hook gives back to the block: `write`, and at resid_mid into the very tensor that the block holds.
+
+        A bridge hands what comes back from resid_mid to the MLP alone, and adds the MLP's output to the tensor it gave
+        the hook. No other name shares that tensor's memory.
+        """
+        out = self.write(value)
+        return value.copy_(out) if self.site.stream == "resid_mid" else out
 
     def select(self, rows: Sequence[int]) -> "Graft":
         """The same graft for some of its rows, in the given order."""
@@ -97,9 +110,14 @@ class Graft:
         position = (
             self.position[chosen.to(self.position.device)] if isinstance(self.position, Tensor) else self.position
         )
-        has_rows = self.vector.ndim > 1 and len(self.vector) > 1
-        vector = self.vector[chosen.to(self.vector.device)] if has_rows else self.vector
+        wide = self._wide()
+        vector = wide[..., chosen.to(wide.device), :, :] if wide.shape[-3] > 1 else wide
         return replace(self, position=position, vector=vector)
+
+    def _wide(self) -> Float[Tensor, "*sender batch n d_sender"]:
+        """The vectors with an axis for rows and one for positions, of length 1 where one vector serves all."""
+        shape = {1: (1, 1), 2: (len(self.vector), 1)}.get(self.vector.ndim)
+        return self.vector if shape is None else self.vector.reshape(*shape, -1)
 
     def index(self, value: Tensor) -> Int[Tensor, "batch n"]:
         """This graft's positions as non-negative indices for each row of `value`."""
@@ -168,7 +186,7 @@ def _on_prompt(graft: Graft, number: int, fired: list[int]) -> Hook:
         elif value.shape[1] == 1 or value.shape[1] < prompt["length"]:
             return value
         fired[number] += 1
-        return replace(graft, position=prompt["index"]).write(value)
+        return replace(graft, position=prompt["index"])._write_in_block(value)
 
     return graft.site.hook_name, write
 

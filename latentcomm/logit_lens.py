@@ -22,7 +22,11 @@ def lens_top_token(
     graft of that state hands over the answer itself.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+
+    Raises:
+        ValueError: another number of answers than prompts, or an answer without a first token of its own.
     """
+    _check_one_each(prompts, answers)
     accepted = [torch.tensor(sorted({model.first_token(name) for name in names})) for names in answers]
     columns = []
     for states in _last_states(model, prompts, layers):
@@ -34,7 +38,13 @@ def lens_top_token(
 def lens_choice(
     model: Model, prompts: Prompts, layers: Sequence[int], right: Sequence[str], choices: Sequence[Sequence[str]]
 ) -> Bool[Tensor, "item layer"]:
-    """Whether the last token's state after each layer, unembedded, puts the right choice above all other choices."""
+    """Whether the last token's state after each layer, unembedded, puts the right choice above all other choices.
+
+    Raises:
+        ValueError: another number of right or other choices than prompts, or a choice without a first token of its own.
+    """
+    _check_one_each(prompts, right)
+    _check_one_each(prompts, choices)
     columns = []
     tokens = [torch.tensor([model.first_token(choice) for choice in row]) for row in choices]
     for states in _last_states(model, prompts, layers):
@@ -44,6 +54,11 @@ def lens_choice(
             torch.tensor([row[int(pick)] == name for row, pick, name in zip(choices, picks, right, strict=True)])
         )
     return torch.stack(columns, 1)
+
+
+def _check_one_each(prompts: Prompts, given: Sequence[object]) -> None:
+    if len(given) != len(prompts):
+        raise ValueError(f"{len(given)} answers or lists of choices for {len(prompts)} prompts; give one a prompt")
 
 
 def _last_states(model: Model, prompts: Prompts, layers: Sequence[int]) -> list[Tensor]:

@@ -5,6 +5,7 @@ import copy
 import difflib
 import hashlib
 import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,7 +97,7 @@ class Model:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.hooked.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @cached_property
@@ -171,7 +172,9 @@ class Model:
             if name not in self.hook_names:
                 raise ValueError(f"{self.name} has no hook point {name!r}")
         tokens = tokens.to(self.device)
-        hooks = [*hooks, (f"blocks.{self.n_layers - 1}.hook_resid_post", _last_position)] if last_only else list(hooks)
+        # GPT-2 of transformers gives its final states a shape of its own, so a bridge is cut at the unembedding itself.
+        cut = "unembed.hook_in" if self.is_bridge else f"blocks.{self.n_layers - 1}.hook_resid_post"
+        hooks = [*hooks, (cut, _last_position)] if last_only else list(hooks)
         options: dict[str, Any] = {"fwd_hooks": hooks, "return_type": "logits"}
         if self.is_bridge:
             past = 0 if cache is None else cache.get_seq_length()
@@ -322,7 +325,11 @@ def load_model(name_or_path: str | os.PathLike[str], *, dtype: str = "float32", 
     """
     if dtype not in DTYPES:
         raise ValueError(f"there is no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"there is no device {device!r}; use 'cpu', or 'cuda' where there is one") from error
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device here; use 'cpu'")
     name = os.fspath(name_or_path)
     folder, gguf_file = _locate(name)
@@ -335,7 +342,7 @@ def load_model(name_or_path: str | os.PathLike[str], *, dtype: str = "float32", 
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, struct.error) as error:  # the last: a .gguf that breaks off in its header
             raise ValueError(f"{name} holds no model that transformers can load: {_first_line(error)}") from error
     return wrap_model(model.to(device), tokenizer, name=name)
 
@@ -425,18 +432,20 @@ def _check_hub(name: str) -> None:
     """Ask the hub once whether it has a model that is not on this machine: its own client would try for a minute."""
     import huggingface_hub
 
-    if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
-        return
-    near = difflib.get_close_matches(name.lower(), weights.BUILT_IN, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"built-in: {', '.join(weights.BUILT_IN)}"
+    families = {known.split("-")[0]: known for known in weights.BUILT_IN}
+    near = difflib.get_close_matches(name.lower(), [*weights.BUILT_IN, *families], n=1, cutoff=0.5)
+    hint = f"give a built-in name ({', '.join(weights.BUILT_IN)}), a local directory or a .gguf file"
+    hint = f"did you mean {families.get(near[0], near[0])}?" if near else hint
     try:
+        if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+            return
         huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError) as error:
         raise ValueError(f"there is no model {name!r} here or on the hub; {hint}") from error
     except Exception as error:  # whatever its HTTP library raises: they differ between versions
         raise RuntimeError(
             f"there is no model {name!r} on this machine, and the model hub could not be reached "
-            f"({_first_line(error)}); {hint}, or give a local directory or .gguf file"
+            f"({_first_line(error)}); {hint}"
         ) from error
 
 

@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass
 
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-"""The streams of width d_model that a block reads or writes, in the order in which it computes them."""
+"""The streams of width d_model that a block reads or writes."""
 
 
 @dataclass(frozen=True, order=True)

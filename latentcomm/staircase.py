@@ -122,25 +122,17 @@ def climb(
 
         return f"blocks.{layer}.hook_resid_post", at_layer
 
-    def see_prefix_and_self(layer: int) -> list[Hook]:
+    def mask(layer: int) -> Hook:
         def at_scores(scores: Tensor, hook: Any) -> Tensor:
             masked.append(layer)
-            prefix, among_rows = scores[..., : -scores.shape[-2]], scores[..., -scores.shape[-2] :]
-            return torch.cat([prefix, among_rows.diagonal(dim1=-2, dim2=-1)[..., None]], -1)
+            return _prefix_and_self(scores)
 
-        def at_pattern(pattern: Tensor, hook: Any) -> Tensor:
-            rows, n_cached = pattern.shape[-2], pattern.shape[-1] - 1
-            out = pattern.new_zeros(*pattern.shape[:-1], n_cached + rows)
-            out[..., :n_cached] = pattern[..., :-1]
-            out[..., n_cached:].diagonal(dim1=-2, dim2=-1).copy_(pattern[..., -1])
-            return out
-
-        return [(_scores(layer), at_scores), (_pattern(layer), at_pattern)]
+        return _scores(layer), at_scores
 
     hooks = [write(layer) for layer in sorted({*writes, last})]
     above = [layer for layer in range(model.n_layers) if layer > writes[0]]  # below, the ungrafted row climbs alone
     if packed:
-        hooks += [hook for layer in above for hook in see_prefix_and_self(layer)]
+        hooks += [mask(layer) for layer in above] + [(_pattern(layer), _among_rows) for layer in above]
         cache = model.cache_from_layers(prefix.layers) if prefix.layers else model.new_cache(1)
         n_positions = prefix.n_cached + 1 + n_rows * len(writes)
     else:
@@ -153,6 +145,25 @@ def climb(
     _check_same(model, logits, prefix.logits)
     joined_at = final[0][1:].reshape(len(writes), n_rows, model.d_model)
     return joined_at[[writes.index(layer) for layer in write_layers]]
+
+
+def _prefix_and_self(scores: Float[Tensor, "1 head row pos"]) -> Float[Tensor, "1 head row seen"]:
+    """The scores of each packed row for the prefix and for itself alone: those that a plain run has, in the same order.
+
+    A softmax over all rows with the others masked would add its terms in another order: transformers computes it in
+    float32 whatever the model's dtype, so that would show in the eighth digit.
+    """
+    prefix, rows = scores[..., : -scores.shape[-2]], scores[..., -scores.shape[-2] :]
+    return torch.cat([prefix, rows.diagonal(dim1=-2, dim2=-1)[..., None]], -1)
+
+
+def _among_rows(pattern: Float[Tensor, "1 head row seen"], hook: Any) -> Float[Tensor, "1 head row pos"]:
+    """The pattern of `_prefix_and_self` over the prefix and all rows, nought where a row does not see another."""
+    rows, n_cached = pattern.shape[-2], pattern.shape[-1] - 1
+    out = pattern.new_zeros(*pattern.shape[:-1], n_cached + rows)
+    out[..., :n_cached] = pattern[..., :-1]
+    out[..., n_cached:].diagonal(dim1=-2, dim2=-1).copy_(pattern[..., -1])
+    return out
 
 
 def _batched_cache(model: Model, prefix: Prefix, rows_at: Sequence[int]) -> Any:

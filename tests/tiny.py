@@ -165,6 +165,58 @@ def hooked_transformer(model: Any, tokenizer: Any = None, **processing: bool) ->
     return hooked
 
 
+GGUF_WORDS = ("<unk>", "<bos>", "<eos>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "ab", "Ġc")
+
+
+def write_gguf(model: Any, path: Path) -> None:
+    """A tiny Llama as a .gguf file with a byte-level tokenizer of the letters, as llama.cpp's converter writes it."""
+    import gguf
+
+    config, file = model.config, gguf.GGUFWriter(path, "llama")
+    words = [*GGUF_WORDS, *(f"unused{n}" for n in range(config.vocab_size - len(GGUF_WORDS)))]
+    file.add_context_length(config.max_position_embeddings)
+    file.add_embedding_length(config.hidden_size)
+    file.add_block_count(config.num_hidden_layers)
+    file.add_feed_forward_length(config.intermediate_size)
+    file.add_head_count(config.num_attention_heads)
+    file.add_head_count_kv(config.num_key_value_heads)
+    file.add_layer_norm_rms_eps(config.rms_norm_eps)
+    file.add_rope_freq_base(10000.0)
+    file.add_vocab_size(config.vocab_size)
+    file.add_tokenizer_model("gpt2")
+    file.add_tokenizer_pre("default")
+    file.add_token_list(words)
+    file.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(words) - 3))
+    file.add_token_merges(["a b", "Ġ c"])
+    file.add_bos_token_id(1)
+    file.add_eos_token_id(2)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"} | {
+        f"model.layers.{layer}.{theirs}": f"blk.{layer}.{ours}"
+        for layer in range(config.num_hidden_layers)
+        for theirs, ours in (
+            ("self_attn.q_proj", "attn_q"),
+            ("self_attn.k_proj", "attn_k"),
+            ("self_attn.v_proj", "attn_v"),
+            ("self_attn.o_proj", "attn_output"),
+            ("mlp.gate_proj", "ffn_gate"),
+            ("mlp.up_proj", "ffn_up"),
+            ("mlp.down_proj", "ffn_down"),
+            ("input_layernorm", "attn_norm"),
+            ("post_attention_layernorm", "ffn_norm"),
+        )
+    }
+    for name, weight in model.state_dict().items():
+        weight = weight.float()
+        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if part in name:  # llama.cpp rotates neighbouring entries, transformers the two halves of a head
+                weight = weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
+        file.add_tensor(f"{names[name.removesuffix('.weight')]}.weight", weight.contiguous().numpy())
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+
+
 def build(architecture: str, backend: str = "bridge", **options: Any) -> Model:
     """A fresh tiny model behind the seam: for a test that changes it."""
     raw = transformers_model(architecture, **options)

@@ -1,0 +1,275 @@
+"""Every analysis runs small, publishes what it says, and every committed figure is what its data give."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from tiny import files_in
+from toys import countries_folder
+
+import latentcomm as lc
+from latentcomm.fusion import Replace
+from latentcomm.models import load_model
+from latentcomm.publishing import check_replot
+from latentcomm.stats import proportion_interval
+from latentcomm.tasks import countries
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "figures"
+SCRIPTS = sorted((ROOT / "analyses").glob("fig*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+ENDINGS = (".csv", ".html", ".json", ".meta.json")
+
+
+def script(path: Path) -> ModuleType:
+    """A script as a module, its `main` not run."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def plots(module: ModuleType) -> dict[str, Callable[[pd.DataFrame, dict[str, Any]], go.Figure]]:
+    """The figures an analysis writes and what draws each."""
+    return dict(module.FIGURES) if hasattr(module, "FIGURES") else {module.NAME: module.plot}
+
+
+def call(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{module.NAME}.py", *map(str, arguments)])
+    module.main()
+
+
+PLOTS = {name: plot for path in SCRIPTS for name, plot in plots(script(path)).items()}
+every_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> lc.Model:
+    return load_model(countries_folder(tmp_path_factory.mktemp("models") / "tiny-countries"))
+
+
+def made_small(module: ModuleType, tiny: lc.Model, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The analysis on a tiny model, in layers that this has."""
+    monkeypatch.setattr(lc, "load_model", lambda name, **options: tiny)
+    small = dataclasses.replace(module.SMOKE, read_layers=(0, 1), write_layers=(0, 1))
+    monkeypatch.setattr(module, "SMOKE", small)
+    return module
+
+
+class TestEveryScript:
+    def test_there_are_the_figures_of_the_paper(self) -> None:
+        assert [path.stem.partition("_")[0] for path in SCRIPTS] == [f"fig{n + 1}" for n in range(len(SCRIPTS))]
+        assert len(SCRIPTS) >= 2
+
+    @every_script
+    def test_has_frozen_settings_and_a_smaller_version_of_them(self, path: Path) -> None:
+        module = script(path)
+        assert path.stem == module.NAME
+        assert type(module.SMOKE) is type(module.SETTINGS) and module.SMOKE != module.SETTINGS
+        assert dataclasses.fields(module.SETTINGS)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            module.SETTINGS.seed = 1
+
+    @every_script
+    def test_has_a_compute_a_plot_for_every_figure_and_a_main(self, path: Path) -> None:
+        module = script(path)
+        assert callable(module.compute) and callable(module.main)
+        assert all(name.startswith(module.NAME) and callable(plot) for name, plot in plots(module).items())
+
+    @every_script
+    def test_says_at_its_top_how_it_is_run(self, path: Path) -> None:
+        assert f"python analyses/{path.name} [--smoke] [--replot] [--out DIR]" in (script(path).__doc__ or "")
+
+    @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+    def test_a_benchmark_finds_all_that_it_imports(self, path: Path) -> None:
+        assert callable(script(path).main)
+
+    def test_a_script_starts_by_itself(self) -> None:
+        done = subprocess.run(
+            [sys.executable, SCRIPTS[0], "--help"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0 and "--replot" in done.stdout, done.stderr
+
+
+class TestASmallRun:
+    @every_script
+    def test_publishes_every_figure_as_its_data_give_it_and_replots_it_without_a_model(
+        self, path: Path, tiny: lc.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = made_small(script(path), tiny, monkeypatch)
+        call(module, monkeypatch, "--smoke", "--out", tmp_path)
+        expected = {f"{name}{ending}" for name in plots(module) for ending in ENDINGS}
+        written = {name for name in files_in(tmp_path) if not name.startswith(".unfinished")}
+        assert expected <= written and all(name.startswith(module.NAME) for name in written)
+        assert not (tmp_path / ".unfinished" / module.NAME).exists()
+        for name, plot in plots(module).items():
+            check_replot(name, tmp_path, plot)
+            meta = json.loads((tmp_path / f"{name}.meta.json").read_text("utf-8"))
+            recorded = {field.name: getattr(module.SMOKE, field.name) for field in dataclasses.fields(module.SMOKE)}
+            plain = {key: list(value) if isinstance(value, tuple) else value for key, value in recorded.items()}
+            assert meta["settings"] == plain | {
+                key: meta["settings"][key] for key in meta["settings"] if key not in plain
+            }
+            assert all(model["fingerprint"] == tiny.fingerprint for model in meta["models"].values())
+
+        figures = {name: (tmp_path / f"{name}.json").read_bytes() for name in plots(module)}
+        for name in plots(module):
+            (tmp_path / f"{name}.html").unlink()
+        monkeypatch.setattr(lc, "load_model", lambda name, **options: pytest.fail("a replot loaded a model"))
+        call(module, monkeypatch, "--replot", "--out", tmp_path)
+        assert figures == {name: (tmp_path / f"{name}.json").read_bytes() for name in plots(module)}
+        assert all((tmp_path / f"{name}.html").exists() for name in plots(module))
+
+        for name, plot in plots(
+            module
+        ).items():  # and a number that is changed in the data is a figure that is not theirs
+            table = pd.read_csv(tmp_path / f"{name}.csv")
+            column = next(c for c in ("accuracy", "choices_accuracy") if c in table)
+            other = (table[column] + 0.001).where(table[column] < 0.5, table[column] - 0.001)
+            table.assign(**{column: other}).assign(**({"low": 0.0, "high": 1.0} if "low" in table else {})).to_csv(
+                tmp_path / f"{name}.csv", index=False
+            )
+            with pytest.raises(RuntimeError, match=f"{name}.json is not what {name}.csv gives"):
+                check_replot(name, tmp_path, plot)
+
+    @every_script
+    def test_gives_the_same_bytes_a_second_time(
+        self, path: Path, tiny: lc.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = made_small(script(path), tiny, monkeypatch)
+        for folder in ("first", "second"):
+            call(module, monkeypatch, "--smoke", "--out", tmp_path / folder)
+        for name in files_in(tmp_path / "first"):
+            if name.endswith((".csv", ".json")) and not name.endswith(".meta.json"):
+                assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+    @pytest.mark.real_weights
+    @pytest.mark.slow
+    @every_script
+    def test_runs_on_the_built_in_model_as_it_stands(
+        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = script(path)
+        call(module, monkeypatch, "--smoke", "--out", tmp_path)
+        for name, plot in plots(module).items():
+            check_replot(name, tmp_path, plot)
+
+
+class TestTheLayerSweep:
+    PATH = ROOT / "analyses" / "fig1_layer_sweep.py"
+
+    @pytest.fixture
+    def small(self, tiny: lc.Model, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+        return made_small(script(self.PATH), tiny, monkeypatch)
+
+    def test_every_setting_does_what_it_says(self, small: ModuleType, tiny: lc.Model) -> None:
+        settings = small.SMOKE
+        plain = small.compute(settings, tiny, tiny)
+        assert [plain.cells[axis].unique().tolist() for axis in ("read_layer", "write_layer")] == [[0, 1], [0, 1]]
+        assert set(plain.cells["n"]) == {settings.n_tune} and set(plain.conditions["n"]) == {settings.n_test}
+        for change in ({"template": "chat"}, {"sender_form": "entity"}, {"fame": "obscure"}, {"seed": 1}):
+            other = small.compute(dataclasses.replace(settings, **change), tiny, tiny)
+            assert [trial.reply for trial in other.trials] != [trial.reply for trial in plain.trials], change
+        swept = small.compute(dataclasses.replace(settings, fusion="mean"), tiny, tiny)
+        controlled = {trial.channel for trial in swept.trials if trial.condition == "zero"}
+        assert controlled == {"mean"} and {"replace", "sum"} <= {trial.channel for trial in swept.trials}
+
+    def test_the_settings_of_the_paper_are_the_demos_own(self) -> None:
+        settings = script(self.PATH).SETTINGS
+        assert (settings.sender, settings.receiver) == ("smollm2-135m-instruct",) * 2
+        assert (settings.template, settings.sender_form, settings.fame) == ("raw", "primed", None)
+        assert (settings.read_layers, settings.write_layers, settings.n_tune, settings.n_test) == (None, None, 40, None)
+
+
+class TestTemplateAndFame:
+    PATH = ROOT / "analyses" / "fig2_template_and_fame.py"
+
+    def test_each_row_counts_the_test_items_of_its_fame(self, tiny: lc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = made_small(script(self.PATH), tiny, monkeypatch)
+        settings = dataclasses.replace(module.SMOKE, templates=("chat",), sender_forms=("sentence",), n_test=12)
+        found = module.compute(settings, tiny)
+        task = countries(template="chat", sender_form="sentence")
+        fame = {item.id: item.tags["fame"] for item in task.items}
+        report = lc.sweep_and_judge(
+            tiny,
+            tiny,
+            task,
+            fusions={"replace": Replace()},
+            read_layers=(0, 1),
+            write_layers=(0, 1),
+            n_tune=settings.n_tune,
+            n_test=12,
+        )
+        shown = {"silent": ("silent", "message"), "skyline": ("skyline", "message"), "replace": ("replace", "message")}
+        shown |= {"shuffled": ("replace", "shuffled"), "logit lens": ("logit lens", f"layer {report.chosen[0]}")}
+        assert len(found) == len(shown) * 2 * 2  # conditions, fames, metrics
+        for row in found.to_dict("records"):
+            channel, condition = shown[row["condition"]]
+            mine = [
+                trial
+                for trial in report.trials
+                if (trial.channel, trial.condition, fame[trial.item]) == (channel, condition, row["fame"])
+            ]
+            right = sum(getattr(trial, row["metric"]) for trial in mine)
+            assert (row["n"], row["accuracy"]) == (len(mine), right / len(mine))
+            assert (row["low"], row["high"]) == proportion_interval(right, len(mine))
+            assert (row["read_layer"], row["write_layer"]) == report.chosen
+            assert (row["template"], row["sender_form"]) == ("chat", "sentence")
+        assert found.groupby(["condition", "metric"])["n"].sum().unique().tolist() == [12]
+
+
+class TestWhatIsCommitted:
+    @pytest.mark.parametrize("name", sorted(PLOTS))
+    def test_the_figure_is_what_its_data_give(self, name: str) -> None:
+        if not (FIGURES / f"{name}.json").exists():
+            pytest.skip(f"figures/{name}.json is not committed yet; run the analysis that writes it")
+        check_replot(name, FIGURES, PLOTS[name])
+
+    @every_script
+    def test_a_replot_leaves_it_byte_for_byte(
+        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = script(path)
+        for name in plots(module):
+            if not (FIGURES / f"{name}.json").exists():
+                pytest.skip(f"figures/{name}.json is not committed yet; run the analysis that writes it")
+            for ending in (".csv", ".meta.json"):
+                (tmp_path / f"{name}{ending}").write_bytes((FIGURES / f"{name}{ending}").read_bytes())
+        call(module, monkeypatch, "--replot", "--out", tmp_path)
+        for name in plots(module):
+            assert (tmp_path / f"{name}.json").read_bytes() == (FIGURES / f"{name}.json").read_bytes()
+
+    def test_every_figure_has_its_data_its_metadata_and_an_analysis(self) -> None:
+        names = {path.name.removesuffix(".json") for path in FIGURES.glob("fig*.json")}
+        names = {name for name in names if not name.endswith(".meta")}
+        assert names <= set(PLOTS)
+        assert [name for name in names if not (FIGURES / f"{name}.csv").exists()] == []
+        assert [name for name in names if not (FIGURES / f"{name}.meta.json").exists()] == []
+
+    def test_every_figure_was_made_with_the_settings_of_its_analysis(self) -> None:
+        for path in SCRIPTS:
+            module = script(path)
+            for name in plots(module):
+                if not (FIGURES / f"{name}.meta.json").exists():
+                    continue
+                recorded = json.loads((FIGURES / f"{name}.meta.json").read_text("utf-8"))["settings"]
+                for field in dataclasses.fields(module.SETTINGS):
+                    value = getattr(module.SETTINGS, field.name)
+                    value = list(value) if isinstance(value, tuple) else value
+                    assert recorded[field.name] == value, f"{name}: {field.name}"

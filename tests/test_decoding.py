@@ -1,0 +1,339 @@
+"""Decoding against transformers' own generation, against each prompt alone, and against distributions by hand."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from tiny import (
+    BACKENDS,
+    EOS_ID,
+    EVERY_MODEL,
+    N_CTX,
+    PAD_ID,
+    build,
+    hooks_left,
+    ids,
+    left_padded,
+    model,
+    states,
+    tokenizer,
+    transformers_model,
+)
+from torch import Tensor
+
+from latentcomm.capture import capture
+from latentcomm.decoding import ReceiverInput, _choose, decode, generate, next_token_logits
+from latentcomm.fusion import Mean, Replace, Sum
+from latentcomm.grafting import LAST, Graft, grafted
+from latentcomm.models import Model, encode, wrap_model
+from latentcomm.prompts import Prompts
+from latentcomm.sites import Site
+
+ROWS = ids(6, 2, 9, 6, 1, seed=5)
+ROWS[0][-1] = PAD_ID
+ROWS[1][:] = PAD_ID
+PROMPTS = Prompts.from_ids(ROWS)
+STEPS = 6
+MESSAGES = 6 * states(len(ROWS), 32, seed=11)
+
+
+def their_reply(architecture: str, row: Tensor) -> str:
+    """transformers' own greedy reply, through its own generate and cache."""
+    plain = transformers_model(architecture)
+    options: dict[str, Any] = {"attention_mask": torch.ones(1, len(row)).long(), "do_sample": False}
+    found = plain.generate(row[None], max_new_tokens=STEPS, **options)[0, len(row) :].tolist()
+    if EOS_ID in found:
+        found = found[: found.index(EOS_ID)]
+    return model(architecture).decode(found)
+
+
+def reply_by_hand(model: Model, row: Tensor, message: Tensor, *, layer: int, place: int) -> list[int]:
+    """Greedy tokens when the whole text is read again at every step, written at one place of the prompt each time."""
+
+    def fuse(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        value[0, place] = (value[0, place] + message) / 2
+        return value
+
+    text = row[None]
+    for _ in range(STEPS):
+        logits = model.forward(text, hooks=[(Site(layer).hook_name, fuse)])
+        text = torch.cat([text, logits[:, -1:].argmax(-1)], 1)
+    return text[0, len(row) :].tolist()
+
+
+def greedy_ids(model: Model, given: Prompts | ReceiverInput) -> list[list[int]]:
+    """The ids of the replies, which the text of a tiny model would hide; nothing stops them."""
+    seen: list[list[int]] = []
+    endless = wrap_model(model.hooked, SpyTokenizer(seen), name=model.name)
+    endless.__dict__["stop_ids"] = frozenset()
+    generate(endless, given, max_new_tokens=STEPS)
+    return seen
+
+
+class SpyTokenizer:
+    """Keeps what it is asked to decode, in the order in which groups of one length are decoded."""
+
+    eos_token_id = None
+
+    def __init__(self, seen: list[list[int]]) -> None:
+        self.seen = seen
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        self.seen.append(list(ids))
+        return ""
+
+
+def in_order_of(prompts: Prompts, replies: list[list[int]]) -> list[list[int]]:
+    order = [row for group in prompts.groups_of_equal_length() for row in group]
+    return [reply for _, reply in sorted(zip(order, replies, strict=True), key=lambda pair: pair[0])]
+
+
+class TestGreedy:
+    @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
+    def test_a_reply_is_that_of_transformers_own_generate(self, architecture: str, backend: str) -> None:
+        found = generate(model(architecture, backend), PROMPTS, max_new_tokens=STEPS)
+        assert found == [their_reply(architecture, row) for row in ROWS]
+        assert any(found)
+
+    @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
+    @pytest.mark.parametrize("padding", ["right", "left"])
+    def test_a_batch_gives_what_each_prompt_gives_alone(self, architecture: str, backend: str, padding: str) -> None:
+        tiny = model(architecture, backend)
+        prompts = PROMPTS if padding == "right" else left_padded(ROWS)
+        together = decode(tiny, prompts, max_new_tokens=STEPS)
+        for number, row in enumerate(ROWS):
+            alone = decode(tiny, Prompts.from_ids([row]), max_new_tokens=STEPS)
+            assert together.texts[number] == alone.texts[0]
+            assert float((together.first_logits[number] - alone.first_logits[0]).abs().max()) < 1e-12
+            plain = tiny.forward(row[None])[0, -1]
+            assert float((together.first_logits[number] - plain).abs().max()) < 1e-12
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_the_next_tokens_logits_alone(self, backend: str) -> None:
+        tiny = model("gpt2", backend)
+        found = next_token_logits(tiny, left_padded(ROWS))
+        assert float((found - decode(tiny, PROMPTS, max_new_tokens=3).first_logits).abs().max()) < 1e-12
+
+    def test_a_reply_ends_before_the_token_that_stops_it(self) -> None:
+        tiny = build("llama")
+        free = in_order_of(PROMPTS, greedy_ids(tiny, PROMPTS))
+        stop = free[0][2]
+        tiny.__dict__["stop_ids"] = frozenset([stop])
+        found = generate(tiny, PROMPTS, max_new_tokens=STEPS)
+        expected = [reply[: reply.index(stop)] if stop in reply else reply for reply in free]
+        assert len(expected[0]) <= 2
+        assert found == [tiny.decode(reply) for reply in expected]
+
+    def test_no_token_is_computed_once_all_replies_have_ended(self) -> None:
+        tiny = build("llama")
+        passes: list[int] = []
+        stop_at_once = greedy_ids(tiny, PROMPTS.select([0]))[0][0]
+        tiny.hooked.blocks[0].register_forward_pre_hook(lambda *_: passes.append(0))
+        tiny.__dict__["stop_ids"] = frozenset([stop_at_once])
+        assert generate(tiny, PROMPTS.select([0]), max_new_tokens=STEPS) == [""]
+        assert len(passes) == 1
+
+    def test_special_tokens_are_left_out_of_a_reply(self) -> None:
+        assert model("llama").decode([EOS_ID, 9, PAD_ID]) == " Alice"
+
+
+class TestGrafts:
+    @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
+    @pytest.mark.parametrize("padding", ["right", "left"])
+    def test_the_prompt_is_written_once_and_its_replies_read_it_from_the_cache(
+        self, architecture: str, backend: str, padding: str
+    ) -> None:
+        tiny = model(architecture, backend)
+        prompts = PROMPTS if padding == "right" else left_padded(ROWS)
+        graft = Graft(Site(1), LAST, MESSAGES, Mean())
+        found = in_order_of(prompts, greedy_ids(tiny, ReceiverInput(prompts, (graft,))))
+        expected = [
+            reply_by_hand(tiny, row, message, layer=1, place=len(row) - 1)
+            for row, message in zip(ROWS, MESSAGES, strict=True)
+        ]
+        assert found == expected
+        assert found != in_order_of(prompts, greedy_ids(tiny, prompts))  # the message does change what is said
+        assert hooks_left(tiny) == 0
+
+    @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
+    def test_equal_prompts_share_their_prefix_and_say_what_each_says_alone(
+        self, architecture: str, backend: str
+    ) -> None:
+        tiny, prompts = model(architecture, backend), Prompts.from_ids([ROWS[2]] * 5)
+        seen: list[tuple[int, ...]] = []
+
+        def count(value: Tensor, hook: Any) -> None:
+            seen.append(tuple(value.shape[:2]))
+
+        graft = Graft(Site(0), LAST, MESSAGES, Mean())
+        found = greedy_ids(tiny, ReceiverInput(prompts, (graft,)))
+        assert found == [reply_by_hand(tiny, ROWS[2], message, layer=0, place=8) for message in MESSAGES]
+        together = next_token_logits(tiny, ReceiverInput(prompts, (graft,)))
+        for number, message in enumerate(MESSAGES):
+            alone = ReceiverInput(prompts.select([0]), (Graft(Site(0), LAST, message, Mean()),))
+            assert float((next_token_logits(tiny, alone)[0] - together[number]).abs().max()) < 1e-12
+        with tiny.hooked.hooks(fwd_hooks=[(Site(1).hook_name, count)]):  # and nobody else's hooks miss a token
+            again = next_token_logits(tiny, ReceiverInput(prompts, (graft,)))
+        assert seen == [(5, 9)]
+        assert float((again - together).abs().max()) < 1e-12
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize(
+        "position", [0, -2, range(1, 3), slice(None), torch.tensor([[0, 1], [3, 5], [2, 2]])], ids=str
+    )
+    def test_equal_prompts_that_are_written_earlier_share_nothing_wrongly(self, backend: str, position: Any) -> None:
+        tiny, prompts = model("qwen2", backend), Prompts.from_ids([ROWS[0]] * 3)
+        graft = Graft(Site(0), position, MESSAGES[:3], Sum())
+        together = next_token_logits(tiny, ReceiverInput(prompts, (graft,)))
+        for number in range(3):
+            plain = tiny.forward(ROWS[0][None], hooks=graft.select([number]).fwd_hooks())[0, -1]
+            assert float((together[number] - plain).abs().max()) < 1e-12
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_several_grafts_at_several_sites(self, backend: str) -> None:
+        tiny = model("gpt2", backend)
+        grafts = (
+            Graft(Site(0), LAST, MESSAGES, Sum()),
+            Graft(Site(2, "mlp_out"), 0, MESSAGES[0], Replace()),
+            Graft(Site(1, "resid_mid"), PROMPTS.last, MESSAGES, Mean()),
+        )
+        together = next_token_logits(tiny, ReceiverInput(PROMPTS, grafts))
+        for number, row in enumerate(ROWS):
+            hooks = [hook for graft in grafts for hook in graft.select([number]).fwd_hooks()]
+            alone = tiny.forward(row[None], hooks=hooks)[0, -1]
+            assert float((together[number] - alone).abs().max()) < 1e-12
+
+    def test_ones_own_state_changes_no_bit_of_a_reply(self) -> None:
+        tiny, site = model("llama"), Site(1)
+        for rows in ([ROWS[2]], [ROWS[2]] * 3, ROWS):
+            prompts = Prompts.from_ids(rows)
+            own = capture(tiny, prompts, [site], batch_tokens=1).last(site)
+            plain = decode(tiny, prompts, max_new_tokens=STEPS)
+            found = decode(tiny, ReceiverInput(prompts, (Graft(site, LAST, own),)), max_new_tokens=STEPS)
+            assert found.texts == plain.texts
+            tolerance = 1e-12 if len(rows) > 1 else 0  # a prompt read in two parts differs in the last bit
+            assert float((found.first_logits - plain.first_logits).abs().max()) <= tolerance
+
+    def test_a_graft_outside_a_shorter_prompt_is_refused(self) -> None:
+        graft = Graft(Site(1), 3, MESSAGES[0])
+        with pytest.raises(
+            ValueError, match=r"position 3 is outside a prompt of \d tokens at blocks\.1\.hook_resid_post"
+        ):
+            generate(model("llama"), ReceiverInput(PROMPTS, (graft,)), max_new_tokens=2)
+
+    def test_a_graft_that_never_fired_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        graft = Graft(Site(1), LAST, MESSAGES[0])
+        monkeypatch.setattr(Model, "forward", lambda self, tokens, **_: torch.zeros(*tokens.shape, 64).double())
+        with pytest.raises(RuntimeError, match=r"the graft at blocks\.1\.hook_resid_post never fired"):
+            generate(model("llama"), ReceiverInput(PROMPTS, (graft,)), max_new_tokens=2)
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_one_grafted_block_serves_prompts_of_one_length(self, backend: str) -> None:
+        tiny, graft = model("llama", backend), Graft(Site(1), LAST, MESSAGES[:2], Mean())
+        same = PROMPTS.select([0, 3])
+        expected = generate(tiny, ReceiverInput(same, (graft,)), max_new_tokens=STEPS)
+        with grafted(tiny, [graft]):
+            assert generate(tiny, same, max_new_tokens=STEPS) == expected
+
+        def of_two_lengths() -> None:
+            with grafted(tiny, [graft]):
+                generate(tiny, PROMPTS.select([0, 1]), max_new_tokens=STEPS)
+
+        message = "prompts of 2 lengths cannot run in one `grafted` block; give the grafts in a ReceiverInput"
+        with pytest.raises(ValueError, match=message):
+            of_two_lengths()
+
+
+class TestSampling:
+    def test_a_seed_gives_the_same_replies_and_another_gives_others(self) -> None:
+        tiny = model("llama")
+        options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 2.0}
+        first = generate(tiny, PROMPTS, seed=1, **options)
+        assert generate(tiny, PROMPTS, seed=1, **options) == first
+        assert generate(tiny, left_padded(ROWS), seed=1, **options) == first
+        assert generate(tiny, PROMPTS, seed=2, **options) != first
+
+    def test_the_rows_of_equal_prompts_draw_each_for_itself(self) -> None:
+        replies = generate(model("llama"), Prompts.from_ids([ROWS[2]] * 8), max_new_tokens=8, temperature=2.0)
+        assert len(set(replies)) > 4
+
+    def test_a_temperature_near_nought_is_greedy(self) -> None:
+        tiny = model("llama")
+        cold = generate(tiny, PROMPTS, max_new_tokens=STEPS, temperature=1e-6)
+        assert cold == generate(tiny, PROMPTS, max_new_tokens=STEPS)
+
+    @pytest.mark.parametrize(
+        ("top_p", "kept"),
+        [
+            (1.0, [0.05, 0.5, 0.15, 0.3]),
+            (0.81, [0, 0.5, 0.15, 0.3]),
+            (0.79, [0, 0.5, 0, 0.3]),
+            (0.5, [0, 1, 0, 0]),
+            (0.01, [0, 1, 0, 0]),
+        ],
+    )
+    def test_top_p_keeps_the_smallest_set_of_that_mass(self, top_p: float, kept: list[float]) -> None:
+        n = 4000
+        logits = torch.tensor([0.05, 0.5, 0.15, 0.3], dtype=torch.float64).log()
+        generators = [torch.Generator().manual_seed(seed) for seed in range(n)]
+        counts = Counter(_choose(logits.expand(n, -1), 1.0, top_p, generators).tolist())
+        for token, weight in enumerate(kept):
+            share = weight / sum(kept)
+            deviation = (share * (1 - share) / n) ** 0.5
+            assert abs(counts[token] / n - share) <= 4 * deviation  # exactly nought where nothing is kept
+
+    @pytest.mark.parametrize("temperature", [0.5, 2.0])
+    def test_a_temperature_divides_the_logits(self, temperature: float) -> None:
+        n = 4000
+        logits = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+        weights = [2.718281828459045 ** (value / temperature) for value in (0, 1, 2)]
+        generators = [torch.Generator().manual_seed(seed) for seed in range(n)]
+        counts = Counter(_choose(logits.expand(n, -1), temperature, 1.0, generators).tolist())
+        for token, weight in enumerate(weights):
+            share = weight / sum(weights)
+            assert abs(counts[token] / n - share) <= 4 * (share * (1 - share) / n) ** 0.5
+
+
+class TestBadInput:
+    def test_options_out_of_range(self) -> None:
+        tiny = model("llama")
+        with pytest.raises(ValueError, match="max_new_tokens is 0; ask for at least 1"):
+            generate(tiny, PROMPTS, max_new_tokens=0)
+        for options in (
+            {"temperature": -1.0},
+            {"top_p": 0.0},
+            {"top_p": 1.5},
+            {"temperature": float("nan")},
+            {"temperature": float("inf")},
+        ):
+            with pytest.raises(
+                ValueError, match=r"temperature .* must be at least 0 and finite, and top_p .* in \(0, 1\]"
+            ):
+                generate(tiny, PROMPTS, max_new_tokens=1, **options)
+
+    @pytest.mark.parametrize(("architecture", "backend"), [("gpt2", "bridge"), ("llama", "bridge")])
+    def test_a_reply_over_the_context(self, architecture: str, backend: str) -> None:
+        tiny = model(architecture, backend)
+        room = N_CTX - 9 + 1
+        message = f"9 prompt tokens and {room + 1} new ones exceed the 40 of tiny-{architecture}"
+        with pytest.raises(ValueError, match=message):
+            generate(tiny, PROMPTS, max_new_tokens=room + 1)
+        tiny = wrap_model(tiny.hooked, tiny.tokenizer)
+        tiny.__dict__["stop_ids"] = frozenset()
+        generate(tiny, PROMPTS.select([2]), max_new_tokens=room)
+
+    def test_a_model_without_a_tokenizer_has_logits_and_no_replies(self) -> None:
+        silent = wrap_model(transformers_model("llama"))
+        assert torch.equal(next_token_logits(silent, PROMPTS), next_token_logits(model("llama"), PROMPTS))
+        with pytest.raises(ValueError, match="LlamaForCausalLM has no tokenizer; pass one to wrap_model"):
+            generate(silent, PROMPTS, max_new_tokens=2)
+
+    def test_a_text_prompt_is_read_as_encoded(self) -> None:
+        tiny = wrap_model(transformers_model("llama"), tokenizer())
+        prompts = encode(tiny, ["Alice is at the Colosseum.", "The country"])
+        assert generate(tiny, prompts, max_new_tokens=3) == [
+            generate(tiny, encode(tiny, [text]), max_new_tokens=3)[0]
+            for text in ("Alice is at the Colosseum.", "The country")
+        ]

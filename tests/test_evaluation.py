@@ -1,0 +1,418 @@
+"""Trials against plain transformers, summaries against counts by hand, and a checkpoint that is trusted rightly."""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import binomtest
+from tiny import CHOICES, EOS_ID, build, files_in, model, tokenizer, transformers_model
+from torch import Tensor
+from toys import Counter, toy
+
+from latentcomm import evaluation
+from latentcomm.channels import Activation, Channel, Silent, Skyline
+from latentcomm.controls import CONTROLS
+from latentcomm.evaluation import METRICS, REPLY_TOKENS, Trial, evaluate, summarise, to_table
+from latentcomm.fusion import Mean, Replace
+from latentcomm.models import Model
+from latentcomm.sites import Site
+from latentcomm.stats import paired_bootstrap
+from latentcomm.tasks import Task, draw_choices
+
+TASK = toy()
+GRAFT = Activation("replace", Site(2), Site(0), Replace())
+CONDITIONS = ["message", *CONTROLS]
+
+
+def hf_forward(raw: Any, ids: list[int], place: int, vector: Tensor | None, layer: int) -> Tensor:
+    """Logits after the last id, by transformers alone, with a state written after a layer at one position."""
+
+    def write(module: Any, given: Any, out: Any) -> Any:
+        state = (out[0] if isinstance(out, tuple) else out).clone()
+        state[0, place] = vector
+        return (state, *out[1:]) if isinstance(out, tuple) else state
+
+    handle = raw.model.layers[layer].register_forward_hook(write) if vector is not None else None
+    try:
+        with torch.no_grad():
+            return raw(torch.tensor([ids]), use_cache=False).logits[0, -1]
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def hf_reply(
+    raw: Any, text: str, *, vector: Tensor | None = None, layer: int = 0, tokens: int = REPLY_TOKENS
+) -> tuple[Tensor, str]:
+    """The first logits and the greedy reply, the whole prompt read again for every token."""
+    words = tokenizer()
+    ids = words(text).input_ids
+    place, first, said = len(ids) - 1, None, []
+    for _ in range(tokens):
+        logits = hf_forward(raw, ids + said, place, vector, layer)
+        first = logits if first is None else first
+        if int(logits.argmax()) == EOS_ID:
+            break
+        said.append(int(logits.argmax()))
+    assert first is not None
+    return first, words.decode(said, skip_special_tokens=True)
+
+
+def hf_state(raw: Any, text: str, layer: int) -> Tensor:
+    with torch.no_grad():
+        out = raw(torch.tensor([tokenizer()(text).input_ids]), output_hidden_states=True, use_cache=False)
+    assert layer < len(raw.model.layers) - 1  # transformers norms its last hidden state
+    return out.hidden_states[layer + 1][0, -1]
+
+
+def begins_with(reply: str, answer: str) -> bool:
+    return re.match(rf"{re.escape(answer)}(?![\w-])", " ".join(reply.split())) is not None
+
+
+def trial(channel: str, condition: str, item: str, free: bool, choices: bool) -> Trial:
+    return Trial(item, "Greece", channel, condition, "a reply", free, " Greece", choices, 8)
+
+
+def trials(channel: str, condition: str, free: str, choices: str) -> list[Trial]:
+    """Trials of items 0, 1, ... that were right where a string has a 1."""
+    return [
+        trial(channel, condition, f"item {number}", a == "1", b == "1")
+        for number, (a, b) in enumerate(zip(free, choices, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """How often the models' own forward pass was begun."""
+
+    counters: tuple[Counter, ...]
+
+    @property
+    def calls(self) -> int:
+        return sum(counter.calls for counter in self.counters)
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Forwards]:
+    def watch(*models: Model) -> Forwards:
+        counters = []
+        for one in {id(one): one for one in models}.values():
+            counters.append(Counter(one.hooked.run_with_hooks))
+            monkeypatch.setattr(one.hooked, "run_with_hooks", counters[-1])
+        return Forwards(tuple(counters))
+
+    return watch
+
+
+class TestTrialsAgainstPlainTransformers:
+    @pytest.mark.parametrize("condition", ["silent", "skyline", "message", "zero"])
+    def test_every_field_is_what_a_hand_made_run_gives(self, condition: str) -> None:
+        raw = {seed: transformers_model("llama", seed=seed) for seed in (0, 1)}
+        read, write = 1, 0
+        vectors = {
+            "silent": lambda item: None,
+            "skyline": lambda item: None,
+            "message": lambda item: hf_state(raw[0], item.sender, read),
+            "zero": lambda item: torch.zeros(32, dtype=torch.float64),
+        }
+        said = {
+            item.id: hf_reply(
+                raw[1],
+                item.skyline if condition == "skyline" else item.receiver,
+                vector=vectors[condition](item),
+                layer=write,
+            )
+            for item in TASK.items
+        }
+        # Random models say hardly a country: one item accepts the very words that are said, and one almost these words.
+        words = {name: " ".join(reply.split()) for name, (_, reply) in said.items()}
+        items = list(TASK.items)
+        items[2] = replace(items[2], answers=("Hellas", words[items[2].id]))
+        items[1] = replace(items[1], answers=(words[items[1].id] + "x",))
+        task = replace(TASK, items=tuple(items))
+
+        channel: Channel = {"silent": Silent(), "skyline": Skyline()}.get(
+            condition, Activation("ac", Site(read), Site(write), Replace())
+        )
+        found = evaluate(channel, model("llama"), model("llama", seed=1), task, controls=("zero",), seed=4)
+        found = [one for one in found if one.condition == (condition if condition == "zero" else "message")]
+
+        token = tokenizer().get_vocab()
+        for item, one, options in zip(task.items, found, draw_choices(task, token.__getitem__, seed=4), strict=True):
+            logits, reply = said[item.id]
+            best = max(options, key=lambda option: float(logits[token[option]]))
+            assert one == Trial(
+                item=item.id,
+                label=item.answers[0],
+                channel=channel.name,
+                condition="zero" if condition == "zero" else "message",
+                reply=reply,
+                free=any(begins_with(reply, answer) for answer in item.answers),
+                pick=best,
+                choices=best == item.choice,
+                n_choices=8,
+            )
+        assert [one.free for one in found[1:3]] == [False, True]
+        assert len({one.pick for one in found}) > 1 or condition in ("silent", "zero")
+
+    def test_choices_are_judged_by_the_first_token_and_not_by_the_reply(self) -> None:
+        found = evaluate(GRAFT, model("llama"), model("llama"), TASK, controls=())
+        said_something_else = [one for one in found if not one.reply.startswith(one.pick)]
+        assert said_something_else and all(one.pick in CHOICES for one in found)
+
+    @pytest.mark.parametrize("tokens", [1, 3])
+    def test_a_reply_has_as_many_tokens_as_were_asked_for(self, tokens: int) -> None:
+        raw = transformers_model("llama")
+        found = evaluate(Silent(), model("llama"), model("llama"), TASK, reply_tokens=tokens)
+        expected = hf_reply(raw, TASK.items[0].receiver, tokens=tokens)[1]
+        assert {one.reply for one in found} == {expected}
+        assert expected != hf_reply(raw, TASK.items[0].receiver, tokens=tokens + 1)[1]
+
+
+class TestWhatIsEvaluated:
+    def test_an_item_is_asked_once_under_the_message_and_under_every_control_in_order(self) -> None:
+        found = evaluate(GRAFT, model("llama"), model("llama"), TASK)
+        ids = [item.id for item in TASK.items]
+        assert [(one.condition, one.item) for one in found] == list(itertools.product(CONDITIONS, ids))
+
+    @pytest.mark.parametrize("channel", [Silent(), Skyline()], ids=["silent", "skyline"])
+    def test_a_channel_that_sends_no_vectors_has_no_controls(self, channel: Channel) -> None:
+        found = evaluate(channel, model("llama"), model("llama"), TASK)
+        assert [one.condition for one in found] == ["message"] * len(TASK.items)
+
+    def test_only_the_controls_asked_for_are_run(self) -> None:
+        found = evaluate(GRAFT, model("llama"), model("llama"), TASK, controls=("self", "zero"))
+        assert list(dict.fromkeys(one.condition for one in found)) == ["message", "self", "zero"]
+
+    def test_an_unknown_control_is_refused_before_anything_runs(self, forwards: Callable[..., Forwards]) -> None:
+        count = forwards(tiny := build("llama"))
+        with pytest.raises(
+            ValueError, match="there is no control 'shufled'; choose among shuffled, zero, random, self"
+        ):
+            evaluate(GRAFT, tiny, tiny, TASK, controls=("shuffled", "shufled"))
+        assert count.calls == 0
+
+    def test_a_processed_model_is_not_mixed_with_a_raw_one(self) -> None:
+        raw, processed = model("llama"), replace(model("llama"), processed=True)
+        for pair in ((raw, processed), (processed, raw)):
+            with pytest.raises(ValueError, match="processed weights"):
+                evaluate(GRAFT, *pair, TASK)
+        assert evaluate(Silent(), processed, processed, TASK)
+
+    def test_n_items_are_drawn_by_seed(self) -> None:
+        found = [evaluate(Silent(), model("llama"), model("llama"), TASK, n=3, seed=seed) for seed in range(4)]
+        drawn = [tuple(one.item for one in some) for some in found]
+        assert {len(some) for some in drawn} == {3} and len(set(drawn)) > 1
+        assert drawn[0] == tuple(item.id for item in TASK.take(3, seed=0).items)
+        with pytest.raises(ValueError, match="cannot take 9 of the 8 items"):
+            evaluate(Silent(), model("llama"), model("llama"), TASK, n=9)
+
+    def test_the_same_seed_gives_the_same_trials_and_another_seed_other_controls(self) -> None:
+        first, again, other = (evaluate(GRAFT, model("llama"), model("llama"), TASK, seed=s) for s in (5, 5, 6))
+        assert first == again
+
+        def replies(found: Sequence[Trial], condition: str) -> list[str]:
+            return [one.reply for one in found if one.condition == condition]
+
+        for condition in ("shuffled", "random"):
+            assert replies(first, condition) != replies(other, condition)
+        for condition in ("message", "zero", "self"):
+            assert replies(first, condition) == replies(other, condition)
+
+    def test_the_table_has_a_row_a_trial_and_a_column_a_field(self) -> None:
+        found = evaluate(Silent(), model("llama"), model("llama"), TASK, n=3)
+        table = to_table(found)
+        assert list(table.columns) == [field.name for field in fields(Trial)]
+        assert [Trial(**row) for row in table.to_dict("records")] == found
+
+
+class TestTheCheckpoint:
+    def test_what_is_done_is_read_back_and_the_receiver_does_not_run_again(
+        self, tmp_path: Path, forwards: Callable[..., Forwards]
+    ) -> None:
+        sender, receiver = model("llama"), model("llama", seed=1)
+        first = evaluate(GRAFT, sender, receiver, TASK, checkpoint=tmp_path)
+        assert len(files_in(tmp_path)) == len(CONDITIONS)
+        sent, received = forwards(sender), forwards(receiver)
+        GRAFT.send(sender, TASK)
+        price_of_sending = sent.calls
+        assert evaluate(GRAFT, sender, receiver, TASK, checkpoint=tmp_path) == first
+        assert (sent.calls, received.calls) == (2 * price_of_sending, 0)
+        assert evaluate(GRAFT, sender, receiver, TASK) == first  # and without a checkpoint everything runs
+        assert received.calls > 0
+
+    def test_silence_that_is_done_runs_nothing(self, tmp_path: Path, forwards: Callable[..., Forwards]) -> None:
+        tiny = model("llama")
+        first = evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
+        count = forwards(tiny)
+        assert evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path) == first
+        assert count.calls == 0
+
+    @pytest.mark.parametrize("stopped_at", [1, 3, 5])
+    def test_an_interruption_loses_nothing_that_was_done(
+        self, stopped_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny = model("llama")
+        whole = evaluate(GRAFT, tiny, tiny, TASK)
+        counted = Counter(evaluation.decode)
+
+        def stop(*given: Any, **options: Any) -> Any:
+            if counted.calls == stopped_at - 1:
+                raise KeyboardInterrupt
+            return counted(*given, **options)
+
+        monkeypatch.setattr(evaluation, "decode", stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(GRAFT, tiny, tiny, TASK, checkpoint=tmp_path)
+        assert len(files_in(tmp_path)) == stopped_at - 1
+        left = Counter(counted.function)
+        monkeypatch.setattr(evaluation, "decode", left)
+        assert evaluate(GRAFT, tiny, tiny, TASK, checkpoint=tmp_path) == whole
+        assert left.calls == len(CONDITIONS) - (stopped_at - 1)
+
+    def test_a_checkpoint_is_not_taken_for_that_of_anything_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny, other = model("llama"), model("llama", seed=1)
+        told = replace(TASK.items[0], sender="The Oman says")
+        counted = Counter(evaluation.decode)
+        monkeypatch.setattr(evaluation, "decode", counted)
+
+        def ran(
+            channel: Channel = GRAFT, task: Task = TASK, pair: tuple[Model, Model] = (tiny, tiny), **kw: Any
+        ) -> int:
+            before = counted.calls
+            evaluate(channel, *pair, task, checkpoint=tmp_path, controls=(), **kw)
+            return counted.calls - before
+
+        assert ran() == 1
+        assert ran() == 0
+        variants: list[dict[str, Any]] = [
+            {"seed": 1},
+            {"n": 7},
+            {"reply_tokens": 3},
+            {"pair": (other, tiny)},
+            {"pair": (tiny, other)},
+            {"task": replace(TASK, items=(told, *TASK.items[1:]))},
+            {"task": replace(TASK, items=TASK.items[::-1])},
+            {"task": replace(TASK, template="chat")},
+            {"channel": replace(GRAFT, read=Site(1))},
+            {"channel": replace(GRAFT, write=Site(1))},
+            {"channel": replace(GRAFT, fusion=Mean())},
+            {"channel": replace(GRAFT, name="another")},
+            {"channel": Silent()},
+            {"channel": Skyline()},
+        ]
+        for variant in variants:
+            assert (ran(**variant), ran(**variant)) == (1, 0), variant
+
+    def test_a_kept_file_has_a_line_of_plain_json_a_trial(self, tmp_path: Path) -> None:
+        tiny = model("llama")
+        first = evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
+        (name,) = files_in(tmp_path)
+        lines = (tmp_path / name).read_text("utf-8").splitlines()
+        assert [Trial(**json.loads(line)) for line in lines] == first
+
+
+class TestSummaries:
+    SILENT = trials("silent", "message", "0000000000", "1000100000")
+    MESSAGE = trials("replace", "message", "1111100000", "1111011100")
+    SHUFFLED = trials("replace", "shuffled", "0000100001", "0010111000")
+    ALL = SILENT + MESSAGE + SHUFFLED
+
+    def row(self, found: pd.DataFrame, channel: str, condition: str, metric: str) -> dict[str, Any]:
+        (row,) = found[
+            (found["channel"] == channel) & (found["condition"] == condition) & (found["metric"] == metric)
+        ].to_dict("records")
+        return row
+
+    def test_counts_and_accuracies_are_those_made_by_hand(self) -> None:
+        found = summarise(self.ALL)
+        table = [tuple(row) for row in found[["channel", "condition", "metric", "n", "correct", "accuracy"]].to_numpy()]
+        assert table == [
+            ("silent", "message", "free", 10, 0, 0.0),
+            ("silent", "message", "choices", 10, 2, 0.2),
+            ("replace", "message", "free", 10, 5, 0.5),
+            ("replace", "message", "choices", 10, 7, 0.7),
+            ("replace", "shuffled", "free", 10, 2, 0.2),
+            ("replace", "shuffled", "choices", 10, 4, 0.4),
+        ]
+
+    def test_intervals_are_wilsons(self) -> None:
+        z = 1.959963984540054
+        for row in summarise(self.ALL).to_dict("records"):
+            p, n = row["accuracy"], row["n"]
+            middle, half = (p + z * z / 2 / n), z * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
+            low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+            assert (row["low"], row["high"]) == pytest.approx((max(low, 0.0), min(high, 1.0)), abs=1e-12)
+
+    def test_the_gain_over_silence_is_the_paired_bootstrap_of_the_same_items(self) -> None:
+        found = summarise(self.ALL, seed=3)
+        row = self.row(found, "replace", "message", "choices")
+        gain = paired_bootstrap([1, 1, 1, 1, 0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 1, 0, 0, 0, 0, 0], seed=3)
+        assert (row["over_silent"], row["over_silent_low"], row["over_silent_high"]) == (
+            pytest.approx(0.5),
+            gain.low,
+            gain.high,
+        )
+        assert self.row(summarise(self.ALL, seed=3), "replace", "message", "choices") == pytest.approx(row, nan_ok=True)
+
+    @pytest.mark.parametrize(
+        ("condition", "metric", "only_this", "only_silent"),
+        [("message", "free", 5, 0), ("message", "choices", 6, 1), ("shuffled", "free", 2, 0)],
+    )
+    def test_the_test_against_silence_is_mcnemars_exact_one(
+        self, condition: str, metric: str, only_this: int, only_silent: int
+    ) -> None:
+        row = self.row(summarise(self.ALL), "replace", condition, metric)
+        assert row["p_silent"] == pytest.approx(binomtest(only_this, only_this + only_silent).pvalue, abs=1e-12)
+
+    def test_the_test_against_the_shuffled_message_is_paired_by_item(self) -> None:
+        row = self.row(summarise(self.ALL), "replace", "message", "choices")
+        assert row["p_shuffled"] == pytest.approx(binomtest(4, 5).pvalue, abs=1e-12)  # 4 only true, 1 only shuffled
+
+    def test_what_does_not_apply_is_not_a_number(self) -> None:
+        found = summarise(self.ALL)
+        silent, shuffled = self.row(found, "silent", "message", "free"), self.row(found, "replace", "shuffled", "free")
+        for column in ("over_silent", "over_silent_low", "over_silent_high", "p_silent", "p_shuffled"):
+            assert math.isnan(silent[column])
+        assert math.isnan(shuffled["p_shuffled"]) and not math.isnan(shuffled["p_silent"])
+        alone = summarise(self.MESSAGE)
+        assert alone[["over_silent", "p_silent", "p_shuffled"]].isna().all(axis=None)
+
+    def test_trials_are_paired_by_item_whatever_their_order(self) -> None:
+        generator = np.random.default_rng(0)
+        mixed = [self.ALL[place] for place in generator.permutation(len(self.ALL))]
+        found, expected = (
+            some.sort_values(["channel", "condition", "metric"]).reset_index(drop=True)
+            for some in (summarise(mixed), summarise(self.ALL))
+        )
+        exact = [column for column in found if column not in ("over_silent_low", "over_silent_high")]
+        pd.testing.assert_frame_equal(found[exact], expected[exact])
+
+    @pytest.mark.parametrize("change", ["fewer", "others"])
+    def test_channels_on_different_items_are_refused(self, change: str) -> None:
+        some = self.MESSAGE[:-1]
+        if change == "others":
+            some = [*some, replace(self.MESSAGE[-1], item="item 99")]
+        with pytest.raises(ValueError, match="different items"):
+            summarise(self.SILENT + some)
+
+    def test_two_channels_of_one_name_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="item 'item 0' stands twice under replace, message"):
+            summarise([*self.ALL, *trials("replace", "message", "1", "0")])
+
+    def test_every_metric_is_there_for_an_evaluated_channel(self) -> None:
+        tiny = model("llama")
+        found = summarise(evaluate(Silent(), tiny, tiny, TASK) + evaluate(GRAFT, tiny, tiny, TASK))
+        assert len(found) == (1 + len(CONDITIONS)) * len(METRICS)
+        assert set(found["n"]) == {len(TASK.items)}
