@@ -79,7 +79,7 @@ def main() -> None:
     settings, began = SMOKE if options.smoke else SETTINGS, time.monotonic()
     sender = lc.load_model(settings.sender)
     receiver = sender if settings.receiver == settings.sender else lc.load_model(settings.receiver)
-    kept = options.out / ".unfinished" / NAME
+    kept = options.out / ".unfinished" / (f"{NAME}_smoke" if options.smoke else NAME)
     report = compute(settings, sender, receiver, checkpoint=kept)
     write_report(
         report,

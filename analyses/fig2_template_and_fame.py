@@ -115,7 +115,7 @@ def main() -> None:
         return
     settings, began = SMOKE if options.smoke else SETTINGS, time.monotonic()
     model = lc.load_model(settings.model)
-    kept = options.out / ".unfinished" / NAME
+    kept = options.out / ".unfinished" / (f"{NAME}_smoke" if options.smoke else NAME)
     table = compute(settings, model, checkpoint=kept)
     publish(
         plot(table, asdict(settings)),

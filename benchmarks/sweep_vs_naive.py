@@ -33,6 +33,8 @@ REPEATS = 3
 def prompt_of(model: lc.Model, length: int) -> lc.Prompts:
     """A receiver prompt of exactly `length` tokens that ends in the question."""
     ending = lc.encode(model, [ENDING]).ids(0)
+    if length <= len(ending):
+        raise SystemExit(f"--lengths has {length}; the question alone has {len(ending)} tokens")
     filler = lc.encode(model, [FILLER * (1 + length // 20)]).ids(0)[: length - len(ending)]
     return lc.Prompts.from_ids([torch.cat([filler, ending])])
 

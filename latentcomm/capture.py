@@ -100,6 +100,31 @@ def capture(
     return Activations(values, prompts.mask)
 
 
+def capture_positions(
+    model: Model, prompts: Prompts, sites: Sequence[Site], position: int, *, batch_tokens: int = TOKENS_PER_BATCH
+) -> dict[Site, Float[Tensor, "batch d_model"]]:
+    """The activation at one position of every prompt (from its last token when negative), and nothing else kept.
+
+    Raises:
+        ValueError: no site, one that the model does not have, or a position outside a prompt.
+    """
+    if not sites:
+        raise ValueError("name at least one site to capture")
+    for site in sites:
+        model.check_site(site)
+    for row, length in enumerate(prompts.lengths.tolist()):
+        if not -length <= position < length:
+            raise ValueError(f"position {position} is outside prompt {row}, which has {length} tokens")
+    found = {site: torch.zeros(len(prompts), model.d_model, dtype=model.dtype) for site in sites}
+    for rows in _batches(prompts, batch_tokens):
+        part = prompts.select(rows)
+        seen = run_to_deepest(model, part.tokens, sites)
+        index = (position % part.lengths).to(model.device)
+        for site in sites:
+            found[site][rows] = seen[site][torch.arange(len(rows), device=model.device), index].cpu()
+    return found
+
+
 def run_to_deepest(
     model: Model, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], *, hooks: Sequence[Hook] = ()
 ) -> dict[Site, Float[Tensor, "batch pos d_model"]]:

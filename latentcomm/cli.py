@@ -98,7 +98,7 @@ def sweep(
     n_test: Annotated[int, typer.Option(help="Other items that it is judged on; 0: all.", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="Where figures, data and metadata go.")] = Path("figures"),
     name: Annotated[str, typer.Option(help="What the files are called.")] = "sweep",
-    seed: Annotated[int, typer.Option(help="Of the split, the choices and the controls.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the split, the choices and the controls.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
 ) -> None:
@@ -108,6 +108,8 @@ def sweep(
     """
     with _errors_as_sentences():
         began = time.monotonic()
+        if not name or Path(name).name != name:
+            raise ValueError(f"--name is {name!r}; give a plain file name, and the folder by --out")
         fusions = _fusions(fusion, right_aligned)
         reads, writes = _layers(read_layers, "--read-layers"), _layers(write_layers, "--write-layers")
         chosen_task = _task(task, template, sender_form, fame, seed)
@@ -131,9 +133,11 @@ def sweep(
             "n_tune": n_tune,
             "n_test": n_test,
             "seed": seed,
+            "device": device,
+            "dtype": dtype,
         }
         # A folder of its own, so that another stopped run in `out` keeps its work when this one is done.
-        kept = out / ".unfinished" / digest(settings, dtype)[:16]
+        kept = out / ".unfinished" / digest(settings)[:16]
         report = sweep_and_judge(
             first,
             second,

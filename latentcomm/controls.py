@@ -54,9 +54,15 @@ def norm_matched_random(exchange: Exchange) -> Message:
 
 
 def self_message(exchange: Exchange) -> Message:
-    """The receiver's own state of its own prompt, sent by the same channel: nothing that it does not know."""
-    items = tuple(replace(item, sender=item.receiver) for item in exchange.task.items)
-    return exchange.channel.send(exchange.receiver, replace(exchange.task, items=items))
+    """The receiver's own state of its own prompt, sent by the same channel: nothing that it does not know.
+
+    Raises:
+        ValueError: the channel cannot carry it; `evaluate` leaves the control out where `Channel.own` says so.
+    """
+    message = exchange.channel.own(exchange.receiver, exchange.task)
+    if message is None:
+        raise ValueError(f"the channel {exchange.channel.name} cannot carry the receiver's own state")
+    return message
 
 
 def derangement(labels: Sequence[str], *, seed: int) -> list[int]:

@@ -12,6 +12,9 @@ from latentcomm.grafting import LAST, Graft, check_fired, is_grafted
 from latentcomm.models import Hook, Model
 from latentcomm.prompts import Prompts
 
+TOKENS_PER_BATCH = 8192
+"""Prompt and reply tokens that run together at most: bounds the cache, whatever the number of prompts."""
+
 
 @dataclass(frozen=True, eq=False)
 class ReceiverInput:
@@ -21,8 +24,13 @@ class ReceiverInput:
     grafts: tuple[Graft, ...] = ()
 
     def select(self, rows: Sequence[int]) -> "ReceiverInput":
-        """The input of some of the rows, without padding when these are of one length."""
-        return ReceiverInput(self.prompts.select(rows), tuple(graft.select(rows) for graft in self.grafts))
+        """The input of some of the rows, padded on the right, and not at all when they are of one length.
+
+        Positions given as a tensor are indices into `prompts.tokens` and move along when padding on the left goes.
+        """
+        shift = self.prompts.first[torch.as_tensor(rows)]
+        grafts = (graft.select(rows).moved(shift) for graft in self.grafts)
+        return ReceiverInput(self.prompts.select(rows), tuple(grafts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +51,15 @@ def generate(
     prompts: Prompts | ReceiverInput,
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    temperature: float | int = 0.0,
+    top_p: float | int = 1.0,
     seed: int = 0,
 ) -> list[str]:
     """The reply to each prompt: greedy at temperature 0, else sampled from the smallest set of tokens of mass `top_p`.
 
     The prompt is read once, under its grafts; decoding goes on from the cache. A reply is what the prompt alone would
-    get: rows of one length run together, so nothing is padded, and each row draws from its own stream of random
-    numbers.
+    get: rows of one length run together, so nothing is padded. Where it samples, each row draws from its own stream of
+    random numbers, fixed by the seed and the row's number.
 
     Raises:
         ValueError: an option out of range, prompt and reply exceed the context, or the model has no tokenizer.
@@ -71,8 +79,8 @@ def decode(
     prompts: Prompts | ReceiverInput,
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    temperature: float | int = 0.0,
+    top_p: float | int = 1.0,
     seed: int = 0,
 ) -> Decoded:
     """The replies of `generate` together with the logits of their first token, at the price of the replies alone."""
@@ -93,10 +101,12 @@ def decode(
         raise ValueError(
             f"prompts of {len(groups)} lengths cannot run in one `grafted` block; give the grafts in a ReceiverInput"
         )
+    if is_grafted(model, already_fired=True):
+        raise ValueError("a prompt has run in this `grafted` block already; open another block for the next one")
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(len(given.prompts))]
     texts = [""] * len(given.prompts)
     logits: list[Tensor | None] = [None] * len(given.prompts)
-    for rows in groups:
+    for rows in (part for group in groups for part in _batches(group, longest + max_new_tokens)):
         first, replies = _decode_group(
             model, given.select(rows), max_new_tokens, temperature, top_p, [generators[row] for row in rows]
         )
@@ -105,12 +115,18 @@ def decode(
     return Decoded(texts, torch.stack([row for row in logits if row is not None]))
 
 
+def _batches(rows: Sequence[int], length: int) -> list[Sequence[int]]:
+    """Rows of one length, so many at a time that a batch holds `TOKENS_PER_BATCH` at most."""
+    step = max(1, TOKENS_PER_BATCH // length)
+    return [rows[start : start + step] for start in range(0, len(rows), step)]
+
+
 def _decode_group(
     model: Model,
     given: ReceiverInput,
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
+    temperature: float | int,
+    top_p: float | int,
     generators: Sequence[torch.Generator],
 ) -> tuple[Float[Tensor, "batch d_vocab"], list[list[int]]]:
     """First logits and reply ids of rows of one length."""
@@ -165,7 +181,10 @@ def _counting_hooks(grafts: Sequence[Graft]) -> tuple[list[Hook], list[int]]:
 
 
 def _choose(
-    logits: Float[Tensor, "batch d_vocab"], temperature: float, top_p: float, generators: Sequence[torch.Generator]
+    logits: Float[Tensor, "batch d_vocab"],
+    temperature: float | int,
+    top_p: float | int,
+    generators: Sequence[torch.Generator],
 ) -> Int[Tensor, " batch"]:
     """The next token of each row."""
     if temperature == 0:

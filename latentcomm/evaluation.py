@@ -63,7 +63,8 @@ def evaluate(
 ) -> list[Trial]:
     """The trials of a channel on n items of a task (all by default), under its true message and under each control.
 
-    A channel that sends no vectors (silent, skyline) has no controls and is run once. The same seed gives the same
+    A channel that sends no vectors (silent, skyline) has no controls and is run once; the self control is left out
+    where a fusion takes the sender's width alone. The same seed gives the same
     items, choices, shuffles and random vectors. With `checkpoint`, finished conditions are kept and not run again.
 
     Raises:
@@ -77,14 +78,17 @@ def evaluate(
     message = channel.send(sender, task)
     exchange = Exchange(channel, sender, receiver, task, message, seed)
     wanted = {MESSAGE: true_message} | {name: CONTROLS[name] for name in controls if message.vectors is not None}
+    if "self" in wanted and channel.own(receiver, task) is None:
+        del wanted["self"]
+    prints = None if checkpoint is None else _prints(sender, receiver)
     trials: list[Trial] = []
     for name in track(wanted, channel.name, total=len(wanted), shown=progress and len(wanted) > 1):
         path = None
         if checkpoint is not None:
-            asked = digest(sender.fingerprint, receiver.fingerprint, channel, task, choices, name, seed, reply_tokens)
+            asked = digest(prints, channel, task, choices, name, seed, reply_tokens)
             path = Path(checkpoint) / f"trials-{asked[:16]}.jsonl"
         if path is not None and path.exists():
-            trials += [Trial(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            trials += [Trial(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
             continue
         given = channel.receive(receiver, task, wanted[name](exchange))
         said = decode(receiver, given, max_new_tokens=reply_tokens)
@@ -109,6 +113,13 @@ def evaluate(
             write_text(path, "".join(json.dumps(asdict(trial), ensure_ascii=False) + "\n" for trial in done))
         trials += done
     return trials
+
+
+def _prints(sender: Model, receiver: Model) -> list[str]:
+    if sender.has_hooks or receiver.has_hooks:
+        raise ValueError("trials of a model with hooks attached cannot be kept: they are not in the checkpoint's name")
+    one = sender.fingerprint
+    return [one, one if receiver is sender else receiver.fingerprint]
 
 
 def to_table(trials: Sequence[Trial]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import tempfile
@@ -75,7 +76,9 @@ def _feed(state: "hashlib._Hash", value: Any) -> None:
 
         state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        state.update(f"record {type(value).__qualname__}".encode())
+        state.update(f"record {type(value).__module__}.{type(value).__qualname__}".encode())
+        with contextlib.suppress(OSError, TypeError):  # a rule whose formula changed is another rule
+            state.update(inspect.getsource(type(value)).encode())
         for entry in dataclasses.fields(value):
             state.update(entry.name.encode())
             _feed(state, getattr(value, entry.name))

@@ -92,7 +92,10 @@ class Graft:
             raise ValueError(f"{n_places} vectors a row for {index.shape[1]} positions a row; they must agree")
         incoming = vector.expand(*vector.shape[:-3], len(value), index.shape[1], vector.shape[-1])
         out = value.clone()  # resid_post of one block and resid_pre of the next share memory
-        out[rows, index] = self.fusion(own, incoming).to(value.dtype)
+        fused = self.fusion(own, incoming)
+        if not torch.isfinite(fused).all():
+            raise ValueError(f"the fused state at {self.site.hook_name} is not finite; {self.fusion} does not fit it")
+        out[rows, index] = fused.to(value.dtype)
         return out
 
     def _write_in_block(self, value: Float[Tensor, "batch pos d_receiver"]) -> Float[Tensor, "batch pos d_receiver"]:
@@ -113,6 +116,14 @@ class Graft:
         wide = self._wide()
         vector = wide[..., chosen.to(wide.device), :, :] if wide.shape[-3] > 1 else wide
         return replace(self, position=position, vector=vector)
+
+    def moved(self, shift: Int[Tensor, " batch"]) -> "Graft":
+        """The same graft with its positions, where a tensor names them, `shift` earlier in each row."""
+        if not isinstance(self.position, Tensor):
+            return self
+        places = self.position if self.position.ndim == 2 else self.position[:, None]
+        moved = torch.where(places < 0, places, places - shift.to(places.device)[:, None])
+        return replace(self, position=moved)
 
     def _wide(self) -> Float[Tensor, "*sender batch n d_sender"]:
         """The vectors with an axis for rows and one for positions, of length 1 where one vector serves all."""
@@ -159,21 +170,22 @@ def grafted(model: Model, grafts: Sequence[Graft]) -> Iterator[None]:
         model.check_site(graft.site)
     fired = [0] * len(grafts)
     hooks = [_on_prompt(graft, number, fired) for number, graft in enumerate(grafts)]
-    _OPEN.append(model.hooked)
+    block = (model.hooked, fired)
+    _OPEN.append(block)
     try:
         with model.hooked.hooks(fwd_hooks=hooks):
             yield
     finally:
-        _OPEN.remove(model.hooked)
+        _OPEN.remove(block)
     check_fired(grafts, fired)
 
 
-def is_grafted(model: Model) -> bool:
-    """Whether a `grafted` block of this model is open."""
-    return any(hooked is model.hooked for hooked in _OPEN)
+def is_grafted(model: Model, *, already_fired: bool = False) -> bool:
+    """Whether a `grafted` block of this model is open (and one of its grafts has fired)."""
+    return any(hooked is model.hooked and (not already_fired or any(fired)) for hooked, fired in _OPEN)
 
 
-_OPEN: list[Any] = []
+_OPEN: list[tuple[Any, list[int]]] = []
 
 
 def _on_prompt(graft: Graft, number: int, fired: list[int]) -> Hook:
@@ -183,8 +195,13 @@ def _on_prompt(graft: Graft, number: int, fired: list[int]) -> Hook:
     def write(value: Tensor, hook: Any) -> Tensor:
         if not prompt:
             prompt["length"], prompt["index"] = value.shape[1], graft.index(value)
-        elif value.shape[1] == 1 or value.shape[1] < prompt["length"]:
+        elif value.shape[1] == 1:
             return value
+        elif value.shape[1] < prompt["length"]:
+            raise ValueError(
+                f"a second prompt of {value.shape[1]} tokens ran in a `grafted` block whose first has "
+                f"{prompt['length']}; open another block for it"
+            )
         fired[number] += 1
         return replace(graft, position=prompt["index"])._write_in_block(value)
 
@@ -203,7 +220,9 @@ def check_fired(grafts: Sequence[Graft], fired: Sequence[int]) -> None:
 
 
 def span(prompts: Prompts, starts: Sequence[int], stops: Sequence[int]) -> Int[Tensor, "batch n"]:
-    """Positions `starts[i] .. stops[i]-1` of each prompt, for `Graft.position`: the same number in every row.
+    """Positions `starts[i] .. stops[i]-1` of each prompt, counted from its first real token, for `Graft.position`.
+
+    Every row names the same number. What comes back are indices into `prompts.tokens`, as those of `prompts.last` are.
 
     Raises:
         ValueError: spans of different lengths, or one outside its prompt.
@@ -214,4 +233,5 @@ def span(prompts: Prompts, starts: Sequence[int], stops: Sequence[int]) -> Int[T
     for row, (start, stop, length) in enumerate(zip(starts, stops, prompts.lengths.tolist(), strict=True)):
         if start < 0 or stop > length:
             raise ValueError(f"span {start}..{stop} is outside prompt {row}, which has {length} tokens")
-    return torch.tensor([list(range(start, stop)) for start, stop in zip(starts, stops, strict=True)])
+    places = torch.tensor([list(range(start, stop)) for start, stop in zip(starts, stops, strict=True)])
+    return places + prompts.first[:, None]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentcomm.capture import capture
+from latentcomm.capture import capture_positions
 from latentcomm.files import digest, written_whole
 from latentcomm.fusion import Fusion
 from latentcomm.grafting import LAST, Graft
@@ -119,8 +119,8 @@ def sweep_layers(
         choices: a list of answer strings for each item, taken literally (" Greece" has its space); the same number
             each.
         top_token: whether to record the most likely next token, which costs a full unembedding of every row.
-        read_position, write_position: the last token by default; from the front when not negative; one an item if
-            listed.
+        read_position, write_position: the last token by default; from the front when not negative. Of write positions
+            there may be a list, one an item.
         checkpoint: a folder in which finished passes are kept, so that the same call goes on after an interruption.
 
     Source: Ramesh & Li 2025, arXiv:2501.14082 (the grid); the staircase of rows is this package's.
@@ -228,8 +228,12 @@ class _Plan:
 
         def join(layer: int, own: Tensor) -> Tensor:
             rows = own.expand(len(messages), -1)
-            if shared:
-                return _of_cell(self.fusion, (0, 0), "fusion")(rows, incoming)
+            out = _of_cell(self.fusion, (0, 0), "fusion")(rows, incoming) if shared else per_cell(layer, rows)
+            if not torch.isfinite(out).all():
+                raise ValueError(f"fused states at write layer {layer} are not finite; {self.fusion} does not fit them")
+            return out
+
+        def per_cell(layer: int, rows: Tensor) -> Tensor:
             out = torch.empty_like(rows)
             for index, read in enumerate(self.reads):
                 chosen = (reads == index).to(model.device)
@@ -240,6 +244,8 @@ class _Plan:
         packed = can_pack(model, prefix.n_cached, prefix.tail.shape[1])
         final = climb(model, prefix, self.writes, join, n_rows=len(messages), packed=packed)
         normed = model.final_norm(final.reshape(-1, model.d_model))
+        if not torch.isfinite(normed).all():
+            raise ValueError(f"the states of {model.name} overflow after a graft in {model.dtype}; use a wider dtype")
         part: dict[str, Tensor] = {}
         if self.columns is not None:
             part["logits"] = self._choice_logits(normed.reshape(final.shape), self.columns[items]).cpu()
@@ -309,9 +315,8 @@ def _messages(
     sender: Model, prompts: Prompts, reads: Sequence[int], position: int
 ) -> Float[Tensor, "item read d_sender"]:
     """The sender's states at every read layer."""
-    activations = capture(sender, prompts, [Site(layer) for layer in reads])
-    where = torch.full((len(prompts),), position)
-    states = torch.stack([activations.at(Site(layer), where) for layer in reads], 1)
+    at = capture_positions(sender, prompts, [Site(layer) for layer in reads], position)
+    states = torch.stack([at[Site(layer)] for layer in reads], 1)
     if not torch.isfinite(states).all():
         item, read = (~torch.isfinite(states)).nonzero()[0].tolist()[:2]
         raise ValueError(f"the message of item {item} at layer {reads[read]} of {sender.name} is not finite")
@@ -375,6 +380,8 @@ def _checkpoint(
     """The folder of this very sweep's finished passes: its name is a digest of all that decides their numbers."""
     if folder is None:
         return None
+    if sender.has_hooks or receiver.has_hooks:
+        raise ValueError("a sweep of a model with hooks attached cannot be kept: they are not in its checkpoint's name")
     asked = digest(
         [sender.fingerprint, receiver.fingerprint, str(receiver.dtype)],
         [sender_prompts.ids(row) for row in range(len(sender_prompts))],

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from latentcomm.capture import capture
+from latentcomm.capture import capture_positions
+from latentcomm.grafting import LAST
 from latentcomm.models import Model
 from latentcomm.prompts import Prompts
 from latentcomm.sites import Site
@@ -40,6 +41,8 @@ def lens_choice(
 ) -> Bool[Tensor, "item layer"]:
     """Whether the last token's state after each layer, unembedded, puts the right choice above all other choices.
 
+    A choice whose first token another one shares (choices are drawn for the receiver's tokenizer) is not above it.
+
     Raises:
         ValueError: another number of right or other choices than prompts, or a choice without a first token of its own.
     """
@@ -49,10 +52,11 @@ def lens_choice(
     tokens = [torch.tensor([model.first_token(choice) for choice in row]) for row in choices]
     for states in _last_states(model, prompts, layers):
         logits = model.unembed(model.final_norm(states)).cpu()
-        picks = [row[ids].argmax() for row, ids in zip(logits, tokens, strict=True)]
-        columns.append(
-            torch.tensor([row[int(pick)] == name for row, pick, name in zip(choices, picks, right, strict=True)])
-        )
+        above = []
+        for row, ids, names, name in zip(logits, tokens, choices, right, strict=True):
+            best = (row[ids] == row[ids].max()).nonzero()[:, 0].tolist()
+            above.append([names[place] for place in best] == [name])
+        columns.append(torch.tensor(above))
     return torch.stack(columns, 1)
 
 
@@ -62,5 +66,5 @@ def _check_one_each(prompts: Prompts, given: Sequence[object]) -> None:
 
 
 def _last_states(model: Model, prompts: Prompts, layers: Sequence[int]) -> list[Tensor]:
-    activations = capture(model, prompts, [Site(layer) for layer in layers])
-    return [activations.last(Site(layer)).to(model.device) for layer in layers]
+    states = capture_positions(model, prompts, [Site(layer) for layer in layers], LAST)
+    return [states[Site(layer)].to(model.device) for layer in layers]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
 
 from latentcomm import weights
@@ -43,14 +44,12 @@ class Model:
         tokenizer: its transformers tokenizer, or None.
         name: what it was loaded as.
         is_bridge: a TransformerBridge (True) or a HookedTransformer (False).
-        processed: its weights were folded or centred, so its residual stream is not that of the raw model.
     """
 
     hooked: Any
     tokenizer: Any
     name: str
     is_bridge: bool
-    processed: bool
 
     def __repr__(self) -> str:
         kind = "TransformerBridge" if self.is_bridge else "HookedTransformer"
@@ -71,12 +70,19 @@ class Model:
         """The longest prompt, in tokens, that it was built for."""
         return int(self.hooked.cfg.n_ctx)
 
-    @cached_property
+    @property
+    def processed(self) -> bool:
+        """Whether its weights are folded or centred, so that its residual stream is not that of the raw model."""
+        if self.is_bridge:
+            return bool(getattr(self.hooked, "compatibility_mode", False))
+        return _hooked_transformer_is_processed(self.hooked)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of its weights."""
         return next(p.dtype for p in self.hooked.parameters() if p.is_floating_point())
 
-    @cached_property
+    @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return next(self.hooked.parameters()).device
@@ -91,9 +97,9 @@ class Model:
         """Whether anybody's forward hooks are attached at this moment."""
         return any(point.fwd_hooks for point in self.hooked.hook_dict.values())
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over all weights in the order of their names: the same weights, the same fingerprint."""
+        """SHA-256 over all weights in the order of their names, as they are now: the same weights, the same value."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.hooked.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -128,11 +134,16 @@ class Model:
     def first_token(self, text: str) -> int:
         """The first token of a text that continues a prompt, such as " Greece".
 
+        A tokenizer that puts a space before every text of its own (Llama 2, Mistral) gets the text without its space.
+
         Raises:
             ValueError: the text is empty, or its first token does not by itself stand for any of its letters.
         """
-        ids = self.require_tokenizer()(text, add_special_tokens=False).input_ids
-        if not ids or not self.require_tokenizer().decode(ids[:1]).strip():
+        tokenizer = self.require_tokenizer()
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        if ids and text.startswith(" ") and not tokenizer.decode(ids[:1]).strip():
+            ids = tokenizer(text[1:], add_special_tokens=False).input_ids
+        if not ids or not tokenizer.decode(ids[:1]).strip():
             raise ValueError(
                 f"{text!r} has no single first token for choice scoring in the tokenizer of {self.name}; "
                 "write it as it would follow the prompt, without a second space or a line break"
@@ -310,7 +321,7 @@ def _token_ids(model: Model, tokenizer: Any, text: str, template: Template, prep
     starts = bool(ids) and ids[0] == tokenizer.bos_token_id
     if prepend_bos and not starts:
         return [tokenizer.bos_token_id, *ids]
-    return ids[1:] if starts and not prepend_bos and template == "raw" else ids
+    return ids[1:] if starts and not prepend_bos else ids
 
 
 def load_model(name_or_path: str | os.PathLike[str], *, dtype: str = "float32", device: str = "cpu") -> Model:
@@ -342,7 +353,13 @@ def load_model(name_or_path: str | os.PathLike[str], *, dtype: str = "float32", 
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
-        except (OSError, ValueError, struct.error) as error:  # the last: a .gguf that breaks off in its header
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            struct.error,
+            SafetensorError,
+        ) as error:  # the last: a .gguf that breaks off in its header
             raise ValueError(f"{name} holds no model that transformers can load: {_first_line(error)}") from error
     return wrap_model(model.to(device), tokenizer, name=name)
 
@@ -351,10 +368,13 @@ def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) ->
     """A model that is in memory already: a HookedTransformer, a TransformerBridge, or a transformers causal LM.
 
     A transformers model is wrapped in place by TransformerBridge: its weights stay what they are and its own logits
-    too, but its modules gain hook points and its attention becomes the eager one.
+    too, but its modules gain hook points and its attention becomes the eager one. Every model is set to evaluation.
+    Where no tokenizer is given, a TransformerLens model's own is used as transformers loads it, without the BOS token
+    that TransformerLens makes it add: the same model gets the same prompts however it came in.
 
     Raises:
-        ValueError: the object is none of the three.
+        ValueError: the object is none of the three; its tokenizer was changed by TransformerLens and cannot be
+        reloaded.
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
@@ -362,12 +382,12 @@ def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) ->
     if isinstance(model, Model):
         raise ValueError(f"{model.name} is wrapped already; pass it as it is")
     if _is_hooked_transformer(model):
+        model.eval()
         return Model(
             hooked=model,
-            tokenizer=tokenizer if tokenizer is not None else model.tokenizer,
+            tokenizer=tokenizer if tokenizer is not None else _plain_tokenizer(model.tokenizer),
             name=name or model.cfg.model_name,
             is_bridge=False,
-            processed=_hooked_transformer_is_processed(model),
         )
     if isinstance(model, PreTrainedModel):
         name = name or model.config._name_or_path or type(model).__name__
@@ -385,13 +405,30 @@ def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) ->
             f"{type(model).__name__} is no model that can be wrapped; "
             "pass a HookedTransformer, a TransformerBridge or a transformers causal language model"
         )
+    model.eval()
     return Model(
         hooked=model,
-        tokenizer=tokenizer if tokenizer is not None else model.tokenizer,
+        tokenizer=tokenizer if tokenizer is not None else _plain_tokenizer(model.tokenizer),
         name=name or str(model.cfg.model_name),
         is_bridge=True,
-        processed=bool(getattr(model, "compatibility_mode", False)),
     )
+
+
+def _plain_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer as transformers loads it: TransformerLens replaces a model's own by one that adds a BOS token."""
+    if tokenizer is None or tokenizer.bos_token_id is None or not tokenizer.name_or_path:
+        return tokenizer
+    if tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(tokenizer.name_or_path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} adds a BOS token and is not on this machine to be compared with "
+            "the model's own; pass the tokenizer you mean to wrap_model"
+        ) from error
 
 
 def check_pair(sender: Model, receiver: Model) -> None:

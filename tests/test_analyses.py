@@ -61,9 +61,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> lc.Model:
 
 
 def made_small(module: ModuleType, tiny: lc.Model, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The analysis on a tiny model, in layers that this has."""
+    """The analysis on a tiny model, in layers that this has, on few items."""
     monkeypatch.setattr(lc, "load_model", lambda name, **options: tiny)
-    small = dataclasses.replace(module.SMOKE, read_layers=(0, 1), write_layers=(0, 1))
+    small = dataclasses.replace(module.SMOKE, read_layers=(0, 1), write_layers=(0, 1), n_tune=2, n_test=4)
     monkeypatch.setattr(module, "SMOKE", small)
     return module
 
@@ -81,6 +81,16 @@ class TestEveryScript:
         assert dataclasses.fields(module.SETTINGS)
         with pytest.raises(dataclasses.FrozenInstanceError):
             module.SETTINGS.seed = 1
+
+    @every_script
+    def test_a_smoke_run_is_the_same_in_fewer_cells_and_items(self, path: Path) -> None:
+        module = script(path)
+        whole, smoke = dataclasses.asdict(module.SETTINGS), dataclasses.asdict(module.SMOKE)
+        changed = {name for name in whole if smoke[name] != whole[name]}
+        assert changed <= {"read_layers", "write_layers", "n_tune", "n_test", "templates", "sender_forms"}
+        assert smoke["n_tune"] < whole["n_tune"] and smoke["n_test"] is not None
+        for layers in (smoke["read_layers"], smoke["write_layers"]):
+            assert len(layers) <= 3 and set(layers) <= set(range(30))  # the built-in model has 30
 
     @every_script
     def test_has_a_compute_a_plot_for_every_figure_and_a_main(self, path: Path) -> None:
@@ -158,17 +168,6 @@ class TestASmallRun:
         for name in files_in(tmp_path / "first"):
             if name.endswith((".csv", ".json")) and not name.endswith(".meta.json"):
                 assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
-
-    @pytest.mark.real_weights
-    @pytest.mark.slow
-    @every_script
-    def test_runs_on_the_built_in_model_as_it_stands(
-        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        module = script(path)
-        call(module, monkeypatch, "--smoke", "--out", tmp_path)
-        for name, plot in plots(module).items():
-            check_replot(name, tmp_path, plot)
 
 
 class TestTheLayerSweep:

@@ -10,7 +10,14 @@ from latentcomm.weights import BUILT_IN
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
-UNLISTED = {"cli", "files", "progress", "sheets", "staircase", "sweep_report"}  # the command documents itself (--help); the others are internal
+UNLISTED = {
+    "cli",
+    "files",
+    "progress",
+    "sheets",
+    "staircase",
+    "sweep_report",
+}  # the command documents itself (--help); the others are internal
 
 FENCE = re.compile(
     r"^(?P<indent>[ \t]*)```python\b[^\n]*\n(?P<code>.*?)^(?P=indent)```[ \t]*$", re.MULTILINE | re.DOTALL

@@ -202,7 +202,8 @@ class TestWhatIsEvaluated:
         assert count.calls == 0
 
     def test_a_processed_model_is_not_mixed_with_a_raw_one(self) -> None:
-        raw, processed = model("llama"), replace(model("llama"), processed=True)
+        raw, processed = model("llama"), model("llama")
+        processed.hooked.enable_compatibility_mode(disable_warnings=True)
         for pair in ((raw, processed), (processed, raw)):
             with pytest.raises(ValueError, match="processed weights"):
                 evaluate(GRAFT, *pair, TASK)

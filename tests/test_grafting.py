@@ -202,9 +202,9 @@ class TestPositions:
                 whole = graft.write(self.VALUE)
                 assert torch.equal(graft.select([1, 2]).write(self.VALUE[[1, 2]]), whole[[1, 2]])
 
-    def test_a_span_is_counted_from_each_prompts_first_token(self) -> None:
+    def test_a_span_is_counted_from_each_prompts_first_token_and_given_as_indices_into_its_row(self) -> None:
         prompts = left_padded(ids(5, 3, 7))
-        assert span(prompts, [1, 0, 4], [3, 2, 6]).tolist() == [[1, 2], [0, 1], [4, 5]]
+        assert span(prompts, [1, 0, 4], [3, 2, 6]).tolist() == [[3, 4], [4, 5], [4, 5]]
         with pytest.raises(ValueError, match=r"spans have the lengths \[1, 2\]; a batch of grafts needs one length"):
             span(prompts, [0, 0, 0], [1, 2, 2])
         with pytest.raises(ValueError, match=r"spans have the lengths \[0\]; a batch of grafts needs one length"):

@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace as changed
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -637,7 +638,7 @@ class TestBadInput:
     def test_processed_weights_beside_raw_ones(self) -> None:
         processed = build("gpt2")
         processed.hooked.enable_compatibility_mode(disable_warnings=True)
-        processed = type(processed)(processed.hooked, processed.tokenizer, "folded", True, True)
+        processed = changed(processed, name="folded")
         self.refused("folded has processed weights .folded or centred. and tiny-llama has raw ones", sender=processed)
         self.refused("folded has processed weights .folded or centred. and tiny-llama has raw ones", receiver=processed)
 

@@ -1,15 +1,18 @@
 """Activation communication: the sender's last-token state after one block, fused into the receiver's after another."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from latentcomm.capture import capture
+import torch
+
+from latentcomm.capture import capture_positions
 from latentcomm.channels.base import Message, receiver_prompts, sender_prompts
 from latentcomm.decoding import ReceiverInput
 from latentcomm.fusion import Fusion
 from latentcomm.grafting import LAST, Graft
 from latentcomm.models import Model
+from latentcomm.prompts import Prompts
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
 
@@ -31,8 +34,20 @@ class Activation:
 
     def send(self, sender: Model, task: Task) -> Message:
         """The state after the read site, at each sender prompt's last token."""
-        vectors = capture(sender, sender_prompts(sender, task), [self.read]).last(self.read)
-        return Message(vectors, f"{sender.name} {self.read.hook_name}")
+        return _state(sender, sender_prompts(sender, task), self.read)
+
+    def own(self, receiver: Model, task: Task) -> Message | None:
+        """The receiver's state after its own block of the read layer's number (its last, if it has fewer).
+
+        None where the fusion takes the sender's width alone, as one with a fitted map between two widths does.
+        """
+        probe = torch.linspace(1, 2, receiver.d_model, dtype=receiver.dtype, device=receiver.device)[None]
+        try:
+            self.fusion(probe, probe.flip(1))
+        except ValueError:
+            return None
+        site = replace(self.read, layer=min(self.read.layer, receiver.n_layers - 1))
+        return replace(_state(receiver, receiver_prompts(receiver, task), site), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's prompts with one graft.
@@ -43,5 +58,10 @@ class Activation:
         if message.vectors is None:
             raise ValueError(f"the channel {self.name} needs a message with vectors and got {message.origin}")
         vectors = message.vectors.to(receiver.device, receiver.dtype)
-        vectors = vectors if self.alignment is None else self.alignment(vectors)
+        vectors = vectors if self.alignment is None or message.is_own else self.alignment(vectors)
         return ReceiverInput(receiver_prompts(receiver, task), (Graft(self.write, LAST, vectors, self.fusion),))
+
+
+def _state(model: Model, prompts: Prompts, site: Site) -> Message:
+    """The state at a site, at each prompt's last token."""
+    return Message(capture_positions(model, prompts, [site], LAST)[site], f"{model.name} {site.hook_name}")

@@ -19,10 +19,12 @@ class Message:
     Attributes:
         vectors: the states, in the sender's width, or None.
         origin: what they are: model and hook point.
+        is_own: they are the receiver's own, in its own width already, so that no alignment applies.
     """
 
     vectors: Float[Tensor, "item d_sender"] | None
     origin: str
+    is_own: bool = False
 
 
 @runtime_checkable
@@ -36,6 +38,10 @@ class Channel(Protocol):
 
     def send(self, sender: Model, task: Task) -> Message:
         """The message of every item."""
+        ...
+
+    def own(self, receiver: Model, task: Task) -> Message | None:
+        """The receiver's own state as a message, for the self control; None where this channel cannot carry it."""
         ...
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:

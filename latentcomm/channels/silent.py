@@ -18,6 +18,10 @@ class Silent:
         """Nothing."""
         return Message(None, "nothing")
 
+    def own(self, receiver: Model, task: Task) -> Message | None:
+        """None: nothing is sent."""
+        return None
+
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's own prompts."""
         return ReceiverInput(receiver_prompts(receiver, task))
@@ -32,6 +36,10 @@ class Skyline:
     def send(self, sender: Model, task: Task) -> Message:
         """Nothing: the sender does not run."""
         return Message(None, "nothing")
+
+    def own(self, receiver: Model, task: Task) -> Message | None:
+        """None: nothing is sent."""
+        return None
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The prompts that hold both texts."""
