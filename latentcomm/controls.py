@@ -57,12 +57,11 @@ def self_message(exchange: Exchange) -> Message:
     """The receiver's own state of its own prompt, sent by the same channel: nothing that it does not know.
 
     Raises:
-        ValueError: the channel cannot carry it; `evaluate` leaves the control out where `Channel.own` says so.
+        ValueError: the channel cannot carry it; `evaluate` leaves the control out where `Channel.carries_own` says so.
     """
-    message = exchange.channel.own(exchange.receiver, exchange.task)
-    if message is None:
+    if not exchange.channel.carries_own(exchange.receiver):
         raise ValueError(f"the channel {exchange.channel.name} cannot carry the receiver's own state")
-    return message
+    return exchange.channel.own(exchange.receiver, exchange.task)
 
 
 def derangement(labels: Sequence[str], *, seed: int) -> list[int]:

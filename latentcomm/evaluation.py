@@ -78,7 +78,7 @@ def evaluate(
     message = channel.send(sender, task)
     exchange = Exchange(channel, sender, receiver, task, message, seed)
     wanted = {MESSAGE: true_message} | {name: CONTROLS[name] for name in controls if message.vectors is not None}
-    if "self" in wanted and channel.own(receiver, task) is None:
+    if "self" in wanted and not channel.carries_own(receiver):
         del wanted["self"]
     prints = None if checkpoint is None else _prints(sender, receiver)
     trials: list[Trial] = []

@@ -141,7 +141,7 @@ class Model:
         """
         tokenizer = self.require_tokenizer()
         ids = tokenizer(text, add_special_tokens=False).input_ids
-        if ids and text.startswith(" ") and not tokenizer.decode(ids[:1]).strip():
+        if ids and text.startswith(" ") and not text.startswith("  ") and not tokenizer.decode(ids[:1]).strip():
             ids = tokenizer(text[1:], add_special_tokens=False).input_ids
         if not ids or not tokenizer.decode(ids[:1]).strip():
             raise ValueError(

@@ -202,7 +202,7 @@ class TestWhatIsEvaluated:
         assert count.calls == 0
 
     def test_a_processed_model_is_not_mixed_with_a_raw_one(self) -> None:
-        raw, processed = model("llama"), model("llama")
+        raw, processed = model("llama"), build("gpt2")
         processed.hooked.enable_compatibility_mode(disable_warnings=True)
         for pair in ((raw, processed), (processed, raw)):
             with pytest.raises(ValueError, match="processed weights"):

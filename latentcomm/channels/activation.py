@@ -36,16 +36,17 @@ class Activation:
         """The state after the read site, at each sender prompt's last token."""
         return _state(sender, sender_prompts(sender, task), self.read)
 
-    def own(self, receiver: Model, task: Task) -> Message | None:
-        """The receiver's state after its own block of the read layer's number (its last, if it has fewer).
-
-        None where the fusion takes the sender's width alone, as one with a fitted map between two widths does.
-        """
+    def carries_own(self, receiver: Model) -> bool:
+        """Whether the fusion takes a message of the receiver's width; one with a map from another width does not."""
         probe = torch.linspace(1, 2, receiver.d_model, dtype=receiver.dtype, device=receiver.device)[None]
         try:
             self.fusion(probe, probe.flip(1))
         except ValueError:
-            return None
+            return False
+        return True
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """The receiver's state after its own block of the read layer's number (its last, if it has fewer)."""
         site = replace(self.read, layer=min(self.read.layer, receiver.n_layers - 1))
         return replace(_state(receiver, receiver_prompts(receiver, task), site), is_own=True)
 

@@ -40,8 +40,12 @@ class Channel(Protocol):
         """The message of every item."""
         ...
 
-    def own(self, receiver: Model, task: Task) -> Message | None:
-        """The receiver's own state as a message, for the self control; None where this channel cannot carry it."""
+    def carries_own(self, receiver: Model) -> bool:
+        """Whether the receiver's own state could be sent back to it by this channel: what the self control does."""
+        ...
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """The receiver's own state of its own prompt as a message."""
         ...
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:

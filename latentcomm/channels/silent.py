@@ -18,9 +18,13 @@ class Silent:
         """Nothing."""
         return Message(None, "nothing")
 
-    def own(self, receiver: Model, task: Task) -> Message | None:
-        """None: nothing is sent."""
-        return None
+    def carries_own(self, receiver: Model) -> bool:
+        """No: nothing is sent."""
+        return False
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """Nothing."""
+        return Message(None, "nothing", is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's own prompts."""
@@ -37,9 +41,13 @@ class Skyline:
         """Nothing: the sender does not run."""
         return Message(None, "nothing")
 
-    def own(self, receiver: Model, task: Task) -> Message | None:
-        """None: nothing is sent."""
-        return None
+    def carries_own(self, receiver: Model) -> bool:
+        """No: nothing is sent."""
+        return False
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """Nothing."""
+        return Message(None, "nothing", is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The prompts that hold both texts."""
