@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,7 @@ def sweep_layers(
                 prefix_of = items[0]
             part = plan.run(prefix, messages, states)
             if not checked:
-                plan.check_cell(receiver_prompts.ids(items[0]), positions[items[0]], messages[0], states)
+                plan.check_cell(prefix, messages[0], states)
                 checked = True
             if path is not None:
                 with written_whole(path) as draft:
@@ -266,22 +266,22 @@ class _Plan:
         logits = logits.reshape(*normed.shape[:2], -1)
         return logits.gather(2, where.to(logits.device)[None].expand(len(logits), -1, -1))
 
-    def check_cell(self, ids: Tensor, position: int, message: tuple[int, int], states: Tensor) -> None:
-        """Compare the first cell with a grafted run of the whole prompt.
+    def check_cell(self, prefix: Prefix, message: tuple[int, int], states: Tensor) -> None:
+        """Compare the first cell with a grafted run of the prompt's remaining tokens alone.
 
         Raises:
             RuntimeError: they differ.
         """
         model, (item, read), write = self.receiver, message, self.writes[0]
-        prefix = read_prefix(model, ids, position)
-        part = self.run(prefix, [message], states)
+        part = replace(self, writes=(write,)).run(prefix, [message], states)
 
         def fuse(own: Tensor, incoming: Tensor) -> Tensor:
             return self.fused(self.reads[read], write, own[0], incoming[0])[None]
 
         vector = states[item, read].to(model.device, model.dtype)
-        graft = Graft(Site(write), position, vector, fuse)
-        plain = model.forward(ids[None], hooks=graft.fwd_hooks())[0, -1].cpu()
+        hooks = Graft(Site(write), 0, vector, fuse).fwd_hooks()  # the tail begins at the write position
+        cache = model.cache_from_layers(prefix.layers) if prefix.n_cached else model.new_cache(1)
+        plain = model.forward(prefix.tail, hooks=hooks, cache=cache, last_only=True)[0, -1].cpu()
         spread = TOLERANCE[model.dtype] * float(plain.double().std())
         if self.columns is not None:
             off = float((part["logits"][0, 0] - plain[self.columns[item]]).abs().max())
@@ -289,7 +289,7 @@ class _Plan:
             off = float(plain.max() - plain[part["top_token"][0, 0]])
         if not off <= spread:
             raise RuntimeError(
-                f"the cell k={self.reads[read]}, j={write} differs from a grafted run of the whole prompt by {off:.1e} "
+                f"the cell k={self.reads[read]}, j={write} differs from a grafted run of its own by {off:.1e} "
                 f"in a logit; the architecture of {model.name} needs more than the sweep knows of it"
             )
 

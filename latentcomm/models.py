@@ -229,11 +229,13 @@ class Model:
 
         return TransformerLensKeyValueCache.init_cache(self.hooked.cfg, self.device, batch)
 
-    def cache_layers(self, cache: Any) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each layer, rows first, in the layout of this backend."""
+    def cache_layers(self, cache: Any, *, n_positions: int | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, rows first, in the layout of this backend; of the first positions alone if
+        `n_positions` says how many.
+        """
         if self.is_bridge:
-            return [(layer.keys, layer.values) for layer in cache.layers]
-        return [(entry.past_keys, entry.past_values) for entry in cache]
+            return [(layer.keys[:, :, :n_positions], layer.values[:, :, :n_positions]) for layer in cache.layers]
+        return [(entry.past_keys[:, :n_positions], entry.past_values[:, :n_positions]) for entry in cache]
 
     def cache_from_layers(self, layers: Sequence[tuple[Tensor, Tensor]], *, batch: int | None = None) -> Any:
         """A cache that starts from the given keys and values, which it does not write to.

@@ -36,12 +36,11 @@ class Prefix:
 
 
 def read_prefix(model: Model, ids: Int[Tensor, " pos"], write_position: int) -> Prefix:
-    """Read a prompt up to its write position (from 0), keep the cache, and run the whole of it once for its logits."""
-    plain = model.forward(ids[None])[0, -1]
+    """Read a prompt once: its logits, and the cache of the tokens before its write position (from 0)."""
     cache = model.new_cache(1)
-    if write_position > 0:
-        model.forward(ids[None, :write_position], cache=cache)
-    return Prefix(model.cache_layers(cache), write_position, ids[None, write_position:].to(model.device), plain)
+    plain = model.forward(ids[None], cache=cache, last_only=True)[0, -1]
+    layers = model.cache_layers(cache, n_positions=write_position)
+    return Prefix(layers, write_position, ids[None, write_position:].to(model.device), plain)
 
 
 def can_pack(model: Model, n_cached: int, n_tail: int) -> bool:
@@ -133,7 +132,7 @@ def climb(
     above = [layer for layer in range(model.n_layers) if layer > writes[0]]  # below, the ungrafted row climbs alone
     if packed:
         hooks += [mask(layer) for layer in above] + [(_pattern(layer), _among_rows) for layer in above]
-        cache = model.cache_from_layers(prefix.layers) if prefix.layers else model.new_cache(1)
+        cache = model.cache_from_layers(prefix.layers) if prefix.n_cached else model.new_cache(1)
         n_positions = prefix.n_cached + 1 + n_rows * len(writes)
     else:
         rows_at = [1 + n_rows * sum(write < layer for write in writes) for layer in range(model.n_layers)]
@@ -168,7 +167,7 @@ def _among_rows(pattern: Float[Tensor, "1 head row seen"], hook: Any) -> Float[T
 
 def _batched_cache(model: Model, prefix: Prefix, rows_at: Sequence[int]) -> Any:
     """The prefix's cache with as many rows in each layer as that layer will see."""
-    if not prefix.layers:
+    if not prefix.n_cached and model.is_bridge:
         return model.new_cache(1)
     layers = [
         (keys.expand(rows, *keys.shape[1:]), values.expand(rows, *values.shape[1:]))
