@@ -13,7 +13,7 @@ import torch
 from tiny import BACKENDS, EVERY_MODEL, PAD_ID, build, files_in, hooks_left, ids, left_padded, model
 from torch import Tensor
 
-from latentcomm.capture import ActivationStore, capture, capture_to_disk, run_to_deepest
+from latentcomm.capture import ActivationStore, capture, capture_positions, capture_to_disk, run_to_deepest
 from latentcomm.models import Model
 from latentcomm.prompts import Prompts
 from latentcomm.sites import STREAMS, Site
@@ -111,6 +111,23 @@ class TestInMemory:
         assert max(sizes) <= max(batch_tokens, 9)  # a longer prompt runs alone
         assert len(sizes) == {1: 5, 12: 3, 20: 2}[batch_tokens]
         assert float((parts.rows(Site(2)) - whole.rows(Site(2))).abs().max()) < 1e-9
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("position", [0, -1])
+    def test_one_position_of_each_prompt_alone(self, backend: str, position: int) -> None:
+        tiny, sites = model("llama", backend), [Site(0), Site(2, "attn_out")]
+        for prompts in (PROMPTS, left_padded(ROWS)):
+            found = capture_positions(tiny, prompts, sites, position, batch_tokens=12)
+            for site in sites:
+                alone = torch.stack([states[site][position] for states in their_states(tiny, sites)])
+                assert float((found[site] - alone).abs().max()) < 1e-6
+        for outside in (1, -2):
+            with pytest.raises(ValueError, match=f"position {outside} is outside prompt 3, which has 1 tokens"):
+                capture_positions(tiny, PROMPTS, sites, outside)
+        with pytest.raises(ValueError, match="name at least one site to capture"):
+            capture_positions(tiny, PROMPTS, [], -1)
+        with pytest.raises(ValueError, match="layer 3 is outside tiny-llama"):
+            capture_positions(tiny, PROMPTS, [Site(3)], -1)
 
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_the_model_stops_after_the_deepest_site_and_is_as_before(self, backend: str) -> None:

@@ -13,7 +13,7 @@ from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, Message, Silent, Skyline
 from latentcomm.channels.base import label
 from latentcomm.decoding import next_token_logits
-from latentcomm.fusion import Mean, Replace, Sum
+from latentcomm.fusion import Linear, Mean, Replace, RightAligned, Sum
 from latentcomm.models import Model
 from latentcomm.sites import Site
 from latentcomm.tasks import Task
@@ -185,6 +185,51 @@ def test_an_alignment_carries_a_message_between_widths_that_no_fusion_would_mix(
     assert far_apart(replies(mapped, narrow, wide), replies(Silent(), narrow, wide))
     with pytest.raises(ValueError, match=r"16.*32|32.*16"):
         replies(Activation("a", Site(1), Site(1), Replace()), narrow, wide)
+
+
+class TestTheReceiversOwnState:
+    def test_is_that_of_its_own_prompt_after_its_own_layer_of_that_number(self) -> None:
+        tiny = model("llama", seed=1)
+        own = Activation("a", Site(1), Site(2), Replace()).own(tiny, TASK)
+        assert own.vectors is not None and own.is_own
+        expected = plain_states(tiny, [item.receiver for item in TASK.items], 1)
+        assert torch.allclose(own.vectors, expected, rtol=0, atol=1e-9)
+        assert own.origin == "tiny-llama blocks.1.hook_resid_post"
+
+    def test_is_that_of_its_last_layer_where_it_has_fewer_than_the_sender(self) -> None:
+        tiny = model("llama")
+        own = Activation("a", Site(27), Site(2), Replace()).own(tiny, TASK)
+        assert own.vectors is not None
+        expected = plain_states(tiny, [item.receiver for item in TASK.items], 2)
+        assert torch.allclose(own.vectors, expected, rtol=0, atol=1e-9)
+
+    @pytest.mark.parametrize("layer", [0, 2])
+    def test_written_back_where_it_was_read_changes_nothing_whatever_aligns_the_senders(self, layer: int) -> None:
+        tiny = model("llama")
+        channel = Activation("a", Site(layer), Site(layer), Replace(), AddRamp())
+        silent = replies(Silent(), tiny, tiny)
+        own = channel.own(tiny, TASK)
+        assert torch.equal(next_token_logits(tiny, channel.receive(tiny, TASK, own)), silent)
+        taken_for_the_senders = replace(own, is_own=False)
+        found = next_token_logits(tiny, channel.receive(tiny, TASK, taken_for_the_senders))
+        assert far_apart(found, silent)
+
+    def test_is_carried_unless_the_fusion_maps_from_another_width(self) -> None:
+        tiny = model("llama")
+        between = AffineMap(torch.zeros(32, 16, dtype=torch.float64), torch.zeros(32, dtype=torch.float64))
+        for fusion, carried in (
+            (Replace(), True),
+            (Mean(), True),
+            (RightAligned(Sum()), True),
+            (Linear(AffineMap.identity(32, dtype=torch.float64)), True),
+            (Linear(between), False),
+        ):
+            assert Activation("a", Site(1), Site(1), fusion).carries_own(tiny) is carried
+
+    @pytest.mark.parametrize("channel", [Silent(), Skyline()], ids=["silent", "skyline"])
+    def test_is_nothing_for_a_channel_that_sends_nothing(self, channel: Channel) -> None:
+        tiny = model("llama")
+        assert not channel.carries_own(tiny) and channel.own(tiny, TASK).vectors is None
 
 
 def test_a_message_without_vectors_is_refused() -> None:

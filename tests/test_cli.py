@@ -201,6 +201,7 @@ class TestASweep:
         assert (settings["task"], settings["template"], settings["sender_form"]) == ("countries", "raw", "primed")
         assert settings["fusions"] == {"replace": "Replace()", "mean": "Mean()"}
         assert (settings["n_tune"], settings["n_test"], settings["seed"], settings["n_cells"]) == (4, 8, 0, 6)
+        assert (settings["device"], settings["dtype"]) == ("cpu", "float32")
         chosen = settings["chosen_read_layer"], settings["chosen_write_layer"]
         assert chosen[1] < model.n_layers - 1
         assert meta["models"]["sender"]["fingerprint"] == meta["models"]["receiver"]["fingerprint"] == model.fingerprint
@@ -315,6 +316,11 @@ class TestWhatIsWrong:
         said = self.refused(tmp_path, f"--{role}", name, *other)
         assert sentence in said and name in said
 
+    @pytest.mark.parametrize("name", ["", "../sweep", "a/b"])
+    def test_a_name_that_is_no_file_name(self, name: str, tiny: Path, tmp_path: Path) -> None:
+        said = self.refused(tmp_path, "--sender", tiny, "--name", name)
+        assert said == f"latentcomm: --name is {name!r}; give a plain file name, and the folder by --out\n"
+
     def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         assert "holds no model" in self.refused(tmp_path, "--sender", tmp_path / "empty")
@@ -351,7 +357,7 @@ class TestWhatIsWrong:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert "torch sees no CUDA device here" in self.refused(tmp_path, "--sender", tiny, "--device", "cuda")
 
-    @pytest.mark.parametrize("arguments", [("--task", "gsm8k"), ("--n-tune", "1"), ("--template", "jinja")])
+    @pytest.mark.parametrize("arguments", [("--task", "gsm8k"), ("--n-tune", "1"), ("--seed", "-1")])
     def test_a_value_outside_its_choices_is_a_usage_error(self, arguments: tuple[str, ...], tmp_path: Path) -> None:
         found = run("sweep", *arguments, "--out", tmp_path / "figures")
         assert found.exit_code == 2 and arguments[0] in found.stderr and "Traceback" not in found.output

