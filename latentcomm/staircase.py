@@ -97,6 +97,7 @@ def climb(
     write position; below that layer such a row would be the ungrafted one and is not computed.
 
     Raises:
+        ValueError: a row's states are not finite on their way up.
         RuntimeError: the ungrafted row, which climbs along, does not say what a plain run of the prompt says.
     """
     writes, last = sorted(set(write_layers)), model.n_layers - 1
@@ -139,6 +140,8 @@ def climb(
         cache = _batched_cache(model, prefix, rows_at)
         n_positions = 0
     logits = model.forward_growing(prefix.tail, hooks=hooks, cache=cache, n_positions=n_positions)[0, -1]
+    if not torch.isfinite(final[0]).all():  # one packed row's NaN reaches all others through their zero weights
+        raise ValueError(f"the states of {model.name} overflow after a graft in {model.dtype}; use a wider dtype")
     if packed and masked != above:
         raise RuntimeError(f"the attention scores of {model.name} fired at {masked} and not at {above}")
     _check_same(model, logits, prefix.logits)
