@@ -376,7 +376,7 @@ def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) ->
 
     Raises:
         ValueError: the object is none of the three; its tokenizer was changed by TransformerLens and cannot be
-        reloaded.
+            reloaded.
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
