@@ -2,7 +2,6 @@
 
 import math
 import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from latentcomm import files
 from latentcomm.linalg import canonical_pairs, centred, fitted_dtype, require_finite, squared_size, thin_svd
 
 __all__ = [
@@ -117,6 +117,9 @@ class AffineMap:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the map as one safetensors file, whole or not at all; what `load` reads back is bit-identical.
 
+        Raises:
+            RuntimeError: the disk is full or the folder cannot be written; what stood at `path` is still there.
+
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     AffineMap.identity(2).save(Path(folder) / "map.safetensors")
@@ -125,7 +128,8 @@ class AffineMap:
         """
         tensors = {"weight": self.weight, "bias": self.bias}
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        _write_whole(Path(path), save(stored, metadata={"kind": FILE_KIND}))
+        with files.written_whole(Path(path)) as draft:
+            draft.write_bytes(save(stored, metadata={"kind": FILE_KIND}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str = "cpu") -> "AffineMap":
@@ -377,19 +381,6 @@ def _require_variance(rows: Float[Tensor, "row d_model"], name: str) -> None:
         raise ValueError(
             f"all {rows.shape[0]} {name} rows are equal; give rows that differ, or nothing can be explained"
         )
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the final name, then rename: a reader never sees half a file, and a failure leaves nothing."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 ALIGNERS: Mapping[str, Callable[..., AffineMap]] = MappingProxyType(

@@ -32,6 +32,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         draft.chmod(0o666 & ~umask)
+        with draft.open("rb") as written:  # on the disk before it takes the name of what was there
+            os.fsync(written.fileno())
         draft.replace(path)
     except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
         reason = getattr(error, "strerror", None) or str(error)

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+Template = Literal["raw", "chat"]
+"""How a text becomes a prompt: as it stands, or as the user's turn of the model's own chat template."""
 
 
 @dataclass(frozen=True, eq=False)

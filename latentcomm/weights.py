@@ -119,7 +119,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _no_bars():
+    with no_bars():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # The weights are plain float32 by now, but transformers refuses to save what it remembers as quantised.
@@ -132,7 +132,8 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
+    """Without transformers' own progress bars for reading a file that is on disk already."""
     from transformers.utils import logging
 
     was_shown = logging.is_progress_bar_enabled()

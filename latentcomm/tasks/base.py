@@ -5,9 +5,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-Template = Literal["raw", "chat"]
+from latentcomm.prompts import Template
 
 DEFAULT_N_CHOICES = 20
 """Answer choices an item when it has no candidates of its own: chance is 5 %, far below any channel worth a figure."""
