@@ -19,7 +19,7 @@ from latentcomm.sites import Site
 from latentcomm.staircase import can_pack
 
 IDS = ids(7, 4, 7, seed=3)
-IDS.insert(1, IDS[0])  # two items of one prompt, and two prompts of one length
+IDS.insert(2, IDS[0])  # two items of one prompt with another between them, and two prompts of one length
 PROMPTS = Prompts.from_ids(IDS)
 MESSAGES = states(4, 32, seed=5)
 
@@ -197,7 +197,7 @@ def test_a_reference_of_another_layer_or_model_is_refused(references: Any, messa
         ({"write_layers": [1, 0]}, r"write layers \[1, 0\] must be at least one, each once, ascending"),
         ({"write_layers": [1, 1]}, "each once"),
         ({"write_layers": [9]}, "9"),
-        ({"write_position": -5}, "write position -5 is outside prompt 2, which has 4 tokens"),
+        ({"write_position": -5}, "write position -5 is outside prompt 1, which has 4 tokens"),
         ({"messages": MESSAGES[:, :8]}, "own is 32 wide but incoming 8"),
         ({"messages": MESSAGES / 0}, "incoming holds NaN or infinity"),
     ],
