@@ -32,6 +32,7 @@ LAYOUT = (  # a module may import those that stand before it, and none that stan
     "staircase",
     "layer_sweep",
     "logit_lens",
+    "effects",
     "tasks",
     "channels",
     "controls",

@@ -1,11 +1,26 @@
 """What the receiver already has, against hand-worked cases and planted predictors."""
 
+import numpy as np
 import pytest
+import scipy.stats
+import sklearn.decomposition
 import torch
 
-from latentcomm.alignment import fit_ridge
-from latentcomm.fusion import OrthogonalResidual, PredictabilityResidual
-from latentcomm.redundancy import fit_predictable, orthogonal_residual
+from latentcomm.alignment import AffineMap, fit_ridge, row_folds
+from latentcomm.fusion import Linear, OrthogonalResidual, PredictabilityResidual, Sum, VectorMap
+from latentcomm.linalg import canonical_pairs
+from latentcomm.redundancy import (
+    Drop,
+    Keep,
+    Projection,
+    fit_predictable,
+    measure_redundancy,
+    orthogonal_residual,
+    principal_subspace,
+    residual_fusion,
+    residual_map,
+    shared_subspace,
+)
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -100,3 +115,281 @@ def test_documents_as_groups_keep_a_memorised_document_from_counting_as_predicta
     assert by_document.r_squared(b_rows, a_rows) < 0.5
     expected = fit_ridge(b_rows, a_rows, groups=documents, folds=3, seed=5)
     assert torch.equal(by_document.weight, expected.weight)
+
+
+# --- subspaces: against scikit-learn, hand-worked cases and planted directions ---
+
+
+def correlations(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Every correlation between a column of x and one of y."""
+    both = np.corrcoef(x.numpy(), y.numpy(), rowvar=False)
+    return torch.from_numpy(both[: x.shape[1], x.shape[1] :])
+
+
+def bonferroni(n: int, n_entries: int) -> float:
+    """The size that no correlation of independent normal columns passes in 99.9 % of draws, all entries together."""
+    return float(scipy.stats.norm.isf(0.0005 / n_entries)) / n**0.5
+
+
+@pytest.mark.parametrize(("n_rows", "width"), [(60, 5), (4, 9)])
+def test_the_principal_subspace_is_that_of_scikit_learn(n_rows, width):
+    x = rows(n_rows, width) * torch.linspace(1, 3, width) + 7
+    expected = sklearn.decomposition.PCA(n_components=2).fit(x.numpy())
+    fitted = principal_subspace(x, rank=2)
+    kept = torch.from_numpy(expected.inverse_transform(expected.transform(x.numpy())))
+    torch.testing.assert_close(fitted.keep(x), kept, atol=1e-10, rtol=1e-10)
+    assert fitted.explained(x) == pytest.approx(expected.explained_variance_ratio_.sum(), abs=1e-12)
+
+
+def test_energy_takes_the_fewest_components_that_hold_it():
+    x = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 1, 0], [0, -1, 0]])  # 90 % and 10 % of the variance, and a dead axis
+    assert principal_subspace(x, energy=0.5).rank == 1
+    assert principal_subspace(x, energy=0.9).rank == 1
+    assert principal_subspace(x, energy=0.91).rank == 2
+    assert principal_subspace(x, energy=1.0).rank == 2
+
+
+def test_the_two_parts_of_a_state_add_up_and_taking_a_part_twice_changes_nothing():
+    x, y = rows(80, 5) + 4, rows(80, 3, seed=1)
+    for projection in (principal_subspace(x, rank=2), shared_subspace(x, y, rank=2)):
+        torch.testing.assert_close(projection.keep(x) + projection.drop(x), x)
+        torch.testing.assert_close(projection.keep(projection.keep(x)), projection.keep(x))
+        assert projection.keep(projection.mean).sub(projection.mean).abs().max() == 0
+        again = projection.drop(projection.drop(x) + projection.mean)
+        torch.testing.assert_close(again, projection.drop(x))
+
+
+def test_the_orthogonal_parts_of_a_principal_subspace_are_orthogonal_and_those_of_a_shared_one_need_not_be():
+    x, y = rows(80, 5), rows(80, 5) @ rows(5, 3, seed=1)
+    x = x @ rows(5, 5, seed=2)
+    principal, shared = principal_subspace(x, rank=2), shared_subspace(x, y, rank=2)
+    assert (principal.drop(x) * (principal.keep(x) - principal.mean)).sum(1).abs().max() < 1e-10
+    assert (shared.drop(x) * (shared.keep(x) - shared.mean)).sum(1).abs().max() > 0.1
+
+
+def test_a_planted_shared_direction_goes_and_a_planted_novel_one_stays():
+    shared, novel, receivers = rows(2000, 1), rows(2000, 1, seed=1), rows(2000, 4, seed=2)
+    mix_a, mix_b = rows(6, 6, seed=3), rows(5, 5, seed=4)
+    a = torch.cat((shared, novel, rows(2000, 4, seed=5)), 1) @ mix_a
+    b = torch.cat((shared, receivers), 1) @ mix_b
+    left = shared_subspace(a, b, rank=1).drop(a)
+
+    def readable(target):  # the best linear reading of a direction, by an independent least-squares solver
+        design = np.hstack([left.numpy(), np.ones((2000, 1))])
+        fitted = design @ np.linalg.lstsq(design, target.numpy(), rcond=None)[0]
+        return 1 - ((target.numpy() - fitted) ** 2).sum() / ((target.numpy() - target.numpy().mean()) ** 2).sum()
+
+    assert readable(novel) > 0.99
+    assert readable(shared) < 0.01
+    assert readable(a[:, :1]) > 0.1  # while the message's own first entry is far from gone
+
+
+def test_what_a_shared_subspace_leaves_is_correlated_with_the_receiver_as_the_next_canonical_pair_is():
+    x, noise = rows(300, 5), rows(300, 4, seed=1)
+    y = x[:, :4] * torch.tensor([2.0, 1.0, 0.5, 0.1]) + noise
+    before = canonical_pairs(x, y).correlations
+    after = canonical_pairs(shared_subspace(x, y, rank=2).drop(x), y).correlations
+    torch.testing.assert_close(after[:2], before[2:4], atol=1e-8, rtol=1e-8)
+    assert after[0] < before[0] - 0.2
+
+
+def test_a_projection_stays_small_and_prints_its_size():
+    projection = principal_subspace(rows(50, 40), rank=3)
+    assert sum(part.numel() for part in (projection.mean, projection.directions, projection.loadings)) == 40 * 7
+    assert repr(projection) == "Projection(3 of 40)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_parts_have_the_states_dtype_and_any_leading_axes(dtype):
+    projection = principal_subspace(rows(50, 4).to(dtype), rank=2)
+    state = rows(2, 3, 4, seed=1).to(dtype)
+    assert projection.keep(state).dtype == projection.drop(state).dtype == dtype
+    assert projection.drop(state).shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        (lambda: principal_subspace(rows(9, 3)), "rank is None and energy None; give one of them"),
+        (lambda: principal_subspace(rows(9, 3), rank=1, energy=0.5), "rank is 1 and energy 0.5; give one of them"),
+        (lambda: principal_subspace(rows(9, 3), rank=4), "rank is 4 but these 9 rows span 3 directions; choose 1 to 3"),
+        (lambda: principal_subspace(rows(3, 9), rank=3), "these 3 rows span 2 directions; choose 1 to 2"),
+        (lambda: principal_subspace(rows(9, 3), rank=0), "choose 1 to 3"),
+        (lambda: principal_subspace(rows(9, 3), energy=1.5), "energy is 1.5; it is a share of the variance"),
+        (lambda: principal_subspace(rows(1, 3), rank=1), "1 rows have no principal components; capture at least 2"),
+        (lambda: principal_subspace(torch.ones(9, 3), rank=1), "all 9 rows are equal; give rows that differ"),
+        (
+            lambda: principal_subspace(rows(9, 3) / 0 * 0, rank=1),
+            "rows holds NaN or infinity in rows 0, 1, 2, 3, 4 and",
+        ),
+        (lambda: shared_subspace(rows(6, 3), rows(6, 3), rank=1), "6 rows give perfect correlations by chance .* more"),
+        (lambda: shared_subspace(rows(9, 3), rows(9, 2), rank=3), "rank is 3 but these rows have 2 canonical pairs"),
+        (lambda: shared_subspace(rows(9, 3), rows(9, 2) / 0, rank=1), "^y holds NaN or infinity"),
+        (
+            lambda: principal_subspace(rows(9, 3), rank=1).drop(rows(2, 4)),
+            "rows are 4 wide but Projection.1 of 3. takes 3",
+        ),
+        (lambda: principal_subspace(rows(9, 3), rank=1).explained(torch.zeros(0, 3)), "all 0 rows equal"),
+        (lambda: Drop(principal_subspace(rows(9, 3), rank=1), scale=float("inf")), "scale is inf"),
+        (lambda: Projection(torch.zeros(2).double(), torch.eye(2), torch.eye(2)), "mean, directions and loadings are"),
+        (lambda: Projection(torch.full((2,), torch.nan), torch.eye(2), torch.eye(2)), "mean holds NaN"),
+    ],
+)
+def test_what_makes_no_subspace_is_refused_in_a_sentence(fit, message):
+    with pytest.raises(ValueError, match=message):
+        fit()
+
+
+def test_states_one_wide_have_one_direction_and_nothing_beside_it():
+    x = rows(20, 1)
+    assert principal_subspace(x, rank=1).drop(x).abs().max() < 1e-12
+    assert shared_subspace(x, rows(20, 2, seed=1), rank=1).drop(x).abs().max() < 1e-12
+
+
+def test_a_constant_column_is_part_of_the_mean_and_of_no_direction():
+    x = torch.cat((rows(30, 2), torch.full((30, 1), 5.0, dtype=torch.float64)), 1)
+    projection = principal_subspace(x, energy=1.0)
+    assert projection.rank == 2
+    assert projection.keep(x)[:, 2].tolist() == pytest.approx([5.0] * 30)
+
+
+# --- parts of messages in the fusions ---
+
+
+def test_the_parts_are_maps_that_the_fusions_take():
+    redundant = principal_subspace(rows(50, 4), rank=2)
+    own, incoming = rows(3, 4, seed=1), rows(3, 4, seed=2)
+    assert isinstance(Drop(redundant), VectorMap) and isinstance(Keep(redundant), VectorMap)
+    injected = Linear(Drop(redundant, scale=0.5), Sum())(own, incoming) - own
+    torch.testing.assert_close(injected, 0.5 * redundant.drop(incoming))
+    torch.testing.assert_close(Linear(Keep(redundant))(own, incoming), redundant.keep(incoming))
+
+
+def test_the_residual_fusion_of_equal_widths_is_the_predictability_residual():
+    b_rows, a_rows = rows(60, 4), rows(60, 4, seed=1)
+    predictable = fit_predictable(b_rows, a_rows)
+    expected = PredictabilityResidual(predictable, 0.7)(b_rows, a_rows)
+    torch.testing.assert_close(residual_fusion(predictable, scale=0.7)(b_rows, a_rows), expected)
+
+
+def test_the_residual_of_a_wider_sender_is_read_by_the_alignment_and_without_its_offset():
+    b_rows = rows(80, 3)
+    a_rows = torch.cat((b_rows, rows(80, 2, seed=1)), 1) + 9
+    predictable, into = fit_predictable(b_rows, a_rows), AffineMap(rows(3, 5, seed=2), rows(3, seed=3))
+    own, incoming = rows(6, 3, seed=4), rows(6, 5, seed=5)
+    in_sender = incoming - predictable(own)
+    both = torch.cat((own, incoming), 1)
+    torch.testing.assert_close(residual_map(predictable)(both), in_sender)
+    torch.testing.assert_close(residual_map(predictable, into=into)(both), in_sender @ into.weight.T)
+    fused = residual_fusion(predictable, into=into, scale=2.0)(own, incoming)
+    torch.testing.assert_close(fused, own + 2 * in_sender @ into.weight.T)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: residual_fusion(p), "residual is 5 wide but the receiver's state 3; pass into, a map from 5 to 3"),
+        (lambda p: residual_map(p, into=AffineMap.identity(4)), "into is AffineMap.4->4. but the residual is 5 wide"),
+        (
+            lambda p: residual_map(p, into=AffineMap.identity(5)),
+            "into is torch.float32 on cpu but predictable torch.float64",
+        ),
+        (lambda p: residual_fusion(p, scale=float("nan")), "scale is nan; it must be a finite number"),
+    ],
+)
+def test_a_residual_that_fits_no_receiver_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(fit_predictable(rows(40, 3), rows(40, 5, seed=1)))
+
+
+# --- how much is predictable ---
+
+
+def test_the_residual_has_no_covariance_with_the_receiver_on_the_rows_fitted_at_penalty_zero():
+    b_rows, a_rows = rows(200, 4), rows(200, 6, seed=1) + rows(200, 4) @ rows(4, 6, seed=2)
+    residual = a_rows - fit_predictable(b_rows, a_rows, penalty=0)(b_rows)
+    assert correlations(b_rows, residual).abs().max() < 1e-12
+    assert correlations(b_rows, a_rows).abs().max() > 0.3
+
+
+def test_with_a_penalty_the_covariance_left_is_the_penalty_times_the_map():
+    b_rows, a_rows = rows(50, 4), rows(50, 4) @ rows(4, 3, seed=2) + rows(50, 3, seed=1)
+    predictable = fit_predictable(b_rows, a_rows, penalty=7)
+    left = (b_rows - b_rows.mean(0)).T @ (a_rows - predictable(b_rows))
+    torch.testing.assert_close(left, 7 * predictable.weight.T, atol=1e-10, rtol=1e-10)
+
+
+def test_on_fresh_rows_the_residual_is_uncorrelated_with_the_receiver_within_the_interval():
+    planted = rows(4, 6, seed=2)
+    b_rows, fresh_b = rows(4000, 4), rows(500, 4, seed=3)
+    predictable = fit_predictable(b_rows, b_rows @ planted + rows(4000, 6, seed=1))
+    fresh_a = fresh_b @ planted + rows(500, 6, seed=4)
+    limit = bonferroni(500, 24)
+    assert correlations(fresh_b, fresh_a - predictable(fresh_b)).abs().max() < limit
+    assert correlations(fresh_b, fresh_a).abs().max() > 3 * limit
+
+
+def test_a_message_that_is_the_receivers_own_state_is_wholly_redundant():
+    states = rows(100, 5) + 2
+    report = measure_redundancy(states, states.clone())
+    assert report.r_squared == pytest.approx(1, abs=1e-12)
+    assert report.explained_energy == pytest.approx(1, abs=1e-12)
+    assert report.along_state == 1
+    assert report.spectrum.max() < 1e-10
+
+
+def test_half_of_the_variance_planted_is_half_of_the_variance_found_and_the_spectrum_is_that_of_the_rest():
+    b_rows = rows(1500, 4)
+    novel = rows(1500, 4, seed=1) * torch.tensor([1.4, 1.0, 0.5, 0.0])
+    report = measure_redundancy(b_rows @ torch.linalg.qr(rows(4, 4, seed=2))[0] + novel, b_rows)
+    signal, rest = 4.0, 1.96 + 1 + 0.25
+    assert report.r_squared == pytest.approx(signal / (signal + rest), abs=0.03)
+    expected = torch.linalg.eigvalsh(torch.cov(novel.T)).flip(0)
+    torch.testing.assert_close(report.spectrum[:3], expected[:3], atol=0.02, rtol=0.02)
+    assert report.effective_rank == pytest.approx(rest**2 / (1.96**2 + 1 + 0.0625), abs=0.15)
+
+
+def test_an_unrelated_message_is_not_redundant_though_its_mean_is_known():
+    a_rows, b_rows = rows(300, 4) + 3, rows(300, 3, seed=1)
+    report = measure_redundancy(a_rows, b_rows)
+    assert abs(report.r_squared) < 0.03
+    assert report.explained_energy == pytest.approx(9 / 10, abs=0.02)
+    assert report.along_state is None
+    assert (report.n_rows, report.n_groups) == (300, 300)
+
+
+def test_a_memorised_document_does_not_count_as_redundant():
+    b_rows = rows(20, 30).repeat_interleave(4, dim=0) + 1e-3 * rows(80, 30, seed=1)
+    a_rows = rows(20, 4, seed=2).repeat_interleave(4, dim=0)
+    documents = [f"document {row // 4}" for row in range(80)]
+    assert measure_redundancy(a_rows, b_rows).r_squared > 0.9
+    report = measure_redundancy(a_rows, b_rows, groups=documents)
+    assert report.r_squared < 0.2
+    assert report.n_groups == 20
+
+
+def test_every_row_is_predicted_by_a_map_that_did_not_see_it():
+    a_rows, b_rows = rows(30, 2), rows(30, 3, seed=1)
+    left = torch.empty_like(a_rows)
+    total = 0.0
+    for held_out in row_folds(30, folds=3, seed=4):
+        kept = [row for row in range(30) if row not in held_out.tolist()]
+        fitted = fit_ridge(b_rows[kept], a_rows[kept], folds=3, seed=4)
+        left[held_out] = a_rows[held_out] - fitted(b_rows[held_out])
+        total += float(((a_rows[held_out] - a_rows[kept].mean(0)) ** 2).sum())
+    report = measure_redundancy(a_rows, b_rows, folds=3, seed=4)
+    assert report.r_squared == pytest.approx(1 - float((left**2).sum()) / total, abs=1e-12)
+    assert report.spectrum.tolist() == pytest.approx(np.linalg.eigvalsh(np.cov(left.numpy().T))[::-1].tolist())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"groups": [0] * 29}, "29 group labels for 30 rows"),
+        ({"groups": [0] * 30}, "1 groups cannot make 5 folds"),
+        ({"folds": 40}, "30 groups cannot make 40 folds"),
+    ],
+)
+def test_rows_that_cannot_be_held_out_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        measure_redundancy(rows(30, 2), rows(30, 3, seed=1), **given)
