@@ -9,21 +9,35 @@ from latentcomm.similarity.cka import (
     rbf_cka,
 )
 from latentcomm.similarity.neighbours import cknna, mutual_knn
+from latentcomm.similarity.nulls import Compared, Null, compare, maximum_null, null
+from latentcomm.similarity.pairings import Pairing, exchanged_documents, shuffled_rows
 from latentcomm.similarity.predictability import linear_predictability
 from latentcomm.similarity.rsa import rsa
 from latentcomm.similarity.shape import procrustes
+from latentcomm.similarity.table import INVARIANCES, SIMILARITIES, Similarity
 
 __all__ = [
+    "INVARIANCES",
+    "SIMILARITIES",
+    "Compared",
+    "Null",
+    "Pairing",
+    "Similarity",
     "cknna",
+    "compare",
     "debiased_cka",
+    "exchanged_documents",
     "linear_cka",
     "linear_predictability",
+    "maximum_null",
     "minibatch_debiased_cka",
     "minibatch_linear_cka",
     "mutual_knn",
+    "null",
     "procrustes",
     "pwcca",
     "rbf_cka",
     "rsa",
+    "shuffled_rows",
     "svcca",
 ]
