@@ -8,6 +8,7 @@ from latentcomm.similarity.cka import (
     minibatch_linear_cka,
     rbf_cka,
 )
+from latentcomm.similarity.layer_pairs import LayerPairs, document_fold
 from latentcomm.similarity.neighbours import cknna, mutual_knn
 from latentcomm.similarity.nulls import Compared, Null, compare, maximum_null, null
 from latentcomm.similarity.pairings import Pairing, exchanged_documents, shuffled_rows
@@ -20,12 +21,14 @@ __all__ = [
     "INVARIANCES",
     "SIMILARITIES",
     "Compared",
+    "LayerPairs",
     "Null",
     "Pairing",
     "Similarity",
     "cknna",
     "compare",
     "debiased_cka",
+    "document_fold",
     "exchanged_documents",
     "linear_cka",
     "linear_predictability",

@@ -14,6 +14,7 @@ from latentcomm.linalg import numerical_rank
 __all__ = [
     "FoldSums",
     "SourceFactors",
+    "TargetSums",
     "check_penalty",
     "cross_sums",
     "factor_source",
@@ -34,10 +35,17 @@ class FoldSums:
     total: Float[Tensor, "fold d_model"]
     square: Float[Tensor, "fold d_model d_model"]
 
-    @property
-    def size(self) -> Float[Tensor, " fold"]:
-        """Each fold's sum of squared norms, the trace of X'X."""
-        return self.square.diagonal(dim1=1, dim2=2).sum(1)
+    def as_target(self) -> "TargetSums":
+        """Return what of these sums a target needs."""
+        return TargetSums(self.total, self.square.diagonal(dim1=1, dim2=2).sum(1))
+
+
+@dataclass(frozen=True)
+class TargetSums:
+    """Sums over each fold's rows of a layer to predict: of the rows, and of their squared norms."""
+
+    total: Float[Tensor, "fold d_model"]
+    size: Float[Tensor, " fold"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ def factor_source(sums: FoldSums, *, choosing: bool) -> SourceFactors:
 
 def r_squared_at(
     source: SourceFactors,
-    target: FoldSums,
+    target: TargetSums,
     cross: Float[Tensor, "fold d_sender d_receiver"],
     ratios: Sequence[float],
 ) -> Float[Tensor, " penalty"]:
@@ -136,7 +144,7 @@ def r_squared_at(
 
     >>> rows, fold = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double(), torch.arange(9) % 3
     >>> sums, cross = fold_sums(rows, fold, 3), cross_sums(rows, rows, fold, 3)
-    >>> r_squared_at(factor_source(sums, choosing=False), sums, cross, [1e-8]).round(decimals=6)
+    >>> r_squared_at(factor_source(sums, choosing=False), sums.as_target(), cross, [1e-8]).round(decimals=6)
     tensor([1.], dtype=torch.float64)
     """
     judged = [_errors(source, split, target, cross, ratios) for split in source.outer]
@@ -144,13 +152,13 @@ def r_squared_at(
 
 
 def r_squared_chosen(
-    source: SourceFactors, target: FoldSums, cross: Float[Tensor, "fold d_sender d_receiver"]
+    source: SourceFactors, target: TargetSums, cross: Float[Tensor, "fold d_sender d_receiver"]
 ) -> Float[Tensor, ""]:
     """Return the held-out R^2 with the penalty that each fold's own training rows choose among PENALTY_RATIOS.
 
     >>> rows, fold = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double(), torch.arange(9) % 3
     >>> sums, cross = fold_sums(rows, fold, 3), cross_sums(rows, rows, fold, 3)
-    >>> r_squared_chosen(factor_source(sums, choosing=True), sums, cross).round(decimals=6)
+    >>> r_squared_chosen(factor_source(sums, choosing=True), sums.as_target(), cross).round(decimals=6)
     tensor(1., dtype=torch.float64)
     """
     sse, tss = [], []
@@ -179,7 +187,7 @@ def _split(sums: FoldSums, test: int, left_out: set[int]) -> Split:
 def _errors(
     source: SourceFactors,
     split: Split,
-    target: FoldSums,
+    target: TargetSums,
     cross: Float[Tensor, "fold d_sender d_receiver"],
     ratios: Sequence[float],
 ) -> tuple[Float[Tensor, " penalty"], Float[Tensor, ""]]:

@@ -18,8 +18,10 @@ DRAWS = 20
 QUANTILES = (0.025, 0.05, 0.5, 0.95, 0.975)
 """The quantiles that a record lists."""
 
-Layers = Float[Tensor, "layer row d_model"] | Sequence[Float[Tensor, "row _"]]
-"""The rows of each layer, in the same order in all of them; the layers may differ in width."""
+LayersX = Float[Tensor, "layer_x row d_sender"] | Sequence[Float[Tensor, "row _"]]
+"""The same rows at each layer of x."""
+LayersY = Float[Tensor, "layer_y row d_receiver"] | Sequence[Float[Tensor, "row _"]]
+"""The same rows at each layer of y."""
 Documents = Int[Tensor, " row"] | Sequence[int] | Sequence[str]
 """The document of each row."""
 
@@ -129,8 +131,8 @@ def null(
 
 def maximum_null(
     measure_map: Callable[[list[Tensor], list[Tensor]], Float[Tensor, "layer_x layer_y"]],
-    x_layers: Layers,
-    y_layers: Layers,
+    x_layers: LayersX,
+    y_layers: LayersY,
     pairings: Sequence[Pairing],
     *,
     kind: str,
