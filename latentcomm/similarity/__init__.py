@@ -16,6 +16,14 @@ from latentcomm.similarity.predictability import linear_predictability
 from latentcomm.similarity.rsa import rsa
 from latentcomm.similarity.shape import procrustes
 from latentcomm.similarity.table import INVARIANCES, SIMILARITIES, Similarity
+from latentcomm.similarity.views import (
+    ResidualView,
+    Sinks,
+    find_sinks,
+    residual_view,
+    rms_normalised,
+    standardised,
+)
 
 __all__ = [
     "INVARIANCES",
@@ -24,12 +32,15 @@ __all__ = [
     "LayerPairs",
     "Null",
     "Pairing",
+    "ResidualView",
     "Similarity",
+    "Sinks",
     "cknna",
     "compare",
     "debiased_cka",
     "document_fold",
     "exchanged_documents",
+    "find_sinks",
     "linear_cka",
     "linear_predictability",
     "maximum_null",
@@ -40,7 +51,10 @@ __all__ = [
     "procrustes",
     "pwcca",
     "rbf_cka",
+    "residual_view",
+    "rms_normalised",
     "rsa",
     "shuffled_rows",
+    "standardised",
     "svcca",
 ]
