@@ -9,6 +9,7 @@ from latentcomm.similarity.cka import (
     rbf_cka,
 )
 from latentcomm.similarity.layer_pairs import LayerPairs, document_fold
+from latentcomm.similarity.minibatch_pairs import MinibatchPairs
 from latentcomm.similarity.neighbours import cknna, mutual_knn
 from latentcomm.similarity.nulls import Compared, Null, compare, maximum_null, null
 from latentcomm.similarity.pairings import Pairing, exchanged_documents, shuffled_rows
@@ -30,6 +31,7 @@ __all__ = [
     "SIMILARITIES",
     "Compared",
     "LayerPairs",
+    "MinibatchPairs",
     "Null",
     "Pairing",
     "ResidualView",
