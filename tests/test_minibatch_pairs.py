@@ -76,6 +76,17 @@ def test_the_buffer_mixes_documents_that_come_one_after_the_other():
     assert abs(alone - exact) > 0.3
 
 
+def test_a_model_with_itself_keeps_its_rows_once_and_gives_the_same_map():
+    x, _ = layers()
+    apart, once = MinibatchPairs(batch_rows=10, buffer_rows=40), MinibatchPairs(batch_rows=10, buffer_rows=40)
+    for start in range(0, N, 30):
+        part = x[:, start : start + 30]
+        apart.update(part, part.clone())
+        once.update(part, part)
+    torch.testing.assert_close(once.debiased_cka(), apart.debiased_cka(), atol=1e-12, rtol=0)
+    assert all(y is x for x, y in once._held) and not any(y is x for x, y in apart._held)
+
+
 def test_memory_is_a_buffer_and_five_sums():
     x, y = layers()
     pairs = MinibatchPairs(batch_rows=10, buffer_rows=40)

@@ -32,7 +32,8 @@ class MinibatchPairs:
     seeds. Rows gather in a buffer of `buffer_rows`, are shuffled there across documents, and leave it in batches of
     `batch_rows`; numerators and denominators are summed over batches before the ratio (Nguyen et al. 2021,
     arXiv:2010.15327). Chunks of any size give the same bits. Workers merged give the batches of each, so other batches
-    than one worker would draw, and as good an estimate. Products are in `dtype`: the rows' own, float32 at least,
+    than one worker would draw, and as good an estimate. Given the same object as x and y, a model with itself, it keeps
+    the rows once and halves the work. Products are in `dtype`: the rows' own, float32 at least,
     unless given (bfloat16 is faster and off by up to 1e-3: for a first look only); sums are in float64.
 
     >>> layers = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
@@ -68,7 +69,8 @@ class MinibatchPairs:
             ValueError: row counts that differ, layers or widths other than before, a width below 2, or NaN or infinite
                 rows.
         """
-        x, y = (torch.stack([layer.detach().to(self.device) for layer in side]) for side in (x_layers, y_layers))
+        x = torch.stack([layer.detach().to(self.device) for layer in x_layers])
+        y = x if y_layers is x_layers else torch.stack([layer.detach().to(self.device) for layer in y_layers])
         if x.shape[1] != y.shape[1]:
             raise ValueError(f"x has {x.shape[1]} rows but y {y.shape[1]}; pair them row by row")
         for rows, name in ((x, "x"), (y, "y")):
@@ -132,16 +134,17 @@ class MinibatchPairs:
         while sum(x.shape[1] for x, _ in self._held) >= self.buffer_rows + self.batch_rows:
             x, y = self._joined()
             full, n_batches = self.buffer_rows, self.buffer_rows // self.batch_rows
-            more = self._batch_sums(x[:, :full], y[:, :full], n_batches)
+            more = self._batch_sums(*_part(x, y, slice(None, full)), n_batches)
             self._sums = more if self._sums is None else tuple(a + b for a, b in zip(self._sums, more, strict=True))
             self._buffers_done += 1
-            self._held = [(x[:, full:].clone(), y[:, full:].clone())]
+            self._held = [_part(x, y, torch.arange(full, x.shape[1]))]
 
     def _joined(self) -> tuple[Tensor, Tensor]:
         """Return all buffered rows as one block."""
         if len(self._held) > 1:
-            xs, ys = zip(*self._held, strict=True)
-            self._held = [(torch.cat(xs, 1), torch.cat(ys, 1))]
+            x = torch.cat([rows for rows, _ in self._held], 1)
+            same = all(y is x for x, y in self._held)
+            self._held = [(x, x if same else torch.cat([rows for _, rows in self._held], 1))]
         return self._held[0]
 
     def _batch_sums(
@@ -152,7 +155,7 @@ class MinibatchPairs:
         order = torch.randperm(x.shape[1], generator=generator).to(x.device)
         summed: list[Tensor] | None = None
         for rows in order.tensor_split(n_batches):
-            terms = self._terms(x[:, rows], y[:, rows])
+            terms = self._terms(*_part(x, y, rows))
             summed = terms if summed is None else [a + b for a, b in zip(summed, terms, strict=True)]
         return tuple(summed or ())
 
@@ -162,13 +165,13 @@ class MinibatchPairs:
         """Return one batch's terms, times its rows."""
         n = x.shape[1]
         sides = []
-        for rows in (x, y):
+        for rows in (x,) if y is x else (x, y):
             dtype = torch.promote_types(rows.dtype, torch.float32)
             about_mean = rows.to(dtype) - rows.to(torch.float64).mean(1, keepdim=True).to(dtype)
             narrow = about_mean if self.dtype is None else about_mean.to(self.dtype)
             gram = (narrow @ narrow.mT).to(dtype)
             sides.append((gram.flatten(1), gram.diagonal(dim1=1, dim2=2).to(torch.float64)))
-        (K, a), (L, b) = sides
+        (K, a), (L, b) = sides[0], sides[-1]
         products = (K @ L.T).to(torch.float64)
         own = [torch.stack([layer @ layer for layer in side]).to(torch.float64) for side in (K, L)]
         size_a, size_b = a.sum(1), b.sum(1)
@@ -179,3 +182,11 @@ class MinibatchPairs:
             own[0] / n,
             own[1] / n,
         ]
+
+
+def _part(
+    x: Float[Tensor, "layer_x row d_sender"], y: Float[Tensor, "layer_y row d_receiver"], rows: Tensor | slice
+) -> tuple[Tensor, Tensor]:
+    """Return some rows of both sides, which stay one tensor where they were one."""
+    part = x[:, rows]
+    return part, part if y is x else y[:, rows]
