@@ -4,7 +4,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("latentcomm", "beartype.beartype")  # every shape in a signature is checked at the call
 
-from latentcomm import alignment, channels, drift, fusion, redundancy, stats, tasks  # noqa: E402
+from latentcomm import alignment, channels, drift, fusion, redundancy, similarity, stats, tasks  # noqa: E402
 from latentcomm.capture import Activations, ActivationStore, capture, capture_to_disk  # noqa: E402
 from latentcomm.channels import Activation, Silent, Skyline  # noqa: E402
 from latentcomm.decoding import Decoded, ReceiverInput, decode, generate, next_token_logits  # noqa: E402
@@ -49,6 +49,7 @@ __all__ = [
     "measure_effects",
     "next_token_logits",
     "redundancy",
+    "similarity",
     "span",
     "stats",
     "summarise",
