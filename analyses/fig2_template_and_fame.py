@@ -4,7 +4,7 @@
 
 Raw and chat prompts x famous and obscure landmarks x three sender forms, replace alone. For each template and form the
 cell is chosen on 24 items of the tuning half among layers 12 to 29 (not the last write layer), and judged on the test
-half, where famous and obscure landmarks are reported apart. About five minutes on two cores.
+half, where famous and obscure landmarks are reported apart. Five to twelve minutes on two cores.
 """
 
 import argparse
