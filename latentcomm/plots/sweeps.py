@@ -12,7 +12,6 @@ from latentcomm.plots.tables import layers_in, records, seen, split_by
 from latentcomm.sheets import (
     BLANK,
     GRID,
-    INK,
     LETTER,
     LINE,
     MUTED,
@@ -26,6 +25,7 @@ from latentcomm.sheets import (
     layer_axis,
     names_axis,
     places,
+    rings,
     styles,
 )
 
@@ -109,7 +109,7 @@ def layer_heatmap(
         sheet.figure.add_trace(go.Heatmap(heat | axes))
         if chosen is not None:
             at = x_places[writes.index(chosen[1])], y_places[reads.index(chosen[0])]
-            sheet.figure.add_traces(_ring(at, axes, "" if place else ring))
+            sheet.figure.add_traces(rings([at], 16, axes, "" if place else ring))
     if lenses:
         share_axis = SHARE_AXIS | {"title": {"text": "share of items"}, "dtick": 0.5}
         spot = (grids_end + 160, 0, 176, side)
@@ -283,16 +283,6 @@ def _bounds(grids: Sequence[_Grid]) -> tuple[float, float]:
         raise ValueError("no cell of the table has a value; run the sweep first")
     low = min(0.0, *values)
     return low, max(math.ceil(round(10 * max(values), 6)) / 10, low + 0.1)
-
-
-def _ring(at: tuple[int | str, int | str], axes: dict[str, str], name: str) -> list[go.Scatter]:
-    """A black ring in a white one: seen on every colour of the scale, and the cell inside stays in sight."""
-    traces = []
-    for colour, width in (("white", 5), (INK, 2)):
-        marker = {"symbol": "circle-open", "size": 16, "color": colour, "line": {"width": width}}
-        ring = {"x": [at[0]], "y": [at[1]], "mode": "markers", "hoverinfo": "skip", "marker": marker} | axes
-        traces.append(go.Scatter(ring, name=name, showlegend=bool(name) and colour == INK))
-    return traces
 
 
 class _BarLine(NamedTuple):
