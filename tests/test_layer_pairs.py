@@ -20,6 +20,7 @@ from latentcomm.similarity import (
 D_X, D_Y = 5, 7
 DOCUMENTS = torch.arange(15).repeat_interleave(8)
 N = len(DOCUMENTS)
+MAPS = (LayerPairs.linear_cka, LayerPairs.debiased_cka, LayerPairs.linear_predictability)
 
 
 def layers(noise: float = 1.0, n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,6 +116,65 @@ def test_gram_blocks_and_products_give_the_same_maps(monkeypatch, n):
     torch.testing.assert_close(found[True], found[False], atol=1e-12, rtol=0)
 
 
+def test_a_model_with_itself_keeps_its_rows_once_and_gives_the_same_maps(kept):
+    x, _ = layers()
+    once, apart = LayerPairs(), LayerPairs()
+    for part in (slice(0, 50), slice(50, N)):
+        one = x[:, part]
+        once.update(one, one, groups=DOCUMENTS[part])
+        apart.update(one, one.clone(), groups=DOCUMENTS[part])
+    for measured in (*MAPS, lambda pairs: pairs.swapped().debiased_cka()):
+        torch.testing.assert_close(measured(once), measured(apart), atol=1e-12, rtol=0)
+    mixed, other = LayerPairs(), LayerPairs()
+    for part, later in ((slice(0, 50), x), (slice(50, N), x.flip(1))):
+        one = x[:, part]
+        mixed.update(one, one if later is x else later[:, part], groups=DOCUMENTS[part])
+        other.update(one, later[:, part].clone(), groups=DOCUMENTS[part])
+    torch.testing.assert_close(mixed.debiased_cka(), other.debiased_cka(), atol=1e-12, rtol=0)
+    assert kept == "sums" or (once._held[0][1] is once._held[0][0] and apart._held[0][1] is not apart._held[0][0])
+
+
+def test_layers_of_x_taken_a_few_at_a_time_give_the_same_predictability(monkeypatch):
+    x, y = layers()
+    found = []
+    for at_once in (1, 2, 3, 5):
+        monkeypatch.setattr(held_rows, "AT_ONCE_BYTES", at_once * 8 * N * D_X)
+        found.append(streamed(x, y, groups=DOCUMENTS).linear_predictability())
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-12, rtol=0)
+
+
+def test_wide_layers_are_added_in_smaller_blocks_that_give_the_same_sums(monkeypatch):
+    x, y = layers()
+    monkeypatch.setattr(LayerPairs, "_held_limit", lambda self: 20)
+    whole = streamed(x, y, groups=DOCUMENTS)
+    monkeypatch.setattr(layer_pairs, "BLOCK_BYTES", 8 * 29 * 7)  # seven rows of 3 x 5 and 2 x 7 columns
+    assert layer_pairs._block_rows(29) == 7
+    parts = streamed(x, y, groups=DOCUMENTS)
+    for measured in MAPS:
+        torch.testing.assert_close(measured(parts), measured(whole), atol=1e-10, rtol=0)
+
+
+def test_what_is_held_stays_below_the_peak_that_is_announced():
+    x, y = layers()
+    pairs = LayerPairs()
+    for _ in range(9):
+        pairs.update(x, y)
+        sums = [] if pairs._sums is None else [getattr(pairs._sums, name) for name in pairs._sums.__dataclass_fields__]
+        held = [part for rows in pairs._held for part in rows]
+        assert 8 * sum(part.numel() for part in (*held, *sums)) < pairs.peak_bytes((3, 2), (D_X, D_Y))
+    assert LayerPairs(folds=1).peak_bytes((3, 2), (D_X, D_Y)) < pairs.peak_bytes((3, 2), (D_X, D_Y))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_gives_what_the_processor_gives(kept):
+    x, y = layers()
+    here, there = streamed(x, y, groups=DOCUMENTS), streamed(x, y, groups=DOCUMENTS, device="cuda")
+    for measured in MAPS:
+        assert measured(there).device.type == "cuda"
+        torch.testing.assert_close(measured(there).cpu(), measured(here), atol=1e-9, rtol=0)
+
+
 def test_grams_are_chosen_for_few_rows_and_products_for_many():
     def chosen(n):
         x, y = torch.zeros(4, n, 10), torch.zeros(4, n, 10)
@@ -124,9 +184,6 @@ def test_grams_are_chosen_for_few_rows_and_products_for_many():
 
 
 # --- chunks and workers ---
-
-
-MAPS = (LayerPairs.linear_cka, LayerPairs.debiased_cka, LayerPairs.linear_predictability)
 
 
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["rows", "documents"])
@@ -257,6 +314,7 @@ def test_what_does_not_fit_together_is_refused():
         (lambda: pairs.merge(LayerPairs(seed=1)), r"^seed is 0 here but 1 there"),
         (lambda: pairs.merge(LayerPairs().update(x, y)), r"^one side was given documents and the other not"),
         (lambda: pairs.merge(LayerPairs().update(y, x, groups=DOCUMENTS)), r"their layers or widths differ"),
+        (lambda: LayerPairs(device="mps"), r"^device mps has no float64"),
         (lambda: LayerPairs(folds=0), r"^folds is 0; give at least 3"),
         (lambda: LayerPairs(fold_of={"a": 5}), r"^fold_of sends document 'a' to fold 5, but folds go from 0 to 4"),
         (lambda: LayerPairs(fold_of={"a": 1}).update(x, y, groups=["b"] * N), r"^fold_of does not say .* 'b' is in"),

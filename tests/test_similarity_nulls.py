@@ -7,6 +7,7 @@ from similar import planted, rows
 
 from latentcomm.similarity import (
     SIMILARITIES,
+    LayerPairs,
     Null,
     compare,
     debiased_cka,
@@ -15,6 +16,7 @@ from latentcomm.similarity import (
     linear_predictability,
     maximum_null,
     null,
+    null_maps,
     shuffled_rows,
 )
 
@@ -134,6 +136,39 @@ def test_the_null_of_the_best_of_many_pairs_holds_it_and_lies_above_that_of_one_
     assert largest.values == pytest.approx([float(found.max()) for found in maps])
 
 
+def test_null_maps_are_the_maps_of_the_pairings_cell_by_cell_and_their_largest_cell():
+    x, y = rows(3, 60, 6), rows(2, 60, 5, seed=1)
+    pairings = shuffled_rows(60, draws=7)
+
+    def measure_map(x_layers, y_layers):
+        return LayerPairs(folds=1).update(x_layers, y_layers).debiased_cka()
+
+    found = null_maps(measure_map, x, list(y), pairings, kind="shuffled rows")
+    expected = np.array([[[debiased_cka(a, b[p.partners]) for b in y] for a in x] for p in pairings])
+    np.testing.assert_allclose(found.values.numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(found.mean.numpy(), expected.mean(0), atol=1e-12)
+    np.testing.assert_allclose(found.quantile(0.9).numpy(), np.quantile(expected, 0.9, axis=0), atol=1e-12)
+    assert (found.rows, found.dims, found.kind) == (60, (6, 5), "shuffled rows")
+    assert found.maximum.values == pytest.approx(expected.max((1, 2)))
+    assert found.maximum == maximum_null(measure_map, x, y, pairings, kind="shuffled rows")
+    reached = found.p_values(torch.tensor([[1.0, -1.0]] * 3))
+    assert reached.tolist() == [[1 / 8, 1.0]] * 3
+
+
+def test_a_cell_that_shares_something_stands_out_of_its_own_null_and_of_the_maximum():
+    x, y = planted(N_DOCUMENTS * LENGTH, 6, 6, noise=0.5)
+    x_layers, y_layers = [x, rows(len(x), 6, seed=4)], [rows(len(x), 6, seed=5), y]
+    pairings = exchanged_documents(DOCUMENTS, POSITIONS, draws=19)
+
+    def measure_map(one, other):
+        return LayerPairs(folds=1).update(one, other).debiased_cka()
+
+    observed = measure_map(x_layers, y_layers)
+    found = null_maps(measure_map, x_layers, y_layers, pairings, kind="exchanged documents")
+    assert float(found.p_values(observed)[0, 1]) == 1 / 20 and float(found.p_values(observed)[1, 0]) > 1 / 20
+    assert found.maximum.p_value(float(observed.max())) == 1 / 20
+
+
 def test_a_p_value_counts_the_observed_number_itself():
     record = Null("shuffled rows", 10, (2, 2), (0.1, 0.2, 0.3, 0.4))
     assert [record.p_value(value) for value in (0.5, 0.4, 0.05)] == [1 / 5, 2 / 5, 1]
@@ -147,3 +182,5 @@ def test_what_has_no_null_is_refused():
         compare("rsa", x, y, documents=[0] * 40)
     with pytest.raises(ValueError, match=r"^no pairings; a null needs at least 1"):
         null(SIMILARITIES["rsa"], x, y, [], kind="nothing")
+    with pytest.raises(ValueError, match=r"^no pairings; a null needs at least 1"):
+        null_maps(lambda one, other: one, [x], [y], [], kind="nothing")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from similar import planted, rows
 
-from latentcomm.similarity import debiased_cka, find_sinks, residual_view, rms_normalised, standardised
+from latentcomm.similarity import debiased_cka, find_sinks, raw, residual_view, rms_normalised, standardised
 
 POSITIONS = torch.arange(10).repeat(20)
 
@@ -43,12 +43,42 @@ def test_a_view_leaves_the_same_rows_out_at_every_layer_of_both_sides():
 
 def test_one_sink_decides_the_raw_number_and_not_that_of_the_view():
     x, y = sunken()
-    view = residual_view(x, y, positions=POSITIONS, scaling=lambda given: given)
+    view = residual_view(x, y, positions=POSITIONS, scaling=raw)
+    assert torch.equal(view.x_layers[0], x[0][view.keep])
     clean = debiased_cka(view.x_layers[0], view.y_layers[0])
     assert debiased_cka(x[0], y[0]) > 0.99  # the sinks alone
     assert clean < 0.6
     past = POSITIONS > 0
     assert abs(debiased_cka(x[1][past], y[1][past]) - debiased_cka(view.x_layers[1], view.y_layers[1])) > 0.02
+
+
+def test_a_view_says_in_words_what_it_is_of():
+    x, y = sunken()
+    left_out = "22 of 200 left out as sinks, 20 by position and 2 by a norm above 5 medians"
+    for scaling, name in ((None, "rms normalised"), (raw, "raw"), (standardised, "standardised")):
+        assert residual_view(x, y, positions=POSITIONS, scaling=scaling).description == f"{name} rows; {left_out}"
+    halved = residual_view(x, y, positions=POSITIONS, norm_limit=2.5, sink_positions=0).description
+    assert (
+        halved == "rms normalised rows; 22 of 200 left out as sinks, 0 by position and 22 by a norm above 2.5 medians"
+    )
+
+
+def test_each_side_has_its_own_first_positions_where_two_tokenizers_count_differently():
+    x, y = sunken()
+    later = POSITIONS + 1  # the second model has read a token more at every row, a BOS
+    later[33] = 0
+    view = residual_view(x, y, positions=POSITIONS, positions_y=later, norm_limit=1e6)
+    assert (view.sinks_x.by_position, view.sinks_y.by_position, view.by_position, view.left_out) == (20, 1, 21, 21)
+    assert (~view.keep).nonzero().flatten().tolist() == sorted([*range(0, 200, 10), 33])
+
+
+def test_a_model_with_itself_stays_one_object_and_is_counted_once():
+    x, _ = sunken()
+    view = residual_view(x, x, positions=POSITIONS)
+    assert view.y_layers is view.x_layers and view.sinks_y is view.sinks_x
+    apart = residual_view(x, x.clone(), positions=POSITIONS)
+    assert apart.y_layers is not apart.x_layers
+    assert all(torch.equal(one, other) for one, other in zip(view.y_layers, apart.y_layers, strict=True))
 
 
 def test_rows_of_a_stream_are_judged_by_the_medians_of_its_first_chunk():

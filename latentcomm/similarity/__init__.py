@@ -11,16 +11,19 @@ from latentcomm.similarity.cka import (
 from latentcomm.similarity.layer_pairs import LayerPairs, document_fold
 from latentcomm.similarity.minibatch_pairs import MinibatchPairs
 from latentcomm.similarity.neighbours import cknna, mutual_knn
-from latentcomm.similarity.nulls import Compared, Null, compare, maximum_null, null
+from latentcomm.similarity.null_maps import NullMaps, maximum_null, null_maps
+from latentcomm.similarity.nulls import Compared, Null, compare, null
 from latentcomm.similarity.pairings import Pairing, exchanged_documents, shuffled_rows
 from latentcomm.similarity.predictability import linear_predictability
 from latentcomm.similarity.rsa import rsa
 from latentcomm.similarity.shape import procrustes
 from latentcomm.similarity.table import INVARIANCES, SIMILARITIES, Similarity
+from latentcomm.similarity.tiles import Tile, plan_tiles, tiled_map
 from latentcomm.similarity.views import (
     ResidualView,
     Sinks,
     find_sinks,
+    raw,
     residual_view,
     rms_normalised,
     standardised,
@@ -33,10 +36,12 @@ __all__ = [
     "LayerPairs",
     "MinibatchPairs",
     "Null",
+    "NullMaps",
     "Pairing",
     "ResidualView",
     "Similarity",
     "Sinks",
+    "Tile",
     "cknna",
     "compare",
     "debiased_cka",
@@ -50,8 +55,11 @@ __all__ = [
     "minibatch_linear_cka",
     "mutual_knn",
     "null",
+    "null_maps",
+    "plan_tiles",
     "procrustes",
     "pwcca",
+    "raw",
     "rbf_cka",
     "residual_view",
     "rms_normalised",
@@ -59,4 +67,5 @@ __all__ = [
     "shuffled_rows",
     "standardised",
     "svcca",
+    "tiled_map",
 ]

@@ -1,17 +1,31 @@
 """What every similarity asks of its rows before it computes anything."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm.linalg import require_finite
 
-__all__ = ["LEAST_WIDTH", "require_pair", "require_rows", "require_varied"]
+__all__ = [
+    "LEAST_WIDTH",
+    "Range",
+    "ranges_of",
+    "require_float64",
+    "require_layers",
+    "require_pair",
+    "require_rows",
+    "require_varied",
+]
 
 LEAST_WIDTH = 2
 """A single dimension has no geometry: cosines are plus or minus 1, and CKA and CCA are a squared correlation."""
 COLUMNS_NAMED = 5
 """How many constant columns an error lists before it only counts them: a sentence must stay readable."""
+
+Range = tuple[Tensor, Tensor]
+"""The lowest and the highest entry of every column of every layer, both [layer d_model]."""
 
 
 def require_pair(
@@ -75,3 +89,74 @@ def require_varied(low: Float[Tensor, " d_model"], high: Float[Tensor, " d_model
     what = "it holds" if len(constant) == 1 else "they hold"
     which = "it" if len(constant) == 1 else "them"
     raise ValueError(f"{name} is constant in {where}{more}; leave {which} out of the rows, {what} no information")
+
+
+def require_float64(device: str | torch.device) -> None:
+    """Refuse a device on which sums cannot be taken in float64.
+
+    Raises:
+        ValueError: Apple's MPS, which has no float64.
+
+    >>> require_float64("mps")
+    Traceback (most recent call last):
+        ...
+    ValueError: device mps has no float64, in which sums are taken; use cpu or cuda
+    """
+    if torch.device(device).type == "mps":
+        raise ValueError(f"device {device} has no float64, in which sums are taken; use cpu or cuda")
+
+
+def require_layers(
+    layers: Float[Tensor, "layer row d_model"] | Sequence[Float[Tensor, "_ _"]], name: str
+) -> tuple[int, int, int]:
+    """Return how many layers and rows there are and how wide, refusing layers that do not hold the same rows.
+
+    Raises:
+        ValueError: no layers, layers of different shapes or dtypes, or a width below 2.
+
+    >>> require_layers([torch.zeros(3, 2), torch.ones(3, 2)], "x")
+    (2, 3, 2)
+    """
+    if len(layers) == 0:
+        raise ValueError(f"{name} has no layers; give at least 1")
+    shapes = {tuple(layer.shape) for layer in layers}
+    if len(shapes) > 1:
+        raise ValueError(f"the layers of {name} differ in shape: {sorted(shapes)}; give the same rows and width")
+    if len(dtypes := {str(layer.dtype) for layer in layers}) > 1:
+        raise ValueError(f"the layers of {name} differ in dtype: {', '.join(sorted(dtypes))}; convert them first")
+    ((n_rows, width),) = shapes
+    if width < LEAST_WIDTH:
+        raise ValueError(f"{name} is {width} wide; a similarity of spaces needs a width of {LEAST_WIDTH}")
+    return len(layers), n_rows, width
+
+
+def ranges_of(
+    layers: Float[Tensor, "layer row d_model"] | Sequence[Float[Tensor, "row d_model"]], name: str, known: Range | None
+) -> Range:
+    """Return the lowest and highest entry of every column seen so far, of at least 1 new row and those `known`.
+
+    Once every column has varied, the range stays as it is: all that is asked of it is which columns are constant, and
+    new rows cannot change that.
+
+    Raises:
+        ValueError: NaN or infinite rows, or another number of layers or another width than known.
+
+    >>> low, high = ranges_of(torch.tensor([[[1.0, 5.0], [2.0, 5.0]]]), "x", None)
+    >>> low.tolist(), high.tolist()
+    ([[1.0, 5.0]], [[2.0, 5.0]])
+    """
+    now = (len(layers), layers[0].shape[1])
+    if known is not None and now != tuple(known[0].shape):
+        before = tuple(known[0].shape)
+        raise ValueError(
+            f"{name} has {now[0]} layers {now[1]} wide, but {before[0]} layers {before[1]} wide before;"
+            " use another accumulator for another pair of models"
+        )
+    sums = [layers.sum()] if isinstance(layers, Tensor) else [layer.sum() for layer in layers]
+    if not all(bool(total.isfinite()) for total in sums):  # cheaper than to look for the rows, which few sums call for
+        for number, layer in enumerate(layers):
+            require_finite(layer, f"layer {number} of {name}")
+    if known is not None and bool((known[0] < known[1]).all()):
+        return known
+    low, high = torch.stack([layer.amin(0) for layer in layers]), torch.stack([layer.amax(0) for layer in layers])
+    return (low, high) if known is None else (torch.minimum(low, known[0]), torch.maximum(high, known[1]))

@@ -21,6 +21,7 @@ __all__ = [
     "fold_sums",
     "r_squared_at",
     "r_squared_chosen",
+    "target_sums",
 ]
 
 LEAST_FOLDS_TO_CHOOSE = 3
@@ -36,7 +37,7 @@ class FoldSums:
     square: Float[Tensor, "fold d_model d_model"]
 
     def as_target(self) -> "TargetSums":
-        """Return what of these sums a target needs."""
+        """Return what of these sums a target needs; `target_sums` spares the products where nothing else needs them."""
         return TargetSums(self.total, self.square.diagonal(dim1=1, dim2=2).sum(1))
 
 
@@ -93,11 +94,23 @@ def fold_sums(rows: Float[Tensor, "row d_model"], fold: Int[Tensor, " row"], fol
     >>> fold_sums(torch.eye(3), torch.tensor([0, 0, 1]), 2).n.tolist()
     [2, 1]
     """
-    parts = [rows[fold == number] for number in range(folds)]
+    parts = _parts(rows, fold, folds)
     return FoldSums(
         torch.tensor([len(part) for part in parts], device=rows.device),
         torch.stack([part.sum(0) for part in parts]),
         torch.stack([part.T @ part for part in parts]),
+    )
+
+
+def target_sums(rows: Float[Tensor, "row d_model"], fold: Int[Tensor, " row"], folds: int) -> TargetSums:
+    """Return the sums of one layer's rows to predict over each fold.
+
+    >>> target_sums(torch.eye(3), torch.tensor([0, 0, 1]), 2).size.tolist()
+    [2.0, 1.0]
+    """
+    parts = _parts(rows, fold, folds)
+    return TargetSums(
+        torch.stack([part.sum(0) for part in parts]), torch.stack([part.square().sum() for part in parts])
     )
 
 
@@ -110,7 +123,8 @@ def cross_sums(
     tensor([[1., 0.],
             [0., 1.]])
     """
-    return torch.stack([x[fold == number].T @ y[fold == number] for number in range(folds)])
+    pairs = zip(_parts(x, fold, folds), _parts(y, fold, folds), strict=True)
+    return torch.stack([one.T @ other for one, other in pairs])
 
 
 def factor_source(sums: FoldSums, *, choosing: bool) -> SourceFactors:
@@ -144,7 +158,7 @@ def r_squared_at(
 
     >>> rows, fold = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double(), torch.arange(9) % 3
     >>> sums, cross = fold_sums(rows, fold, 3), cross_sums(rows, rows, fold, 3)
-    >>> r_squared_at(factor_source(sums, choosing=False), sums.as_target(), cross, [1e-8]).round(decimals=6)
+    >>> r_squared_at(factor_source(sums, choosing=False), target_sums(rows, fold, 3), cross, [1e-8]).round(decimals=6)
     tensor([1.], dtype=torch.float64)
     """
     judged = [_errors(source, split, target, cross, ratios) for split in source.outer]
@@ -158,7 +172,7 @@ def r_squared_chosen(
 
     >>> rows, fold = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double(), torch.arange(9) % 3
     >>> sums, cross = fold_sums(rows, fold, 3), cross_sums(rows, rows, fold, 3)
-    >>> r_squared_chosen(factor_source(sums, choosing=True), sums.as_target(), cross).round(decimals=6)
+    >>> r_squared_chosen(factor_source(sums, choosing=True), target_sums(rows, fold, 3), cross).round(decimals=6)
     tensor(1., dtype=torch.float64)
     """
     sse, tss = [], []
@@ -168,6 +182,13 @@ def r_squared_chosen(
         sse.append(error[0])
         tss.append(size)
     return 1 - torch.stack(sse).sum() / torch.stack(tss).sum()
+
+
+def _parts(rows: Float[Tensor, "row d_model"], fold: Int[Tensor, " row"], folds: int) -> list[Tensor]:
+    """Return the rows of each fold: views where the folds stand one after the other, copies else."""
+    if bool((fold[1:] >= fold[:-1]).all()):
+        return list(rows.split(torch.bincount(fold, minlength=folds).tolist()))
+    return [rows[fold == number] for number in range(folds)]
 
 
 def _split(sums: FoldSums, test: int, left_out: set[int]) -> Split:

@@ -3,13 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
+from itertools import islice
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.linalg import require_finite
-from latentcomm.similarity.checks import LEAST_WIDTH, require_rows, require_varied
+from latentcomm.similarity.checks import (
+    Range,
+    ranges_of,
+    require_float64,
+    require_layers,
+    require_rows,
+    require_varied,
+)
 from latentcomm.similarity.fold_ridge import (
     SourceFactors,
     TargetSums,
@@ -24,7 +31,11 @@ from latentcomm.similarity.layer_sums import LayerSums, bytes_of_sums, empty_sum
 __all__ = ["LayerPairs", "document_fold"]
 
 BLOCK_ROWS = 4096
-"""Rows added to the sums at once: their products run at full speed, and their float64 copies stay small."""
+"""Rows added to the sums at once, at most: their products run at full speed."""
+BLOCK_BYTES = 2**28
+"""The float64 copy of the rows added at once, at most: fewer rows where the layers together are wide."""
+COPIES_OF_BLOCK = 4
+"""Less the origin, side by side, of one fold, and squared."""
 MAX_BYTES = 4 * 2**30
 """Memory that rows or sums may take unless told otherwise."""
 
@@ -43,12 +54,14 @@ class LayerPairs:
     sums of products that every map follows from, and turned into those sums from then on: memory is bounded by the
     widths, whatever the number of rows. Rows at hand give CKA by Gram blocks (in the dtype of the rows, float32 at
     least: off by less than 1e-6) or by float64 products, whichever is cheaper. The sums are float64 about the mean of
-    the first rows; neither chunks nor workers, through `merge`, change a digit that counts.
+    the first rows; neither chunks nor workers, through `merge`, change a digit that counts. Given the same object as x
+    and y, a model with itself, it keeps the rows once and takes half the Grams.
 
     `folds` is for `linear_predictability` (1 keeps no folds apart and takes a fifth of the memory). Documents given to
     `update` go to the fold that `fold_of` names, or else to `document_fold`, so that workers agree without talking;
     without documents row i of a stream goes to fold i modulo `folds`. Where neither rows nor sums fit into `max_bytes`,
-    stream again for some layers at a time: maps of parts are parts of the map.
+    stream again for some layers at a time (`latentcomm.similarity.tiles`): maps of parts are parts of the map.
+    `device` is where rows go and sums are taken, "cuda" for a GPU; maps are returned there.
 
     >>> layers = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
     >>> pairs = LayerPairs().update(layers[:, :20], layers[:, :20]).update(layers[:, 20:], layers[:, 20:])
@@ -63,8 +76,9 @@ class LayerPairs:
         seed: int = 0,
         fold_of: Mapping[str, int] | Mapping[int, int] | Mapping[int | str, int] | None = None,
         max_bytes: int = MAX_BYTES,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
     ) -> None:
+        require_float64(device)
         if folds < 1:
             raise ValueError(f"folds is {folds}; give at least 3 for predictability, or 1 for CKA alone")
         outside = {} if fold_of is None else {key: fold for key, fold in fold_of.items() if not 0 <= fold < folds}
@@ -77,7 +91,7 @@ class LayerPairs:
         self.by_document: bool | None = None
         self._held: list[tuple[Tensor, Tensor, Tensor]] = []
         self._sums: LayerSums | None = None
-        self._ranges: tuple[tuple[Tensor, Tensor], ...] = ()
+        self._ranges: tuple[Range, ...] = ()
 
     def __repr__(self) -> str:
         if not self._ranges:
@@ -93,24 +107,21 @@ class LayerPairs:
                 rows, labels in some updates only or not one a row, a document that `fold_of` lacks, or more memory
                 needed than `max_bytes`.
         """
-        x, y = self._stacked(x_layers, "x"), self._stacked(y_layers, "y")
-        if x.shape[1] != y.shape[1]:
-            raise ValueError(f"x has {x.shape[1]} rows but y {y.shape[1]}; pair them row by row")
-        for number, (low, _) in enumerate(self._ranges):
-            rows, name = (x, y)[number], "xy"[number]
-            now, before = (rows.shape[0], rows.shape[2]), tuple(low.shape)
-            if now != before:
-                raise ValueError(
-                    f"{name} has {now[0]} layers {now[1]} wide, but {before[0]} layers {before[1]} wide before;"
-                    " use another LayerPairs for another pair of models"
-                )
-        fold = self._folds_of(x.shape[1], groups)
-        if x.shape[1] == 0:
+        sizes = require_layers(x_layers, "x"), require_layers(y_layers, "y")
+        if sizes[0][1] != sizes[1][1]:
+            raise ValueError(f"x has {sizes[0][1]} rows but y {sizes[1][1]}; pair them row by row")
+        n_rows = sizes[0][1]
+        fold = self._folds_of(n_rows, groups)
+        if n_rows == 0:
             return self
-        self._require_room(self.n_rows + x.shape[1], x, y)
-        self.by_document = groups is not None
-        self._ranges = _wider(self._ranges, tuple(torch.aminmax(rows, dim=1) for rows in (x, y)))
-        self.n_rows += x.shape[1]
+        x = torch.stack([layer.detach().to(self.device) for layer in x_layers])
+        y = x if y_layers is x_layers else torch.stack([layer.detach().to(self.device) for layer in y_layers])
+        known = self._ranges or (None, None)
+        first = ranges_of(x, "x", known[0])
+        ranges = first, first if y is x and known[0] is known[1] else ranges_of(y, "y", known[1])
+        self._require_room(self.n_rows + n_rows, x, y)
+        self.by_document, self._ranges = groups is not None, ranges
+        self.n_rows += n_rows
         self._held.append((x, y, fold))
         self._settle()
         return self
@@ -200,34 +211,36 @@ class LayerPairs:
         ratios = [float(penalty) for penalty in penalties]
         return self._predicted(partial(r_squared_at, ratios=ratios), choosing=False)
 
+    def peak_bytes(self, layers: tuple[int, int], widths: tuple[int, int]) -> int:
+        """Return the most memory that so many layers of these widths take, above the chunk given and two merged.
+
+        That is twice the sums (the rows held before are as large), the copies of a block of rows, and what ridge needs
+        of a layer of x.
+
+        >>> LayerPairs(folds=1).peak_bytes((4, 4), (4096, 4096)) / 1e9 < 8
+        True
+        """
+        (n_x, n_y), (d_x, d_y) = layers, widths
+        sums, width = bytes_of_sums(n_x, d_x, n_y, d_y, folds=self.folds), n_x * d_x + n_y * d_y
+        factors = 2 * self.folds * 2 * 8 * d_x**2 if self.folds > 1 else 0
+        return 2 * sums + COPIES_OF_BLOCK * 8 * width * _block_rows(width) + factors
+
     def _predicted(
         self, judge: Callable[[SourceFactors, TargetSums, Tensor], Tensor], *, choosing: bool
     ) -> Float[Tensor, "layer_x layer_y *penalty"]:
         """Return what `judge` makes of every pair, each layer of x factored once."""
         source = self._source(2 * self.folds)
-        targets = [sums.as_target() for sums in source.y_fold_sums()]
-        maps = []
-        for layer, sums in enumerate(source.x_fold_sums()):
-            factors = factor_source(sums, choosing=choosing)
-            pairs = zip(targets, source.crosses(layer), strict=True)
-            maps.append(torch.stack([judge(factors, target, cross) for target, cross in pairs]))
-        return torch.stack(maps)
-
-    def _stacked(
-        self, layers: Float[Tensor, "layer row d_model"] | Sequence[Float[Tensor, "_ _"]], name: str
-    ) -> Float[Tensor, "layer row d_model"]:
-        """Return a copy of the layers as one tensor on the device, refusing rows that are not finite."""
-        if len(layers) == 0:
-            raise ValueError(f"{name} has no layers; give at least 1")
-        shapes = {tuple(layer.shape) for layer in layers}
-        if len(shapes) > 1:
-            raise ValueError(f"the layers of {name} differ in shape: {sorted(shapes)}; give the same rows and width")
-        rows = torch.stack([layer.detach().to(self.device) for layer in layers])
-        if rows.shape[2] < LEAST_WIDTH:
-            raise ValueError(f"{name} is {rows.shape[2]} wide; a similarity of spaces needs a width of {LEAST_WIDTH}")
-        for number, layer in enumerate(rows):
-            require_finite(layer, f"layer {number} of {name}")
-        return rows
+        targets, sums_of_x = list(source.y_targets()), source.x_fold_sums()
+        maps: list[list[Tensor]] = []
+        for start in range(0, source.n_layers_x, source.layers_at_once):
+            layers = range(start, min(start + source.layers_at_once, source.n_layers_x))
+            factors = [factor_source(sums, choosing=choosing) for sums in islice(sums_of_x, len(layers))]
+            cells: list[list[Tensor]] = [[] for _ in layers]
+            for target, crosses in zip(targets, source.crosses(layers), strict=True):
+                for number, of_layer in enumerate(factors):
+                    cells[number].append(judge(of_layer, target, crosses[:, number]))
+            maps += cells
+        return torch.stack([torch.stack(cells) for cells in maps])
 
     def _folds_of(self, n_rows: int, groups: Documents | None) -> Int[Tensor, " row"]:
         """Return the fold of each row that comes in."""
@@ -254,12 +267,13 @@ class LayerPairs:
         while sum(fold.shape[0] for _, _, fold in self._held) > (limit := self._held_limit()):
             x, y, fold = self._joined()
             self._absorb(x[:, :limit], y[:, :limit], fold[:limit])
-            self._held = [(x[:, limit:].clone(), y[:, limit:].clone(), fold[limit:].clone())]
+            rest = x[:, limit:].clone()
+            self._held = [(rest, rest if y is x else y[:, limit:].clone(), fold[limit:].clone())]
 
     def _held_limit(self) -> int:
         """Return how many rows may be held: as many as the sums would take, and all where those are too large."""
         if self._sums is not None:
-            return BLOCK_ROWS
+            return _block_rows(sum(low.numel() for low, _ in self._ranges))
         sums, a_row = self._bytes(*self._held[0][:2])
         return max(1, sums // a_row) if sums <= self.max_bytes else self.n_rows
 
@@ -268,7 +282,8 @@ class LayerPairs:
     ) -> tuple[int, int]:
         """Return the bytes of the sums of these layers, and those of one row as it is."""
         sums = bytes_of_sums(x.shape[0], x.shape[2], y.shape[0], y.shape[2], folds=self.folds)
-        return sums, sum(side.shape[0] * side.shape[2] * side.element_size() for side in (x, y))
+        sides = (x,) if y is x else (x, y)
+        return sums, sum(side.shape[0] * side.shape[2] * side.element_size() for side in sides)
 
     def _require_room(
         self, n_rows: int, x: Float[Tensor, "layer_x _ d_sender"], y: Float[Tensor, "layer_y _ d_receiver"]
@@ -291,16 +306,18 @@ class LayerPairs:
         if self._sums is None:
             origin_x, origin_y = (torch.stack([layer.double().mean(0) for layer in side]) for side in (x, y))
             self._sums = empty_sums(origin_x, origin_y, self.folds)
-        sums = self._sums
-        for start in range(0, fold.shape[0], BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
+        sums, rows = self._sums, _block_rows(x.shape[0] * x.shape[2] + y.shape[0] * y.shape[2])
+        for start in range(0, fold.shape[0], rows):
+            block = slice(start, start + rows)
             sums.add(x[:, block], y[:, block], fold[block])
 
     def _joined(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return all held rows as one block."""
         if len(self._held) > 1:
             xs, ys, folds = zip(*self._held, strict=True)
-            self._held = [(torch.cat(xs, 1), torch.cat(ys, 1), torch.cat(folds))]
+            x = torch.cat(xs, 1)
+            y = x if all(y is x for x, y, _ in self._held) else torch.cat(ys, 1)
+            self._held = [(x, y, torch.cat(folds))]
         return self._held[0]
 
     def _source(self, least_rows: int) -> HeldRows | LayerSums:
@@ -330,9 +347,12 @@ def document_fold(label: int | str, *, folds: int, seed: int = 0) -> int:
     return int.from_bytes(digest, "big") % folds
 
 
-def _wider(
-    ranges: tuple[tuple[Tensor, Tensor], ...], more: tuple[tuple[Tensor, Tensor], ...]
-) -> tuple[tuple[Tensor, Tensor], ...]:
+def _block_rows(width: int) -> int:
+    """Return how many rows are added to the sums at once, where all layers of both sides together are so wide."""
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // (8 * width)))
+
+
+def _wider(ranges: tuple[Range, ...], more: tuple[Range, ...]) -> tuple[Range, ...]:
     """Return each side's lowest and highest entry of every column over both."""
     if not ranges:
         return more

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.similarity.fold_ridge import FoldSums
+from latentcomm.similarity.fold_ridge import FoldSums, TargetSums
 from latentcomm.similarity.pair_terms import PairTerms
 
 __all__ = ["LayerSums", "bytes_of_sums", "empty_sums"]
@@ -181,15 +181,25 @@ class LayerSums:
         for layer in range(self.origin_x.shape[0]):
             yield FoldSums(self.n, self.total_x[:, layer], self.square_x[:, layer])
 
-    def y_fold_sums(self) -> Iterator[FoldSums]:
-        """Yield each layer of y as ridge regression takes it."""
+    def y_targets(self) -> Iterator[TargetSums]:
+        """Yield each layer of y as ridge regression predicts it."""
         for layer in range(self.origin_y.shape[0]):
-            yield FoldSums(self.n, self.total_y[:, layer], self.square_y[:, layer])
+            yield FoldSums(self.n, self.total_y[:, layer], self.square_y[:, layer]).as_target()
 
-    def crosses(self, layer_x: int) -> Iterator[Float[Tensor, "fold d_sender d_receiver"]]:
-        """Yield the products of one layer of x with each of y, over each fold's rows."""
+    @property
+    def n_layers_x(self) -> int:
+        """How many layers x has."""
+        return self.origin_x.shape[0]
+
+    @property
+    def layers_at_once(self) -> int:
+        """For how many layers of x at a time `crosses` should be asked."""
+        return 1
+
+    def crosses(self, layers: range) -> Iterator[Float[Tensor, "fold layer d_sender d_receiver"]]:
+        """Yield for each layer of y the products of some layers of x with it, over each fold's rows."""
         for layer_y in range(self.origin_y.shape[0]):
-            yield self.cross[:, layer_x, :, layer_y]
+            yield self.cross[:, layers.start : layers.stop, :, layer_y]
 
     def _moved_norms(
         self,

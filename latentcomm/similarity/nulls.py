@@ -1,6 +1,6 @@
 """What a similarity gives for rows that share nothing: its null, stored with rows and dims, and that of a maximum."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +11,13 @@ from torch import Tensor
 from latentcomm.similarity.pairings import Pairing, exchanged_documents, shuffled_rows
 from latentcomm.similarity.table import SIMILARITIES, Similarity
 
-__all__ = ["DRAWS", "QUANTILES", "Compared", "Null", "compare", "maximum_null", "null"]
+__all__ = ["DRAWS", "QUANTILES", "Compared", "Null", "compare", "fewest_rows", "null"]
 
 DRAWS = 20
 """Enough for a share of 5 %: an observed number above all of them has p = 1/21."""
 QUANTILES = (0.025, 0.05, 0.5, 0.95, 0.975)
 """The quantiles that a record lists."""
 
-LayersX = Float[Tensor, "layer_x row d_sender"] | Sequence[Float[Tensor, "row _"]]
-"""The same rows at each layer of x."""
-LayersY = Float[Tensor, "layer_y row d_receiver"] | Sequence[Float[Tensor, "row _"]]
-"""The same rows at each layer of y."""
 Documents = Int[Tensor, " row"] | Sequence[int] | Sequence[str]
 """The document of each row."""
 
@@ -126,40 +122,7 @@ def null(
     for pairing in pairings:
         kept = None if numbers is None else numbers[pairing.rows]
         values.append(similarity(x[pairing.rows], y[pairing.partners], documents=kept))
-    return Null(kind, _fewest(pairings), (x.shape[1], y.shape[1]), tuple(values))
-
-
-def maximum_null(
-    measure_map: Callable[[list[Tensor], list[Tensor]], Float[Tensor, "layer_x layer_y"]],
-    x_layers: LayersX,
-    y_layers: LayersY,
-    pairings: Sequence[Pairing],
-    *,
-    kind: str,
-) -> Null:
-    """Return the null of the LARGEST number over all pairs of layers: what the best pair of unrelated models gives.
-
-    A best pair picked among many is high by chance; one pair's null is too low for it. `measure_map` gives all pairs at
-    once, as `lambda x, y: LayerPairs().update(x, y).debiased_cka()`.
-
-    Source: for calibrating the selected maximum, arXiv:2602.14486.
-
-    Raises:
-        ValueError: no pairing, or as `measure_map`.
-
-    >>> layers = torch.randn(3, 30, 4, generator=torch.Generator().manual_seed(0))
-    >>> def measure_map(x, y):
-    ...     return torch.tensor([[SIMILARITIES["rsa"](a, b) for b in y] for a in x])
-    >>> best = maximum_null(measure_map, layers, layers, shuffled_rows(30, draws=3), kind="shuffled rows")
-    >>> best.over, best.mean > 0
-    (9, True)
-    """
-    values = []
-    for pairing in pairings:
-        x, y = [layer[pairing.rows] for layer in x_layers], [layer[pairing.partners] for layer in y_layers]
-        values.append(float(measure_map(x, y).max()))
-    dims = (x_layers[0].shape[1], y_layers[0].shape[1])
-    return Null(kind, _fewest(pairings), dims, tuple(values), over=len(x_layers) * len(y_layers))
+    return Null(kind, fewest_rows(pairings), (x.shape[1], y.shape[1]), tuple(values))
 
 
 def _numbered(documents: Documents) -> Int[Tensor, " row"]:
@@ -169,8 +132,15 @@ def _numbered(documents: Documents) -> Int[Tensor, " row"]:
     return torch.tensor([numbers.setdefault(label, len(numbers)) for label in labels])
 
 
-def _fewest(pairings: Sequence[Pairing]) -> int:
-    """Return how many rows the smallest pairing keeps."""
+def fewest_rows(pairings: Sequence[Pairing]) -> int:
+    """Return how many rows the smallest pairing keeps.
+
+    Raises:
+        ValueError: no pairing.
+
+    >>> fewest_rows(shuffled_rows(9, draws=2))
+    9
+    """
     if not pairings:
         raise ValueError("no pairings; a null needs at least 1 (shuffled_rows, exchanged_documents)")
     return min(len(pairing.rows) for pairing in pairings)

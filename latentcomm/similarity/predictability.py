@@ -16,6 +16,7 @@ from latentcomm.similarity.fold_ridge import (
     fold_sums,
     r_squared_at,
     r_squared_chosen,
+    target_sums,
 )
 
 __all__ = ["linear_predictability"]
@@ -60,7 +61,7 @@ def linear_predictability(
         fold[held_out] = number
     x, y, fold = centred(x)[0], centred(y)[0], fold.to(x.device)
     source = factor_source(fold_sums(x, fold, folds), choosing=penalty is None)
-    target, cross = fold_sums(y, fold, folds).as_target(), cross_sums(x, y, fold, folds)
+    target, cross = target_sums(y, fold, folds), cross_sums(x, y, fold, folds)
     if penalty is None:
         return float(r_squared_chosen(source, target, cross))
     return float(r_squared_at(source, target, cross, [float(penalty)])[0])

@@ -31,7 +31,7 @@ class Similarity:
         blind_in_x: the members of INVARIANCES that, applied to x alone, leave the number as it was; all others move it.
         blind_in_y: the same for y.
         symmetric: whether x and y may change places.
-        unbiased: whether unrelated rows give `chance` on average, at any rows and widths.
+        unbiased: whether unrelated rows give 0 on average, at any rows and widths.
         by_document: whether it takes document labels, so that no document stands in two folds.
 
     >>> SIMILARITIES["debiased_cka"].symmetric, sorted(SIMILARITIES["mutual_knn"].blind_in_x)

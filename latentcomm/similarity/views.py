@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentcomm.linalg import require_finite
 
-__all__ = ["ResidualView", "Sinks", "find_sinks", "residual_view", "rms_normalised", "standardised"]
+__all__ = ["ResidualView", "Sinks", "find_sinks", "raw", "residual_view", "rms_normalised", "standardised"]
 
 NORM_LIMIT = 5.0
 """Rows longer than this many medians are sinks: real ones measure 100 and more, ordinary rows stay below 3."""
@@ -49,18 +49,33 @@ class Sinks:
 
 @dataclass(frozen=True)
 class ResidualView:
-    """Layers of two models ready to compare, the rows they keep, and the sinks found in each."""
+    """Layers of two models ready to compare, the rows they keep, the sinks found in each, and what was done to rows.
+
+    `by_position` counts the rows left out for their position on either side, `scaling` names the function. `y_layers`
+    is the same object as `x_layers` where both sides were, which spares memory and work.
+    """
 
     x_layers: list[Float[Tensor, "kept d_sender"]]
     y_layers: list[Float[Tensor, "kept d_receiver"]]
     keep: Bool[Tensor, " row"]
     sinks_x: Sinks
     sinks_y: Sinks
+    by_position: int
+    scaling: str
 
     @property
     def left_out(self) -> int:
         """How many rows are left out: sinks of either side."""
         return int((~self.keep).sum())
+
+    @property
+    def description(self) -> str:
+        """What is compared, in the words that belong under every figure and table of it."""
+        return (
+            f"{self.scaling.replace('_', ' ')} rows; {self.left_out} of {len(self.keep)} left out as sinks, "
+            f"{self.by_position} by position and {self.left_out - self.by_position} by a norm above "
+            f"{self.sinks_x.norm_limit:g} medians"
+        )
 
 
 def residual_view(
@@ -68,6 +83,7 @@ def residual_view(
     y_layers: LayersY,
     *,
     positions: Int[Tensor, " row"],
+    positions_y: Int[Tensor, " row"] | None = None,
     norm_limit: float | int = NORM_LIMIT,
     sink_positions: int = SINK_POSITIONS,
     scaling: Scaling | None = None,
@@ -75,9 +91,9 @@ def residual_view(
     """Return both sides' layers without the rows that are sinks anywhere, every row scaled.
 
     Rows are left out together at all layers of both sides, so that they stay paired and every cell of a map rests on
-    the same rows. `scaling` is `rms_normalised` by default, `standardised` for every dimension at unit variance
-    (which does not replace leaving sinks out), or `lambda rows: rows` for the raw view. Index documents and positions
-    by `.keep` afterwards.
+    the same rows. `positions` are those of x and, but for `positions_y`, of y too: two tokenizers count differently.
+    `scaling` is `rms_normalised` by default, `standardised` for every dimension at unit variance (which does not
+    replace leaving sinks out), or `raw`. Index documents and positions by `.keep` afterwards.
 
     Raises:
         ValueError: as `find_sinks` and the scaling, or when fewer than 2 rows remain.
@@ -88,16 +104,22 @@ def residual_view(
     >>> view.left_out, view.sinks_x.by_position, view.sinks_x.by_norm
     (1, 1, 0)
     """
-    sinks = [
-        find_sinks(side, positions=positions, norm_limit=norm_limit, sink_positions=sink_positions)
-        for side in (x_layers, y_layers)
-    ]
-    keep = sinks[0].keep & sinks[1].keep
+    one_side = y_layers is x_layers and positions_y is None
+    places_y = positions if positions_y is None else positions_y
+
+    def found(side: LayersX | LayersY, places: Int[Tensor, " row"]) -> Sinks:
+        return find_sinks(side, positions=places, norm_limit=norm_limit, sink_positions=sink_positions)
+
+    sinks_x = found(x_layers, positions)
+    sinks_y = sinks_x if one_side else found(y_layers, places_y)
+    keep = sinks_x.keep & sinks_y.keep
     if int(keep.sum()) < 2:
         raise ValueError(f"{int(keep.sum())} of {len(keep)} rows are no sinks; capture more text or raise norm_limit")
     scaled = rms_normalised if scaling is None else scaling
-    x, y = ([scaled(layer[keep.to(layer.device)]) for layer in side] for side in (x_layers, y_layers))
-    return ResidualView(x, y, keep, *sinks)
+    x = [scaled(layer[keep.to(layer.device)]) for layer in x_layers]
+    y = x if y_layers is x_layers else [scaled(layer[keep.to(layer.device)]) for layer in y_layers]
+    by_position = int(((positions < sink_positions) | (places_y < sink_positions)).sum())
+    return ResidualView(x, y, keep, sinks_x, sinks_y, by_position, getattr(scaled, "__name__", repr(scaled)))
 
 
 def find_sinks(
@@ -164,6 +186,15 @@ def rms_normalised(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_m
     if zeros := (scale[:, 0] == 0).nonzero().flatten().tolist():
         raise ValueError(f"row {zeros[0]} is zero ({len(zeros)} such rows) and has no direction; leave it out")
     return (wide / scale).to(rows.dtype)
+
+
+def raw(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    """Return the rows as they are: what a few dimensions and tokens of outlying size decide, sinks left out or not.
+
+    >>> raw(torch.tensor([[3.0, 4.0]]))
+    tensor([[3., 4.]])
+    """
+    return rows
 
 
 def standardised(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
