@@ -20,6 +20,8 @@ __all__ = ["Effects", "measure_effects"]
 
 UNEMBED_BYTES = 64 * 2**20
 """Bytes of full-vocabulary logits held at once, in float64."""
+STATES_BYTES = 64 * 2**20
+"""Bytes of states that wait for the references: asked about together they cost a third of one pass at a time."""
 
 Messages = Float[Tensor, "item d_sender"] | Mapping[int, Float[Tensor, "item d_sender"]]
 """One message an item, or one for each write layer and item."""
@@ -103,12 +105,19 @@ def measure_effects(
             raise ValueError(f"{len(per_layer[layer])} messages for {len(prompts)} prompts; give one each")
     passes = list(_passes(receiver, prompts, write_position, len(writes)))
     prefix, prefix_of = None, -1
-    parts = []
+    parts: list[Effects] = []
+    waiting: list[_Waiting] = []
     for first, position, items in track(passes, "effects", total=len(passes), shown=progress):
         if prefix is None or prefix_of != first:
             prefix, prefix_of = read_prefix(receiver, prompts.ids(first), position), first
         incoming = {layer: per_layer[layer][items].to(receiver.device, receiver.dtype) for layer in writes}
-        parts.append(_one_pass(receiver, prefix, incoming, fusion, references))
+        part, states = _one_pass(receiver, prefix, incoming, fusion, references)
+        parts.append(part)
+        waiting.append(_Waiting(part, len(items), states))
+        if sum(each.n_bytes for each in waiting) > STATES_BYTES:
+            _ask(references, waiting)
+            waiting = []
+    _ask(references, waiting)
     return _in_order(parts, [item for _, _, items in passes for item in items])
 
 
@@ -118,8 +127,12 @@ def _one_pass(
     incoming: Mapping[int, Float[Tensor, "item d_sender"]],
     fusion: Fusion,
     references: Mapping[int, DriftReference],
-) -> Effects:
-    """Climb once with the messages of some items that share a prompt, for all write layers."""
+) -> tuple[Effects, dict[int, Tensor]]:
+    """Climb once with the messages of some items that share a prompt, for all write layers.
+
+    The percentiles stay NaN; the states that the references are to be asked about come back beside, by layer: the
+    ungrafted one, then one a write layer and item.
+    """
     writes = tuple(incoming)
     n_rows = len(incoming[writes[0]])
     unknown = torch.full((n_rows, len(writes), model.n_layers), torch.nan, dtype=torch.float64)
@@ -127,6 +140,7 @@ def _one_pass(
     deviation = unknown.clone()
     percentile = {name: unknown.clone() for name in names}
     own_percentile = {name: unknown[:, 0].clone() for name in names}
+    states: dict[int, Tensor] = {}
 
     def join(layer: int, own: Float[Tensor, " d_model"]) -> Float[Tensor, "row d_model"]:
         return fusion(own.expand(n_rows, -1), incoming[layer])
@@ -137,10 +151,7 @@ def _one_pass(
         n_joined = len(rows) // n_rows
         deviation[:, :n_joined, layer] = off.reshape(n_joined, n_rows).T.cpu()
         if layer in references:
-            asked = references[layer].percentile(torch.cat((own[None], rows)).cpu())
-            for name, values in asked.items():
-                own_percentile[name][:, layer] = values[0]
-                percentile[name][:, :n_joined, layer] = values[1:].reshape(n_joined, n_rows).T
+            states[layer] = torch.cat((own[None], rows)).cpu()
 
     packed = can_pack(model, prefix.n_cached, prefix.tail.shape[1])
     final = climb(model, prefix, writes, join, n_rows=n_rows, packed=packed, observe=observe)
@@ -149,7 +160,35 @@ def _one_pass(
     kl, change, agreement = (
         torch.cat(numbers).reshape(len(writes), n_rows).T.contiguous() for numbers in zip(*parts, strict=True)
     )
-    return Effects(writes, kl, change, agreement, deviation, percentile, own_percentile)
+    return Effects(writes, kl, change, agreement, deviation, percentile, own_percentile), states
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """The effects of a pass, of so many items, and its states that no reference has been asked about yet."""
+
+    effects: Effects
+    n_items: int
+    states: dict[int, Tensor]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(rows.nbytes for rows in self.states.values())
+
+
+def _ask(references: Mapping[int, DriftReference], waiting: Sequence[_Waiting]) -> None:
+    """Fill in the percentiles of the passes that wait, every reference asked once."""
+    for layer in references:
+        passes = [each for each in waiting if layer in each.states]
+        if not passes:
+            continue
+        rows = [each.states[layer] for each in passes]
+        asked = references[layer].percentile(torch.cat(rows))
+        for name, values in asked.items():
+            for each, part in zip(passes, values.split([len(some) for some in rows]), strict=True):
+                n_joined = (len(part) - 1) // each.n_items
+                each.effects.own_percentile[name][:, layer] = part[0]
+                each.effects.percentile[name][:, :n_joined, layer] = part[1:].reshape(n_joined, each.n_items).T
 
 
 def _next_token(
@@ -211,11 +250,14 @@ def _passes(
 
 def _check_references(receiver: Model, references: Mapping[int, DriftReference]) -> None:
     """Refuse references that cannot speak of this receiver's layers."""
+    fingerprint = None
     for layer, reference in references.items():
         receiver.check_site(Site(layer))
         reference.require(site=Site(layer))
-        if reference.model not in (None, receiver.name, receiver.fingerprint):
-            reference.require(model=receiver.name)
+        if reference.model not in (None, receiver.name):
+            fingerprint = fingerprint or receiver.fingerprint  # all weights are hashed: once, and not for each layer
+            if reference.model != fingerprint:
+                reference.require(model=receiver.name)
 
 
 def _dot(p: Float[Tensor, "*row d_vocab"], q: Float[Tensor, "*other d_vocab"]) -> Float[Tensor, "*other"]:

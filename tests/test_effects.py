@@ -158,7 +158,7 @@ def reference_of(layer: int, **options: Any) -> DriftReference:
     return fit_drift_reference(states(150, 32, seed=40 + layer) + 1, site=Site(layer), **options)
 
 
-def test_the_percentiles_are_those_of_the_states_that_a_grafted_run_has() -> None:
+def test_the_percentiles_are_those_of_the_states_that_a_grafted_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
     receiver = model("llama")
     references = {layer: reference_of(layer, model=receiver.fingerprint) for layer in (1, 2)}
     found = measure_effects(receiver, PROMPTS, MESSAGES, fusion=Mean(), references=references)
@@ -170,6 +170,11 @@ def test_the_percentiles_are_those_of_the_states_that_a_grafted_run_has() -> Non
                 for name, values in references[layer].percentile(asked).items():
                     assert float(found.percentile[name][item, write, layer]) == pytest.approx(float(values[0]))
                     assert float(found.own_percentile[name][item, layer]) == pytest.approx(float(values[1]))
+    monkeypatch.setattr(effects_module, "STATES_BYTES", 0)  # the references are asked after every pass
+    apart = measure_effects(receiver, PROMPTS, MESSAGES, fusion=Mean(), references=references)
+    for name, values in found.percentile.items():
+        torch.testing.assert_close(apart.percentile[name], values, equal_nan=True)
+        torch.testing.assert_close(apart.own_percentile[name], found.own_percentile[name], equal_nan=True)
     assert found.percentile[COMBINED][:, 2, :2].isnan().all()
     assert found.percentile[COMBINED][..., 0].isnan().all()  # no reference there
     assert measure_effects(receiver, PROMPTS, MESSAGES, fusion=Mean()).percentile == {}

@@ -3,28 +3,36 @@
 import numpy as np
 import pytest
 import scipy.stats
-import sklearn.decomposition
 import torch
+from sklearn.linear_model import Ridge
 
 from latentcomm.alignment import AffineMap, fit_ridge, row_folds
 from latentcomm.fusion import Linear, OrthogonalResidual, PredictabilityResidual, Sum, VectorMap
-from latentcomm.linalg import canonical_pairs
 from latentcomm.redundancy import (
     Drop,
     Keep,
-    Projection,
     fit_predictable,
     measure_redundancy,
     orthogonal_residual,
     principal_subspace,
     residual_fusion,
     residual_map,
-    shared_subspace,
 )
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def correlations(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Every correlation between a column of x and one of y."""
+    both = np.corrcoef(x.numpy(), y.numpy(), rowvar=False)
+    return torch.from_numpy(both[: x.shape[1], x.shape[1] :])
+
+
+def bonferroni(n: int, n_entries: int) -> float:
+    """The size that no correlation of independent normal columns passes in 99.9 % of draws, all entries together."""
+    return float(scipy.stats.norm.isf(0.0005 / n_entries)) / n**0.5
 
 
 def test_the_residual_is_the_formula_worked_by_hand():
@@ -115,142 +123,6 @@ def test_documents_as_groups_keep_a_memorised_document_from_counting_as_predicta
     assert by_document.r_squared(b_rows, a_rows) < 0.5
     expected = fit_ridge(b_rows, a_rows, groups=documents, folds=3, seed=5)
     assert torch.equal(by_document.weight, expected.weight)
-
-
-# --- subspaces: against scikit-learn, hand-worked cases and planted directions ---
-
-
-def correlations(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Every correlation between a column of x and one of y."""
-    both = np.corrcoef(x.numpy(), y.numpy(), rowvar=False)
-    return torch.from_numpy(both[: x.shape[1], x.shape[1] :])
-
-
-def bonferroni(n: int, n_entries: int) -> float:
-    """The size that no correlation of independent normal columns passes in 99.9 % of draws, all entries together."""
-    return float(scipy.stats.norm.isf(0.0005 / n_entries)) / n**0.5
-
-
-@pytest.mark.parametrize(("n_rows", "width"), [(60, 5), (4, 9)])
-def test_the_principal_subspace_is_that_of_scikit_learn(n_rows, width):
-    x = rows(n_rows, width) * torch.linspace(1, 3, width) + 7
-    expected = sklearn.decomposition.PCA(n_components=2).fit(x.numpy())
-    fitted = principal_subspace(x, rank=2)
-    kept = torch.from_numpy(expected.inverse_transform(expected.transform(x.numpy())))
-    torch.testing.assert_close(fitted.keep(x), kept, atol=1e-10, rtol=1e-10)
-    assert fitted.explained(x) == pytest.approx(expected.explained_variance_ratio_.sum(), abs=1e-12)
-
-
-def test_energy_takes_the_fewest_components_that_hold_it():
-    x = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 1, 0], [0, -1, 0]])  # 90 % and 10 % of the variance, and a dead axis
-    assert principal_subspace(x, energy=0.5).rank == 1
-    assert principal_subspace(x, energy=0.9).rank == 1
-    assert principal_subspace(x, energy=0.91).rank == 2
-    assert principal_subspace(x, energy=1.0).rank == 2
-
-
-def test_the_two_parts_of_a_state_add_up_and_taking_a_part_twice_changes_nothing():
-    x, y = rows(80, 5) + 4, rows(80, 3, seed=1)
-    for projection in (principal_subspace(x, rank=2), shared_subspace(x, y, rank=2)):
-        torch.testing.assert_close(projection.keep(x) + projection.drop(x), x)
-        torch.testing.assert_close(projection.keep(projection.keep(x)), projection.keep(x))
-        assert projection.keep(projection.mean).sub(projection.mean).abs().max() == 0
-        again = projection.drop(projection.drop(x) + projection.mean)
-        torch.testing.assert_close(again, projection.drop(x))
-
-
-def test_the_orthogonal_parts_of_a_principal_subspace_are_orthogonal_and_those_of_a_shared_one_need_not_be():
-    x, y = rows(80, 5), rows(80, 5) @ rows(5, 3, seed=1)
-    x = x @ rows(5, 5, seed=2)
-    principal, shared = principal_subspace(x, rank=2), shared_subspace(x, y, rank=2)
-    assert (principal.drop(x) * (principal.keep(x) - principal.mean)).sum(1).abs().max() < 1e-10
-    assert (shared.drop(x) * (shared.keep(x) - shared.mean)).sum(1).abs().max() > 0.1
-
-
-def test_a_planted_shared_direction_goes_and_a_planted_novel_one_stays():
-    shared, novel, receivers = rows(2000, 1), rows(2000, 1, seed=1), rows(2000, 4, seed=2)
-    mix_a, mix_b = rows(6, 6, seed=3), rows(5, 5, seed=4)
-    a = torch.cat((shared, novel, rows(2000, 4, seed=5)), 1) @ mix_a
-    b = torch.cat((shared, receivers), 1) @ mix_b
-    left = shared_subspace(a, b, rank=1).drop(a)
-
-    def readable(target):  # the best linear reading of a direction, by an independent least-squares solver
-        design = np.hstack([left.numpy(), np.ones((2000, 1))])
-        fitted = design @ np.linalg.lstsq(design, target.numpy(), rcond=None)[0]
-        return 1 - ((target.numpy() - fitted) ** 2).sum() / ((target.numpy() - target.numpy().mean()) ** 2).sum()
-
-    assert readable(novel) > 0.99
-    assert readable(shared) < 0.01
-    assert readable(a[:, :1]) > 0.1  # while the message's own first entry is far from gone
-
-
-def test_what_a_shared_subspace_leaves_is_correlated_with_the_receiver_as_the_next_canonical_pair_is():
-    x, noise = rows(300, 5), rows(300, 4, seed=1)
-    y = x[:, :4] * torch.tensor([2.0, 1.0, 0.5, 0.1]) + noise
-    before = canonical_pairs(x, y).correlations
-    after = canonical_pairs(shared_subspace(x, y, rank=2).drop(x), y).correlations
-    torch.testing.assert_close(after[:2], before[2:4], atol=1e-8, rtol=1e-8)
-    assert after[0] < before[0] - 0.2
-
-
-def test_a_projection_stays_small_and_prints_its_size():
-    projection = principal_subspace(rows(50, 40), rank=3)
-    assert sum(part.numel() for part in (projection.mean, projection.directions, projection.loadings)) == 40 * 7
-    assert repr(projection) == "Projection(3 of 40)"
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_the_parts_have_the_states_dtype_and_any_leading_axes(dtype):
-    projection = principal_subspace(rows(50, 4).to(dtype), rank=2)
-    state = rows(2, 3, 4, seed=1).to(dtype)
-    assert projection.keep(state).dtype == projection.drop(state).dtype == dtype
-    assert projection.drop(state).shape == (2, 3, 4)
-
-
-@pytest.mark.parametrize(
-    ("fit", "message"),
-    [
-        (lambda: principal_subspace(rows(9, 3)), "rank is None and energy None; give one of them"),
-        (lambda: principal_subspace(rows(9, 3), rank=1, energy=0.5), "rank is 1 and energy 0.5; give one of them"),
-        (lambda: principal_subspace(rows(9, 3), rank=4), "rank is 4 but these 9 rows span 3 directions; choose 1 to 3"),
-        (lambda: principal_subspace(rows(3, 9), rank=3), "these 3 rows span 2 directions; choose 1 to 2"),
-        (lambda: principal_subspace(rows(9, 3), rank=0), "choose 1 to 3"),
-        (lambda: principal_subspace(rows(9, 3), energy=1.5), "energy is 1.5; it is a share of the variance"),
-        (lambda: principal_subspace(rows(1, 3), rank=1), "1 rows have no principal components; capture at least 2"),
-        (lambda: principal_subspace(torch.ones(9, 3), rank=1), "all 9 rows are equal; give rows that differ"),
-        (
-            lambda: principal_subspace(rows(9, 3) / 0 * 0, rank=1),
-            "rows holds NaN or infinity in rows 0, 1, 2, 3, 4 and",
-        ),
-        (lambda: shared_subspace(rows(6, 3), rows(6, 3), rank=1), "6 rows give perfect correlations by chance .* more"),
-        (lambda: shared_subspace(rows(9, 3), rows(9, 2), rank=3), "rank is 3 but these rows have 2 canonical pairs"),
-        (lambda: shared_subspace(rows(9, 3), rows(9, 2) / 0, rank=1), "^y holds NaN or infinity"),
-        (
-            lambda: principal_subspace(rows(9, 3), rank=1).drop(rows(2, 4)),
-            "rows are 4 wide but Projection.1 of 3. takes 3",
-        ),
-        (lambda: principal_subspace(rows(9, 3), rank=1).explained(torch.zeros(0, 3)), "all 0 rows equal"),
-        (lambda: Drop(principal_subspace(rows(9, 3), rank=1), scale=float("inf")), "scale is inf"),
-        (lambda: Projection(torch.zeros(2).double(), torch.eye(2), torch.eye(2)), "mean, directions and loadings are"),
-        (lambda: Projection(torch.full((2,), torch.nan), torch.eye(2), torch.eye(2)), "mean holds NaN"),
-    ],
-)
-def test_what_makes_no_subspace_is_refused_in_a_sentence(fit, message):
-    with pytest.raises(ValueError, match=message):
-        fit()
-
-
-def test_states_one_wide_have_one_direction_and_nothing_beside_it():
-    x = rows(20, 1)
-    assert principal_subspace(x, rank=1).drop(x).abs().max() < 1e-12
-    assert shared_subspace(x, rows(20, 2, seed=1), rank=1).drop(x).abs().max() < 1e-12
-
-
-def test_a_constant_column_is_part_of_the_mean_and_of_no_direction():
-    x = torch.cat((rows(30, 2), torch.full((30, 1), 5.0, dtype=torch.float64)), 1)
-    projection = principal_subspace(x, energy=1.0)
-    assert projection.rank == 2
-    assert projection.keep(x)[:, 2].tolist() == pytest.approx([5.0] * 30)
 
 
 # --- parts of messages in the fusions ---
@@ -382,14 +254,76 @@ def test_every_row_is_predicted_by_a_map_that_did_not_see_it():
     assert report.spectrum.tolist() == pytest.approx(np.linalg.eigvalsh(np.cov(left.numpy().T))[::-1].tolist())
 
 
+# --- how sure it is ---
+
+
+def test_the_interval_is_the_bootstrap_of_whole_documents_written_out():
+    a_rows, b_rows, documents = documents_of(12, 5, seed=0)
+    report = measure_redundancy(a_rows, b_rows, groups=documents, folds=3, penalty=2, n_resamples=400)
+    left, size = np.zeros(12), np.zeros(12)
+    for held_out in row_folds(60, folds=3, groups=documents):
+        kept = np.setdiff1d(np.arange(60), held_out.numpy())
+        fitted, mean = Ridge(alpha=2).fit(b_rows[kept], a_rows[kept]), a_rows[kept].numpy().mean(0)
+        for row in held_out.tolist():
+            left[documents[row]] += (
+                (a_rows[row].numpy() - fitted.predict(b_rows[row : row + 1].numpy())[0]) ** 2
+            ).sum()
+            size[documents[row]] += ((a_rows[row].numpy() - mean) ** 2).sum()
+    generator, drawn = np.random.default_rng(5), []
+    for _ in range(20_000):
+        chosen = generator.integers(12, size=12)
+        drawn.append(1 - left[chosen].sum() / size[chosen].sum())
+    assert report.r_squared == pytest.approx(1 - left.sum() / size.sum(), abs=1e-10)
+    assert report.r_squared_interval == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
+    assert report.r_squared_interval[0] < report.r_squared < report.r_squared_interval[1]
+
+
+def documents_of(n: int, rows_each: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Messages that a receiver's states predict in part, the rest shared by the rows of a document."""
+    labels = torch.arange(n).repeat_interleave(rows_each)
+    b_rows = rows(n * rows_each, 3, seed=seed)
+    own = rows(n, 2, seed=seed + 1)[labels] + 0.3 * rows(n * rows_each, 2, seed=seed + 2)
+    return b_rows @ rows(3, 2, seed=99) + 2 * own, b_rows, labels.tolist()
+
+
+def test_documents_that_agree_within_give_a_wider_interval_than_their_rows_would():
+    a_rows, b_rows, documents = documents_of(20, 30, seed=0)
+    by_row, by_document = (measure_redundancy(a_rows, b_rows, groups=groups) for groups in (None, documents))
+    widths = [high - low for low, high in (by_row.r_squared_interval, by_document.r_squared_interval)]
+    assert widths[1] > 2 * widths[0]
+
+
+def test_the_residuals_covariance_is_nought_within_its_interval_and_below_where_the_map_claims_too_much():
+    planted, inside = rows(8, 3, seed=9), 0
+    for seed in range(40):
+        b_rows = rows(200, 8, seed=100 + seed)
+        found = measure_redundancy(b_rows @ planted + 3 * rows(200, 3, seed=200 + seed), b_rows, penalty=0.5, folds=3)
+        low, high = found.residual_covariance_interval
+        inside += low < 0 < high
+    assert inside >= 28  # of 40; the maps are refitted from draw to draw, which the interval does not know
+    b_rows, a_rows = rows(60, 30), rows(60, 3, seed=1)
+    claimed = measure_redundancy(a_rows, b_rows, penalty=0)
+    assert claimed.residual_covariance_interval[1] < -0.1
+    held_back = measure_redundancy(b_rows[:, :3], b_rows, penalty=200)
+    assert held_back.residual_covariance_interval[0] > 0.1
+
+
+def test_the_residuals_covariance_is_its_formula():
+    a_rows, b_rows = rows(40, 2) + 5, rows(40, 3, seed=1)
+    covariance, size = 0.0, 0.0
+    for held_out in row_folds(40, folds=4):
+        kept = np.setdiff1d(np.arange(40), held_out.numpy())
+        fitted, mean = Ridge(alpha=3).fit(b_rows[kept], a_rows[kept]), a_rows[kept].numpy().mean(0)
+        said, own = fitted.predict(b_rows[held_out].numpy()), a_rows[held_out].numpy()
+        covariance, size = covariance + ((own - said) * (said - mean)).sum(), size + ((own - mean) ** 2).sum()
+    found = measure_redundancy(a_rows, b_rows, folds=4, penalty=3)
+    assert found.residual_covariance == pytest.approx(covariance / size, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
-    [
-        ({"groups": [0] * 29}, "29 group labels for 30 rows"),
-        ({"groups": [0] * 30}, "1 groups cannot make 5 folds"),
-        ({"folds": 40}, "30 groups cannot make 40 folds"),
-    ],
+    [({"level": 1.5}, "level is 1.5; it is a share"), ({"n_resamples": 0}, "n_resamples is 0; at least 1 is needed")],
 )
-def test_rows_that_cannot_be_held_out_are_refused(given, message):
+def test_what_makes_no_interval_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         measure_redundancy(rows(30, 2), rows(30, 3, seed=1), **given)

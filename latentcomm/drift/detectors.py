@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm.drift.gaussian import Gaussian, rms_normalised
-from latentcomm.drift.neighbours import LocalDensity, Neighbours, local_outlier_factor, local_residual, nearest
+from latentcomm.drift.neighbours import Bank, LocalDensity, Neighbours, local_outlier_factor, local_residual
 from latentcomm.redundancy import Projection
 
 __all__ = ["DETECTORS", "PANEL", "Detector", "Manifold", "measure_all"]
@@ -54,6 +54,11 @@ class Manifold:
         """The bank in the RMS view."""
         return rms_normalised(self.bank)
 
+    @functools.cached_property
+    def searched(self) -> Bank:
+        """The same, ready to be searched."""
+        return Bank.of(self.rms_bank)
+
     def tensors(self) -> dict[str, Tensor]:
         """Every part by name, for a file."""
         gaussians = {"overall": self.overall, "within": self.within, "background": self.background}
@@ -96,7 +101,7 @@ class View:
     @functools.cached_property
     def found(self) -> Neighbours:
         """The nearest fitted states."""
-        return nearest(self.rms, self.manifold.rms_bank, k=LOCAL_NEIGHBOURS)
+        return self.manifold.searched.nearest(self.rms, k=LOCAL_NEIGHBOURS)
 
     def first(self, k: int) -> Neighbours:
         """The k nearest of them."""

@@ -12,6 +12,8 @@ from latentcomm.drift.reference import DriftReference
 from latentcomm.linalg import ROWS_NAMED, require_finite
 from latentcomm.redundancy import principal_subspace
 from latentcomm.redundancy.residuals import Groups, group_codes
+from latentcomm.similarity import find_sinks
+from latentcomm.similarity.views import NORM_LIMIT, SINK_POSITIONS
 from latentcomm.sites import Site
 
 __all__ = ["fit_drift_reference"]
@@ -40,21 +42,25 @@ def fit_drift_reference(
     model: str | None = None,
     kind: str | None = None,
     groups: Groups | None = None,
+    positions: Int[Tensor, " row"] | None = None,
+    norm_limit: float | int = NORM_LIMIT,
     background: Float[Tensor, "_ d_model"] | None = None,
 ) -> DriftReference:
     """Return a reference for a receiver's own states at one site, calibrated on documents that it was not fitted on.
 
     A third of the rows is held out, whole documents by `groups` (one label a row; of three parts the one with most
-    documents); without groups rows are held out by
-    themselves, and where several come from one document real states of new documents will raise more alarms than
-    said. Give states of the kind that will be asked about (last prompt tokens, or all tokens), without attention sinks:
-    leave out each prompt's first token. Beyond 8,192 fitted and 4,096 held-out rows a seeded sample serves as bank and
-    calibration; Gaussians and subspace use all. `background` rows make the background Gaussian of the relative
-    Mahalanobis distance. The same seed gives the same bits.
+    documents); without groups rows are held out by themselves, and where several come from one document real states of
+    new documents will raise more alarms than said. Give states of the kind that will be asked about (last prompt
+    tokens, or all tokens). Attention sinks are left out and counted: rows longer than `norm_limit` medians (math.inf
+    keeps them) and, where `positions` counts each row from its document's start, those at the first position; a sink
+    that is asked about is then called what it is, far off. Beyond 8,192 fitted and 4,096 held-out rows a seeded sample
+    serves as bank and calibration; Gaussians and subspace use all. `background` rows make the background Gaussian of
+    the relative Mahalanobis distance. The same seed gives the same bits.
 
     Raises:
         ValueError: rows that are fewer than 120, 1 wide, zero, not finite, all equal, equal up to a few, or constant in
-            a column; fewer than 12 documents, or too few rows or documents in the held-out third.
+            a column, before or after sinks are left out; fewer than 12 documents, or too few rows or documents in the
+            held-out third; positions or a norm limit that `latentcomm.similarity.find_sinks` refuses.
 
     >>> rows = torch.randn(300, 6, generator=torch.Generator().manual_seed(0)) + 2
     >>> reference = fit_drift_reference(rows, site=Site(3))
@@ -64,12 +70,17 @@ def fit_drift_reference(
     tensor([True, True])
     """
     _require_rows(rows, "rows")
-    codes = group_codes(groups, rows.shape[0])
+    everywhere = torch.full((rows.shape[0],), SINK_POSITIONS)
+    places = everywhere if positions is None else positions
+    sinks = find_sinks([rows], positions=places, norm_limit=norm_limit, sink_positions=SINK_POSITIONS)
+    given = sinks.keep.nonzero().flatten()
+    own, codes = rows.detach().cpu()[given], group_codes(groups, rows.shape[0])[given].unique(return_inverse=True)[1]
+    if len(given) < rows.shape[0]:
+        _require_rows(own, f"rows without {rows.shape[0] - len(given)} sinks")
     if groups is not None and int(codes.max()) + 1 < FEWEST_DOCUMENTS:
         raise ValueError(
             f"{int(codes.max()) + 1} documents cannot be split for calibration; capture at least {FEWEST_DOCUMENTS}"
         )
-    own = rows.detach().cpu()
     parts = row_folds(own.shape[0], folds=PARTS, groups=codes, seed=seed)
     held = max(parts, key=lambda part: len(codes[part].unique()))
     fitted = torch.ones(own.shape[0], dtype=torch.bool)
@@ -87,9 +98,12 @@ def fit_drift_reference(
         model=model,
         kind=kind,
         seed=seed,
+        sinks_by_position=sinks.by_position,
+        sinks_by_norm=sinks.by_norm,
         n_fitted=int(fitted.sum()),
         manifold=manifold,
         held_out=own[held],
+        held_out_rows=given[held],
         held_out_groups=codes[held],
         held_out_scores=torch.stack(list(scores.values()), 1),
     )

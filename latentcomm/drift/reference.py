@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latentcomm.drift.alarms import alarm_shares
 from latentcomm.drift.detectors import DETECTORS, PANEL, Manifold, measure_all
 from latentcomm.drift.families import FAMILIES, known_off
 from latentcomm.drift.gaussian import rms_normalised
@@ -25,12 +26,14 @@ from latentcomm.sites import Site
 
 __all__ = ["COMBINED", "Auroc", "Drift", "DriftReference"]
 
-FILE_KIND = "latentcomm.DriftReference/1"
+FILE_KIND = "latentcomm.DriftReference/2"
 """Written into a saved reference and asked for on loading, so that no other safetensors file passes for one."""
 COMBINED = "combined"
 """The name of the panel's joint verdict beside those of the detectors."""
 
 States = Float[Tensor, "*batch d_model"]
+Scores = Mapping[str, Float[Tensor, "_"]]
+"""Each detector's numbers for some states."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,11 @@ class DriftReference:
     Attributes:
         site, model, kind: what the states are of (model is a name or fingerprint; kind for instance "last"), or None.
         seed: of the split and the clusters.
+        sinks_by_position, sinks_by_norm: rows left out of it all for their position, and further ones for their norm.
         n_fitted: rows that the Gaussians and the subspace were fitted on.
         manifold: what the detectors know.
         held_out: real states of documents that nothing was fitted on, which calibrate everything.
+        held_out_rows: the number of each among the rows given.
         held_out_groups: the document of each.
         held_out_scores: each detector's number for each, in the order of DETECTORS.
     """
@@ -86,20 +91,30 @@ class DriftReference:
     model: str | None
     kind: str | None
     seed: int
+    sinks_by_position: int
+    sinks_by_norm: int
     n_fitted: int
     manifold: Manifold
     held_out: Float[Tensor, "real d_model"]
+    held_out_rows: Int[Tensor, " real"]
     held_out_groups: Int[Tensor, " real"]
     held_out_scores: Float[Tensor, "real detector"]
 
     def __repr__(self) -> str:
         place = "an unnamed site" if self.site is None else self.site.hook_name
-        return f"DriftReference({place}, {self.n_fitted} fitted, {len(self.held_out)} held out, width {self.d_model})"
+        sinks = f", {self.left_out} sinks left out" if self.left_out else ""
+        sizes = f"{self.n_fitted} fitted, {len(self.held_out)} held out{sinks}, width {self.d_model}"
+        return f"DriftReference({place}, {sizes})"
 
     @property
     def d_model(self) -> int:
         """Width of the states."""
         return self.held_out.shape[1]
+
+    @property
+    def left_out(self) -> int:
+        """How many of the rows given were left out as sinks."""
+        return self.sinks_by_position + self.sinks_by_norm
 
     def require(self, *, site: Site | None = None, model: str | None = None, kind: str | None = None) -> None:
         """Refuse to speak of states of another site, model or kind than those fitted; None asks for nothing.
@@ -204,12 +219,27 @@ class DriftReference:
             )
         return self.p_value(x) <= rate
 
+    def false_alarms(self, *, rate: float = 0.05) -> dict[str, float]:
+        """The share of held-out real states that each detector, and the panel as "combined", calls drifted at the rate.
+
+        Each tenth of the held-out documents is judged by the others alone: what to expect of new documents.
+
+        Raises:
+            ValueError: a rate that the number of held-out states cannot resolve.
+        """
+        panel = [list(DETECTORS).index(name) for name in PANEL]
+        each, jointly = alarm_shares(self.held_out_scores, self.held_out_groups, panel, rate=rate)
+        return dict(zip(DETECTORS, each, strict=True)) | {COMBINED: jointly}
+
     def auroc(self, on: Float[Tensor, "row d_model"], off: Float[Tensor, "other d_model"]) -> dict[str, Auroc]:
         """How well each detector, and the panel as "combined", tells `off` from `on` (real states of new documents).
 
         The combined verdict has no sides; it stands in both columns.
         """
-        on_scores, off_scores = (self._scores(states, tuple(DETECTORS)) for states in (on, off))
+        return self._told(*(self._scores(states, tuple(DETECTORS)) for states in (on, off)))
+
+    def _told(self, on_scores: Scores, off_scores: Scores) -> dict[str, Auroc]:
+        """`auroc` of states that were measured before."""
         out = {}
         for name, detector in DETECTORS.items():
             real = self._real(name)
@@ -226,7 +256,8 @@ class DriftReference:
         to believe here.
 
         Half of the held-out documents are the real states, the other half what the families are made of; "real" is
-        that other half itself. `others` adds families by name, such as another layer's states or a map's output.
+        that other half itself. `others` adds families by name, such as a map's output, or another layer's states of
+        the held-out documents, `other_layer_rows[reference.held_out_rows]`.
 
         Raises:
             ValueError: another family has the name of a built-in one; states of another width, zero or not finite.
@@ -237,9 +268,10 @@ class DriftReference:
         halves = self.held_out_groups.unique()
         halves = halves[torch.randperm(len(halves), generator=torch.Generator().manual_seed(seed))]
         first = torch.isin(self.held_out_groups, halves[: len(halves) // 2])
-        on = self.held_out[first]
+        on = {name: self._real(name)[first] for name in DETECTORS}
         made = known_off(self.held_out[~first], self.held_out_groups[~first], self.manifold.bank, seed=seed)
-        return {name: self.auroc(on, states) for name, states in {**made, **others}.items()}
+        families = {**made, **others}.items()
+        return {name: self._told(on, self._scores(states, tuple(DETECTORS))) for name, states in families}
 
     def set_drift(
         self, x: Float[Tensor, "row d_model"], *, groups: Groups | None = None, n_splits: int = 10, seed: int = 0
@@ -266,6 +298,8 @@ class DriftReference:
             "states": json.dumps(self.kind),
             "seed": json.dumps(self.seed),
             "n_fitted": json.dumps(self.n_fitted),
+            "sinks_by_position": json.dumps(self.sinks_by_position),
+            "sinks_by_norm": json.dumps(self.sinks_by_norm),
             "detectors": json.dumps(list(DETECTORS)),
         }
         parts = self.manifold.tensors() | {name: getattr(self, name) for name in HELD_OUT}
@@ -308,6 +342,8 @@ class DriftReference:
             kind=json.loads(facts["states"]),
             seed=json.loads(facts["seed"]),
             n_fitted=json.loads(facts["n_fitted"]),
+            sinks_by_position=json.loads(facts["sinks_by_position"]),
+            sinks_by_norm=json.loads(facts["sinks_by_norm"]),
             manifold=Manifold.of_tensors(parts),
             **{name: parts[name] for name in HELD_OUT},
         )
@@ -345,5 +381,5 @@ class DriftReference:
         require_finite(x, "states")
 
 
-HELD_OUT = ("held_out", "held_out_groups", "held_out_scores")
+HELD_OUT = ("held_out", "held_out_rows", "held_out_groups", "held_out_scores")
 """The parts of a reference beside its manifold that its file holds."""

@@ -61,7 +61,7 @@ def orthogonal_residual(
 
 def fit_predictable(
     b_rows: Float[Tensor, "row d_receiver"],
-    a_rows: Float[Tensor, "row d_sender"],
+    a_rows: Float[Tensor, "row_a d_sender"],
     *,
     penalty: float | int | None = None,
     folds: int = 5,
@@ -78,12 +78,14 @@ def fit_predictable(
     were not used here, or `measure_redundancy`.
 
     Raises:
-        ValueError: as `latentcomm.alignment.fit_ridge`.
+        ValueError: row counts that differ, or as `latentcomm.alignment.fit_ridge`.
 
     >>> b_rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     >>> fit_predictable(b_rows, b_rows @ torch.ones(3, 2))
     AffineMap(3->2)
     """
+    if a_rows.shape[0] != b_rows.shape[0]:
+        raise ValueError(f"b_rows has {b_rows.shape[0]} rows but a_rows {a_rows.shape[0]}; pair them row by row")
     return fit_ridge(b_rows, a_rows, penalty=penalty, folds=folds, groups=groups, seed=seed)
 
 
