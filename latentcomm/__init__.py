@@ -8,6 +8,7 @@ from latentcomm import alignment, channels, drift, fusion, redundancy, similarit
 from latentcomm.capture import Activations, ActivationStore, capture, capture_to_disk  # noqa: E402
 from latentcomm.channels import Activation, Silent, Skyline  # noqa: E402
 from latentcomm.decoding import Decoded, ReceiverInput, decode, generate, next_token_logits  # noqa: E402
+from latentcomm.diagnosis import Diagnosis, diagnose  # noqa: E402
 from latentcomm.effects import Effects, measure_effects  # noqa: E402
 from latentcomm.evaluation import Trial, evaluate, summarise, to_table  # noqa: E402
 from latentcomm.grafting import LAST, Graft, grafted, span  # noqa: E402
@@ -23,6 +24,7 @@ __all__ = [
     "ActivationStore",
     "Activations",
     "Decoded",
+    "Diagnosis",
     "Effects",
     "Graft",
     "LayerSweep",
@@ -39,6 +41,7 @@ __all__ = [
     "capture_to_disk",
     "channels",
     "decode",
+    "diagnose",
     "drift",
     "encode",
     "evaluate",
