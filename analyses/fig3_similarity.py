@@ -108,7 +108,8 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         note=(
             f"Debiased linear CKA by minibatches at the same tokens of {int(table['documents'].iloc[0])} documents: "
             + "; ".join(f"{view}: {part['rows'].iloc[0]:,} rows" for view, part in table.groupby("view", sort=False))
-            + f". Null: 97.5 % of the largest cell over {settings['draws']} exchanges of documents."
+            + f". Null: 97.5 % of the largest cell over {settings['draws']} exchanges of documents, "
+            f"{settings['null_rows']:,} rows each."
         ),
         sender=settings["sender"],
         receiver=settings["receiver"],

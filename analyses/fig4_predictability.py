@@ -5,7 +5,7 @@
 Held-out R^2 of ridge regression between every second layer of the sender and of itself and, where a receiver is named,
 of that: forward predicts the receiver's state from the sender's, backward the sender's from the receiver's, which is
 how much of a message the receiver already holds. RMS-normalised states without sinks; folds by document, the penalty
-chosen inside the folds; the null sets each document beside another one, token by token. About twelve minutes on two
+chosen inside the folds; the null sets each document beside another one, token by token. About fifteen minutes on two
 cores with a receiver of 0.5 billion parameters.
 """
 
