@@ -4,10 +4,12 @@ from jaxtyping import install_import_hook
 
 install_import_hook("latentcomm", "beartype.beartype")  # every shape in a signature is checked at the call
 
-from latentcomm import alignment, channels, fusion, redundancy, stats, tasks  # noqa: E402
+from latentcomm import alignment, channels, drift, fusion, redundancy, similarity, stats, tasks  # noqa: E402
 from latentcomm.capture import Activations, ActivationStore, capture, capture_to_disk  # noqa: E402
 from latentcomm.channels import Activation, Silent, Skyline  # noqa: E402
 from latentcomm.decoding import Decoded, ReceiverInput, decode, generate, next_token_logits  # noqa: E402
+from latentcomm.diagnosis import Diagnosis, diagnose  # noqa: E402
+from latentcomm.effects import Effects, measure_effects  # noqa: E402
 from latentcomm.evaluation import Trial, evaluate, summarise, to_table  # noqa: E402
 from latentcomm.grafting import LAST, Graft, grafted, span  # noqa: E402
 from latentcomm.layer_sweep import LayerSweep, sweep_layers  # noqa: E402
@@ -22,6 +24,8 @@ __all__ = [
     "ActivationStore",
     "Activations",
     "Decoded",
+    "Diagnosis",
+    "Effects",
     "Graft",
     "LayerSweep",
     "Model",
@@ -37,14 +41,18 @@ __all__ = [
     "capture_to_disk",
     "channels",
     "decode",
+    "diagnose",
+    "drift",
     "encode",
     "evaluate",
     "fusion",
     "generate",
     "grafted",
     "load_model",
+    "measure_effects",
     "next_token_logits",
     "redundancy",
+    "similarity",
     "span",
     "stats",
     "summarise",

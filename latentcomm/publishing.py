@@ -158,7 +158,7 @@ def image(figure: go.Figure, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ValueError: another ending.
-        RuntimeError: kaleido or Chromium is missing, or the file cannot be written.
+        RuntimeError: kaleido or Chromium is missing, or does not start, or the file cannot be written.
     """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
@@ -166,7 +166,7 @@ def image(figure: go.Figure, path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{path.name} names no format of an image; end it with .png, .svg or .pdf")
     try:
         import kaleido
-        from kaleido.errors import ChromeNotFoundError
+        from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
     except ImportError as error:
         raise RuntimeError(f"{NEEDS}; kaleido is not installed") from error
     document = figure.to_dict()
@@ -178,6 +178,8 @@ def image(figure: go.Figure, path: str | os.PathLike[str]) -> Path:
         picture = kaleido.calc_fig_sync(document, opts=options, kopts={"mathjax": False})
     except ChromeNotFoundError as error:
         raise RuntimeError(f"{NEEDS}; no browser was found") from error
+    except (BrowserFailedError, BrowserClosedError) as error:
+        raise RuntimeError(f"{NEEDS}; one was found that does not start or stay open") from error
     with written_whole(path) as draft:
         draft.write_bytes(_same_ids(picture, figure_json(figure)) if kind == "svg" else picture)
     return path

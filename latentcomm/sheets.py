@@ -18,6 +18,10 @@ LETTER = {
     TICK_SIZE: 6.4,
 }  # px a letter takes, about; margins are fixed, text is not measured
 LINE = 19  # px from one line of text to the next
+LEGEND_AT = 0.01  # share of a sheet's height below the legend
+FOOT = 70  # px below panels for the labels and the title of an axis, and a little before the legend
+PAGE = 900  # px across that a page has room for
+MINUS = "\N{MINUS SIGN}"  # as plotly sets it along the axes
 
 
 class Style(NamedTuple):
@@ -95,9 +99,20 @@ class Sheet:
 
 
 def blank_sheet(
-    title: str, note: str, entries: Sequence[str], *, across: int, down: int, left: int, right: int, head: int
+    title: str,
+    note: str,
+    entries: Sequence[str],
+    *,
+    across: int,
+    down: int,
+    left: int,
+    right: int,
+    head: int,
+    foot: int = 58,
 ) -> Sheet:
-    """An empty sheet, with room for the title, the note, the heads of panels (in pixels) and the legend's entries."""
+    """An empty sheet, with room for the title, the note, the legend's entries, and in pixels for the heads above the
+    panels and the labels and titles below them.
+    """
     width = across + left + right
     titles, notes = (
         textwrap.wrap(title, int((width - 24) / LETTER[TITLE_SIZE])),
@@ -105,7 +120,8 @@ def blank_sheet(
     )
     small = f'<span style="font-size:{TICK_SIZE}px;color:{MUTED}">{{}}</span>'
     top = 16 + (LINE + 2) * len(titles) + LINE * len(notes) + head
-    bottom = 58 + 20 * _legend_lines(entries, width)
+    bottom = foot + 20 * _legend_lines(entries, across)
+    bottom += max(0, round((top + down + bottom) * LEGEND_AT) - 8)  # or the axis titles make way for the legend
     height = top + down + bottom
     margin = {"l": left, "r": right, "t": top, "b": bottom, "autoexpand": False}
     heading = {"text": "<br>".join([*titles, *map(small.format, notes)]), "y": 1 - 24 / height}
@@ -161,6 +177,17 @@ def dots(
         legendgroup=name,
         showlegend=named,
     )
+
+
+def rings(spots: Sequence[tuple[int | str, int | str]], size: int, axes: dict[str, str], name: str) -> list[go.Scatter]:
+    """Black rings in white ones: seen on every colour of a scale, and the cell inside stays in sight."""
+    traces = []
+    for colour, width in (("white", 5), (INK, 2)):
+        marker = {"symbol": "circle-open", "size": size, "color": colour, "line": {"width": width}}
+        at = {"x": [x for x, _ in spots], "y": [y for _, y in spots], "mode": "markers", "hoverinfo": "skip"}
+        ring = at | {"marker": marker} | axes
+        traces.append(go.Scatter(ring, name=name, showlegend=bool(name) and colour == INK))
+    return traces
 
 
 def chance_line(
@@ -219,6 +246,19 @@ def _legend_lines(entries: Sequence[str], width: int) -> int:
     return math.ceil(len(entries) / max(1, int(width / max(needs))))
 
 
+DEPTH = [
+    [0.0, "#0D0887"],
+    [0.2, "#5402A3"],
+    [0.4, "#8B0AA5"],
+    [0.6, "#B93289"],
+    [0.8, "#DB5C68"],
+    [1.0, "#F48849"],
+]
+"""Layers from the first to the last: Plasma of matplotlib to 0.75, as its brightest part is lost on white paper."""
+DIVERGING = [[0.0, "#56B4E9"], [0.5, "#F7F7F7"], [1.0, "#E69F00"]]
+"""Below, at and above a middle: the sky blue and the orange of Okabe & Ito 2008, on which dark text can be read."""
+TIGHT_LEGEND = {"tracegroupgap": 0}
+"""For legends of grouped traces, whose lines would stand further apart than a sheet has room for."""
 SHARE_AXIS = {"range": [-0.03, 1.03], "tick0": 0, "dtick": 0.25, "showgrid": True, "gridcolor": GRID}
 _AXIS = {
     "automargin": False,
@@ -243,7 +283,7 @@ TEMPLATE = go.layout.Template(
             "orientation": "h",
             "x": 0.01,
             "xref": "container",
-            "y": 0.01,
+            "y": LEGEND_AT,
             "yanchor": "bottom",
             "yref": "container",
         },

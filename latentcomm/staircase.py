@@ -90,11 +90,14 @@ def climb(
     *,
     n_rows: int,
     packed: bool,
+    observe: Callable[[int, Float[Tensor, " d_model"], Float[Tensor, "joined d_model"]], None] | None = None,
 ) -> Float[Tensor, "write row d_model"]:
     """The residual stream after the last block, at the last token, of every row that joined at every write layer.
 
     `join(layer, own)` gives the `n_rows` states that join after block `layer` in place of the ungrafted `own` at the
-    write position; below that layer such a row would be the ungrafted one and is not computed.
+    write position; below that layer such a row would be the ungrafted one and is not computed. `observe(layer, own,
+    rows)` is shown the write position after every block from the first write layer on: the ungrafted state, and the
+    rows that joined so far, by write layer (ascending) and then by row.
 
     Raises:
         ValueError: a row's states are not finite on their way up.
@@ -115,6 +118,8 @@ def climb(
     def write(layer: int) -> Hook:
         def at_layer(value: Tensor, hook: Any) -> Tensor | None:
             grown = joined(layer, value) if layer in writes else value
+            if observe is not None:
+                observe(layer, grown[0, 0], grown[0, 1:] if packed else grown[1:, 0])
             if layer != last:
                 return grown
             final.append((grown[0] if packed else grown[:, -1]).clone())
@@ -129,7 +134,8 @@ def climb(
 
         return _scores(layer), at_scores
 
-    hooks = [write(layer) for layer in sorted({*writes, last})]
+    hooked = {*writes, last} if observe is None else range(writes[0], last + 1)
+    hooks = [write(layer) for layer in sorted(hooked)]
     above = [layer for layer in range(model.n_layers) if layer > writes[0]]  # below, the ungrafted row climbs alone
     if packed:
         hooks += [mask(layer) for layer in above] + [(_pattern(layer), _among_rows) for layer in above]

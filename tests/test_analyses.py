@@ -27,6 +27,8 @@ from latentcomm.tasks import countries
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "figures"
 SCRIPTS = sorted((ROOT / "analyses").glob("fig*.py"))
+SWEEPS = [path for path in SCRIPTS if path.stem.partition("_")[0] in ("fig1", "fig2")]
+"""The analyses of a sweep on Countries; the others have tests of their own that run them small."""
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 ENDINGS = (".csv", ".html", ".json", ".meta.json")
 
@@ -53,6 +55,7 @@ def call(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str | 
 
 PLOTS = {name: plot for path in SCRIPTS for name, plot in plots(script(path)).items()}
 every_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+every_sweep = pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ class TestEveryScript:
         with pytest.raises(dataclasses.FrozenInstanceError):
             module.SETTINGS.seed = 1
 
-    @every_script
+    @every_sweep
     def test_a_smoke_run_is_the_same_in_fewer_cells_and_items(self, path: Path) -> None:
         module = script(path)
         whole, smoke = dataclasses.asdict(module.SETTINGS), dataclasses.asdict(module.SMOKE)
@@ -118,7 +121,7 @@ class TestEveryScript:
 
 
 class TestASmallRun:
-    @every_script
+    @every_sweep
     def test_publishes_every_figure_as_its_data_give_it_and_replots_it_without_a_model(
         self, path: Path, tiny: lc.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -158,7 +161,7 @@ class TestASmallRun:
             with pytest.raises(RuntimeError, match=f"{name}.json is not what {name}.csv gives"):
                 check_replot(name, tmp_path, plot)
 
-    @every_script
+    @every_sweep
     def test_gives_the_same_bytes_a_second_time(
         self, path: Path, tiny: lc.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

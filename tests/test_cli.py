@@ -16,12 +16,15 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import Result
+from pairs import corpus
 from tiny import files_in
 from toys import Counter, countries_folder
 from typer.testing import CliRunner
 
-from latentcomm import evaluation, layer_sweep, sweeps, weights
+from latentcomm import diagnosis, evaluation, layer_sweep, sweeps, weights
+from latentcomm.alignment import fit_ridge
 from latentcomm.cli import FUSION_NAMES, app
+from latentcomm.diagnosis import grafts
 from latentcomm.fusion import Mean, NormMatched, Replace, RightAligned, Sum
 from latentcomm.models import Model, load_model
 from latentcomm.publishing import check_replot
@@ -36,6 +39,10 @@ ENDINGS = (".csv", ".html", ".json", ".meta.json")
 WRITTEN = sorted(
     [f"{name}{ending}" for name, ending in itertools.product(("sweep", "sweep_conditions"), ENDINGS)]
     + ["sweep_trials.csv"]
+)
+DIAGNOSED = sorted(
+    [f"{name}.csv" for name in ("calibration", "cells", "drift", "effects", "healing", "predictability", "similarity")]
+    + ["report.html", "report.meta.json"]
 )
 
 
@@ -87,7 +94,7 @@ class TestHelp:
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert "Usage: latentcomm" in done.stdout
-        for word in ("sweep", "models", "through their activations"):
+        for word in ("sweep", "diagnose", "models", "through their activations"):
             assert word in done.stdout
 
     def test_the_entry_point_is_this_command(self) -> None:
@@ -461,6 +468,140 @@ class TestAStoppedRun:
         assert run(*job.arguments, "--out", tmp_path).exit_code == 0
         assert after.calls == 2
         assert compared(tmp_path) == compared(job.out)
+
+
+@dataclass(frozen=True)
+class Pages:
+    """One diagnosis of the tiny model: how it is called, and where it wrote."""
+
+    arguments: tuple[str | Path, ...]
+    result: Result
+    out: Path
+    texts: Path
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    lines = [json.dumps({"text": text}) for text in corpus(24).documents]
+    path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pages(tiny: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    out = tmp_path_factory.mktemp("diagnosis")
+    sizes = ("--documents", "24", "--tokens", "20", "--prompts", "2", "--fusion", "replace,norm-matched")
+    arguments = ("diagnose", tiny, "--corpus", texts, *sizes)
+    return Pages(arguments, run(*arguments, "--out", out), out, texts)
+
+
+class TestADiagnosis:
+    def test_writes_a_report_with_its_tables_beside_it(self, pages: Pages) -> None:
+        assert pages.result.exit_code == 0, pages.result.output
+        assert files_in(pages.out) == DIAGNOSED
+        assert "wrote" in pages.result.stdout and "report.html" in pages.result.stdout.replace("\n", "")
+        assert "warning: Sender and receiver are the same model." in pages.result.stdout
+        meta = json.loads((pages.out / "report.meta.json").read_text("utf-8"))
+        assert list(meta["settings"]["fusions"]) == ["replace", "norm_matched"]
+        assert meta["settings"]["corpus"] == "texts.jsonl"
+        assert meta["models"]["sender"] == meta["models"]["receiver"]
+
+    def test_shows_its_progress_on_standard_error(self, pages: Pages) -> None:
+        for stage in ("capture", "similarity", "predictability", "drift references", "calibration", "maps", "grafts"):
+            assert f"{stage}: 0 of " in pages.result.stderr
+        assert " done" not in pages.result.stdout
+
+    def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
+        self, pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = Counter(grafts.measure_effects)
+
+        def failing(*given: Any, **options: Any) -> Any:
+            if calls.calls == 1:
+                monkeypatch.setattr(grafts, "measure_effects", calls)
+                raise KeyboardInterrupt
+            return calls(*given, **options)
+
+        monkeypatch.setattr(grafts, "measure_effects", failing)
+        stopped = run(*pages.arguments, "--out", tmp_path)
+        assert stopped.exit_code == 130 and "what is done is kept" in last_line(stopped.stderr)
+        assert all(path.startswith(".unfinished") for path in files_in(tmp_path))
+        assert run(*pages.arguments, "--out", tmp_path).exit_code == 0
+        assert calls.calls == 2
+        for name in DIAGNOSED:
+            if name != "report.meta.json":
+                assert (tmp_path / name).read_bytes() == (pages.out / name).read_bytes(), name
+
+    def test_nothing_said_is_the_built_in_model_with_itself_on_the_packaged_text(
+        self, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names, seen = [], []
+
+        def load(name: str, **options: str) -> Model:
+            names.append(name)
+            return load_model(tiny)
+
+        def watched(*given: Any, **options: Any) -> None:
+            seen.append((given, options))
+            raise ValueError("seen enough")
+
+        monkeypatch.setattr("latentcomm.models.load_model", load)
+        monkeypatch.setattr(diagnosis, "diagnose", watched)
+        assert last_line(run("diagnose").stderr) == "latentcomm: seen enough"
+        run("diagnose", "one", "other", "--right-aligned", "--layers", "4")
+        assert names == [BUILT_IN, "one", "other"]
+        ((sender, receiver), options), (_, others) = seen
+        assert sender is receiver and options["corpus"].name == "public_domain.jsonl"
+        assert options["fusions"] == dict(diagnosis.FUSIONS) and options["size"] == diagnosis.Size()
+        assert (options["aligner"], options["seed"], options["out"]) == (fit_ridge, 0, Path("diagnosis"))
+        assert others["aligner"] is None and others["size"] == diagnosis.Size(layers=4)
+
+    def test_every_option_has_a_word_of_help(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", run("diagnose", "--help").stdout)
+        for option in ("corpus", "fusion", "right-aligned", "documents", "tokens", "prompts", "layers", "out", "seed"):
+            assert re.search(rf"--{option}\b.*\w", shown)
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (("--fusion", "replace,men"), "a diagnosis has no fusion 'men'; choose among replace, mean"),
+            (("--documents", "23"), "documents is 23; give at least 24"),
+            (("--tokens", "7"), "tokens is 7; give at least 8"),
+            (("--prompts", "1"), "prompts is 1; give at least 2"),
+            (("--layers", "0"), "layers is 0; give at least 1"),
+            (("--corpus", "nowhere.txt"), "there is no corpus nowhere.txt"),
+            (("nobody/nothing-7b",), "give a built-in name"),
+            (("--dtype", "float8"), "there is no dtype 'float8'"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+    )
+    def test_what_is_wrong_is_one_sentence(
+        self, arguments: tuple[str, ...], sentence: str, tiny: Path, tmp_path: Path
+    ) -> None:
+        models = () if arguments[0].startswith("nobody") else (tiny,)
+        self.refused(sentence, tmp_path, *models, *arguments)
+
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [(b"", "is empty"), (b"a\0b", "is no text: byte 1 is zero"), (b"One paragraph.", "holds 1 documents")],
+        ids=["empty", "binary", "short"],
+    )
+    def test_a_corpus_that_cannot_be_used(self, content: bytes, sentence: str, tiny: Path, tmp_path: Path) -> None:
+        (tmp_path / "texts.txt").write_bytes(content)
+        self.refused(sentence, tmp_path, tiny, "--corpus", tmp_path / "texts.txt")
+
+    def test_a_corpus_of_too_few_documents(self, tiny: Path, tmp_path: Path) -> None:
+        (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in corpus(12).documents))
+        self.refused("holds 12 documents", tmp_path, tiny, "--corpus", tmp_path / "texts.jsonl")
+
+    def refused(self, sentence: str, folder: Path, *arguments: str | Path) -> None:
+        out = folder / "out"
+        found = run("diagnose", *arguments, "--out", out)
+        assert found.exit_code == 1 and found.stdout == "" and sentence in found.stderr
+        assert found.stderr.startswith("latentcomm: ") and found.stderr.count("\n") == 1, found.stderr
+        assert not out.exists()
 
 
 @pytest.mark.real_weights

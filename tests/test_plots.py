@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from figures import SIGHT, axes_of, luminance, nearest, overlaps, untitled
 from latentcomm.plots import condition_bars, factor_grid, layer_heatmap
 from latentcomm.sheets import SPARE_STYLES, STYLES, TEMPLATE, styles
 
@@ -78,19 +78,6 @@ def drawn(figure: go.Figure) -> dict:
 
 def scatters(figure: go.Figure, mode: str) -> list[go.Scatter]:
     return [trace for trace in figure.data if trace.type == "scatter" and trace.mode == mode]
-
-
-def axes_of(figure: go.Figure) -> dict[str, dict]:
-    return {name: axis for name, axis in drawn(figure)["layout"].items() if re.fullmatch(r"[xy]axis\d*", name)}
-
-
-def untitled(figure: go.Figure) -> list[str]:
-    """Name each axis that shows labels and says nowhere what they are."""
-    return [
-        name
-        for name, axis in axes_of(figure).items()
-        if axis.get("showticklabels", True) and not axis.get("title", {}).get("text")
-    ]
 
 
 # Heat-map
@@ -357,11 +344,7 @@ def test_every_figure_uses_the_one_template_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_axis_leaves_the_sheet_or_overlaps_another(name: str) -> None:
-    axes = axes_of(FIGURES[name]())
-    boxes = [(axes[f"xaxis{i}"]["domain"], axes[f"yaxis{i}"]["domain"]) for i in ("", *range(2, len(axes) // 2 + 1))]
-    assert all(0 <= end <= 1 for box in boxes for side in box for end in side)
-    for one, other in itertools.combinations(boxes, 2):
-        assert any(a[1] < b[0] or b[1] < a[0] for a, b in zip(one, other, strict=True))
+    assert overlaps(FIGURES[name]()) == []
 
 
 @pytest.mark.parametrize(
@@ -412,36 +395,6 @@ def test_another_process_draws_the_same_bytes() -> None:
 
 
 # Colours
-
-
-def linear(colour: str) -> np.ndarray:
-    parts = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
-    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-
-
-def luminance(colour: str) -> float:
-    return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
-
-
-def lab(rgb: np.ndarray) -> np.ndarray:
-    """CIE Lab of linear sRGB under D65, as CIE 15 defines it."""
-    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    ratio = np.array(to_xyz) @ np.clip(rgb, 0, 1) / [0.95047, 1, 1.08883]
-    bent = np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio / (3 * (6 / 29) ** 2) + 4 / 29)
-    return np.array([116 * bent[1] - 16, 500 * (bent[0] - bent[1]), 200 * (bent[1] - bent[2])])
-
-
-SIGHT = {  # Machado, Oliveira & Fernandes 2009, severity 1.0, on linear RGB
-    "full": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "no blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-}
-
-
-def nearest(colours: list[str], sight: str) -> float:
-    seen = [lab(np.array(SIGHT[sight]) @ linear(colour)) for colour in colours]
-    return min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2))
 
 
 @pytest.mark.parametrize("sight", SIGHT)

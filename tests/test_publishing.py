@@ -419,6 +419,22 @@ def test_without_a_browser_the_error_says_what_to_install(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["BrowserFailedError", "BrowserClosedError"])
+def test_a_browser_that_does_not_start_is_told_from_one_that_is_missing(tmp_path: Path, monkeypatch, name) -> None:
+    kaleido = pytest.importorskip("kaleido")
+    errors = pytest.importorskip("kaleido.errors")
+
+    def broken(*arguments, **options):
+        raise getattr(errors, name)("a page of advice")
+
+    monkeypatch.setattr(kaleido, "calc_fig_sync", broken)
+    with pytest.raises(
+        RuntimeError, match=r"pip install 'latentcomm\[paper\]'.*found that does not start or stay open"
+    ):
+        image(go.Figure(), tmp_path / "bars.svg")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_images_are_drawn_and_an_svg_is_the_same_each_time(tmp_path: Path) -> None:
     pytest.importorskip("kaleido")

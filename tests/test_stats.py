@@ -5,10 +5,18 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, rankdata, spearmanr
 
 from latentcomm import stats
-from latentcomm.stats import McNemar, mcnemar_exact, paired_bootstrap, proportion_interval
+from latentcomm.stats import (
+    McNemar,
+    RankCorrelation,
+    cell_rank_correlation,
+    mcnemar_exact,
+    paired_bootstrap,
+    proportion_interval,
+    spearman,
+)
 
 
 def wilson(k: int, n: int, level: float) -> tuple[float, float]:
@@ -242,3 +250,154 @@ def test_results_are_frozen():
         mcnemar_exact([1, 0], [0, 0]).p_value = 0.0  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
         paired_bootstrap([1, 0], [0, 0]).low = 0.0  # type: ignore[misc]
+
+
+# --- rank correlations ---
+
+
+def partial_by_precision(x, y, given) -> float:
+    """The partial correlation of ranks from their inverse correlation matrix: no regression in it."""
+    precision = np.linalg.inv(np.corrcoef([rankdata(column) for column in (x, y, *given)]))
+    return -precision[0, 1] / math.sqrt(precision[0, 0] * precision[1, 1])
+
+
+def grid(n_read: int, n_write: int) -> tuple[np.ndarray, np.ndarray]:
+    read, write = np.divmod(np.arange(n_read * n_write), n_write)
+    return read, write
+
+
+def test_spearman_is_scipys_with_ties_and_without():
+    rng = np.random.default_rng(0)
+    smooth, coarse = rng.normal(size=60), rng.integers(0, 5, 60)
+    for x, y in ((smooth, smooth**3 + rng.normal(size=60)), (coarse, coarse + rng.integers(0, 4, 60))):
+        assert spearman(x, y) == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
+    assert spearman(smooth, np.exp(smooth)) == pytest.approx(1.0, abs=1e-12)
+    assert spearman(smooth, -smooth) == pytest.approx(-1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("n_given", [1, 2, 3])
+def test_the_partial_correlation_is_that_of_the_inverse_matrix(n_given):
+    rng = np.random.default_rng(n_given)
+    given = list(rng.integers(0, 12, (n_given, 80)))
+    x, y = sum(given) + rng.normal(size=80), sum(given) - 2 * rng.normal(size=80)
+    assert spearman(x, y, given=given) == pytest.approx(partial_by_precision(x, y, given), abs=1e-9)
+
+
+def test_what_depth_alone_explains_is_gone_once_depth_is_given_and_what_it_does_not_stays():
+    rng = np.random.default_rng(1)
+    depth = np.arange(400.0)
+    x, y = depth + 20 * rng.normal(size=400), depth + 20 * rng.normal(size=400)
+    assert spearman(x, y) > 0.9 and abs(spearman(x, y, given=[depth])) < 0.15
+    shared = 40 * rng.normal(size=400)
+    assert spearman(x + shared, y + shared, given=[depth]) > 0.6
+
+
+def test_a_column_that_is_constant_or_follows_from_what_is_given_has_no_correlation():
+    x, y = np.arange(8.0), np.array([3.0, 1, 2, 5, 4, 7, 6, 8])
+    assert math.isnan(spearman(np.ones(8), y)) and math.isnan(spearman(x, np.ones(8)))
+    assert math.isnan(spearman(x, y, given=[2 * x + 1]))
+
+
+@pytest.mark.parametrize("n_items", [7, 8])
+def test_over_cells_it_is_that_of_medians_and_means(n_items):
+    rng = np.random.default_rng(n_items)
+    x, y = rng.normal(size=(n_items, 20)), rng.random((n_items, 20))
+    found = cell_rank_correlation(x, y, n_resamples=20)
+    assert found.rho == pytest.approx(spearmanr(np.median(x, 0), y.mean(0)).statistic, abs=1e-12)
+    assert (found.n, found.units, found.defined) == (20, f"{n_items} items", 1.0)
+
+
+@pytest.mark.parametrize("n_items", [5, 6])
+def test_its_interval_is_that_of_grids_drawn_one_by_one(n_items):
+    """A naive transcription: items, rows and columns are drawn and the drawn grid is laid out cell by cell."""
+    rng = np.random.default_rng(n_items)
+    x, y = rng.normal(size=(n_items, 12)), rng.random((n_items, 12))
+    read, write = grid(3, 4)
+    found = cell_rank_correlation(x, y, factors=[read, write], given=[read], n_resamples=30, seed=3)
+    draws = np.random.default_rng(3)
+    each = []
+    for _ in range(30):
+        items, reads, writes = (draws.integers(size, size=size) for size in (n_items, 3, 4))
+        cells = [int(np.flatnonzero((read == k) & (write == j))[0]) for k in reads for j in writes]
+        each.append(spearman(np.median(x[items], 0)[cells], y[items].mean(0)[cells], given=[read[cells]]))
+    low, high = np.nanquantile(each, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+    assert found.defined == np.isfinite(each).mean()
+
+
+def test_within_strata_it_is_the_mean_of_theirs_and_a_stratum_without_one_is_left_out():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(5, 24)), rng.normal(size=(5, 24))
+    strata = np.repeat(["a", "b", "c"], 8)
+    each = [
+        spearmanr(np.median(x, 0)[strata == label], y.mean(0)[strata == label]).statistic for label in ("a", "b", "c")
+    ]
+    found = cell_rank_correlation(x, y, within=strata, n_resamples=5)
+    assert found.rho == pytest.approx(np.mean(each), abs=1e-12)
+    y[:, strata == "c"] = 1.0
+    assert cell_rank_correlation(x, y, within=strata, n_resamples=5).rho == pytest.approx(np.mean(each[:2]), abs=1e-12)
+
+
+def test_its_interval_covers_independent_cells_as_often_as_it_says_and_too_wide_rather_than_too_narrow():
+    """Both columns share layer effects of their own and none with each other: the true correlation is nought."""
+    rng = np.random.default_rng(4)
+    read, write = grid(8, 8)
+    covered, naive = 0, 0
+    for trial in range(60):
+        x, y = (rng.normal(size=8)[read] + rng.normal(size=8)[write] + 0.3 * rng.normal(size=(10, 64)) for _ in "xy")
+        crossed = cell_rank_correlation(x, y, factors=[read, write], n_resamples=100, seed=trial)
+        alone = cell_rank_correlation(x, y, n_resamples=100, seed=trial)
+        covered += crossed.low <= 0 <= crossed.high
+        naive += alone.low <= 0 <= alone.high
+    assert covered >= 52  # P(fewer of 60 | 95 %) < 2 %
+    assert naive <= 30  # the same cells again: an interval over items alone says nothing of other layers
+
+
+def test_the_same_seed_gives_the_same_interval_and_nothing_given_is_changed():
+    rng = np.random.default_rng(5)
+    read, write = grid(4, 5)
+    x, y = rng.normal(size=(6, 20)), rng.normal(size=(6, 20))
+    before = x.copy(), y.copy()
+    options = {"factors": [read, write], "given": [read], "n_resamples": 40}
+    first, second = (cell_rank_correlation(x, y, seed=7, **options) for _ in "12")
+    assert first == second and first.units == "6 items x 4 x 5 groups of cells"
+    assert cell_rank_correlation(x, y, seed=8, **options) != first
+    assert (x == before[0]).all() and (y == before[1]).all()
+
+
+def test_resamples_without_a_correlation_are_counted_and_a_constant_has_none_at_all():
+    x = np.zeros((4, 6))
+    x[:, 0] = 1.0  # constant wherever the first cell is not drawn
+    y = np.random.default_rng(6).normal(size=(4, 6))
+    found = cell_rank_correlation(x, y, factors=[np.arange(6)], n_resamples=200)
+    assert 0.4 < found.defined < 0.9 and -1 <= found.low <= found.high <= 1  # 1 - (5 / 6) ** 6 = 0.67
+    nothing = cell_rank_correlation(np.ones((4, 6)), y, n_resamples=20)
+    assert math.isnan(nothing.rho) and math.isnan(nothing.low) and nothing.defined == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.zeros((1, 4)), "y": np.zeros((1, 4))}, "hold 1 items of 4 cells; give at least 2"),
+        ({"y": np.full((3, 4), np.nan)}, "NaN or infinite; leave that cell"),
+        ({"factors": [[0, 1, 0]]}, "3 labels for 4 cells"),
+        ({"factors": [[0, 0, 0, 0]]}, "a factor has one group"),
+        ({"within": [0, 1]}, "2 labels for 4 cells"),
+        ({"given": [[1, 2, 3]]}, r"columns hold \[4, 4, 3\] entries"),
+        ({"given": [[1, 2, 3, math.inf]]}, "a column is NaN or infinite"),
+        ({"n_resamples": 0}, "n_resamples is 0"),
+        ({"level": 1.0}, "level is 1.0"),
+    ],
+)
+def test_cells_that_cannot_be_correlated_are_refused(change, message):
+    rng = np.random.default_rng(0)
+    given = {"x": rng.normal(size=(3, 4)), "y": rng.normal(size=(3, 4))} | change
+    x, y = given.pop("x"), given.pop("y")
+    with pytest.raises(ValueError, match=message):
+        cell_rank_correlation(x, y, **given)
+
+
+def test_columns_too_short_for_ranks_are_refused():
+    with pytest.raises(ValueError, match=r"columns hold \[1, 1\] entries; give equally many, at least 2"):
+        spearman([1], [2])
+    assert isinstance(cell_rank_correlation(np.eye(3), np.eye(3), n_resamples=3), RankCorrelation)

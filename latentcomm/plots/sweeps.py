@@ -1,4 +1,4 @@
-"""Figures from tables alone: the same table gives the same figure, byte for byte, in every process."""
+"""Figures of sweeps and comparisons: accuracy over pairs of layers, over conditions, over factors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
+from latentcomm.plots.tables import layers_in, records, seen, split_by
 from latentcomm.sheets import (
     BLANK,
     GRID,
-    INK,
     LETTER,
     LINE,
     MUTED,
@@ -25,6 +25,7 @@ from latentcomm.sheets import (
     layer_axis,
     names_axis,
     places,
+    rings,
     styles,
 )
 
@@ -77,11 +78,11 @@ def layer_heatmap(
     if lenses and set(lenses) != set(values):
         raise ValueError(f"the lens is given for {sorted(lenses)} and the values are {sorted(values)}; pair them")
     layers = ("read_layer", "write_layer")
-    rows = _records(table, [*layers, *([panels] if panels else [])], [*values, *lenses.values()])
-    reads, writes = (_layers(rows, column) for column in layers)
+    rows = records(table, [*layers, *([panels] if panels else [])], [*values, *lenses.values()])
+    reads, writes = (layers_in(rows, column) for column in layers)
     grids = [
         _grid(part, column, ", ".join(filter(None, (name, values[column]))), lenses.get(column), reads, writes)
-        for name, part in _parts(rows, panels).items()
+        for name, part in split_by(rows, panels).items()
         for column in values
     ]
     if chosen is not None and (len(chosen) != 2 or chosen[0] not in reads or chosen[1] not in writes):
@@ -108,7 +109,7 @@ def layer_heatmap(
         sheet.figure.add_trace(go.Heatmap(heat | axes))
         if chosen is not None:
             at = x_places[writes.index(chosen[1])], y_places[reads.index(chosen[0])]
-            sheet.figure.add_traces(_ring(at, axes, "" if place else ring))
+            sheet.figure.add_traces(rings([at], 16, axes, "" if place else ring))
     if lenses:
         share_axis = SHARE_AXIS | {"title": {"text": "share of items"}, "dtick": 0.5}
         spot = (grids_end + 160, 0, 176, side)
@@ -145,7 +146,7 @@ def condition_bars(
     rows = _shares(table, [*([group] if group else []), "condition", "metric"], chance)
     lines = _bar_lines(rows, group)
     looks = styles(line.style for line in lines)
-    parts = _parts(rows, "metric")
+    parts = split_by(rows, "metric")
     same_n = all(len({row["n"] for row in part}) == 1 for part in parts.values())
     width, numbers = (236 if len(parts) > 1 else 400), (58 if same_n else 112)
     down, across = 26 * len(lines), len(parts) * (width + numbers)
@@ -194,7 +195,7 @@ def factor_grid(
     'accuracy (share of items)'
     """
     rows = _shares(table, [*columns, group, "condition", "metric"], chance)
-    metrics, groups, conditions = (_seen(rows, column) for column in ("metric", group, "condition"))
+    metrics, groups, conditions = (seen(rows, column) for column in ("metric", group, "condition"))
     looks = styles(conditions)
     combinations = list(dict.fromkeys(tuple(row[column] for column in columns) for row in rows))
     width, height, gap = max(150, 640 // len(combinations) - 16), (15 * len(conditions) + 12) * len(groups), 16
@@ -284,23 +285,6 @@ def _bounds(grids: Sequence[_Grid]) -> tuple[float, float]:
     return low, max(math.ceil(round(10 * max(values), 6)) / 10, low + 0.1)
 
 
-def _ring(at: tuple[int | str, int | str], axes: dict[str, str], name: str) -> list[go.Scatter]:
-    """A black ring in a white one: seen on every colour of the scale, and the cell inside stays in sight."""
-    traces = []
-    for colour, width in (("white", 5), (INK, 2)):
-        marker = {"symbol": "circle-open", "size": 16, "color": colour, "line": {"width": width}}
-        ring = {"x": [at[0]], "y": [at[1]], "mode": "markers", "hoverinfo": "skip", "marker": marker} | axes
-        traces.append(go.Scatter(ring, name=name, showlegend=bool(name) and colour == INK))
-    return traces
-
-
-def _layers(rows: Sequence[Mapping[str, Any]], column: str) -> list[int]:
-    layers = {row[column] for row in rows}
-    if wrong := [layer for layer in layers if not isinstance(layer, int) or layer < 0]:
-        raise ValueError(f"column {column} has {wrong[0]!r}; layers are whole numbers, counted from 0")
-    return sorted(layers)
-
-
 class _BarLine(NamedTuple):
     text: str
     style: str
@@ -320,10 +304,10 @@ class _BarLine(NamedTuple):
 
 def _bar_lines(rows: Sequence[Mapping[str, Any]], group: str | None) -> list[_BarLine]:
     if group is None:
-        return [_BarLine(name, name, name) for name in _seen(rows, "condition")]
+        return [_BarLine(name, name, name) for name in seen(rows, "condition")]
     lines = []
-    for name, part in _parts(rows, group).items():
-        inside = _seen(part, "condition")
+    for name, part in split_by(rows, group).items():
+        inside = seen(part, "condition")
         for condition in inside:
             text = name if condition == MESSAGE else condition if MESSAGE in inside else f"{name}, {condition}"
             lines.append(_BarLine(text, condition if text == condition else name, condition, name))
@@ -343,25 +327,13 @@ def _items(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(["n = ", str(counts[0]), *([f" to {counts[-1]}"] if len(counts) > 1 else [])]) if counts else ""
 
 
-def _seen(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    return list(dict.fromkeys(row[column] for row in rows))
-
-
-def _parts(rows: Sequence[Mapping[str, Any]], column: str | None) -> dict[str, list[Mapping[str, Any]]]:
-    """The rows by the values of a column, in the order in which these first stand there."""
-    parts: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        parts.setdefault("" if column is None else str(row[column]), []).append(row)
-    return parts
-
-
 def _shares(
     table: pd.DataFrame, names: Sequence[str], chance: Mapping[str, float | int] | None
 ) -> list[dict[str, Any]]:
     """The rows with their names as text, once they are known to hold one share and interval a combination of names."""
     rows: list[dict[str, Any]] = [
         {**row, **{name: str(row[name]) for name in names}}
-        for row in _records(table, names, ["accuracy", "low", "high", "n"])
+        for row in records(table, names, ["accuracy", "low", "high", "n"])
     ]
     met: set[tuple[str, ...]] = set()
     for row in rows:
@@ -373,26 +345,9 @@ def _shares(
             shares = ", ".join(f"{column} {row[column]}" for column in ("low", "accuracy", "high"))
             raise ValueError(f"{', '.join(who)} has {shares}; they must rise, between 0 and 1")
     if unknown := sorted(set(chance or {}) - {row["metric"] for row in rows}):
-        raise ValueError(f"chance is given for {unknown[0]!r}; the metrics of the table are {_seen(rows, 'metric')}")
+        raise ValueError(f"chance is given for {unknown[0]!r}; the metrics of the table are {seen(rows, 'metric')}")
     if wrong := [metric for metric, share in (chance or {}).items() if not 0 <= share <= 1]:
         raise ValueError(f"the chance of {wrong[0]!r} is given as {chance}; it is a share, between 0 and 1")
-    return rows
-
-
-def _records(table: pd.DataFrame, names: Sequence[str], numbers: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a table that has these columns, the latter with finite numbers or none."""
-    if missing := [column for column in dict.fromkeys([*names, *numbers]) if column not in table.columns]:
-        raise ValueError(
-            f"the table lacks the column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}"
-        )
-    if table.empty:
-        raise ValueError("the table is empty; a figure needs at least one row")
-    rows: list[dict[str, Any]] = [dict(row) for row in table.to_dict("records")]
-    for column in numbers:
-        if wrong := [
-            row[column] for row in rows if not isinstance(row[column], int | float) or math.isinf(row[column])
-        ]:
-            raise ValueError(f"column {column} has {wrong[0]!r}; a figure needs finite numbers there")
     return rows
 
 

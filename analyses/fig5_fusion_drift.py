@@ -1,0 +1,214 @@
+"""Figure 5: how far from the receiver's own states does each fusion leave it, at each write layer, with each message?
+
+    python analyses/fig5_fusion_drift.py [--smoke] [--replot] [--out DIR] [--sender NAME] [--receiver NAME]
+
+States of held-out documents of the packaged corpus, fused with the sender's state at the same place ("same text"), at a
+place of another document ("other text"), and with a random direction as long as the first ("random"); each is set
+beside the receiver's own states of other documents at the layer that is written to. The sender is read at the same
+relative depth: no cell is chosen. Of the sender with itself or, where a receiver is named, with that, through ridge
+maps fitted on the other half of the documents. It goes on where it was stopped.
+"""
+
+import argparse
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+import latentcomm as lc
+from latentcomm.alignment import fit_ridge
+from latentcomm.corpus import read_corpus
+from latentcomm.diagnosis import FUSIONS, MESSAGES
+from latentcomm.diagnosis.cells import Cell, Joint, fit_joints, fit_references
+from latentcomm.diagnosis.grafts import Items, choose_items
+from latentcomm.diagnosis.kept import Kept
+from latentcomm.diagnosis.rows import Rows, ordinary_rows
+from latentcomm.drift import COMBINED, DETECTORS
+from latentcomm.paired import capture_paired, pair_tokens
+from latentcomm.plots import drift_violins
+from latentcomm.progress import track
+from latentcomm.publishing import plain, publish, replot
+from latentcomm.sheets import LETTER, LINE, TICK_SIZE, bare, blank_sheet, colour_axis, layer_axis, names_axis
+from latentcomm.sheets import places as layer_places
+from latentcomm.stats import paired_bootstrap
+from latentcomm.sweep_report import describe
+
+NAME = "fig5_fusion_drift"
+RARE = 0.95
+"""A state of at least this percentile is flagged; one real state in twenty is."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the figure."""
+
+    sender: str = "smollm2-135m-instruct"
+    layer_step: int = 3
+    n_states: int = 128
+    documents: int | None = None
+    max_tokens: int = 128
+    seed: int = 0
+
+
+SETTINGS = Settings()
+SMOKE = replace(SETTINGS, layer_step=13, n_states=12, documents=32, max_tokens=24)
+
+
+def compute(
+    settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The combined percentile of every fused state, and by detector and write layer the share that is flagged."""
+    texts = read_corpus().documents
+    chosen = texts if settings.documents is None else texts[:: -(-len(texts) // settings.documents)]
+    tokens = pair_tokens(sender, receiver, chosen, max_tokens=settings.max_tokens)
+    folder = None if checkpoint is None else checkpoint / "corpus"
+    states = capture_paired(sender, receiver, tokens, checkpoint=folder, progress=True)
+    places = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
+    rows = ordinary_rows(states.x, states.y, seed=settings.seed, **places)
+    items = choose_items(rows, tokens, n=settings.n_states, seed=settings.seed)
+    depth = (sender.n_layers - 1) / (receiver.n_layers - 1)
+    writes = range(0, receiver.n_layers, settings.layer_step)
+    cells = [Cell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
+    options = {"seed": settings.seed, "kept": Kept(checkpoint), "progress": True}
+    references = fit_references(rows, writes, model=receiver.fingerprint, **options)
+    aligner = None if sender is receiver else fit_ridge
+    joints = fit_joints(rows, cells, aligner=aligner, predictable=True, **options)
+    document = rows.document[items.row].tolist()
+    each, shares = [], []
+    for cell in track(cells, "drift", total=len(cells)):
+        own = rows.y[cell.write, items.row]
+        messages = _messages(settings, rows, items, cell, joints[cell.write])
+        for fusion, message in product(FUSIONS, MESSAGES):
+            rule = joints[cell.write].fusion(FUSIONS[fusion], own.shape[1], messages[message].shape[1])
+            place = {"fusion": fusion, "message": message, "read_layer": cell.read, "write_layer": cell.write}
+            percentiles = references[cell.write].percentile(rule(own, messages[message]))
+            for item, percentile in enumerate(percentiles[COMBINED].tolist()):
+                each.append(place | {"detector": COMBINED, "item": item, "percentile": percentile})
+            for detector in (COMBINED, *DETECTORS):
+                values = percentiles[detector]
+                flags = (values >= RARE).double().numpy()
+                share = paired_bootstrap(flags, 0 * flags, groups=document, n_resamples=1000, seed=settings.seed)
+                median = {"percentile_median": float(values.quantile(0.5)), "flagged": share.difference}
+                found = place | {"detector": detector} | median | {"low": share.low, "high": share.high}
+                shares.append(found | {"n": len(values), "documents": share.n})
+    return pd.DataFrame(each), pd.DataFrame(shares)
+
+
+def _messages(settings: Settings, rows: Rows, items: Items, cell: Cell, joint: Joint) -> dict[str, Tensor]:
+    """What enters the fusion, by name."""
+    sent = joint.message(rows.x[cell.read, items.row])
+    draw = torch.randn(sent.shape, generator=torch.Generator().manual_seed(settings.seed + cell.write))
+    random = draw / draw.norm(dim=1, keepdim=True) * sent.norm(dim=1, keepdim=True)
+    return dict(zip(MESSAGES, (sent, sent[items.partner], random), strict=True))
+
+
+def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
+    """A violin a write layer, a panel a fusion, a row of panels a message."""
+    return drift_violins(
+        table,
+        title=f"Drift of fused states: {settings['sender']} to {settings['receiver']}",
+        note="Combined two-sided percentile among the receiver's own states at the write layer; "
+        f"{settings['n_states']} states of held-out documents; sender read at the same relative depth.",
+    )
+
+
+def detectors_plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
+    """A column of panels a fusion, a row of panels a message; in a panel the share flagged by detector and layer."""
+    columns = ("fusion", "message", "detector", "write_layer")
+    shares = {tuple(row[name] for name in columns): row["flagged"] for row in table.to_dict("records")}
+    fusions, messages, detectors, writes = (list(dict.fromkeys(key[place] for key in shares)) for place in range(4))
+    width, height, gap = 128, 17 * len(detectors), 12
+    across, down = len(fusions) * (width + gap) + 64, len(messages) * (height + gap) - gap
+    sheet = blank_sheet(
+        f"Which detector flags which fusion? {settings['sender']} to {settings['receiver']}",
+        f"Share of {settings['n_states']} fused states whose two-sided percentile is {RARE} or more; of real states it "
+        "is 5 %. A panel a fusion and message.",
+        [],
+        across=across,
+        down=down,
+        left=40 + round(LETTER[TICK_SIZE] * max(map(len, detectors))),
+        right=8,
+        head=LINE * 3,
+    )
+    end = len(fusions) * (width + gap) + 24
+    sheet.figure.update_layout(coloraxis=colour_axis((0, 1), "share flagged", end / across))
+    name_axis = names_axis([name.replace("_", " ") for name in detectors], "")
+    write_axis = layer_axis(writes, "write layer <i>j</i>")
+    for (line, message), (place, fusion) in product(enumerate(messages), enumerate(fusions)):
+        bottom = down - height - line * (height + gap)
+        axes = sheet.panel(
+            line * len(fusions) + place,
+            (place * (width + gap), bottom, width, height),
+            write_axis if line == len(messages) - 1 else bare(write_axis),
+            bare(name_axis) if place else name_axis,
+            "" if line else fusion.replace("_", "<br>"),
+        )
+        cells = [[shares[fusion, message, detector, write] for write in writes] for detector in detectors]
+        heat = {"x": layer_places(writes), "z": cells, "xgap": 1, "ygap": 1, "coloraxis": "coloraxis", "hoverinfo": "z"}
+        sheet.figure.add_trace(go.Heatmap(heat | axes))
+        if not place:
+            aside = {"x": end - gap - 10, "y": bottom + height / 2}
+            sheet.figure.add_annotation(
+                x=aside["x"] / across,
+                y=aside["y"] / down,
+                xref="paper",
+                yref="paper",
+                text=message,
+                textangle=90,
+                showarrow=False,
+                xanchor="center",
+                yanchor="middle",
+            )
+    return sheet.figure
+
+
+FIGURES = {NAME: plot, f"{NAME}_detectors": detectors_plot, f"{NAME}_pair": plot}
+FIGURES |= {f"{NAME}_pair_detectors": detectors_plot}
+"""The sender with itself; and, with _pair, with a receiver that was named."""
+
+
+def main() -> None:
+    """Compute and publish, or rebuild the figures from their CSVs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="a few layers and states, to see that it runs")
+    parser.add_argument(
+        "--replot", action="store_true", help="rebuild the figures that are there from their CSVs alone"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
+    parser.add_argument("--sender", default=SETTINGS.sender, help="a built-in name, a folder, a .gguf file or a hub id")
+    parser.add_argument("--receiver", help="a model to graft into, in place of the sender itself")
+    options = parser.parse_args()
+    if options.replot:
+        for name, draw in FIGURES.items():
+            if (options.out / f"{name}.csv").exists():
+                replot(name, options.out, draw)
+        return
+    settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
+    sender = lc.load_model(settings.sender)
+    receiver = lc.load_model(options.receiver) if options.receiver else sender
+    named = f"{NAME}_pair" if options.receiver else NAME
+    kept = options.out / ".unfinished" / (f"{named}_smoke" if options.smoke else named)
+    tables = compute(settings, sender, receiver, checkpoint=kept)
+    known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
+    for name, table in zip((named, f"{named}_detectors"), tables, strict=True):
+        publish(
+            FIGURES[name](table, known),
+            table,
+            name=name,
+            folder=options.out,
+            settings=known,
+            measured={"wall_seconds": round(time.monotonic() - began, 1)},
+            models={"sender": describe(sender), "receiver": describe(receiver)},
+        )
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Figure 6: does the receiver heal a graft on the way up, and does it then say what it would have said?
+
+    python analyses/fig6_healing.py [--smoke] [--replot] [--out DIR] [--sender NAME] [--receiver NAME]
+
+Every fusion and message is grafted into held-out texts of the packaged corpus, each cut off at one of its tokens; at
+every later layer with a reference, the deviation from the ungrafted state and its percentile among the receiver's own
+states; at the end, the KL of the next token. A percentile that heals is no recovery: hold the KL beside it. The sender
+is read at the same relative depth: no cell is chosen. Of the sender with itself or, where a receiver is named, with
+that, through ridge maps fitted on the other half of the documents. It goes on where it was stopped.
+"""
+
+import argparse
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+import latentcomm as lc
+from latentcomm.alignment import fit_ridge
+from latentcomm.corpus import read_corpus
+from latentcomm.diagnosis import FUSIONS
+from latentcomm.diagnosis.cells import Cell, fit_joints, fit_references
+from latentcomm.diagnosis.grafts import choose_items, effects_table, graft_items, healing_table
+from latentcomm.diagnosis.kept import Kept
+from latentcomm.diagnosis.rows import ordinary_rows
+from latentcomm.paired import capture_paired, pair_tokens
+from latentcomm.plots import healing_curves
+from latentcomm.publishing import plain, publish, replot
+from latentcomm.sweep_report import describe
+
+NAME = "fig6_healing"
+LATER, NEXT = "later layers", "next token"
+"""Two tables in one: a row a later layer (quartiles over items), and a row an item's next token."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the figure."""
+
+    sender: str = "smollm2-135m-instruct"
+    layer_step: int = 3
+    n_items: int = 48
+    documents: int | None = None
+    max_tokens: int = 128
+    seed: int = 0
+
+
+SETTINGS = Settings()
+SMOKE = replace(SETTINGS, layer_step=13, n_items=3, documents=32, max_tokens=24)
+
+
+def compute(
+    settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
+) -> pd.DataFrame:
+    """Both tables, one below the other."""
+    texts = read_corpus().documents
+    chosen = texts if settings.documents is None else texts[:: -(-len(texts) // settings.documents)]
+    tokens = pair_tokens(sender, receiver, chosen, max_tokens=settings.max_tokens)
+    folder = None if checkpoint is None else checkpoint / "corpus"
+    states = capture_paired(sender, receiver, tokens, checkpoint=folder, progress=True)
+    places = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
+    rows = ordinary_rows(states.x, states.y, seed=settings.seed, **places)
+    items = choose_items(rows, tokens, n=settings.n_items, seed=settings.seed)
+    depth, last = (sender.n_layers - 1) / (receiver.n_layers - 1), receiver.n_layers - 1
+    writes = range(0, last, settings.layer_step)
+    cells = [Cell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
+    options = {"seed": settings.seed, "kept": Kept(checkpoint), "progress": True}
+    looked_at = [*writes, last]
+    references = fit_references(rows, looked_at, model=receiver.fingerprint, **options)
+    aligner = None if sender is receiver else fit_ridge
+    joints = fit_joints(rows, cells, aligner=aligner, predictable=True, **options)
+    variants, effects = graft_items(
+        rows, items, receiver, cells=cells, joints=joints, fusions=FUSIONS, references=references, **options
+    )
+    later = healing_table(variants, effects, cells, looked_at)
+    said = effects_table(variants, effects, cells).astype({"top1_agreement": float})  # a share beside missing ones
+    return pd.concat([later.assign(what=LATER), said.assign(what=NEXT)], ignore_index=True)
+
+
+def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
+    """Deviation and percentile over later layers with another text's message, and the KL beneath."""
+    rows: list[dict[str, Any]] = [dict(row) for row in table.to_dict("records")]
+    later = [row | {"layer": int(row["layer"])} for row in rows if row["what"] == LATER]
+    return healing_curves(
+        pd.DataFrame(later),
+        effects=pd.DataFrame([row for row in rows if row["what"] == NEXT]),
+        title=f"Healing: {settings['sender']} to {settings['receiver']}",
+        note=f"Median and quartiles over {settings['n_items']} held-out texts. A percentile that heals is not "
+        "recovery: the KL of the next token stands below.",
+    )
+
+
+FIGURES = {NAME: plot, f"{NAME}_pair": plot}
+"""The sender with itself, and with a receiver that was named."""
+
+
+def main() -> None:
+    """Compute and publish, or rebuild the figures from their CSVs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="a few layers and texts, to see that it runs")
+    parser.add_argument(
+        "--replot", action="store_true", help="rebuild the figures that are there from their CSVs alone"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
+    parser.add_argument("--sender", default=SETTINGS.sender, help="a built-in name, a folder, a .gguf file or a hub id")
+    parser.add_argument("--receiver", help="a model to graft into, in place of the sender itself")
+    options = parser.parse_args()
+    if options.replot:
+        for name, draw in FIGURES.items():
+            if (options.out / f"{name}.csv").exists():
+                replot(name, options.out, draw)
+        return
+    settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
+    sender = lc.load_model(settings.sender)
+    receiver = lc.load_model(options.receiver) if options.receiver else sender
+    name = f"{NAME}_pair" if options.receiver else NAME
+    kept = options.out / ".unfinished" / (f"{name}_smoke" if options.smoke else name)
+    table = compute(settings, sender, receiver, checkpoint=kept)
+    known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
+    publish(
+        plot(table, known),
+        table,
+        name=name,
+        folder=options.out,
+        settings=known,
+        measured={"wall_seconds": round(time.monotonic() - began, 1)},
+        models={"sender": describe(sender), "receiver": describe(receiver)},
+    )
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""How much is measured, and which fusions: the choices a diagnosis rests on, each with its reason."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+
+from latentcomm.alignment import AffineMap
+from latentcomm.fusion import Fusion, Mean, NormMatched, OrthogonalResidual, PredictabilityResidual, Replace, Sum
+
+__all__ = ["FUSIONS", "MESSAGES", "Fitted", "Size", "layers_in_steps"]
+
+SAME, OTHER, RANDOM = "same text", "other text", "random"
+MESSAGES = (SAME, OTHER, RANDOM)
+"""What is sent: the sender's state at the end of the receiver's own text; the sender's state at the end of another
+document's text; a random direction as long as the first."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured; the defaults take under five minutes for a model of 135M parameters on two cores.
+
+    Attributes:
+        documents: how many of the corpus are read at most; half of them fit, half are held out.
+        tokens: of each document at most.
+        prompts: held-out texts that are grafted into, cut off at a random token.
+        layers: layers a side at most that maps, references and grafts use, in even steps from the first.
+        map_layers: the same for the similarity map, which is cheap.
+        draws: exchanges of documents for the null of the similarity map.
+        folds: of documents, for predictability.
+
+    Raises:
+        ValueError: a number below the least that the statistics bear.
+    """
+
+    documents: int = 96
+    tokens: int = 128
+    prompts: int = 24
+    layers: int = 10
+    map_layers: int = 32
+    draws: int = 20
+    folds: int = 5
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < LEAST[field.name]:
+                raise ValueError(f"{field.name} is {getattr(self, field.name)}; give at least {LEAST[field.name]}")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fusion that needs a map from the receiver's own states to the messages, fitted anew at each write layer.
+
+    >>> Fitted(PredictabilityResidual).make(AffineMap.identity(2))
+    PredictabilityResidual(map=AffineMap(2->2), scale=1.0)
+    """
+
+    make: Callable[[AffineMap], Fusion]
+
+
+def layers_in_steps(n_layers: int, most: int) -> tuple[int, ...]:
+    """Return at most `most` layers in even steps from the first.
+
+    >>> layers_in_steps(30, 10), layers_in_steps(3, 10)
+    ((0, 3, 6, 9, 12, 15, 18, 21, 24, 27), (0, 1, 2))
+    """
+    return tuple(range(0, n_layers, -(-n_layers // most)))
+
+
+FUSIONS: Mapping[str, Fusion | Fitted] = MappingProxyType(
+    {
+        "replace": Replace(),
+        "mean": Mean(),
+        "sum": Sum(),
+        "norm_matched": NormMatched(Mean()),
+        "orthogonal_residual": OrthogonalResidual(),
+        "predictability_residual": Fitted(PredictabilityResidual),
+    }
+)
+"""The fusions of a diagnosis unless others are named; `norm_matched` is the mean at the length of the own state."""
+
+LEAST = {"documents": 24, "tokens": 8, "prompts": 2, "layers": 1, "map_layers": 1, "draws": 1, "folds": 3}
+"""Half of 24 documents are the 12 that a calibrated drift reference needs."""

@@ -1,0 +1,20 @@
+"""Figures from tables alone: the same table gives the same figure, byte for byte, in every process."""
+
+from latentcomm.plots.correlation import drift_against_accuracy
+from latentcomm.plots.detectors import detector_table
+from latentcomm.plots.drift import drift_violins
+from latentcomm.plots.healing import healing_curves, with_kl
+from latentcomm.plots.pairs import pair_map
+from latentcomm.plots.sweeps import condition_bars, factor_grid, layer_heatmap
+
+__all__ = [
+    "condition_bars",
+    "detector_table",
+    "drift_against_accuracy",
+    "drift_violins",
+    "factor_grid",
+    "healing_curves",
+    "layer_heatmap",
+    "pair_map",
+    "with_kl",
+]

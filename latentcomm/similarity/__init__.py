@@ -1,0 +1,71 @@
+"""How alike two sets of activations are, row by row: many measures, each with its null and its claims."""
+
+from latentcomm.similarity.cca import pwcca, svcca
+from latentcomm.similarity.cka import (
+    debiased_cka,
+    linear_cka,
+    minibatch_debiased_cka,
+    minibatch_linear_cka,
+    rbf_cka,
+)
+from latentcomm.similarity.layer_pairs import LayerPairs, document_fold
+from latentcomm.similarity.minibatch_pairs import MinibatchPairs
+from latentcomm.similarity.neighbours import cknna, mutual_knn
+from latentcomm.similarity.null_maps import NullMaps, maximum_null, null_maps
+from latentcomm.similarity.nulls import Compared, Null, compare, null
+from latentcomm.similarity.pairings import Pairing, exchanged_documents, shuffled_rows
+from latentcomm.similarity.predictability import linear_predictability
+from latentcomm.similarity.rsa import rsa
+from latentcomm.similarity.shape import procrustes
+from latentcomm.similarity.table import INVARIANCES, SIMILARITIES, Similarity
+from latentcomm.similarity.tiles import Tile, plan_tiles, tiled_map
+from latentcomm.similarity.views import (
+    ResidualView,
+    Sinks,
+    find_sinks,
+    raw,
+    residual_view,
+    rms_normalised,
+    standardised,
+)
+
+__all__ = [
+    "INVARIANCES",
+    "SIMILARITIES",
+    "Compared",
+    "LayerPairs",
+    "MinibatchPairs",
+    "Null",
+    "NullMaps",
+    "Pairing",
+    "ResidualView",
+    "Similarity",
+    "Sinks",
+    "Tile",
+    "cknna",
+    "compare",
+    "debiased_cka",
+    "document_fold",
+    "exchanged_documents",
+    "find_sinks",
+    "linear_cka",
+    "linear_predictability",
+    "maximum_null",
+    "minibatch_debiased_cka",
+    "minibatch_linear_cka",
+    "mutual_knn",
+    "null",
+    "null_maps",
+    "plan_tiles",
+    "procrustes",
+    "pwcca",
+    "raw",
+    "rbf_cka",
+    "residual_view",
+    "rms_normalised",
+    "rsa",
+    "shuffled_rows",
+    "standardised",
+    "svcca",
+    "tiled_map",
+]

@@ -1,0 +1,99 @@
+"""A buffer of rows of all layers of two sides, of a size that stays, and memory that every batch uses anew."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["Room", "RowBuffer"]
+
+LayersX = Float[Tensor, "layer_x row_x d_sender"] | Sequence[Float[Tensor, "row_x d_sender"]]
+"""The same rows at each layer of x."""
+LayersY = Float[Tensor, "layer_y row_y d_receiver"] | Sequence[Float[Tensor, "row_y d_receiver"]]
+"""The same rows at each layer of y."""
+
+
+class RowBuffer:
+    """Up to `capacity` rows of two sides, kept once while both sides were the same object in every `add`.
+
+    Rows stand in a ring, so that forgetting the first of them moves none: row i is at `places(n)[i]` of `x` and `y`.
+
+    >>> layers = torch.ones(2, 3, 4)
+    >>> buffer = RowBuffer(5, layers, layers)
+    >>> buffer.add(layers, layers, 0), buffer.add(layers, layers, 0), buffer.n_rows, buffer.y is buffer.x
+    (3, 2, 5, True)
+    >>> buffer.drop(4)
+    >>> buffer.add(layers, layers, 0), buffer.places().tolist()
+    (3, [4, 0, 1, 2])
+    """
+
+    def __init__(self, capacity: int, x_layers: LayersX, y_layers: LayersY) -> None:
+        self.capacity, self.n_rows, self.first = capacity, 0, 0
+        self.x = _empty(capacity, x_layers)
+        self.y = self.x if y_layers is x_layers else _empty(capacity, y_layers)
+
+    def add(self, x_layers: LayersX, y_layers: LayersY, start: int) -> int:
+        """Copy in rows from `start` on, as many as find room; return how many."""
+        taken = min(self.capacity - self.n_rows, len(x_layers[0]) - start)
+        if self.y is self.x and y_layers is not x_layers:
+            self.y = self.x.clone()
+        sides = [(self.x, x_layers)] if self.y is self.x else [(self.x, x_layers), (self.y, y_layers)]
+        done = 0
+        while done < taken:
+            place = (self.first + self.n_rows + done) % self.capacity
+            many = min(taken - done, self.capacity - place)
+            given, room = slice(start + done, start + done + many), slice(place, place + many)
+            for rows, layers in sides:
+                _copy(rows[:, room], layers, given)
+            done += many
+        self.n_rows += taken
+        return taken
+
+    def places(self) -> Int[Tensor, " held"]:
+        """Return where the rows stand, in the order in which they came."""
+        return (torch.arange(self.n_rows, device=self.x.device) + self.first) % self.capacity
+
+    def rows(self) -> tuple[Float[Tensor, "layer_x held d_sender"], Float[Tensor, "layer_y held d_receiver"]]:
+        """Return a copy of the rows of both sides in the order in which they came, one where they are kept once."""
+        x = self.x[:, self.places()]
+        return x, x if self.y is self.x else self.y[:, self.places()]
+
+    def drop(self, n_rows: int) -> None:
+        """Forget the first rows."""
+        self.first, self.n_rows = (self.first + n_rows) % self.capacity, self.n_rows - n_rows
+
+
+class Room:
+    """Memory by name, asked for once and used for every batch: fresh pages would cost more than the sums.
+
+    >>> room = Room()
+    >>> once = room.take("Gram", (2, 3), torch.zeros(1))
+    >>> room.take("Gram", (3, 1), torch.zeros(1)).data_ptr() == once.data_ptr()
+    True
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return a tensor of this shape, of the dtype and on the device of another, whose entries are left over."""
+        size = torch.Size(shape).numel()
+        held = self._taken.get(name)
+        if held is None or held.numel() < size or held.dtype != like.dtype or held.device != like.device:
+            held = self._taken[name] = like.new_empty(size)
+        return held[:size].view(shape)
+
+
+def _copy(rows: Float[Tensor, "layer part d_model"], layers: LayersX | LayersY, given: slice) -> None:
+    """Copy these rows of the layers into others."""
+    if isinstance(layers, Tensor):
+        rows.copy_(layers[:, given])
+        return
+    for into, layer in zip(rows, layers, strict=True):
+        into.copy_(layer[given])
+
+
+def _empty(capacity: int, layers: LayersX | LayersY) -> Tensor:
+    """Return room for so many rows of these layers."""
+    return layers[0].new_empty(len(layers), capacity, layers[0].shape[1])

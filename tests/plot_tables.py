@@ -1,0 +1,76 @@
+"""Tables as a diagnosis writes them, with numbers planted so that no two cells of a figure are alike."""
+
+import math
+
+import pandas as pd
+
+FUSIONS = ("replace", "sum")
+MESSAGES = ("same text", "other text")
+WRITES = (0, 3, 7)
+LAST = 9
+DETECTORS = ("cosine", "knn_distance", "combined")
+
+
+def pairs(**more: float) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"sender_layer": a, "receiver_layer": b, "debiased_cka": (a - b) / 10, "null_max": 0.05} | more
+        for a in range(4)
+        for b in range(3)
+    )
+
+
+def drift_table() -> pd.DataFrame:
+    rows = []
+    for f, fusion in enumerate(FUSIONS):
+        for m, message in enumerate(MESSAGES):
+            for write in WRITES:
+                for item in range(5):
+                    rare = (1 + f + 3 * m + write + 7 * item) % 20 / 20
+                    row = {"fusion": fusion, "message": message, "write_layer": write, "item": item}
+                    rows += [row | {"detector": "combined", "percentile": rare}]
+                    rows += [row | {"detector": "cosine", "percentile": 1 - rare}]
+    return pd.DataFrame(rows)
+
+
+def healing_table() -> pd.DataFrame:
+    rows = []
+    for f, fusion in enumerate(FUSIONS):
+        for m, message in enumerate(MESSAGES):
+            for write in WRITES:
+                for layer in range(LAST + 1):
+                    value = math.nan if layer < write else (1 + f + m) / (2 + layer)
+                    row = {"fusion": fusion, "message": message, "write_layer": write, "layer": layer}
+                    for what, scale in (("deviation", 1.0), ("percentile", 0.5)):
+                        row |= {f"{what}_median": scale * value}
+                        row |= {f"{what}_low": 0.9 * scale * value, f"{what}_high": 1.1 * scale * value}
+                    rows.append(row | {"own_percentile_median": 0.4 + layer / 100})
+    return pd.DataFrame(rows)
+
+
+def effects_table() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"fusion": fusion, "message": message, "write_layer": write, "item": item, "kl": 0.1 * (1 + f + m) * (1 + item)}
+        for f, fusion in enumerate(FUSIONS)
+        for m, message in enumerate(MESSAGES)
+        for write in WRITES
+        for item in range(5)
+    )
+
+
+def calibration_table(families: tuple[str, ...] = ("real", "sum")) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"layer": layer, "family": family, "detector": detector, "one_sided": 0.5, "two_sided": (layer + f + d) / 40}
+        for layer in (5, 15)
+        for f, family in enumerate(families)
+        for d, detector in enumerate(DETECTORS)
+    )
+
+
+def cells_table(detectors: tuple[str, ...] = ("cosine", "combined")) -> pd.DataFrame:
+    rows = []
+    for d, detector in enumerate(detectors):
+        for write in range(4):
+            row = {"detector": detector, "write_layer": write, "drift": write / 4 + d, "accuracy": write / 8}
+            rho = 0.5 - d % 2
+            rows.append(row | {"rho": rho, "rho_low": rho - 0.25, "rho_high": rho + 0.25})
+    return pd.DataFrame(rows)
