@@ -268,6 +268,8 @@ def _correlations(
             for statistic, options in asked.items():
                 if name in LAYERS and "given" in options:
                     continue  # what is given leaves nothing of itself
+                if outcome == LOG_P and statistic not in ("all cells", "given both layers"):
+                    continue
                 found = cell_rank_correlation(
                     x, y.flatten(1).numpy(), n_resamples=settings.n_resamples, seed=settings.seed, **options
                 )

@@ -270,12 +270,20 @@ def _stratified(columns: Sequence[Float[np.ndarray, " cell"]], strata: Shaped[np
     """The partial rho of the first two columns given the others; with strata the mean of theirs."""
     if strata is None:
         return _correlation(columns[0], columns[1], columns[2:])
-    each = []
-    for label in np.unique(strata):
-        x, y, *given = (column[strata == label] for column in columns)
-        each.append(_correlation(x, y, given) if len(x) > 1 else math.nan)
-    each = np.array(each)
-    return float(each[~np.isnan(each)].mean()) if not np.isnan(each).all() else math.nan
+    labels, stratum = np.unique(strata, return_inverse=True)
+    if len(columns) > 2:
+        parts = [[column[stratum == place] for column in columns] for place in range(len(labels))]
+        each = np.array([_correlation(x, y, given) if len(x) > 1 else math.nan for x, y, *given in parts])
+    else:  # all strata at once: a bootstrap asks this often
+        x, y = (_centred(_ranks(stratum * len(stratum) + _ranks(column)), stratum) for column in columns)
+        sizes = np.bincount(stratum, x * x) * np.bincount(stratum, y * y)
+        each = np.bincount(stratum, x * y) / np.sqrt(np.where(sizes > 0, sizes, math.nan))
+    return float(np.nanmean(each)) if not np.isnan(each).all() else math.nan
+
+
+def _centred(values: Float[np.ndarray, " cell"], stratum: Shaped[np.ndarray, " cell"]) -> Float[np.ndarray, " cell"]:
+    """The values less the mean of their stratum; ranks are halves of whole numbers, so that equal ones leave nought."""
+    return values - (np.bincount(stratum, values) / np.bincount(stratum))[stratum]
 
 
 def _correlation(

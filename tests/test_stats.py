@@ -338,6 +338,18 @@ def test_within_strata_it_is_the_mean_of_theirs_and_a_stratum_without_one_is_lef
     assert cell_rank_correlation(x, y, within=strata, n_resamples=5).rho == pytest.approx(np.mean(each[:2]), abs=1e-12)
 
 
+def test_within_strata_and_given_depth_it_is_the_mean_of_the_partial_ones():
+    rng = np.random.default_rng(7)
+    x, y, depth = rng.normal(size=(5, 30)), rng.normal(size=(5, 30)), rng.normal(size=30)
+    strata = np.arange(30) % 3
+    each = [
+        partial_by_precision(np.median(x, 0)[part], y.mean(0)[part], [depth[part]])
+        for part in (strata == label for label in range(3))
+    ]
+    found = cell_rank_correlation(x, y, within=strata, given=[depth], n_resamples=5)
+    assert found.rho == pytest.approx(np.mean(each), abs=1e-9)
+
+
 def test_its_interval_covers_independent_cells_as_often_as_it_says_and_too_wide_rather_than_too_narrow():
     """Both columns share layer effects of their own and none with each other: the true correlation is nought."""
     rng = np.random.default_rng(4)
