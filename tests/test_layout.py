@@ -31,6 +31,7 @@ LAYOUT = (  # a module may import those that stand before it, and none that stan
     "paired",
     "grafting",
     "decoding",
+    "training",
     "staircase",
     "layer_sweep",
     "logit_lens",
