@@ -180,13 +180,19 @@ class InterlatLearner:
         return fits[int(torch.randint(len(fits), (), generator=generator))]
 
 
-def warm_start(receiver: Model, message: Message, shape: AdapterShape, *, seed: int = 0) -> Adapter:
+def warm_start(
+    receiver: Model, message: Message, shape: AdapterShape, *, marker: str | None = None, seed: int = 0
+) -> Adapter:
     """An adapter that begins where each state becomes the embedding of the plan token that was read from it.
 
     The matrix in is the ridge regression of the plan tokens' embeddings on the states of a message, the penalty chosen
     held-out; attention adds nothing yet (compressed, it is close to the mean over the states), the gate is one half,
     and the last projection the identity. From a Xavier start the same few hundred updates learn the frequencies of the
     answers alone.
+
+    `marker` is a text whose first token's embedding begin and end start from, in place of random rows. With the last
+    word of the receiver's prompt ("... in the country of", " of") the answer's place looks like the message's, and a
+    receiver that has learnt to repeat what followed the last time reads the first latent.
 
     Raises:
         ValueError: plans whose tokens are not the receiver's, or what `fit_ridge` refuses.
@@ -205,6 +211,8 @@ def warm_start(receiver: Model, message: Message, shape: AdapterShape, *, seed: 
     else:
         weights |= {"value.weight": identity.clone(), "out.weight": identity.clone()}
         weights["queries"] = FAINT * adapter.weights["queries"]
+    if marker is not None:
+        weights |= {name: table[receiver.first_token(marker)].clone() for name in ("begin", "end")}
     return Adapter(adapter.shape, weights)
 
 
