@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -247,6 +247,51 @@ def answer_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
 
 
 @dataclass(frozen=True, eq=False)
+class TextLearner:
+    """The training of all weights of a model to go on from prompts with given answers, and to end there.
+
+    Attributes:
+        model: whose weights are changed in place.
+        prompts, answers: a text each; the answer's tokens are those of the text alone, then the end of the text.
+
+    Raises:
+        ValueError: another number of prompts than of answers, or a text without a token.
+    """
+
+    model: Model
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+    _rows: list[tuple[list[int], list[int]]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != len(self.answers):
+            raise ValueError(f"{len(self.prompts)} prompts and {len(self.answers)} answers; give one to each")
+        end = self.model.require_tokenizer().eos_token_id
+        pairs = (answer_ids(self.model, texts) for texts in (self.prompts, self.answers))
+        rows = [(asked, [*told, end]) for asked, told in zip(*pairs, strict=True)]
+        object.__setattr__(self, "_rows", rows)
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """All weights of the model."""
+        return dict(self.model.hooked.named_parameters())
+
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """The model's name and a digest of the texts."""
+        return {"what": "texts", "model": self.model.name, "examples": digest(self.prompts, self.answers)}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:
+        """The mean cross-entropy of the answers."""
+        answers = [self._rows[row][1] for row in batch]
+        given = ReceiverInput(Prompts.from_ids([self._rows[row][0] for row in batch]))
+        return cross_entropy(answer_logits(self.model, given, answers), answers)
+
+
+@dataclass(frozen=True, eq=False)
 class LinearRows:
     """The training of W and c in y = W x + c on rows of states by their mean squared error."""
 
@@ -363,7 +408,9 @@ def _update(
             torch.manual_seed(_mixed(schedule.seed, 2, number))  # for what draws by itself, such as dropout
             loss = learner.loss(_batch(len(learner), schedule, number), draw)
         if not torch.isfinite(loss):
-            raise RuntimeError(f"the loss of update {step} is {float(loss)}; lower the learning rate or set clip")
+            raise RuntimeError(
+                f"the loss of update {step} is {float(loss.detach())}; lower the learning rate or set clip"
+            )
         (loss / schedule.accumulate).backward()
         total += float(loss.detach()) / schedule.accumulate
     if schedule.clip is not None:

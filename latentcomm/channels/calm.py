@@ -1,4 +1,4 @@
-"""CALM: a frozen receiver reads a frozen sender's states by trained cross-attention, at paired layers, in every pass."""
+"""CALM: a frozen receiver reads a frozen sender's states by trained cross-attention at paired layers, in every pass."""
 
 import os
 from collections.abc import Mapping, Sequence

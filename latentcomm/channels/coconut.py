@@ -1,7 +1,7 @@
 """Continuous thoughts: a model's last state becomes its next input, some times over, before it answers or is heard."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -179,6 +179,7 @@ class CoconutLearner:
     end: str
     stage: int
     per_step: int = 1
+    _rows: list[tuple[list[int], list[int]]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.questions) == len(self.steps) == len(self.answers):
@@ -218,7 +219,7 @@ class CoconutLearner:
 
     def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:
         """The mean cross-entropy over all tokens behind the thoughts."""
-        rows = [self._rows[row] for row in batch]  # type: ignore[attr-defined]
+        rows = [self._rows[row] for row in batch]
         groups: dict[tuple[int, int], list[tuple[list[int], list[int]]]] = {}
         for asked, told in rows:
             groups.setdefault((len(asked), len(told)), []).append((asked, told))
