@@ -200,14 +200,17 @@ def answer_logits(
         raise ValueError("gradients do not pass through a past of keys and values; give the receiver prompts alone")
     if min(map(len, answers), default=0) < 1 or len(answers) != len(given.prompts):
         raise ValueError(f"{len(answers)} answers for {len(given.prompts)} prompts; give one of some tokens to each")
-    given = given.select(range(len(given.prompts)))
+    if given.prompts.first.any():  # padding on the left goes, and what is counted from there moves
+        given = given.select(range(len(given.prompts)))
     lengths = given.prompts.lengths
-    rows = [torch.cat([given.prompts.ids(row), torch.tensor(ids)[:-1]]) for row, ids in enumerate(answers)]
-    if (longest := max(map(len, rows))) > model.n_ctx:
-        raise ValueError(f"a prompt with its answer has {longest} tokens and {model.name} reads {model.n_ctx} at most")
-    tokens = Prompts.from_ids(rows).tokens
+    read = zip(given.prompts.tokens.tolist(), lengths.tolist(), answers, strict=True)
+    rows = [[*tokens[:length], *ids[:-1]] for tokens, length, ids in read]
+    width = max(map(len, rows))
+    if width > model.n_ctx:
+        raise ValueError(f"a prompt with its answer has {width} tokens and {model.name} reads {model.n_ctx} at most")
+    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     most = max(map(len, answers))
-    wanted = (lengths[:, None] - 1 + torch.arange(most)[None]).clamp(max=tokens.shape[1] - 1).to(model.device)
+    wanted = (lengths[:, None] - 1 + torch.arange(most)[None]).clamp(max=width - 1).to(model.device)
     embedded, fired = [0], [0] * len(given.grafts)
     hooks = [] if given.soft is None else [given.soft.hook(embedded)]
     hooks += [_counted(_placed(graft, lengths), number, fired) for number, graft in enumerate(given.grafts)]
@@ -226,11 +229,9 @@ def answer_logits(
 
 def cross_entropy(logits: Sequence[Float[Tensor, "_ d_vocab"]], answers: Sequence[Sequence[int]]) -> Float[Tensor, ""]:
     """The mean over the answers of the mean cross-entropy of their tokens."""
-    rows = [
-        F.cross_entropy(each.float(), torch.tensor(ids, device=each.device))
-        for each, ids in zip(logits, answers, strict=True)
-    ]
-    return torch.stack(rows).mean()
+    right = torch.tensor([token for ids in answers for token in ids], device=logits[0].device)
+    share = torch.tensor([1 / (len(ids) * len(answers)) for ids in answers for _ in ids], device=logits[0].device)
+    return (F.cross_entropy(torch.cat(list(logits)).float(), right, reduction="none") * share).sum()
 
 
 def answer_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
