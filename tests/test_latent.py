@@ -77,7 +77,7 @@ class TestTheMessage:
                 last = tiny.hooked.run_with_cache(row)[1]["blocks.2.hook_resid_post"][0]
                 expected = tiny.hooked.ln_final(last[None])[0]
             start = len(tiny.tokenizer(item.sender).input_ids) - 1
-            assert torch.allclose(part["states"], expected[start:-1], rtol=0, atol=1e-9)
+            assert torch.allclose(part["states"], expected[start:-1], rtol=0, atol=1e-5)
 
     def test_it_weighs_its_states_and_comes_back_from_a_file(self, tmp_path: Path) -> None:
         tiny = model("llama")
@@ -212,8 +212,8 @@ class TestTheLosses:
         tiny, said, taught = learner(options)
         assert isinstance(taught, Trainable)
         before = tiny.fingerprint
-        done = train(taught, Schedule(steps=20, batch_size=8, learning_rate=5e-3), frozen=[tiny])
-        assert sum(done.losses[-3:]) < 0.8 * sum(done.losses[:3])
+        done = train(taught, Schedule(steps=30, batch_size=8, learning_rate=5e-3), frozen=[tiny])
+        assert sum(done.losses[-5:]) < 0.85 * sum(done.losses[:5])
         assert tiny.fingerprint == before and said.adapter.weights["scale"] is taught.parameters["scale"]
 
     def test_trained_on_the_task_it_tells_the_items_apart_and_shuffled_messages_do_not(self) -> None:

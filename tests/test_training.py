@@ -287,7 +287,7 @@ class TestWhatIsTrained:
     def test_the_linear_map_comes_near_ridge_on_held_out_rows_and_knows_nothing_of_noise(self) -> None:
         source = states(400, 6, dtype=torch.float32)
         target = source @ states(6, 4, seed=1, dtype=torch.float32) + 2
-        learnt = train_linear(source[:300], target[:300], epochs=30, learning_rate=1e-2)
+        learnt = train_linear(source[:300], target[:300], epochs=40, learning_rate=2e-2)
         ridge = fit_ridge(source[:300], target[:300], penalty=None)
         assert learnt.r_squared(source[300:], target[300:]) > 0.98
         assert ridge.r_squared(source[300:], target[300:]) >= learnt.r_squared(source[300:], target[300:])
@@ -300,8 +300,8 @@ class TestWhatIsTrained:
         assert torch.equal(first.weight, again.weight)
         first.save(tmp_path / "w")
         assert torch.equal(AffineMap.load(tmp_path / "w").weight, first.weight)
-        with pytest.raises(ValueError, match="40 source rows and 39 target rows"):
-            train_linear(source, source[1:])
+        with pytest.raises(ValueError, match="steps is 0"):
+            train_linear(source[:0], source[:0])
 
     @pytest.mark.parametrize("make", [Gated, Concat], ids=["gated", "concat"])
     def test_a_gate_and_a_concatenation_learn_from_the_answers(self, make: type[Gated] | type[Concat]) -> None:
@@ -309,13 +309,13 @@ class TestWhatIsTrained:
         message = Activation("a", Site(1), Site(1), Replace()).send(tiny, task)
         learner = FusionLearner.of(tiny, task, message, Site(1), make, answers=[i.choice for i in task.items])
         assert isinstance(learner, Trainable)
-        before = [weight.detach().clone() for weight in tiny.hooked.parameters()]
+        before = tiny.fingerprint
         done = train(learner, Schedule(steps=40, batch_size=8, learning_rate=1e-2), frozen=[tiny])
         assert done.losses[-1] < 0.5 * done.losses[0]
-        assert all(torch.equal(a, b) for a, b in zip(before, tiny.hooked.parameters(), strict=True))
+        assert tiny.fingerprint == before
         graft = Graft(Site(1), LAST, learner.vectors, learner.fusion)
-        with torch.no_grad():
-            after = answer_logits(tiny, ReceiverInput(learner.prompts, (graft,)), learner.answers)
+        given = ReceiverInput(learner.prompts, (graft,))
+        after = answer_logits(tiny, given, learner.answers, with_grad=False)
         assert float(cross_entropy(after, learner.answers)) < 0.5 * done.losses[0]
 
     def test_a_model_learns_texts_and_ends_where_they_end(self) -> None:

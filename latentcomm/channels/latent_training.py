@@ -113,7 +113,9 @@ class InterlatLearner:
         if not options.alignment:
             return learner
         with torch.no_grad():
-            texts = [learner._logits([row], [learner._text(row)])[0].clone() for row in range(len(learner))]
+            texts = [
+                learner._logits([row], [learner._text(row)], with_grad=False)[0].clone() for row in range(len(learner))
+            ]
         return cls(**{**learner.__dict__, "texts": tuple(texts)})
 
     @property
@@ -148,9 +150,10 @@ class InterlatLearner:
             total = total + self.options.alignment * torch.stack(near).mean()
         return total
 
-    def _logits(self, rows: Sequence[int], latents: Sequence[Tensor]) -> list[Tensor]:
+    def _logits(self, rows: Sequence[int], latents: Sequence[Tensor], *, with_grad: bool = True) -> list[Tensor]:
         prompts, soft = filled([self.halves[row] for row in rows], latents)
-        return answer_logits(self.receiver, ReceiverInput(prompts, soft=soft), [self.answers[row] for row in rows])
+        given = ReceiverInput(prompts, soft=soft)
+        return answer_logits(self.receiver, given, [self.answers[row] for row in rows], with_grad=with_grad)
 
     def _text(self, row: int) -> Tensor:
         return self.adapter.around(self._embedded(row))
