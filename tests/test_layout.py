@@ -27,6 +27,7 @@ LAYOUT = (  # a module may import those that stand before it, and none that stan
     "prompts",
     "weights",
     "models",
+    "small_models",
     "capture",
     "paired",
     "grafting",
