@@ -186,7 +186,7 @@ def frozen_weights(models: Sequence[Model]) -> Iterator[None]:
 
 def answer_logits(
     model: Model, given: ReceiverInput, answers: Sequence[Sequence[int]], *, with_grad: bool = True
-) -> list[Float[Tensor, "answer d_vocab"]]:
+) -> list[Float[Tensor, "_ d_vocab"]]:
     """The logits from which each token of each given answer is read, under all that the receiver is given.
 
     All rows run at once, padded on the right, which a causal model does not see. Gradients reach the soft tokens, the

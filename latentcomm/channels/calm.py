@@ -146,7 +146,7 @@ class Attending:
     """
 
     bridge: Bridge
-    states: tuple[tuple[Float[Tensor, "place d_sender"], ...], ...]
+    states: tuple[tuple[Float[Tensor, "_ d_sender"], ...], ...]
 
     def select(self, rows: Sequence[int]) -> "Attending":
         """The same for some of the items, in the given order."""
@@ -234,9 +234,7 @@ def heard_states(message: Message, shape: BridgeShape) -> tuple[tuple[Tensor, ..
     return tuple(tuple(part[name] for name in names) for part in parts)
 
 
-def states_over(
-    model: Model, prompts: Prompts, layers: Sequence[int]
-) -> list[tuple[Float[Tensor, "place d_model"], ...]]:
+def states_over(model: Model, prompts: Prompts, layers: Sequence[int]) -> list[tuple[Float[Tensor, "_ d_model"], ...]]:
     """For each prompt the states after some layers at all its tokens.
 
     Raises:

@@ -211,7 +211,7 @@ class Interlat:
         return ReceiverInput(prompts, soft=soft)
 
 
-def states_of(message: Message, name: str) -> list[Float[Tensor, "pos d_sender"]]:
+def states_of(message: Message, name: str) -> list[Float[Tensor, "_ d_sender"]]:
     """The states of each item's message.
 
     Raises:
@@ -222,7 +222,7 @@ def states_of(message: Message, name: str) -> list[Float[Tensor, "pos d_sender"]
     return [part["states"] for part in message.parts]
 
 
-def trajectories(model: Model, prompts: Prompts, plans: Sequence[Sequence[int]]) -> list[Float[Tensor, "pos d_model"]]:
+def trajectories(model: Model, prompts: Prompts, plans: Sequence[Sequence[int]]) -> list[Float[Tensor, "_ d_model"]]:
     """For each row the last layer's states, after the final norm, from which each token of a given plan is read."""
     rows = [torch.cat([prompts.ids(row), torch.tensor(ids)[:-1]]) for row, ids in enumerate(plans)]
     kept: list[Tensor] = []
