@@ -93,7 +93,7 @@ def interlat(work: Path, quick: bool) -> dict[str, Any]:
     tune, test = countries(fame="famous").split(seed=0, tune_fraction=0.6)
     if quick:
         tune, test = tune.take(12, seed=0), test.take(6, seed=0)
-    schedule = Schedule(steps=4 if quick else 120, batch_size=8, learning_rate=3e-4, warmup=10, final_rate=0.1, seed=0)
+    schedule = Schedule(steps=4 if quick else 300, batch_size=8, learning_rate=3e-4, warmup=10, final_rate=0.1, seed=0)
     loss = InterlatLoss(separation=0.5, alignment=0.1)
     out: dict[str, Any] = {
         "task": "countries, famous, primed sender",
@@ -292,7 +292,7 @@ def calm(work: Path, quick: bool) -> dict[str, Any]:
         channel = Calm(name, new_bridge(sender, adds, every=1))
         answers = [item.answers[0] for item in task.items]
         learner = CalmLearner.of(adds, task, channel.send(sender, task), channel.bridge, answers=answers)
-        schedule = Schedule(steps, 32, learning_rate=2e-3, warmup=min(30, steps // 2), final_rate=0.1)
+        schedule = Schedule(2 * steps, 32, learning_rate=2e-3, warmup=min(30, steps // 2), final_rate=0.1)
         where = work / f"calm-{name.replace(' ', '-')}.safetensors"
         out[name] = facts(train(learner, schedule, frozen=[sender, adds], checkpoint=where, progress=True, name=name))
         for kind, asked in tasks.items():
