@@ -113,6 +113,12 @@ class Model:
         return frozenset(self.hooked.hook_dict)
 
     @property
+    def unembedding_entry(self) -> str:
+        """The hook point at which positions can be left out that need no logits, after everything that mixes them."""
+        # GPT-2 of transformers gives its final states a shape of its own, so a bridge is cut at the unembedding itself.
+        return "unembed.hook_in" if self.is_bridge else f"blocks.{self.n_layers - 1}.hook_resid_post"
+
+    @property
     def has_hooks(self) -> bool:
         """Whether anybody's forward hooks are attached at this moment."""
         return any(point.fwd_hooks for point in self.hooked.hook_dict.values())
@@ -206,9 +212,7 @@ class Model:
             if name not in self.hook_names:
                 raise ValueError(f"{self.name} has no hook point {name!r}")
         tokens = tokens.to(self.device)
-        # GPT-2 of transformers gives its final states a shape of its own, so a bridge is cut at the unembedding itself.
-        cut = "unembed.hook_in" if self.is_bridge else f"blocks.{self.n_layers - 1}.hook_resid_post"
-        hooks = [*hooks, (cut, _last_position)] if last_only else list(hooks)
+        hooks = [*hooks, (self.unembedding_entry, _last_position)] if last_only else list(hooks)
         options: dict[str, Any] = {"fwd_hooks": hooks, "return_type": "logits"}
         past = 0 if cache is None else self.cache_length(cache)
         if self.is_bridge:
@@ -297,10 +301,12 @@ class Model:
             return rows
         return self.hooked.embed(torch.arange(len(rows), device=rows.device)[None])[0]
 
-    @torch.no_grad()
-    def final_norm(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    def final_norm(
+        self, residual: Float[Tensor, "row d_model"], *, with_grad: bool = False
+    ) -> Float[Tensor, "row d_model"]:
         """What the unembedding reads: the residual stream after the last block, through the final norm."""
-        return self.hooked.ln_final(residual[None])[0]
+        with torch.set_grad_enabled(with_grad):
+            return self.hooked.ln_final(residual[None])[0]
 
     @torch.no_grad()
     def unembed(self, normed: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:

@@ -1,0 +1,366 @@
+"""What the channels that learn reach, on real weights or on tasks learnt from nothing, and how long it takes.
+
+    python benchmarks/learned_channels.py linear|interlat|coconut|calm|all [--quick] [--out FILE] [--work FOLDER]
+
+One part an argument, each written into the same file as it ends. Trainings keep checkpoints below `--work` and go on
+from them; `--quick` runs a few updates of each, to see that all of it runs. One thread. `linear`: W between two layers
+of SmolLM2-135M on sentences, Adam against ridge. `interlat`: the adapter on Countries, sender and receiver
+SmolLM2-135M, against silence, the controls, and the same training with an untrained sender. `coconut`: questions on
+graphs, a small transformer from nothing, with thoughts, without, and without a curriculum. `calm`: a model that knows
+numbers of keys and one that adds, alone, composed, and composed with a model that knows nothing.
+"""
+
+import argparse
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import latentcomm as lc
+from latentcomm.alignment import fit_ridge
+from latentcomm.channels.calm import Calm, CalmLearner, new_bridge
+from latentcomm.channels.coconut import Coconut, CoconutLearner, think
+from latentcomm.channels.latent import AdapterShape, Interlat
+from latentcomm.channels.latent_training import InterlatLearner, InterlatLoss, warm_start
+from latentcomm.controls import derangement
+from latentcomm.corpus import read_corpus
+from latentcomm.evaluation import summarise
+from latentcomm.files import write_json
+from latentcomm.models import Model
+from latentcomm.publishing import machine
+from latentcomm.small_models import small_model
+from latentcomm.stats import mcnemar_exact, proportion_interval
+from latentcomm.tasks import Item, Task, prosqa
+from latentcomm.tasks.countries import countries
+from latentcomm.training import Schedule, TextLearner, Training, train, train_linear
+
+MODEL = "smollm2-135m-instruct"
+CONTROLS = ("shuffled", "zero", "random", "self")
+
+
+def untrained_like(model: Model, *, seed: int) -> Model:
+    """A model of the same sizes and tokenizer whose weights were drawn and never trained: it knows nothing."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = AutoModelForCausalLM.from_config(model.hooked.original_model.config)
+    return lc.wrap_model(drawn, model.tokenizer, name=f"{model.name} untrained")
+
+
+def table_of(trials: Sequence[lc.Trial]) -> list[dict[str, Any]]:
+    """A line a channel, condition and metric, numbers rounded."""
+    rows = summarise(trials).to_dict("records")
+    return [{key: _rounded(value) for key, value in row.items() if value == value} for row in rows]
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def compared(a: Sequence[lc.Trial], b: Sequence[lc.Trial], metric: str) -> dict[str, Any]:
+    """Exact McNemar of two channels under their true messages."""
+    first, second = ({t.item: bool(getattr(t, metric)) for t in each if t.condition == "message"} for each in (a, b))
+    items = list(first)
+    p_value = mcnemar_exact([first[item] for item in items], [second[item] for item in items]).p_value
+    return {
+        "metric": metric,
+        "n": len(items),
+        "right": [sum(first.values()), sum(second.values())],
+        "p": _rounded(p_value),
+    }
+
+
+def facts(training: Training) -> dict[str, Any]:
+    """What a training was."""
+    losses = training.losses
+    tenth = max(1, len(losses) // 10)
+    means = [
+        round(sum(losses[at : at + tenth]) / len(losses[at : at + tenth]), 4) for at in range(0, len(losses), tenth)
+    ]
+    return {"updates": len(losses), "seconds": round(training.seconds), "mean_loss_by_tenths": means}
+
+
+def interlat(work: Path, quick: bool) -> dict[str, Any]:
+    """The adapter on famous landmarks, tuned on 100 and asked about 66 others."""
+    model = lc.load_model(MODEL)
+    tune, test = countries(fame="famous").split(seed=0, tune_fraction=0.6)
+    if quick:
+        tune, test = tune.take(12, seed=0), test.take(6, seed=0)
+    schedule = Schedule(steps=4 if quick else 300, batch_size=8, learning_rate=3e-4, warmup=10, final_rate=0.1, seed=0)
+    loss = InterlatLoss(separation=0.5, alignment=0.1)
+    out: dict[str, Any] = {
+        "task": "countries, famous, primed sender",
+        "tuned_on": len(tune.items),
+        "asked": len(test.items),
+    }
+    out["schedule"] = {"steps": schedule.steps, "batch": schedule.batch_size, "rate": schedule.learning_rate}
+    trials: dict[str, list[lc.Trial]] = {}
+    for channel in (lc.Silent(), lc.Skyline()):
+        trials[channel.name] = lc.evaluate(channel, model, model, test, reply_tokens=4, checkpoint=work / "trials")
+    for name, sender in (("interlat", model), ("interlat, untrained sender", untrained_like(model, seed=0))):
+        shape = AdapterShape(model.d_model, model.d_model, model.name)
+        untrained = Interlat(name, warm_start(model, *_sent(sender, tune, shape, model), marker=" of"), plan_tokens=4)
+        message = untrained.send(sender, tune)
+        learner = InterlatLearner.of(model, tune, message, untrained.adapter, options=loss)
+        checkpoint = work / f"{name.replace(', ', '-').replace(' ', '-')}.safetensors"
+        out[name] = facts(
+            train(learner, schedule, frozen=[model], checkpoint=checkpoint, every=5, progress=True, name=name)
+        )
+        controls = CONTROLS if sender is model else ()
+        trials[name] = lc.evaluate(
+            untrained, sender, model, test, controls=controls, reply_tokens=4, checkpoint=work / "trials"
+        )
+        learner.adapter.save(work / f"{checkpoint.stem}-adapter.safetensors")
+    out["table"] = table_of([trial for each in trials.values() for trial in each])
+    ours, theirs = trials["interlat"], trials["interlat, untrained sender"]
+    out["against_untrained_sender"] = [compared(ours, theirs, metric) for metric in ("free", "choices")]
+    return out
+
+
+def _sent(sender: Model, task: Task, shape: AdapterShape, receiver: Model) -> tuple[Any, AdapterShape]:
+    from latentcomm.channels.latent import Adapter
+
+    first = Interlat("first", Adapter.initial(shape, receiver.embedding_table), plan_tokens=4)
+    return first.send(sender, task), shape
+
+
+LAYERS = (12, 20)
+"""Where W is fitted: from the state after the first to that after the second, of the same sentence's last token."""
+SENTENCES, HELD_OUT = 3072, 512
+
+
+def linear(work: Path, quick: bool) -> dict[str, Any]:
+    """W by the published recipe and by ridge, their held-out R^2, and how long each took."""
+    model = lc.load_model(MODEL)
+    texts = sentences(64 if quick else SENTENCES + HELD_OUT)
+    held = max(16, len(texts) // 7)
+    source, target = last_states(model, texts)
+    out: dict[str, Any] = {
+        "from_layer": LAYERS[0],
+        "to_layer": LAYERS[1],
+        "fitted": len(texts) - held,
+        "held_out": held,
+    }
+    began = time.process_time()
+    learnt = train_linear(
+        source[held:], target[held:], epochs=10, progress=True, checkpoint=work / "linear.safetensors"
+    )
+    out["adam"] = {
+        "r_squared": learnt.r_squared(source[:held], target[:held]),
+        "cpu_seconds": time.process_time() - began,
+    }
+    began = time.process_time()
+    ridge = fit_ridge(source[held:], target[held:], penalty=None)
+    out["ridge"] = {
+        "r_squared": ridge.r_squared(source[:held], target[:held]),
+        "cpu_seconds": time.process_time() - began,
+    }
+    shuffled = target[torch.randperm(len(target), generator=torch.Generator().manual_seed(0))]
+    null = fit_ridge(source[held:], shuffled[held:], penalty=None)
+    out["ridge_on_shuffled_rows"] = {"r_squared": null.r_squared(source[:held], shuffled[:held])}
+    for each in ("adam", "ridge", "ridge_on_shuffled_rows"):
+        out[each] = {key: _rounded(value) for key, value in out[each].items()}
+    return out
+
+
+def sentences(n: int) -> list[str]:
+    """Sentences of 8 to 40 words from the corpus that comes with the package, in its order, none twice."""
+    found: dict[str, None] = {}
+    for document in read_corpus(None).documents:
+        for sentence in re.split(r"(?<=[.!?])\s+", document):
+            if 8 <= len(sentence.split()) <= 40:
+                found[" ".join(sentence.split())] = None
+    return list(found)[:n]
+
+
+def last_states(model: Model, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """States after the two layers at each sentence's last token."""
+    parts = []
+    for start in range(0, len(texts), 64):
+        seen = lc.capture(model, lc.encode(model, texts[start : start + 64]), [lc.Site(layer) for layer in LAYERS])
+        parts.append([seen.last(lc.Site(layer)) for layer in LAYERS])
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+N_STEPS = 3
+BEGIN, END = "<think>", "</think>"
+
+
+def coconut(work: Path, quick: bool) -> dict[str, Any]:
+    """Three small transformers from the same start, of equally many updates, asked the same held-out problems."""
+    n, updates = (64, 4) if quick else (20000, 2400)
+    told, asked = (
+        prosqa.problems(n, n_steps=N_STEPS, seed=0),
+        prosqa.prosqa(n=20 if quick else 300, n_steps=N_STEPS, seed=1),
+    )
+    stage_updates = [updates // 2, *[updates // (2 * N_STEPS)] * N_STEPS]
+    plans = {
+        "thoughts": list(enumerate(stage_updates)),
+        "no curriculum": [(N_STEPS, sum(stage_updates))],
+        "no thoughts": [(None, sum(stage_updates))],
+    }
+    out: dict[str, Any] = {"n_steps": N_STEPS, "updates_by_stage": stage_updates}
+    outcomes: dict[str, list[bool]] = {}
+    for name, stages in plans.items():
+        model = small_model([*prosqa.words(), BEGIN, END], name="graphs", n_layers=2, d_model=64, n_ctx=128, seed=0)
+        losses, seconds = [], 0.0
+        for stage, steps in stages:
+            texts = [problem.question for problem in told], [problem.steps for problem in told]
+            rest = [problem.answer for problem in told]
+            if stage is None:  # the answer at once
+                learner = CoconutLearner(model, tuple(texts[0]), ((),) * n, tuple(rest), BEGIN, END, 0)
+            else:
+                learner = CoconutLearner(model, tuple(texts[0]), tuple(texts[1]), tuple(rest), BEGIN, END, stage)
+            schedule = Schedule(steps, 64, learning_rate=2e-3, warmup=min(50, steps // 4), final_rate=0.2, seed=0)
+            where = work / f"coconut-{name.replace(' ', '-')}-{stage}.safetensors"
+            training = train(
+                learner, schedule, checkpoint=where, every=100, progress=True, name=f"{name}, stage {stage}"
+            )
+            losses.append(facts(training))
+            seconds += training.seconds
+            if (name, stage) == ("thoughts", 0):
+                outcomes["chain of thought, after stage 0"] = answered(model, asked, n_thoughts=0)
+        outcomes[name] = answered(model, asked, n_thoughts=N_STEPS if stages[-1][0] == N_STEPS else 0)
+        out[name] = {"seconds": round(seconds), "stages": losses}
+        if name == "thoughts":
+            state = think(model, lc.encode(model, [asked.items[0].receiver + f" {BEGIN}"]).tokens, n=N_STEPS)[0]
+            table = model.hooked.W_E.detach()
+            norms = float(state.norm(dim=-1).mean()), float(table.norm(dim=-1).mean())
+            out["norms"] = {"thought": _rounded(norms[0]), "embedding": _rounded(norms[1])}
+    return {**out, "asked": scored(outcomes, "thoughts")}
+
+
+def answered(model: Model, task: Task, *, n_thoughts: int) -> list[bool]:
+    """Whether the last word of each reply is the answer."""
+    right = []
+    for start in range(0, len(task.items), 50):
+        part = replace(task, items=task.items[start : start + 50])
+        if n_thoughts:
+            said = Coconut("thoughts", n_thoughts, BEGIN, END)
+            given: Any = said.receive(model, part, said.own(model, part))
+        else:
+            given = lc.encode(model, [f"{item.receiver} {BEGIN} {END}" for item in part.items])
+        replies = lc.generate(model, given, max_new_tokens=6 * N_STEPS + 2)
+        right += [reply.split()[-1:] == [item.answers[0]] for reply, item in zip(replies, part.items, strict=True)]
+    return right
+
+
+N_KEYS, N_TAUGHT = 80, 40
+"""Keys that the sender knows, and those of them whose sums the bridge is trained on; it is asked about the others."""
+
+
+def calm(work: Path, quick: bool) -> dict[str, Any]:
+    """A memorises a digit a key, B learns sums of two digits, a bridge joins them; asked about keys it never saw."""
+    rng = random.Random("learned channels: calm")
+    keys = [f"<k{number}>" for number in range(N_KEYS)]
+    table = {key: rng.randrange(10) for key in keys}
+    words = [*keys, *map(str, range(19)), "+", "="]
+    knows, untrained, adds = (
+        small_model(words, name=name, n_layers=n_layers, d_model=64, n_ctx=16, seed=seed)
+        for name, n_layers, seed in (("knows", 2, 1), ("untrained", 2, 3), ("adds", 4, 2))
+    )
+    steps = 4 if quick else 600
+    out: dict[str, Any] = {"keys": N_KEYS, "taught_keys": N_TAUGHT, "layers": [2, 4], "width": 64}
+    pairs = rng.sample([(a, b) for a in keys for b in keys], 3000)
+    told = [(key, table[key]) for key in keys] * 20 + [(f"{a} + {b}", table[b]) for a, b in pairs]
+    sums = [(f"{a} + {b} =", a + b) for a in range(10) for b in range(10)]
+    for model, texts in ((knows, told), (adds, sums)):
+        learner = TextLearner(model, tuple(text for text, _ in texts), tuple(str(value) for _, value in texts))
+        schedule = Schedule(steps, 48, learning_rate=3e-3, warmup=min(30, steps // 2), final_rate=0.1)
+        where = work / f"calm-{model.name}.safetensors"
+        out[model.name] = facts(train(learner, schedule, checkpoint=where, progress=True, name=model.name))
+    taught, other = keys[:N_TAUGHT], keys[N_TAUGHT:]
+    seen = rng.sample([(a, b) for a in taught for b in taught if a != b], 1200 if not quick else 20)
+    training, held = seen[: len(seen) * 5 // 6], seen[len(seen) * 5 // 6 :]
+    tasks = {
+        "new keys": key_sums(
+            rng.sample([(a, b) for a in other for b in other if a != b], 300 if not quick else 10), table
+        ),
+        "new pairs of taught keys": key_sums(held, table),
+    }
+    outcomes: dict[str, dict[str, list[bool]]] = {name: {} for name in tasks}
+    task = key_sums(training, table)
+    for name, sender in (("composed", knows), ("composed with an untrained sender", untrained)):
+        channel = Calm(name, new_bridge(sender, adds, every=1))
+        answers = [item.answers[0] for item in task.items]
+        learner = CalmLearner.of(adds, task, channel.send(sender, task), channel.bridge, answers=answers)
+        schedule = Schedule(2 * steps, 32, learning_rate=2e-3, warmup=min(30, steps // 2), final_rate=0.1)
+        where = work / f"calm-{name.replace(' ', '-')}.safetensors"
+        out[name] = facts(train(learner, schedule, frozen=[sender, adds], checkpoint=where, progress=True, name=name))
+        for kind, asked in tasks.items():
+            given = channel.receive(adds, asked, channel.send(sender, asked))
+            outcomes[kind][name] = right_sums(adds, given, asked)
+            if sender is knows:
+                swapped = derangement([item.answers[0] for item in asked.items], seed=0)
+                shuffled = channel.receive(adds, asked, channel.send(sender, asked).select(swapped))
+                outcomes[kind]["composed, shuffled message"] = right_sums(adds, shuffled, asked)
+    for kind, asked in tasks.items():
+        prompts = [item.receiver for item in asked.items]
+        for model in (knows, adds):
+            outcomes[kind][f"{model.name} alone"] = right_sums(model, lc.encode(model, prompts), asked)
+        told_numbers = lc.encode(adds, [item.skyline for item in asked.items])
+        outcomes[kind]["told the numbers"] = right_sums(adds, told_numbers, asked)
+    out["asked"] = {kind: scored(each, "composed") for kind, each in outcomes.items()}
+    return out
+
+
+def key_sums(pairs: Sequence[tuple[str, str]], table: dict[str, int]) -> Task:
+    """Sums of two keys; one-digit numbers, of which many keys share one."""
+    items = tuple(
+        Item(f"{a}{b}", f"{a} + {b} =", f"{a} + {b} =", f"{table[a]} + {table[b]} =", (str(table[a] + table[b]),), "")
+        for a, b in pairs
+    )
+    return Task("sums of keys", items, (), "raw", reply_tokens=2)
+
+
+def right_sums(model: Model, given: Any, task: Task) -> list[bool]:
+    """Whether the first word of each reply is the sum."""
+    replies = lc.generate(model, given, max_new_tokens=2)
+    return [reply.split()[:1] == [item.answers[0]] for reply, item in zip(replies, task.items, strict=True)]
+
+
+def scored(outcomes: dict[str, list[bool]], first: str) -> dict[str, Any]:
+    """Right, n, interval, and the exact McNemar p against the first."""
+    out = {}
+    for name, right in outcomes.items():
+        low, high = proportion_interval(sum(right), len(right))
+        out[name] = {"right": sum(right), "n": len(right), "low": _rounded(low), "high": _rounded(high)}
+        if name != first:
+            out[name]["p"] = _rounded(mcnemar_exact(outcomes[first], right).p_value)
+    return out
+
+
+PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
+    "linear": linear,
+    "calm": calm,
+    "coconut": coconut,
+    "interlat": interlat,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=[*PARTS, "all"])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/learned_channels.json"))
+    parser.add_argument("--work", type=Path, default=Path("learned"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in PARTS if given.part == "all" else (given.part,):
+        began, busy = time.perf_counter(), time.process_time()
+        found = PARTS[name](given.work, given.quick)
+        cost = {"wall_seconds": round(time.perf_counter() - began), "cpu_seconds": round(time.process_time() - busy)}
+        known = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {"machine": machine()}
+        write_json(given.out, {**known, name: {**found, **cost}})
+        print(json.dumps(found, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Continuous thoughts: a model's last state becomes its next input, some times over, before it answers or is heard."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from latentcomm.channels.base import asked_itself
+from latentcomm.channels.message import Message, made_by
+from latentcomm.channels.slots import Halves, with_gap
+from latentcomm.decoding import EMBEDDED, ReceiverInput, SoftTokens
+from latentcomm.files import digest
+from latentcomm.models import Model
+from latentcomm.prompts import Prompts
+from latentcomm.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Coconut:
+    """The sender thinks after its prompt; its thoughts enter the receiver's prompt between the two markers.
+
+    A thought is the last layer's state after the final norm; it enters in place of the next embedding, and so on
+    `n_thoughts` times. Within one model, whose sender and receiver read the same text, this is Coconut itself: the
+    receiver reads question, begin, thoughts, end and goes on in words. With other texts the thoughts are a message.
+    With no thoughts there are no markers either, and the receiver just reads its prompt.
+
+    Without training the method rarely helps: a thought is many times as long as a row of the embedding table (on
+    SmolLM2-135M 15 times), a place where no input has ever been. `norm` brings every thought that enters to one length.
+
+    Attributes:
+        n_thoughts: how often the state is fed back.
+        begin, end: the markers, each a single token of both vocabularies.
+        alignment: maps the sender's thoughts into a receiver of another width.
+        norm: the length that thoughts are brought to, in the sender as they are thought and in the receiver; None
+            leaves them as they are, which is the published method.
+
+    Source: Hao et al. 2024, arXiv:2412.06769.
+    """
+
+    name: str
+    n_thoughts: int
+    begin: str
+    end: str
+    alignment: Callable[..., Any] | None = None
+    norm: float | None = None
+
+    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
+        """The thoughts after each prompt; with none, a message without tensors."""
+        facts = made_by(sender, site="final norm", position=f"{self.n_thoughts} thoughts after the prompt")
+        halves = with_gap(sender, [item.sender for item in task.items], template=task.template)
+        if self.n_thoughts == 0:
+            return Message(None, f"{sender.name} thoughts", parts=tuple({} for _ in halves), made_by=facts)
+        begin = marker(sender, self.begin)
+        rows = Prompts.from_ids([[*before, begin] for before, _ in halves])
+        parts: list[dict[str, Tensor]] = [{} for _ in halves]
+        for group in rows.groups_of_equal_length():
+            tokens = rows.select(group).tokens
+            thoughts, _ = think(sender, tokens, n=self.n_thoughts, norm=self.norm)
+            for row, found in zip(group, thoughts, strict=True):
+                parts[row] = {"thoughts": found}
+        return Message(None, f"{sender.name} thoughts", parts=tuple(parts), made_by=facts)
+
+    def carries_own(self, receiver: Model) -> bool:
+        """Yes where thoughts enter as they are: a model can hear its own."""
+        return self.alignment is None
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """The receiver's own thoughts on its own prompt."""
+        return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """The receiver's prompts with begin, thoughts and end at the end of the user's turn.
+
+        Raises:
+            ValueError: the message is for another receiver, has no thoughts, or thoughts of another width.
+        """
+        message.check_receiver(receiver)
+        halves = with_gap(receiver, [item.receiver for item in task.items], template=task.template)
+        if message.parts is None:
+            raise ValueError(f"the channel {self.name} needs a message of thoughts and got {message.origin}")
+        if self.n_thoughts == 0:
+            return ReceiverInput(Prompts.from_ids([[*before, *after] for before, after in halves]))
+        vectors = [self._entering(receiver, part, message) for part in message.parts]
+        return ReceiverInput(*between(receiver, halves, vectors, begin=self.begin, end=self.end))
+
+    def _entering(self, receiver: Model, part: Mapping[str, Tensor], message: Message) -> Tensor:
+        if "thoughts" not in part:
+            raise ValueError(f"the channel {self.name} needs a message of thoughts and got {message.origin}")
+        thoughts = part["thoughts"].to(receiver.device, receiver.dtype)
+        if self.alignment is not None and not message.is_own:
+            thoughts = self.alignment(thoughts)
+        if thoughts.shape[1] != receiver.d_model:
+            raise ValueError(
+                f"thoughts {thoughts.shape[1]} wide cannot enter {receiver.name}, which is {receiver.d_model} wide; "
+                "give an alignment"
+            )
+        return _of_norm(thoughts, self.norm)
+
+
+def think(
+    model: Model, tokens: Int[Tensor, "batch pos"], *, n: int, norm: float | None = None, with_grad: bool = False
+) -> tuple[Float[Tensor, "batch thought d_model"], Any]:
+    """The n thoughts after prompts of one length, and the cache of all that was read: the prompt and thoughts 1 to n-1.
+
+    Pass 1 reads the prompt, and each of the n - 1 passes after it the thought before. Gradients go through all of them.
+
+    Raises:
+        ValueError: n below 1, or more positions than the model reads.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; think at least one thought")
+    if tokens.shape[1] + n > model.n_ctx:
+        raise ValueError(f"{tokens.shape[1]} tokens and {n} thoughts exceed the {model.n_ctx} of {model.name}")
+    cache = model.new_cache(len(tokens))
+    thoughts: list[Tensor] = []
+    entering, hooks = tokens, []
+    for _ in range(n):
+        thoughts.append(_of_norm(_last_state(model, entering, hooks, cache, with_grad=with_grad), norm))
+        entering, hooks = tokens[:, -1:], [_entry(thoughts[-1])]
+    return torch.stack(thoughts, 1), cache
+
+
+def between(
+    model: Model, halves: Sequence[Halves], vectors: Sequence[Float[Tensor, "_ d_model"]], *, begin: str, end: str
+) -> tuple[Prompts, tuple[()], SoftTokens]:
+    """Prompts with begin, a place for each vector and end in their gaps, no grafts, and the vectors for the places."""
+    opening, closing = marker(model, begin), marker(model, end)
+    rows, places = [], []
+    for (before, after), given in zip(halves, vectors, strict=True):
+        places.append(torch.arange(len(before) + 1, len(before) + 1 + len(given)))
+        rows.append([*before, opening, *[opening] * len(given), closing, *after])
+    return Prompts.from_ids(rows), (), SoftTokens(tuple(places), tuple(vectors))
+
+
+def marker(model: Model, text: str) -> int:
+    """The token that a marker is.
+
+    Raises:
+        ValueError: it is none, or several, in this vocabulary.
+    """
+    ids = model.require_tokenizer()(text, add_special_tokens=False).input_ids
+    if len(ids) != 1 or ids[0] == model.tokenizer.unk_token_id:
+        raise ValueError(
+            f"the marker {text!r} is {len(ids)} known tokens of {model.name}; choose one that is a single token"
+        )
+    return int(ids[0])
+
+
+@dataclass(frozen=True, eq=False)
+class CoconutLearner:
+    """The training of a whole model at one stage: its first `stage` steps are thoughts, the rest is said.
+
+    The text is question, begin, stage x per_step thoughts, end, the remaining steps, the answer, and the end of the
+    text; the loss is the cross-entropy of what stands behind the thoughts. With `per_step` 0 nothing stands for a step,
+    so that nothing is replaced and there are no markers: chain of thought, whatever the stage.
+
+    Attributes:
+        model: all of whose weights are trained.
+        questions, steps, answers: texts, and the steps of each solution in order.
+        begin, end: the markers.
+        stage, per_step: k and c.
+
+    Source: Hao et al. 2024, arXiv:2412.06769.
+
+    Raises:
+        ValueError: another number of questions than of solutions, a negative stage, or more steps to replace than one
+            has.
+    """
+
+    model: Model
+    questions: tuple[str, ...]
+    steps: tuple[tuple[str, ...], ...]
+    answers: tuple[str, ...]
+    begin: str
+    end: str
+    stage: int
+    per_step: int = 1
+    _rows: list[tuple[list[int], list[int]]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.questions) == len(self.steps) == len(self.answers):
+            raise ValueError(
+                f"{len(self.questions)} questions, {len(self.steps)} lists of steps and {len(self.answers)} answers; "
+                "give one of each to every example"
+            )
+        least = min(map(len, self.steps), default=0)
+        if not 0 <= self.stage <= least or self.per_step < 0:
+            raise ValueError(
+                f"stage is {self.stage} and per_step {self.per_step}; the shortest solution has {least} steps"
+            )
+        tokenizer = self.model.require_tokenizer()
+        said = self.stage if self.per_step else 0
+        rows = []
+        for question, steps, answer in zip(self.questions, self.steps, self.answers, strict=True):
+            asked = tokenizer(question, add_special_tokens=False).input_ids
+            told = tokenizer(" ".join((*steps[said:], answer)), add_special_tokens=False).input_ids
+            rows.append((list(asked), [*told, tokenizer.eos_token_id]))
+        object.__setattr__(self, "_rows", rows)
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """All weights of the model."""
+        return dict(self.model.hooked.named_parameters())
+
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """The stage, and digests of the texts."""
+        return {
+            "what": "coconut", "model": self.model.name, "stage": self.stage, "per_step": self.per_step,
+            "begin": self.begin, "end": self.end, "examples": digest(self.questions, self.steps, self.answers),
+        }  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:
+        """The mean cross-entropy over all tokens behind the thoughts."""
+        rows = [self._rows[row] for row in batch]
+        groups: dict[tuple[int, int], list[tuple[list[int], list[int]]]] = {}
+        for asked, told in rows:
+            groups.setdefault((len(asked), len(told)), []).append((asked, told))
+        total = torch.stack([self._summed(group) for group in groups.values()]).sum()
+        return total / sum(len(told) for _, told in rows)
+
+    def _summed(self, group: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+        """The summed cross-entropy of examples whose questions are of one length, and their texts of one."""
+        device = self.model.device
+        asked, told = (torch.tensor([row[part] for row in group], device=device) for part in (0, 1))
+        n = self.stage * self.per_step
+        if n == 0 and self.per_step == 0:
+            entering, cache, hooks = torch.cat([asked, told[:, :-1]], 1), None, []
+        else:
+            column = torch.ones(len(asked), 1, dtype=torch.long, device=device)
+            begin, end = (column * marker(self.model, text) for text in (self.begin, self.end))
+            opened = torch.cat([asked, begin], 1)
+            if n == 0:
+                entering, cache, hooks = torch.cat([opened, end, told[:, :-1]], 1), None, []
+            else:
+                thoughts, cache = think(self.model, opened, n=n, with_grad=True)
+                entering, hooks = torch.cat([end, end, told[:, :-1]], 1), [_entry(thoughts[:, -1])]
+        logits = self.model.forward(entering, hooks=hooks, cache=cache, with_grad=True)[:, -told.shape[1] :]
+        return F.cross_entropy(logits.flatten(0, 1).float(), told.flatten(), reduction="sum")
+
+
+def _last_state(
+    model: Model, tokens: Tensor, hooks: Sequence[Any], cache: Any, *, with_grad: bool
+) -> Float[Tensor, "batch d_model"]:
+    """The last layer's state of the last token, after the final norm."""
+    kept: list[Tensor] = []
+
+    def keep(value: Tensor, hook: Any) -> None:
+        kept.append(value[:, -1])
+
+    name = f"blocks.{model.n_layers - 1}.hook_resid_post"
+    model.forward(tokens, hooks=[*hooks, (name, keep)], cache=cache, last_only=True, with_grad=with_grad)
+    return model.final_norm(kept[0], with_grad=with_grad)
+
+
+def _entry(thought: Float[Tensor, "batch d_model"]) -> Any:
+    """A hook that puts the thought in place of the first embedding of what is read."""
+
+    def write(value: Tensor, hook: Any) -> Tensor:
+        return torch.cat([thought[:, None].to(value.dtype), value[:, 1:]], 1)
+
+    return EMBEDDED, write
+
+
+def _of_norm(vectors: Float[Tensor, "*batch d_model"], norm: float | None) -> Float[Tensor, "*batch d_model"]:
+    return vectors if norm is None else F.normalize(vectors, dim=-1) * norm

@@ -1,0 +1,53 @@
+"""Prompts with a gap at the end of the user's turn, into which latents are put between a begin and an end."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentcomm.decoding import SoftTokens
+from latentcomm.models import Model, encode
+from latentcomm.prompts import Prompts, Template
+
+PLACEHOLDER = 0
+"""The id that stands where a soft token enters; which one does not matter."""
+GAP = "\N{OBJECT REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+"""Stands in the user's turn where the gap is, until the chat template has been written around it."""
+
+Halves = tuple[list[int], list[int]]
+"""The ids of a prompt before its gap and behind it; the second is empty for raw text."""
+
+
+def with_gap(model: Model, texts: Sequence[str], *, template: Template) -> list[Halves]:
+    """The two halves of each prompt: raw text up to its end and nothing; a chat up to the end of the user's words, and
+    what closes the turn and opens the assistant's.
+
+    Raises:
+        ValueError: what `encode` refuses, or a chat template that changes the user's words.
+    """
+    if template == "raw":
+        prompts = encode(model, texts)
+        return [(prompts.ids(row).tolist(), []) for row in range(len(prompts))]
+    encode(model, texts, template=template)  # refuses what cannot be a prompt
+    tokenizer = model.require_tokenizer()
+    halves = []
+    for text in texts:
+        turn = [{"role": "user", "content": text + GAP}]
+        written = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        before, gap, after = written.partition(GAP)
+        if not gap:
+            raise ValueError(f"the chat template of {model.name} changes what the user says; use template='raw'")
+        halves.append(tuple(list(tokenizer(half, add_special_tokens=False).input_ids) for half in (before, after)))
+    return halves
+
+
+def filled(halves: Sequence[Halves], vectors: Sequence[Float[Tensor, "_ d_receiver"]]) -> tuple[Prompts, SoftTokens]:
+    """The prompts with as many places in their gaps as there are vectors, and the vectors for these places."""
+    rows = [
+        [*before, *[PLACEHOLDER] * len(given), *after] for (before, after), given in zip(halves, vectors, strict=True)
+    ]
+    places = tuple(
+        torch.arange(len(before), len(before) + len(given)) for (before, _), given in zip(halves, vectors, strict=True)
+    )
+    return Prompts.from_ids(rows), SoftTokens(places, tuple(vectors))

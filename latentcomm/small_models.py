@@ -1,0 +1,72 @@
+"""Small untrained transformers with a vocabulary of whole words, for tasks that a processor learns in minutes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from latentcomm.models import Model, wrap_model
+
+PAD, UNKNOWN, END = "<pad>", "<unk>", "<eos>"
+SPECIAL = (PAD, UNKNOWN, END)
+
+
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """A transformers tokenizer whose tokens are the given words, divided by white space, after `<pad> <unk> <eos>`.
+
+    Raises:
+        ValueError: a word that is empty, holds white space, or stands twice.
+
+    >>> word_tokenizer(["one", "two"])("two one").input_ids
+    [4, 3]
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    every = [*SPECIAL, *words]
+    if bad := [word for word in words if word.split() != [word]]:
+        raise ValueError(f"{bad[0]!r} is no word; give words without white space")
+    if len(set(every)) < len(every):
+        raise ValueError(f"a word stands twice among {len(every)}; name each once")
+    backend = Tokenizer(WordLevel({word: number for number, word in enumerate(every)}, unk_token=UNKNOWN))
+    backend.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, unk_token=UNKNOWN, eos_token=END)
+
+
+def small_model(
+    words: Sequence[str],
+    *,
+    name: str,
+    n_layers: int = 2,
+    d_model: int = 128,
+    n_heads: int = 4,
+    n_ctx: int = 128,
+    seed: int = 0,
+) -> Model:
+    """An untrained Llama of these sizes (feed-forward four times the width, tables not tied) behind the seam.
+
+    Raises:
+        ValueError: heads that do not divide the width.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if d_model % n_heads:
+        raise ValueError(f"{n_heads} heads do not divide the width {d_model}; give a divisor of it")
+    tokenizer = word_tokenizer(words)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=d_model,
+        intermediate_size=4 * d_model,
+        num_hidden_layers=n_layers,
+        num_attention_heads=n_heads,
+        max_position_embeddings=n_ctx,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    return wrap_model(model, tokenizer, name=name)

@@ -1,0 +1,537 @@
+"""Train a few tensors beside frozen models: seeded, resumed to the bit, with a result that is written whole."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentcomm.alignment import AffineMap
+from latentcomm.decoding import ReceiverInput
+from latentcomm.files import digest, written_whole
+from latentcomm.grafting import Graft, check_fired
+from latentcomm.models import Model
+from latentcomm.progress import say
+from latentcomm.prompts import Prompts
+
+CHECKPOINT = "latentcomm checkpoint 1"
+WEIGHTS = "latentcomm weights 1"
+REPORTS = 10
+"""Lines of progress a training prints."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What can be trained: its tensors, what makes it this training and no other, and its loss on some examples."""
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The tensors that are trained, by name; `train` changes them in place and nothing else."""
+        ...
+
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """Plain values that a checkpoint is held to: the sizes, the options, a digest of the examples."""
+        ...
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        ...
+
+    def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:
+        """The mean loss over the examples of these numbers; whatever is drawn is drawn from the generator."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: AdamW with a linear warm-up and, where `final_rate` is below 1, a linear way down.
+
+    Attributes:
+        steps: updates of the parameters.
+        batch_size: examples a pass; `accumulate` passes make an update.
+        learning_rate: after the warm-up of `warmup` updates; the last update has `final_rate` times it.
+        weight_decay: AdamW's; 0 makes it Adam.
+        clip: the largest norm of all gradients together; None leaves them.
+        dtype: of the arithmetic; "bfloat16" is torch's autocast over float32 parameters.
+        seed: of the order of the examples and of all that a loss draws.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    >>> [round(Schedule(steps=4, learning_rate=1.0, warmup=2, final_rate=0.5).rate(step), 2) for step in range(4)]
+    [0.5, 1.0, 0.75, 0.5]
+    """
+
+    steps: int
+    batch_size: int = 32
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    warmup: int = 0
+    final_rate: float | int = 1.0
+    weight_decay: float | int = 0.0
+    clip: float | int | None = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least {least}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate is {self.learning_rate}; give a positive number")
+        if not 0 <= self.final_rate <= 1 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
+            raise ValueError(
+                f"final_rate {self.final_rate} must be in [0, 1], weight_decay {self.weight_decay} at least 0, "
+                f"and clip {self.clip} positive or None"
+            )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of an update, counted from 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        way = max(1, self.steps - self.warmup)
+        share = (step - self.warmup + 1) / way
+        return self.learning_rate * (1 - (1 - self.final_rate) * share)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training was.
+
+    Attributes:
+        losses: the loss of every update, before it.
+        seconds: how long all of it took, the part before an interruption included.
+        resumed_at: how many updates were there already when this run began.
+    """
+
+    losses: tuple[float, ...]
+    seconds: float
+    resumed_at: int = 0
+
+
+def train(
+    learner: Trainable,
+    schedule: Schedule,
+    *,
+    frozen: Sequence[Model] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 100,
+    progress: bool = False,
+    name: str = "training",
+) -> Training:
+    """Change the learner's parameters in place until the schedule ends, and say how the loss went.
+
+    The examples pass in a new order each epoch, and what a loss draws comes from the seed and the number of the update,
+    so there is no state of random numbers to lose. With `checkpoint` the parameters, the optimiser and the losses are
+    written there every `every` updates and at the end; a training that was interrupted goes on from them and ends with
+    the same bits as one that was not, and one that is done is read back. The `frozen` models pass gradients on and keep
+    their weights.
+
+    Raises:
+        ValueError: there are no parameters or examples, a parameter belongs to a frozen model, or the checkpoint is of
+            another shape or another configuration.
+        RuntimeError: a loss or a gradient that is not finite.
+    """
+    parameters = dict(learner.parameters)
+    if not parameters or len(learner) == 0:
+        raise ValueError(f"there are {len(parameters)} parameters and {len(learner)} examples; a training needs both")
+    held = {id(parameter) for model in frozen for parameter in model.hooked.parameters()}
+    if both := [label for label, parameter in parameters.items() if id(parameter) in held]:
+        raise ValueError(f"the parameter {both[0]} belongs to a frozen model; leave that model out of `frozen`")
+    asked = {"schedule": asdict(schedule), **learner.configuration}
+    path = None if checkpoint is None else Path(checkpoint)
+    with frozen_weights(frozen), _trained(parameters.values()):
+        optimiser = torch.optim.AdamW(
+            parameters.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+        losses, before = ([], 0.0) if path is None else _resume(path, parameters, optimiser, asked)
+        resumed_at, began = len(losses), time.perf_counter()
+        for step in range(resumed_at, schedule.steps):
+            losses.append(_update(learner, parameters, optimiser, schedule, step))
+            done, seconds = step + 1, before + time.perf_counter() - began
+            if path is not None and (done % every == 0 or done == schedule.steps):
+                _write_checkpoint(path, parameters, optimiser, asked, losses, seconds)
+            if progress and (done * REPORTS // schedule.steps > step * REPORTS // schedule.steps or step == resumed_at):
+                recent = losses[-max(1, schedule.steps // REPORTS) :]
+                mean = sum(recent) / len(recent)
+                say(f"{name}: {done} of {schedule.steps} updates, loss {mean:.4f}, {seconds:.0f} s")
+        seconds = before + time.perf_counter() - began
+    return Training(tuple(losses), seconds, resumed_at)
+
+
+@contextlib.contextmanager
+def frozen_weights(models: Sequence[Model]) -> Iterator[None]:
+    """A block in which no weight of these models asks for a gradient; what each asked for before is restored."""
+    before = [(weight, weight.requires_grad) for model in models for weight in model.hooked.parameters()]
+    try:
+        for weight, _ in before:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight, asked in before:
+            weight.requires_grad_(asked)
+
+
+def answer_logits(
+    model: Model, given: ReceiverInput, answers: Sequence[Sequence[int]], *, with_grad: bool = True
+) -> list[Float[Tensor, "_ d_vocab"]]:
+    """The logits from which each token of each given answer is read, under all that the receiver is given.
+
+    All rows run at once, padded on the right, which a causal model does not see. Gradients reach the soft tokens, the
+    grafts and what stands.
+
+    Raises:
+        ValueError: an answer has no token, prompt and answer exceed the context, or there is a past.
+        RuntimeError: a graft or the soft tokens did not enter.
+    """
+    if given.past is not None:
+        raise ValueError("gradients do not pass through a past of keys and values; give the receiver prompts alone")
+    if min(map(len, answers), default=0) < 1 or len(answers) != len(given.prompts):
+        raise ValueError(f"{len(answers)} answers for {len(given.prompts)} prompts; give one of some tokens to each")
+    if given.prompts.first.any():  # padding on the left goes, and what is counted from there moves
+        given = given.select(range(len(given.prompts)))
+    lengths = given.prompts.lengths
+    read = zip(given.prompts.tokens.tolist(), lengths.tolist(), answers, strict=True)
+    rows = [[*tokens[:length], *ids[:-1]] for tokens, length, ids in read]
+    width = max(map(len, rows))
+    if width > model.n_ctx:
+        raise ValueError(f"a prompt with its answer has {width} tokens and {model.name} reads {model.n_ctx} at most")
+    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    most = max(map(len, answers))
+    wanted = (lengths[:, None] - 1 + torch.arange(most)[None]).clamp(max=width - 1).to(model.device)
+    embedded, fired = [0], [0] * len(given.grafts)
+    hooks = [] if given.soft is None else [given.soft.hook(embedded)]
+    hooks += [_counted(_placed(graft, lengths), number, fired) for number, graft in enumerate(given.grafts)]
+    hooks += [hook for each in given.standing for hook in each.fwd_hooks()]
+
+    def keep_wanted(value: Tensor, hook: Any) -> Tensor:
+        return value[torch.arange(len(value), device=value.device)[:, None], wanted]
+
+    hooks.append((model.unembedding_entry, keep_wanted))
+    logits = model.forward(tokens, hooks=hooks, with_grad=with_grad)
+    check_fired(given.grafts, fired)
+    if given.soft is not None and embedded[0] != 1:
+        raise RuntimeError(f"the soft tokens entered {model.name} {embedded[0]} times instead of once")
+    return [logits[row, : len(ids)] for row, ids in enumerate(answers)]
+
+
+def cross_entropy(logits: Sequence[Float[Tensor, "_ d_vocab"]], answers: Sequence[Sequence[int]]) -> Float[Tensor, ""]:
+    """The mean over the answers of the mean cross-entropy of their tokens."""
+    right = torch.tensor([token for ids in answers for token in ids], device=logits[0].device)
+    share = torch.tensor([1 / (len(ids) * len(answers)) for ids in answers for _ in ids], device=logits[0].device)
+    return (F.cross_entropy(torch.cat(list(logits)).float(), right, reduction="none") * share).sum()
+
+
+def answer_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of answers as they would continue a prompt, without special tokens.
+
+    Raises:
+        ValueError: an answer without a token.
+    """
+    tokenizer = model.require_tokenizer()
+    rows = [list(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+    if not all(rows):
+        raise ValueError(f"the answer {texts[[bool(row) for row in rows].index(False)]!r} has no token")
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class TextLearner:
+    """The training of all weights of a model to go on from prompts with given answers, and to end there.
+
+    Attributes:
+        model: whose weights are changed in place.
+        prompts, answers: a text each; the answer's tokens are those of the text alone, then the end of the text.
+
+    Raises:
+        ValueError: another number of prompts than of answers, or a text without a token.
+    """
+
+    model: Model
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+    _rows: list[tuple[list[int], list[int]]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != len(self.answers):
+            raise ValueError(f"{len(self.prompts)} prompts and {len(self.answers)} answers; give one to each")
+        end = self.model.require_tokenizer().eos_token_id
+        pairs = (answer_ids(self.model, texts) for texts in (self.prompts, self.answers))
+        rows = [(asked, [*told, end]) for asked, told in zip(*pairs, strict=True)]
+        object.__setattr__(self, "_rows", rows)
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """All weights of the model."""
+        return dict(self.model.hooked.named_parameters())
+
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """The model's name and a digest of the texts."""
+        return {"what": "texts", "model": self.model.name, "examples": digest(self.prompts, self.answers)}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:
+        """The mean cross-entropy of the answers."""
+        answers = [self._rows[row][1] for row in batch]
+        given = ReceiverInput(Prompts.from_ids([self._rows[row][0] for row in batch]))
+        return cross_entropy(answer_logits(self.model, given, answers), answers)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearRows:
+    """The training of W and c in y = W x + c on rows of states by their mean squared error."""
+
+    source: Float[Tensor, "row d_sender"]
+    target: Float[Tensor, "row d_receiver"]
+    weight: Float[Tensor, "d_receiver d_sender"]
+    bias: Float[Tensor, " d_receiver"]
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """W and c."""
+        return {"weight": self.weight, "bias": self.bias}
+
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """The rows, by their digest."""
+        return {"what": "linear map", "rows": digest(self.source, self.target)}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:
+        """The mean squared error over rows and entries."""
+        rows = list(batch)
+        return F.mse_loss(self.source[rows] @ self.weight.T + self.bias, self.target[rows])
+
+
+def train_linear(
+    source: Float[Tensor, "row d_sender"],
+    target: Float[Tensor, "row d_receiver"],
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> AffineMap:
+    """Return the map from source to target that Adam finds: Xavier at first, MSE, 10 epochs of batches of 32 at 1e-3.
+
+    That is the published recipe; `alignment.fit_ridge` solves the same problem in closed form and is the better
+    baseline.
+
+    Source: Ramesh & Li 2025, arXiv:2501.14082.
+
+    Raises:
+        ValueError: no rows.
+
+    >>> rows = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    >>> train_linear(rows, rows, epochs=200, learning_rate=1e-2).r_squared(rows, rows) > 0.99
+    True
+    """
+    source, target = source.detach().float(), target.detach().float()
+    generator = torch.Generator().manual_seed(seed)
+    weight = xavier(target.shape[1], source.shape[1], generator=generator)
+    learner = LinearRows(source, target, weight, torch.zeros(target.shape[1]))
+    steps = math.ceil(epochs * len(source) / batch_size)
+    schedule = Schedule(steps, batch_size, learning_rate=learning_rate, clip=None, seed=seed)
+    train(learner, schedule, checkpoint=checkpoint, progress=progress, name="linear map")
+    return AffineMap(learner.weight.detach(), learner.bias.detach())
+
+
+def xavier(d_out: int, d_in: int, *, generator: torch.Generator) -> Float[Tensor, "d_out d_in"]:
+    """A matrix of uniform entries between plus and minus sqrt(6 / (d_in + d_out))."""
+    return (torch.rand(d_out, d_in, generator=generator) * 2 - 1) * math.sqrt(6 / (d_in + d_out))
+
+
+def save_weights(
+    path: str | os.PathLike[str], weights: Mapping[str, Tensor], *, kind: str, configuration: Mapping[str, Any]
+) -> None:
+    """Write trained tensors and what they are for as safetensors, whole or not at all."""
+    manifest = {"format": WEIGHTS, "kind": kind, "configuration": dict(configuration)}
+    with written_whole(Path(path)) as draft:
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()},
+            draft,
+            metadata={"manifest": json.dumps(manifest)},
+        )
+
+
+def load_weights(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors that `save_weights` wrote, bit for bit, and their configuration.
+
+    Raises:
+        ValueError: the file is missing, is no such file, or holds another kind.
+    """
+    manifest, tensors = _read(Path(path))
+    if manifest.get("format") != WEIGHTS or manifest.get("kind") != kind:
+        raise ValueError(f"{os.fspath(path)} holds {manifest.get('kind', 'nothing of this package')} and not {kind}")
+    return tensors, manifest["configuration"]
+
+
+def _update(
+    learner: Trainable,
+    parameters: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    schedule: Schedule,
+    step: int,
+) -> float:
+    """One update; its loss."""
+    optimiser.zero_grad(set_to_none=True)
+    device = next(iter(parameters.values())).device.type
+    total = 0.0
+    for part in range(schedule.accumulate):
+        number = step * schedule.accumulate + part
+        draw = torch.Generator().manual_seed(_mixed(schedule.seed, 1, number))
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            torch.autocast(device, torch.bfloat16, enabled=schedule.dtype == "bfloat16"),
+        ):
+            torch.manual_seed(_mixed(schedule.seed, 2, number))  # for what draws by itself, such as dropout
+            loss = learner.loss(_batch(len(learner), schedule, number), draw)
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"the loss of update {step} is {float(loss.detach())}; lower the learning rate or set clip"
+            )
+        (loss / schedule.accumulate).backward()
+        total += float(loss.detach()) / schedule.accumulate
+    if schedule.clip is not None:
+        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), schedule.clip)
+        if not torch.isfinite(norm):
+            raise RuntimeError(f"the gradient of update {step} is not finite; lower the learning rate")
+    for group in optimiser.param_groups:
+        group["lr"] = schedule.rate(step)
+    optimiser.step()
+    return total
+
+
+def _batch(n: int, schedule: Schedule, number: int) -> list[int]:
+    """The examples of a pass: the epochs' orders one behind the other, cut into batches."""
+    places = range(number * schedule.batch_size, (number + 1) * schedule.batch_size)
+    orders: dict[int, list[int]] = {}
+    for epoch in {place // n for place in places}:
+        draw = torch.Generator().manual_seed(_mixed(schedule.seed, 0, epoch))
+        orders[epoch] = torch.randperm(n, generator=draw).tolist()
+    return [orders[place // n][place % n] for place in places]
+
+
+def _mixed(seed: int, stream: int, number: int) -> int:
+    """A seed of its own for each stream of random numbers and each place in it."""
+    return (seed * 1_000_003 + stream) * 1_000_000_007 + number
+
+
+@contextlib.contextmanager
+def _trained(parameters: Any) -> Iterator[None]:
+    """A block in which these tensors ask for gradients; after it they ask for what they did, and hold none."""
+    before = [(parameter, parameter.requires_grad) for parameter in parameters]
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, asked in before:
+            parameter.requires_grad_(asked)
+            parameter.grad = None
+
+
+def _write_checkpoint(
+    path: Path,
+    parameters: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    asked: Mapping[str, Any],
+    losses: Sequence[float],
+    seconds: float,
+) -> None:
+    tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
+    for name, parameter in parameters.items():
+        tensors[f"parameters/{name}"] = parameter.detach().cpu().contiguous().clone()
+        for kind, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous().clone()
+    manifest = {"format": CHECKPOINT, "asked": asked, "seconds": seconds}
+    with written_whole(path) as draft:
+        save_file(tensors, draft, metadata={"manifest": json.dumps(manifest)})
+
+
+def _resume(
+    path: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, asked: Mapping[str, Any]
+) -> tuple[list[float], float]:
+    """Put the checkpoint's state into the parameters and the optimiser; its losses and seconds, if there is one."""
+    if not path.exists():
+        return [], 0.0
+    manifest, tensors = _read(path)
+    if manifest.get("format") != CHECKPOINT:
+        raise ValueError(f"{path} is no checkpoint of a training; give another path")
+    theirs, ours = _flat(manifest["asked"]), _flat(json.loads(json.dumps(asked)))
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise ValueError(
+                f"the checkpoint {path} is of another training: its {key} is {theirs.get(key)} and not "
+                f"{ours.get(key)}; give another path, or the same options"
+            )
+    stored = {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith("parameters/")}
+    for name in sorted(stored.keys() | parameters.keys()):
+        shapes = [list(each[name].shape) if name in each else None for each in (stored, parameters)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the checkpoint {path} is of another shape: its {name} is {shapes[0]}, not {shapes[1]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored[name])
+            optimiser.state[parameter] = {
+                kind: tensors[f"{kind}/{name}"].to(parameter.device if kind != "step" else "cpu")
+                for kind in ("step", "exp_avg", "exp_avg_sq")
+                if f"{kind}/{name}" in tensors
+            }
+    return tensors["losses"].tolist(), float(manifest["seconds"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            manifest = json.loads((file.metadata() or {}).get("manifest", "{}"))
+            return manifest, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a file of this package ({error})") from error
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return out
+
+
+def _placed(graft: Graft, lengths: Tensor) -> Graft:
+    """The graft with its positions counted from the start of each prompt: an answer stands behind them."""
+    rows = range(len(lengths))
+    index = [graft.select([row]).index(torch.empty(1, int(lengths[row]), 1)) for row in rows]
+    if len({each.shape[1] for each in index}) != 1:
+        raise ValueError(f"the graft at {graft.site.hook_name} names another number of positions in each prompt")
+    return replace(graft, position=torch.cat(index))
+
+
+def _counted(graft: Graft, number: int, fired: list[int]) -> Any:
+    ((name, write),) = graft.fwd_hooks()
+
+    def fire(value: Tensor, hook: Any) -> Tensor:
+        fired[number] += 1
+        return write(value, hook)
+
+    return name, fire

@@ -1,0 +1,351 @@
+"""The trainer: updates as by hand, interrupted equals uninterrupted, frozen models stay, refusals say why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import BACKENDS, build, ids, model, states
+from torch import Tensor
+from toys import toy
+
+from latentcomm.alignment import AffineMap, fit_ridge
+from latentcomm.channels import Activation
+from latentcomm.channels.fusion_training import FusionLearner
+from latentcomm.decoding import Past, ReceiverInput, SoftTokens
+from latentcomm.fusion import Concat, Gated, Replace
+from latentcomm.grafting import LAST, Graft
+from latentcomm.prompts import Prompts
+from latentcomm.sites import Site
+from latentcomm.training import (
+    Schedule,
+    TextLearner,
+    Trainable,
+    answer_logits,
+    cross_entropy,
+    frozen_weights,
+    load_weights,
+    save_weights,
+    train,
+    train_linear,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Noisy:
+    """Least squares whose loss draws noise from its generator and from torch's own: what a resumption could lose."""
+
+    source: Tensor
+    target: Tensor
+    weight: Tensor
+    stop_at: int | None = None
+    calls: list[list[int]] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        return {"weight": self.weight}
+
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        return {"what": "noisy", "width": self.weight.shape[1]}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def loss(self, batch: Sequence[int], generator: torch.Generator) -> Tensor:
+        if self.stop_at is not None and len(self.calls) == self.stop_at:
+            raise KeyboardInterrupt
+        self.calls.append(list(batch))
+        noise = 0.1 * torch.randn(len(batch), generator=generator) + 0.1 * torch.randn(len(batch))
+        return ((self.source[list(batch)] @ self.weight.T)[:, 0] + noise - self.target[list(batch)]).square().mean()
+
+
+def noisy(*, stop_at: int | None = None, width: int = 3, rows: int = 10) -> Noisy:
+    source = states(rows, width, dtype=torch.float32)
+    return Noisy(source, source.sum(1), torch.zeros(1, width), stop_at)
+
+
+class TestTheTrainer:
+    def test_an_interrupted_training_that_goes_on_ends_with_the_same_bits(self, tmp_path: Path) -> None:
+        schedule = Schedule(steps=23, batch_size=4, learning_rate=0.05, warmup=5, final_rate=0.1, accumulate=2)
+        whole = noisy()
+        expected = train(whole, schedule)
+        stopped = noisy(stop_at=27)  # in the second pass of update 13
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, schedule, checkpoint=tmp_path / "c", every=5)
+        resumed = noisy()
+        found = train(resumed, schedule, checkpoint=tmp_path / "c", every=5)
+        assert found.resumed_at == 10
+        assert torch.equal(resumed.weight, whole.weight)
+        assert found.losses == expected.losses
+        assert whole.calls[20:] == resumed.calls
+
+    def test_another_seed_ends_elsewhere_and_the_same_seed_does_not(self) -> None:
+        ends = []
+        for seed in (0, 0, 1):
+            learner = noisy()
+            train(learner, Schedule(steps=8, batch_size=4, seed=seed))
+            ends.append(learner.weight.clone())
+        assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+    def test_torchs_own_random_numbers_go_on_as_if_nothing_had_been_trained(self) -> None:
+        torch.manual_seed(7)
+        expected = torch.rand(3)
+        torch.manual_seed(7)
+        train(noisy(), Schedule(steps=2, batch_size=2))
+        assert torch.equal(torch.rand(3), expected)
+
+    def test_a_training_that_is_done_is_read_back_and_not_run(self, tmp_path: Path) -> None:
+        first, schedule = noisy(), Schedule(steps=6, batch_size=4)
+        expected = train(first, schedule, checkpoint=tmp_path / "c")
+        again = noisy(stop_at=0)
+        assert train(again, schedule, checkpoint=tmp_path / "c").losses == expected.losses
+        assert torch.equal(again.weight, first.weight)
+
+    def test_updates_are_adamw_s_with_warm_up_and_clipping(self) -> None:
+        schedule = Schedule(steps=6, batch_size=10, learning_rate=0.1, warmup=3, weight_decay=0.2, clip=0.5)
+        learner = noisy()
+        train(learner, schedule)
+        weight, mean, square = torch.zeros(1, 3), torch.zeros(1, 3), torch.zeros(1, 3)
+        for step in range(6):  # Loshchilov and Hutter's algorithm 2, written out
+            weight.requires_grad_(True)
+            draw = torch.Generator().manual_seed((0 * 1_000_003 + 1) * 1_000_000_007 + step)
+            torch.manual_seed((0 * 1_000_003 + 2) * 1_000_000_007 + step)
+            batch = learner.calls[step]
+            noise = 0.1 * torch.randn(10, generator=draw) + 0.1 * torch.randn(10)
+            loss = ((learner.source[batch] @ weight.T)[:, 0] + noise - learner.target[batch]).square().mean()
+            (gradient,) = torch.autograd.grad(loss, weight)
+            gradient = gradient * min(1.0, 0.5 / float(gradient.norm()))
+            rate = 0.1 * min(1.0, (step + 1) / 3)
+            mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
+            with torch.no_grad():
+                weight = weight * (1 - rate * 0.2)
+                weight = weight - rate * (mean / (1 - 0.9 ** (step + 1))) / (
+                    (square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+                )
+        assert torch.allclose(learner.weight, weight, atol=1e-5)
+
+    def test_every_example_is_seen_once_an_epoch_in_another_order(self) -> None:
+        learner = noisy()
+        train(learner, Schedule(steps=4, batch_size=5))
+        epochs = [learner.calls[0] + learner.calls[1], learner.calls[2] + learner.calls[3]]
+        assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2 and epochs[0] != epochs[1]
+
+    def test_two_passes_of_half_a_batch_are_one_of_a_whole(self) -> None:
+        source = states(8, 3, dtype=torch.float32)
+        ends = []
+        for size, passes in ((8, 1), (4, 2), (4, 1)):
+            rows = AffineRows(source, source.flip(1), torch.zeros(3, 3))
+            train(rows, Schedule(steps=3, batch_size=size, accumulate=passes, learning_rate=0.1))
+            ends.append(rows.weight.clone())
+        assert torch.allclose(ends[0], ends[1], atol=1e-6)
+        assert not torch.allclose(ends[0], ends[2], atol=1e-3)
+
+    def test_bfloat16_learns_the_same_with_fewer_digits(self) -> None:
+        source = states(64, 3, dtype=torch.float32)
+        ends = []
+        for dtype in ("float32", "bfloat16"):
+            rows = AffineRows(source, source.flip(1), torch.zeros(3, 3))
+            train(rows, Schedule(steps=150, batch_size=32, learning_rate=0.05, dtype=dtype))
+            assert rows.weight.dtype == torch.float32
+            ends.append(rows.weight.clone())
+        assert torch.allclose(ends[0], ends[1], atol=0.05) and not torch.equal(ends[0], ends[1])
+
+    def test_frozen_models_keep_their_weights_and_what_they_asked_for(self) -> None:
+        tiny = build("llama")
+        weights = list(tiny.hooked.parameters())
+        weights[0].requires_grad_(False)
+        before = [(weight.requires_grad, weight.detach().clone()) for weight in weights]
+        with frozen_weights([tiny]):
+            assert not any(weight.requires_grad for weight in weights)
+        train(noisy(), Schedule(steps=1, batch_size=2), frozen=[tiny])
+        assert all(
+            weight.requires_grad == asked and torch.equal(weight, value)
+            for weight, (asked, value) in zip(weights, before, strict=True)
+        )
+
+    def test_what_it_cannot_train_is_refused(self) -> None:
+        tiny = build("llama")
+        learner = TextLearner(tiny, ("The",), (" Peru",))
+        with pytest.raises(ValueError, match="belongs to a frozen model"):
+            train(learner, Schedule(steps=1), frozen=[tiny])
+        with pytest.raises(ValueError, match="0 examples"):
+            train(noisy(rows=0), Schedule(steps=1))
+        for wrong in ({"steps": 0}, {"learning_rate": 0.0}, {"final_rate": 2.0}, {"clip": 0.0}, {"accumulate": 0}):
+            with pytest.raises(ValueError, match=next(iter(wrong))):
+                Schedule(**({"steps": 1} | wrong))  # type: ignore[arg-type]
+
+    def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_checkpoint(self, tmp_path: Path) -> None:
+        learner = noisy()
+        train(learner, Schedule(steps=4, batch_size=2), checkpoint=tmp_path / "c")
+        kept = (tmp_path / "c").read_bytes()
+        learner.source[:] = torch.inf
+        with pytest.raises(RuntimeError, match="loss of update 0 is"):
+            train(learner, Schedule(steps=4, batch_size=2))
+        assert (tmp_path / "c").read_bytes() == kept
+
+
+class TestCheckpoints:
+    def test_another_shape_or_another_option_is_refused_in_one_sentence(self, tmp_path: Path) -> None:
+        train(noisy(), Schedule(steps=4, batch_size=2), checkpoint=tmp_path / "c")
+        with pytest.raises(ValueError, match=r"its schedule.steps is 4 and not 5"):
+            train(noisy(), Schedule(steps=5, batch_size=2), checkpoint=tmp_path / "c")
+        with pytest.raises(ValueError, match=r"its width is 3 and not 4"):
+            train(noisy(width=4), Schedule(steps=4, batch_size=2), checkpoint=tmp_path / "c")
+
+        class Wider(Noisy):
+            @property
+            def configuration(self) -> Mapping[str, Any]:
+                return {"what": "noisy", "width": 3}
+
+        wide = noisy(width=4)
+        with pytest.raises(ValueError, match=r"another shape: its weight is \[1, 3\], not \[1, 4\]"):
+            train(
+                Wider(wide.source, wide.target, wide.weight),
+                Schedule(steps=4, batch_size=2),
+                checkpoint=tmp_path / "c",
+            )
+        assert torch.equal(wide.weight, torch.zeros(1, 4))  # nothing was loaded on the way
+
+    def test_a_file_that_is_none_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "c").write_text("no checkpoint")
+        with pytest.raises(ValueError, match="cannot be read"):
+            train(noisy(), Schedule(steps=1), checkpoint=tmp_path / "c")
+        save_weights(tmp_path / "w", {"a": torch.ones(2)}, kind="map", configuration={})
+        with pytest.raises(ValueError, match="no checkpoint"):
+            train(noisy(), Schedule(steps=1), checkpoint=tmp_path / "w")
+
+    def test_weights_come_back_bit_for_bit_and_of_the_kind_asked_for(self, tmp_path: Path) -> None:
+        weights = {"a": states(3, 2), "b": states(2, dtype=torch.float32), "scale": torch.tensor(0.1)}
+        save_weights(tmp_path / "w", weights, kind="adapter", configuration={"heads": 2})
+        found, configuration = load_weights(tmp_path / "w", kind="adapter")
+        assert configuration == {"heads": 2} and found.keys() == weights.keys()
+        assert all(
+            torch.equal(found[name], weights[name]) and found[name].dtype == weights[name].dtype for name in found
+        )
+        with pytest.raises(ValueError, match="holds adapter and not bridge"):
+            load_weights(tmp_path / "w", kind="bridge")
+        with pytest.raises(ValueError, match="cannot be read"):
+            load_weights(tmp_path / "missing", kind="bridge")
+
+
+class TestAnswers:
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_logits_are_those_of_each_row_alone_whatever_the_lengths(self, backend: str) -> None:
+        tiny = model("llama", backend)
+        prompts, answers = ids(3, 6, 4), [[9, 8], [7], [6, 5, 10]]
+        found = answer_logits(tiny, ReceiverInput(Prompts.from_ids(prompts)), answers)
+        for prompt, answer, logits in zip(prompts, answers, found, strict=True):
+            row = torch.cat([prompt, torch.tensor(answer)])[None]
+            with torch.no_grad():
+                expected = tiny.hooked(row, return_type="logits")[0].log_softmax(-1)[len(prompt) - 1 : -1]
+            assert torch.allclose(logits.log_softmax(-1), expected, rtol=0, atol=1e-9)
+        by_hand = [-logits.log_softmax(-1)[range(len(a)), a].mean() for logits, a in zip(found, answers, strict=True)]
+        assert torch.allclose(cross_entropy(found, answers), torch.stack(by_hand).mean().float())
+
+    def test_soft_tokens_and_grafts_stand_at_the_prompt_and_let_gradients_through(self) -> None:
+        tiny = model("llama")
+        prompts = Prompts.from_ids(ids(3, 5))
+        vectors = states(2, 32).requires_grad_(True)
+        entering = states(2, 32, seed=1).requires_grad_(True)
+        soft = SoftTokens((torch.tensor([1]), torch.tensor([2])), (entering[:1], entering[1:]))
+        given = ReceiverInput(prompts, (Graft(Site(1), LAST, vectors, Replace()),), soft)
+        found = answer_logits(tiny, given, [[4, 5], [6]])
+        for row, last in ((0, 2), (1, 4)):
+            tokens = torch.cat([prompts.ids(row), torch.tensor([4 if row == 0 else 6])])[None]
+
+            def write(value: Tensor, hook: object, row: int = row, last: int = last) -> Tensor:
+                value = value.clone()
+                value[0, last] = vectors[row].detach()
+                return value
+
+            def enter(value: Tensor, hook: object, row: int = row) -> Tensor:
+                value = value.clone()
+                value[0, 1 + row] = entering[row].detach()
+                return value
+
+            hooks = [("hook_embed", enter), ("blocks.1.hook_resid_post", write)]
+            expected = tiny.forward(tokens, hooks=hooks)[0, last : last + len(found[row])]
+            assert torch.allclose(found[row], expected, rtol=0, atol=1e-9)
+        cross_entropy(found, [[4, 5], [6]]).backward()
+        assert vectors.grad is not None and (vectors.grad.abs().sum(1) > 0).all()
+        assert entering.grad is not None and (entering.grad.abs().sum(1) > 0).all()
+
+    def test_what_has_no_answer_or_a_past_is_refused(self) -> None:
+        tiny, prompts = model("llama"), Prompts.from_ids(ids(3))
+        with pytest.raises(ValueError, match="give one of some tokens to each"):
+            answer_logits(tiny, ReceiverInput(prompts), [[]])
+        with pytest.raises(ValueError, match="through a past"):
+            answer_logits(tiny, ReceiverInput(prompts, past=Past(((),), (1,))), [[3]])
+        with pytest.raises(ValueError, match="reads 40 at most"):
+            answer_logits(tiny, ReceiverInput(prompts), [[3] * 50])
+
+
+class TestWhatIsTrained:
+    def test_the_linear_map_comes_near_ridge_on_held_out_rows_and_knows_nothing_of_noise(self) -> None:
+        source = states(400, 6, dtype=torch.float32)
+        target = source @ states(6, 4, seed=1, dtype=torch.float32) + 2
+        learnt = train_linear(source[:300], target[:300], epochs=40, learning_rate=2e-2)
+        ridge = fit_ridge(source[:300], target[:300], penalty=None)
+        assert learnt.r_squared(source[300:], target[300:]) > 0.98
+        assert ridge.r_squared(source[300:], target[300:]) >= learnt.r_squared(source[300:], target[300:])
+        noise = states(400, 4, seed=2, dtype=torch.float32)
+        assert train_linear(source[:300], noise[:300]).r_squared(source[300:], noise[300:]) < 0.1
+
+    def test_the_linear_map_is_the_same_every_time_and_can_be_saved(self, tmp_path: Path) -> None:
+        source = states(40, 3, dtype=torch.float32)
+        first, again = (train_linear(source, source) for _ in range(2))
+        assert torch.equal(first.weight, again.weight)
+        first.save(tmp_path / "w")
+        assert torch.equal(AffineMap.load(tmp_path / "w").weight, first.weight)
+        with pytest.raises(ValueError, match="steps is 0"):
+            train_linear(source[:0], source[:0])
+
+    @pytest.mark.parametrize("make", [Gated, Concat], ids=["gated", "concat"])
+    def test_a_gate_and_a_concatenation_learn_from_the_answers(self, make: type[Gated] | type[Concat]) -> None:
+        tiny, task = build("llama", dtype=torch.float32), toy()
+        message = Activation("a", Site(1), Site(1), Replace()).send(tiny, task)
+        learner = FusionLearner.of(tiny, task, message, Site(1), make, answers=[i.choice for i in task.items])
+        assert isinstance(learner, Trainable)
+        before = tiny.fingerprint
+        done = train(learner, Schedule(steps=40, batch_size=8, learning_rate=1e-2), frozen=[tiny])
+        assert done.losses[-1] < 0.5 * done.losses[0]
+        assert tiny.fingerprint == before
+        graft = Graft(Site(1), LAST, learner.vectors, learner.fusion)
+        given = ReceiverInput(learner.prompts, (graft,))
+        after = answer_logits(tiny, given, learner.answers, with_grad=False)
+        assert float(cross_entropy(after, learner.answers)) < 0.5 * done.losses[0]
+
+    def test_a_model_learns_texts_and_ends_where_they_end(self) -> None:
+        tiny = build("llama", dtype=torch.float32)
+        learner = TextLearner(tiny, ("Alice is", "The note"), (" at Peru", " says"))
+        done = train(learner, Schedule(steps=60, batch_size=2, learning_rate=1e-2))
+        assert done.losses[-1] < 0.1 * done.losses[0]
+        import latentcomm as lc
+
+        assert lc.generate(tiny, lc.encode(tiny, ["Alice is", "The note"]), max_new_tokens=5) == [" at Peru", " says"]
+
+
+@dataclass(frozen=True, eq=False)
+class AffineRows:
+    """Least squares without any noise."""
+
+    source: Tensor
+    target: Tensor
+    weight: Tensor
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        return {"weight": self.weight}
+
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        return {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def loss(self, batch: Sequence[int], generator: torch.Generator) -> Tensor:
+        return (self.source[list(batch)] @ self.weight.T - self.target[list(batch)]).square().mean()
