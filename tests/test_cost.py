@@ -54,10 +54,13 @@ class TestAgainstTorchsCounter:
 
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_a_whole_reply(self, backend: str) -> None:
-        tiny = model("gpt2", backend)
-        prompts = Prompts.from_ids(ids(6, 2, 6))
-        theirs, ours = counted(tiny, lambda: decode(tiny, prompts, max_new_tokens=4))
-        assert ours == theirs
+        tiny = build("gpt2", backend)
+        tiny.__dict__["stop_ids"] = frozenset()
+        apart = [Prompts.from_ids(ids(*lengths)) for lengths in ((6, 6), (2,))]
+        costs = [counted(tiny, lambda p=prompts: decode(tiny, p, max_new_tokens=4)) for prompts in apart]
+        assert all(ours == theirs for theirs, ours in costs)
+        _, together = counted(tiny, lambda: decode(tiny, Prompts.from_ids(ids(6, 2, 6)), max_new_tokens=4))
+        assert together == sum(ours for _, ours in costs)  # holes behind shorter rows are nobody's cost
 
     def test_a_sender_that_stops_early_pays_for_the_blocks_that_ran(self) -> None:
         tiny = build("gpt2")

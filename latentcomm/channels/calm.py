@@ -167,6 +167,10 @@ class Attending:
 
         return [hook_of(pair, layer) for pair, (_, layer) in enumerate(self.bridge.shape.pairs)]
 
+    def reply_hooks(self) -> list[Hook]:
+        """The same hooks: what they read is the sender's, wherever the receiver stands."""
+        return self.fwd_hooks()
+
 
 @dataclass(frozen=True)
 class Calm:
