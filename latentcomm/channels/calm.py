@@ -234,7 +234,7 @@ def heard_states(message: Message, shape: BridgeShape) -> tuple[tuple[Tensor, ..
     names = [f"layer {read}" for read, _ in shape.pairs]
     parts = message.parts or ()
     if not parts or any(name not in part for part in parts for name in names):
-        raise ValueError(f"the bridge reads {', '.join(names)} and the message {message.origin} lacks one of them")
+        raise ValueError(f"the bridge needs a message of states at {', '.join(names)} and got {message.origin}")
     return tuple(tuple(part[name] for name in names) for part in parts)
 
 
