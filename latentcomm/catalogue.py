@@ -47,7 +47,7 @@ class Recipe:
         message_tokens: how long a written message, a distribution or a trajectory may get.
         request: what a sender that writes reads after its text.
         delta_layers: the layers whose state deltas travel with a text.
-        n_thoughts: how many continuous thoughts pass.
+        n_thoughts, markers: how many continuous thoughts pass, and what stands around them.
         learned: channels that were trained, by name; see `learning`.
     """
 
@@ -60,6 +60,7 @@ class Recipe:
     request: str = ""
     delta_layers: tuple[int, ...] = (0,)
     n_thoughts: int = 4
+    markers: tuple[str, str] = ("(", ")")
     learned: Mapping[str, Channel] = field(default_factory=dict)
 
 
@@ -135,7 +136,7 @@ def _cipher_debate(name: str, recipe: Recipe) -> Channel:
 
 
 def _coconut(name: str, recipe: Recipe) -> Channel:
-    return Coconut(name, recipe.n_thoughts, "(", ")")
+    return Coconut(name, recipe.n_thoughts, *recipe.markers)
 
 
 def _deltas(name: str, recipe: Recipe) -> Channel:

@@ -1,5 +1,6 @@
 """The job behind `latentcomm compare`: choose a cell and fit maps on one half of a task, compare on the other."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from latentcomm.catalogue import (
     needs_cell,
 )
 from latentcomm.channels.base import Channel, label
+from latentcomm.channels.coconut import marker
 from latentcomm.channels.merged import fit_predictability
 from latentcomm.comparison import Comparison, compare
 from latentcomm.controls import derangement
@@ -33,6 +35,8 @@ from latentcomm.tasks.base import Task
 
 DEPTHS = (0.5, 0.65, 0.8, 0.9, 0.97)
 """Relative depths of the cells that are tried where every cell needs a map of its own: of blocks, from the first."""
+MARKERS = (("(", ")"), ("[", "]"), ("<", ">"), (":", "."), (".", "."))
+"""What stands around continuous thoughts where nothing else is asked: the first of them that are single tokens."""
 MAP_DOCUMENTS, MAP_TOKENS, MAP_FOLDS = 64, 128, 3
 """Documents of the packaged corpus, tokens of each, and folds for the penalty, of maps between models."""
 
@@ -125,6 +129,7 @@ def compare_named(
         message_tokens=plan.message_tokens,
         request=plan.request,
         n_thoughts=plan.n_thoughts,
+        markers=_markers(sender, receiver),
         learned=learned,
         delta_layers=tuple(sorted({sender.n_layers * part // 4 for part in (1, 2, 3)})),
     )
@@ -175,6 +180,17 @@ def choose_cell(
     )
     cell = best_cell(cell_table(sweep, sender, tune), n_layers=receiver.n_layers)
     return cell, None if maps is None else maps[cell]
+
+
+def _markers(sender: Model, receiver: Model) -> tuple[str, str]:
+    """What can stand around thoughts: the first of `MARKERS` that are single tokens of both models, or of neither."""
+    for pair in MARKERS:
+        with contextlib.suppress(ValueError):
+            for model in (sender, receiver):
+                for text in pair:
+                    marker(model, text)
+            return pair
+    return MARKERS[0]
 
 
 def _depths(n_layers: int) -> list[int]:

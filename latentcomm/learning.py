@@ -17,6 +17,7 @@ from latentcomm.channels.fusion_training import FusionLearner
 from latentcomm.channels.latent import Adapter, AdapterShape, new_adapter
 from latentcomm.channels.latent_training import InterlatLearner, InterlatLoss, right_answer, warm_start
 from latentcomm.comparing import Plan, choose_cell, map_documents, map_tokens
+from latentcomm.files import without_folder
 from latentcomm.fusion import Concat, Fusion, Gated, Replace
 from latentcomm.layer_sweep import Cell
 from latentcomm.models import Model, check_pair
@@ -125,9 +126,9 @@ def learn(
     weights = {key: value.detach().clone() for key, value in {**made.learner.parameters, **made.fixed}.items()}
     facts = {
         "name": name,
-        "sender": sender.name,
+        "sender": without_folder(sender.name),
         "sender_fingerprint": sender.fingerprint,
-        "receiver": receiver.name,
+        "receiver": without_folder(receiver.name),
         "receiver_fingerprint": receiver.fingerprint,
         "task": task.name,
         "trained_on": [] if name == "learned_linear" else [item.id for item in tune.items],
@@ -138,7 +139,7 @@ def learn(
         "schedule": asdict(schedule),
         "training": _facts(training),
     }
-    return Learned(_channel(name, weights, facts), weights, facts)
+    return Learned(_channel(name, weights, facts, receiver), weights, facts)
 
 
 def load_learned(path: str | os.PathLike[str], sender: Model, receiver: Model) -> Learned:
@@ -157,7 +158,7 @@ def load_learned(path: str | os.PathLike[str], sender: Model, receiver: Model) -
                 f"{Path(path).name} was trained for the {role} {facts[role]} and {model.name} has other weights; "
                 "train one for this pair"
             )
-    return Learned(_channel(facts["name"], weights, facts), weights, facts)
+    return Learned(_channel(facts["name"], weights, facts, receiver), weights, facts)
 
 
 def load_folder(folder: str | os.PathLike[str], sender: Model, receiver: Model) -> dict[str, Learned]:
@@ -273,14 +274,14 @@ _MAKERS: Mapping[str, Callable[[_Asked], _Made]] = {
 }
 
 
-def _channel(name: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Channel:
-    """The channel of trained weights."""
+def _channel(name: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any], receiver: Model) -> Channel:
+    """The channel of trained weights, for a receiver whose weights are the right ones, whatever it is called now."""
+    shape = {**facts["shape"], "receiver": receiver.name}
     if name == "interlat":
-        adapter = Adapter(AdapterShape(**facts["shape"]), dict(weights))
-        return Interlat(name, adapter, facts["plan"]["plan_tokens"])
+        return Interlat(name, Adapter(AdapterShape(**shape), dict(weights)), facts["plan"]["plan_tokens"])
     if name == "calm":
-        pairs = tuple((int(read), int(write)) for read, write in facts["shape"]["pairs"])
-        return Calm(name, Bridge(BridgeShape(**{**facts["shape"], "pairs": pairs}), dict(weights)))
+        shape["pairs"] = tuple((int(read), int(write)) for read, write in shape["pairs"])
+        return Calm(name, Bridge(BridgeShape(**shape), dict(weights)))
     read, write = (Site(layer) for layer in facts["cell"])
     learnt = AffineMap(weights["weight"], weights["bias"])
     if name == "learned_linear":
