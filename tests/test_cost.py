@@ -1,13 +1,18 @@
 """Costs: against torch's own counter on models as they run, against the paper's formula by hand, and the front."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 from tiny import BACKENDS, EVERY_MODEL, build, ids, model
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toys import toy
 
-from latentcomm.channels import Activation, Silent
+from latentcomm.channels import Activation, Calm, Cipher, Interlat, Silent
+from latentcomm.channels.calm import new_bridge
+from latentcomm.channels.latent import new_adapter
 from latentcomm.cost import (
     ModelSize,
     cost_front,
@@ -164,3 +169,31 @@ class TestTheFront:
         table.loc[2, "seconds"] = float("nan")
         with pytest.raises(ValueError, match="row 2 has no number in 'seconds'"):
             cost_front(table, cost="seconds")
+
+
+class TestProductsBesideTheModels:
+    """What a channel multiplies by itself is on record, and is what torch counts of it."""
+
+    @pytest.mark.parametrize("channel", ["cipher", "interlat", "compressed interlat", "calm"])
+    def test_they_are_counted(self, channel: str) -> None:
+        sender, receiver = build("gpt2"), build("gpt2", seed=1)
+        made = {
+            "cipher": lambda: Cipher(max_tokens=3, allow_empty=True, temperature=1.0),
+            "interlat": lambda: Interlat("interlat", new_adapter(sender, receiver), plan_tokens=3),
+            "compressed interlat": lambda: Interlat(
+                "interlat", new_adapter(sender, receiver, n_steps=2), plan_tokens=3
+            ),
+            "calm": lambda: Calm("calm", new_bridge(sender, receiver, every=1)),
+        }[channel]()
+        task = toy()
+        task = replace(task, items=task.items[:1])
+        for one in (sender, receiver):
+            one.__dict__["stop_ids"] = frozenset()
+        theirs, ours = counted(sender, lambda: made.send(sender, task, receiver=receiver))
+        assert ours == theirs
+        message = made.send(sender, task, receiver=receiver)
+        with sdpa_kernel(SDPBackend.MATH):  # torch does not count its fused attention on a processor
+            theirs, ours = counted(
+                receiver, lambda: decode(receiver, made.receive(receiver, task, message), max_new_tokens=3)
+            )
+        assert ours == theirs

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentcomm.decoding import EMBEDDED, Read, ReceiverInput, Run, SoftTokens, runs
-from latentcomm.models import Hook, Model, encode
+from latentcomm.models import Hook, Model, encode, record_products
 from latentcomm.prompts import Prompts, Template
 
 SLOT = "\ue000"
@@ -193,6 +193,12 @@ class _Rule:
         """See `_nearest`."""
         return _inverse_norms(self.own)
 
+    def multiply_adds(self, n_rows: int) -> int:
+        """Of the averages in all tables, and of the search for the nearest row, as they are computed at every step."""
+        if self.temperature == 0:
+            return 0
+        return n_rows * (2 * self.own.numel() + sum(each.numel() for each in self.tables))
+
     def step(self, logits: Tensor) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
         """Of logits [batch d_vocab]: the speaker's next embeddings, each reader's, nearest tokens, entropies."""
         logits = logits[:, : len(self.own)].double()
@@ -224,6 +230,7 @@ def _replies(model: Model, run: Run, max_new_tokens: int, rule: _Rule) -> list[S
     stops = torch.tensor(sorted(model.stop_ids), dtype=torch.long)
     for step in range(max_new_tokens):
         own, others, ids, entropy = rule.step(logits)
+        record_products(model, rule.multiply_adds(batch))
         live = live & ~torch.isin(ids.cpu(), stops)
         steps.append((ids, others, entropy, live))
         if step == max_new_tokens - 1 or not live.any():

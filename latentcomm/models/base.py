@@ -30,6 +30,7 @@ class Pass:
         n_past: positions of each that were read from a cache.
         n_layers: blocks that ran; fewer than the model has where the pass was ended early.
         n_unembedded: positions of each row that passed the unembedding.
+        n_extra: multiply-adds, of all rows together, of products that are no part of the model (`record_products`).
     """
 
     model: "Model"
@@ -38,6 +39,7 @@ class Pass:
     n_past: int
     n_layers: int
     n_unembedded: int
+    n_extra: int = 0
 
 
 @contextlib.contextmanager
@@ -49,6 +51,12 @@ def recorded_passes() -> Iterator[list[Pass]]:
         yield passes
     finally:
         _RECORDS[:] = [record for record in _RECORDS if record is not passes]
+
+
+def record_products(model: "Model", multiply_adds: int) -> None:
+    """Put matrix products outside the models on record: averages of embeddings, adapters, bridges."""
+    for record in _RECORDS:
+        record.append(Pass(model, 0, 0, 0, 0, 0, multiply_adds))
 
 
 _RECORDS: list[list[Pass]] = []
