@@ -252,7 +252,7 @@ def compare(
     message_tokens: Annotated[int, typer.Option(help="How long a written message may get.", min=1)] = 16,
     request: Annotated[str, typer.Option(help="What a sender that writes reads after its text.")] = "",
     n_tune: Annotated[int, typer.Option(help="Items that the cell is chosen on.", min=2)] = 40,
-    n_test: Annotated[int, typer.Option(help="Other items that channels are compared on; 0: all.", min=0)] = 0,
+    n_test: Annotated[int, typer.Option(help="Other items that channels are compared on; 0: all.", min=0)] = 100,
     n_thoughts: Annotated[int, typer.Option(help="Of Coconut: how often a state is fed back.", min=0)] = 4,
     learned: Annotated[
         Path | None, typer.Option("--weights", help="Folder of channels that `latentcomm train` wrote.")
