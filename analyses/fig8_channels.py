@@ -92,7 +92,7 @@ def main() -> None:
     receiver = sender if options.receiver is None else lc.load_model(options.receiver)
     kept = options.out / ".unfinished" / (f"{name}_smoke" if options.smoke else name)
     table = compute(settings, sender, receiver, checkpoint=kept)
-    shown = plain(asdict(settings)) | {"sender": sender.name, "receiver": receiver.name}
+    shown = plain(asdict(settings) | {"sender": sender.name, "receiver": receiver.name})
     publish(
         plot(table, shown),
         table,
