@@ -6,17 +6,21 @@ Both directions on Countries. A state replaces the receiver's without alignment 
 orthogonal map and canonical correlation, and as what the receiver's state does not predict of it. The cell is chosen
 for each of these by itself, among the same 25 cells on the same tuning items, so that going without alignment has its
 own best chance; all are judged on the same held-out items, with the shuffled message, the zero vector and a
-norm-matched random one. One control is of the map: ridge, at the same penalty, fitted on rows paired at random. Maps
-are fitted on the packaged corpus, which holds no item. It goes on where it was stopped.
+norm-matched random one. One control is of the map: ridge, at the same penalty, fitted on rows paired at random; it has
+the shuffled message alone. Maps are fitted on the packaged corpus, which holds no item. It goes on where it was
+stopped.
 """
 
 import argparse
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -24,7 +28,7 @@ import torch
 from torch import Tensor
 
 import latentcomm as lc
-from latentcomm.alignment import AffineMap, choose_penalty, fit_cca, fit_procrustes, fit_ridge
+from latentcomm.alignment import AffineMap, choose_penalty, fit_procrustes, fit_ridge
 from latentcomm.channels import Activation, Silent, Skyline, Text
 from latentcomm.channels.base import receiver_prompts, sender_prompts
 from latentcomm.comparing import MAP_FOLDS, MAP_TOKENS, map_documents, map_tokens
@@ -34,6 +38,7 @@ from latentcomm.evaluation import MESSAGE
 from latentcomm.files import digest, without_folder
 from latentcomm.fusion import Fusion, PredictabilityResidual, Replace, RightAligned
 from latentcomm.layer_sweep import Cell
+from latentcomm.linalg import centred, squared_size, thin_svd
 from latentcomm.paired import PairedStates, capture_paired, pair_tokens
 from latentcomm.plots import condition_bars
 from latentcomm.progress import say, track
@@ -141,9 +146,17 @@ def _fitted(
     order = torch.randperm(int(rows.sum()), generator=torch.Generator().manual_seed(seed))
     asked = [settings, sender.fingerprint, receiver.fingerprint]
     kept = Kept(None if checkpoint is None else checkpoint / f"maps-{digest(*asked)[:16]}")
+
+    @cache
+    def factored(side: str, layer: int) -> _Factored:
+        return _factored(sources[layer] if side == "x" else targets[layer])
+
     maps: dict[str, dict[Cell, AffineMap]] = {name: {} for name in MAPS}
     for read in track(reads, f"maps from {sender.name}", total=len(reads)):
-        found = kept.tensors(f"ridge-{read:03d}", lambda k=read: _ridges(sources[k], targets, order, documents, seed))
+        found = kept.tensors(
+            f"ridge-{read:03d}",
+            lambda k=read: _jointly(sources[k], targets, groups=documents, seed=seed, order=order),
+        )
         for write in writes:
             for name in ("ridge", BY_CHANCE):
                 maps[name][read, write] = AffineMap(found[f"{name} {write} weight"], found[f"{name} {write} bias"])
@@ -152,7 +165,7 @@ def _fitted(
             )
             maps["cca"][read, write] = kept.map(
                 f"cca-{read:03d}-{write:03d}",
-                lambda k=read, j=write: fit_cca(sources[k], targets[j], rank=settings.cca_rank),
+                lambda k=read, j=write: _cca(factored("x", k), factored("y", j), settings.cca_rank),
             )
     predicted: dict[Cell, AffineMap] = {}
     for write in track(writes, "maps of what is predictable", total=len(writes)):
@@ -162,7 +175,7 @@ def _fitted(
             lambda j=write, sent=messages: _jointly(targets[j], sent, groups=documents, seed=seed),
         )
         for read in reads:
-            predicted[read, write] = AffineMap(found[f"{read} weight"], found[f"{read} bias"])
+            predicted[read, write] = AffineMap(found[f"ridge {read} weight"], found[f"ridge {read} bias"])
     return Way(sender, receiver, [(read, write) for read in reads for write in writes], maps, predicted)
 
 
@@ -171,35 +184,46 @@ def _layers(n_layers: int, depths: Sequence[float]) -> list[int]:
     return sorted({min(n_layers - 2, int(depth * n_layers)) for depth in depths} - {-1}) or [0]
 
 
-def _ridges(
-    source: Tensor, targets: Mapping[int, Tensor], order: Tensor, documents: Tensor, seed: int
-) -> dict[str, Tensor]:
-    """The ridge maps from one read layer to every write layer, and those of the same penalty from exchanged rows."""
-    true = _jointly(source, targets, groups=documents, seed=seed)
-    penalty = float(true.pop("penalty"))
-    exchanged = _jointly(source[order], targets, groups=documents, seed=seed, penalty=penalty)
-    named = {"ridge": true, BY_CHANCE: exchanged}
-    return {f"{name} {part}": tensor for name, parts in named.items() for part, tensor in parts.items()}
-
-
 def _jointly(
-    source: Tensor, targets: Mapping[int, Tensor], *, groups: Tensor, seed: int, penalty: float | None = None
+    source: Tensor, targets: Mapping[int, Tensor], *, groups: Tensor, seed: int, order: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Ridge maps from one source to several targets, with one penalty: that of the least relative error held out.
 
     Each target is scaled to a total variance of 1 before, so that none outweighs the others, and the map scaled back.
-    One factoring of the source serves them all.
+    With `order`, also the maps of the same penalty to the targets' rows in that order: pairs made at random.
     """
-    scales = {layer: float((rows.double() - rows.double().mean(0)).square().sum(1).mean()) ** 0.5
-              for layer, rows in targets.items()}  # fmt: skip
+    scales = {layer: math.sqrt(squared_size(centred(rows)[0]) / len(rows)) for layer, rows in targets.items()}
     joined = torch.cat([rows / scales[layer] for layer, rows in targets.items()], 1)
-    chosen = choose_penalty(source, joined, folds=MAP_FOLDS, groups=groups, seed=seed) if penalty is None else penalty
-    fitted = fit_ridge(source, joined, penalty=chosen)
-    found = {"penalty": torch.tensor(chosen, dtype=torch.float64)} if penalty is None else {}
-    widths = [rows.shape[1] for rows in targets.values()]
-    for layer, weight, bias in zip(targets, fitted.weight.split(widths), fitted.bias.split(widths), strict=True):
-        found |= {f"{layer} weight": weight * scales[layer], f"{layer} bias": bias * scales[layer]}
+    penalty = choose_penalty(source, joined, folds=MAP_FOLDS, groups=groups, seed=seed)
+    names = ("ridge",) if order is None else ("ridge", BY_CHANCE)
+    fitted = fit_ridge(source, joined if order is None else torch.cat([joined, joined[order]], 1), penalty=penalty)
+    widths = [rows.shape[1] for rows in targets.values()] * len(names)
+    maps = zip(fitted.weight.split(widths), fitted.bias.split(widths), strict=True)
+    found = {"penalty": torch.tensor(penalty, dtype=torch.float64)}
+    for (name, layer), (weight, bias) in zip(product(names, targets), maps, strict=True):
+        found |= {f"{name} {layer} weight": weight * scales[layer], f"{name} {layer} bias": bias * scales[layer]}
     return found
+
+
+class _Factored(NamedTuple):
+    """Rows less their mean as left * sizes @ axes."""
+
+    left: Tensor
+    sizes: Tensor
+    axes: Tensor
+    mean: Tensor
+
+
+def _factored(rows: Tensor) -> _Factored:
+    middle, mean = centred(rows)
+    return _Factored(*thin_svd(middle), mean)
+
+
+def _cca(x: _Factored, y: _Factored, rank: int) -> AffineMap:
+    """`fit_cca` of rows that were factored before: a layer once, and not once a cell."""
+    turn = torch.linalg.svd(x.left.T @ y.left, full_matrices=False)[0][:, :rank]
+    weight = (y.axes.T * y.sizes) @ (y.left.T @ x.left @ turn) @ (turn.T / x.sizes @ x.axes)
+    return AffineMap(weight.float(), (y.mean - weight @ x.mean).float())
 
 
 def _judged(settings: Settings, way: Way, checkpoint: Path | None) -> pd.DataFrame:
@@ -225,7 +249,8 @@ def _judged(settings: Settings, way: Way, checkpoint: Path | None) -> pd.DataFra
         channels.append(Activation(name, Site(cell[0]), Site(cell[1]), fusion, None if maps is None else maps[cell]))
     trials: list[lc.Trial] = []
     for channel in track(channels, f"judging {sender.name} to {receiver.name}", total=len(channels)):
-        trials += lc.evaluate(channel, sender, receiver, test, seed=seed, controls=CONTROLS, checkpoint=checkpoint)
+        controls = CONTROLS[:1] if channel.name == BY_CHANCE else CONTROLS
+        trials += lc.evaluate(channel, sender, receiver, test, seed=seed, controls=controls, checkpoint=checkpoint)
     table = compare_trials(trials, seed=seed)
     for other in AGAINST:
         for row, record in enumerate(table.to_dict("records")):
@@ -315,8 +340,8 @@ def main() -> None:
     states = captured(settings, first, second, checkpoint=kept)
     shown = plain(asdict(settings) | {"first": first.name, "second": second.name})
     for name, sender, receiver, seen in (
-        (NAME, first, second, states),
         (f"{NAME}_back", second, first, turned(states)),
+        (NAME, first, second, states),
     ):
         began = time.monotonic()
         table = compute(settings, sender, receiver, seen, checkpoint=kept)
