@@ -63,7 +63,8 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         table,
         title=f"What does each channel buy? {settings['sender']} to {settings['receiver']}, {settings['task']}",
         note=f"95 % Wilson intervals over items on which nothing was chosen (cell {cell}). Operations of both models "
-        "an item, as run with a cache. Open dots: the same channel with another item's message.",
+        "an item, as run with a cache; lines lead to the cost of channels set apart. Open dots: the same channel "
+        "with another item's message.",
         unit="floating-point operations an item",
     )
 
@@ -92,7 +93,7 @@ def main() -> None:
     receiver = sender if options.receiver is None else lc.load_model(options.receiver)
     kept = options.out / ".unfinished" / (f"{name}_smoke" if options.smoke else name)
     table = compute(settings, sender, receiver, checkpoint=kept)
-    shown = plain(asdict(settings)) | {"sender": sender.name, "receiver": receiver.name}
+    shown = plain(asdict(settings) | {"sender": sender.name, "receiver": receiver.name})
     publish(
         plot(table, shown),
         table,

@@ -26,7 +26,7 @@ from latentcomm.tasks import countries
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "figures"
-SCRIPTS = sorted((ROOT / "analyses").glob("fig*.py"))
+SCRIPTS = sorted((ROOT / "analyses").glob("fig*.py"), key=lambda path: int(path.stem.partition("_")[0][3:]))
 SWEEPS = [path for path in SCRIPTS if path.stem.partition("_")[0] in ("fig1", "fig2")]
 """The analyses of a sweep on Countries; the others have tests of their own that run them small."""
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))

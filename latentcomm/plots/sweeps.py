@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
-from latentcomm.plots.tables import layers_in, records, seen, split_by
+from latentcomm.plots.tables import layers_in, records, seen, split_by, spoken
 from latentcomm.sheets import (
     BLANK,
     GRID,
@@ -148,12 +148,12 @@ def condition_bars(
     looks = styles(line.style for line in lines)
     parts = split_by(rows, "metric")
     same_n = all(len({row["n"] for row in part}) == 1 for part in parts.values())
-    width, numbers = (236 if len(parts) > 1 else 400), (58 if same_n else 112)
+    width, numbers = {1: 400, 2: 236}.get(len(parts), max(140, 560 // len(parts))), (58 if same_n else 112)
     down, across = 26 * len(lines), len(parts) * (width + numbers)
     left = 48 + round(LETTER[TICK_SIZE] * max(len(line.text) for line in lines))
     entries = ["chance"] if chance else []
     sheet = blank_sheet(title, note, entries, across=across, down=down, left=left, right=0, head=28)
-    share_axis = SHARE_AXIS | {"title": {"text": unit}}
+    share_axis = SHARE_AXIS | {"title": {"text": unit}} | ({"dtick": 0.5} if len(parts) > 2 else {})
     name_axis = names_axis([line.label for line in lines], "condition") | {"showgrid": True, "gridcolor": GRID}
     for place, (metric, part) in enumerate(parts.items()):
         head = f"{metric} ({_items(part)})" if same_n else metric
@@ -295,7 +295,7 @@ class _BarLine(NamedTuple):
     def label(self) -> str:
         """The text as it is set: controls of a group in grey below its name."""
         inside = self.group and self.text == self.condition
-        return f'<span style="color:{MUTED}">{self.text}</span>' if inside else self.text
+        return f'<span style="color:{MUTED}">{spoken(self.text)}</span>' if inside else spoken(self.text)
 
     def shows(self, row: Mapping[str, Any], group: str | None) -> bool:
         """Whether a row of the table is drawn in this line."""

@@ -1,0 +1,124 @@
+"""The tables of the pages of results, from the committed CSVs: what a page shows is held to what was measured.
+
+python tests/results_tables.py prints them.
+"""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+FIGURES = Path(__file__).resolve().parent.parent / "figures"
+MERGING = "fig9_redundancy_merging"
+CROSS = {"SmolLM2 to Qwen": "fig10_cross_family", "Qwen to SmolLM2": "fig10_cross_family_back"}
+Rows = dict[tuple[str, str, str], dict[str, float]]
+
+
+def merging_table(task: str) -> list[str]:
+    """Figure 9, one task: a line a channel. The last p-value is of the choices, against the shuffled message."""
+    table = pd.read_csv(FIGURES / f"{MERGING}.csv")
+    rows = by_name(table[table["task"] == task])
+    head = ["fusion", "k, j", "scale", "tuning", "free", "choices", "shuffled", "random"]
+    lines = [[*head, "free, over replace", "p", "choices, over replace", "p", "p shuffled"]]
+    for name in channels(rows):
+        free, choices = rows[name, "message", "free"], rows[name, "message", "choices"]
+        lines.append(
+            [
+                name.replace("_", " "),
+                cell(choices),
+                number(choices["scale"], "{:g}") if name.endswith("residual") else "",
+                number(choices["tune_accuracy"], "{:.3f}"),
+                share(free),
+                share(choices),
+                both(rows, name, "shuffled"),
+                both(rows, name, "random"),
+                over(free, "replace"),
+                p_value(free["p_replace"]),
+                over(choices, "replace"),
+                p_value(choices["p_replace"]),
+                p_value(choices["p_shuffled"]),
+            ]
+        )
+    return markdown(lines)
+
+
+def cross_table(direction: str) -> list[str]:
+    """Figure 10, one direction: a line a channel. Differences and p-values are of the choices."""
+    rows = by_name(pd.read_csv(FIGURES / f"{CROSS[direction]}.csv"))
+    head = ["channel", "k, j", "tuning", "free", "choices", "shuffled", "zero", "random", "over unaligned", "p"]
+    lines = [[*head, "p silent", "p shuffled", "p random pairs"]]
+    for name in channels(rows):
+        free, choices = rows[name, "message", "free"], rows[name, "message", "choices"]
+        lines.append(
+            [
+                name,
+                cell(choices),
+                number(choices["tune_accuracy"], "{:.3f}"),
+                share(free),
+                share(choices),
+                *(both(rows, name, control) for control in ("shuffled", "zero", "random")),
+                over(choices, "unaligned"),
+                p_value(choices["p_unaligned"]),
+                p_value(choices["p_silent"]),
+                p_value(choices["p_shuffled"]),
+                p_value(choices["p_ridge_of_random_pairs"]),
+            ]
+        )
+    return markdown(lines)
+
+
+def by_name(table: pd.DataFrame) -> Rows:
+    """The rows by channel, condition and metric."""
+    return {(row["channel"], row["condition"], row["metric"]): row for row in table.to_dict("records")}
+
+
+def channels(rows: Rows) -> list[str]:
+    """The channels in the order of the table."""
+    return list(dict.fromkeys(name for name, _, _ in rows))
+
+
+def number(value: float, form: str) -> str:
+    """A number, or nothing where there is none."""
+    return "" if math.isnan(value) else form.format(value)
+
+
+def cell(row: dict[str, float]) -> str:
+    """The cell (k, j) of a channel that has one."""
+    return f"{row['read_layer']:.0f}, {row['write_layer']:.0f}" if row["read_layer"] >= 0 else ""
+
+
+def share(row: dict[str, float]) -> str:
+    """A share with its interval."""
+    return f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def both(rows: Rows, name: str, condition: str) -> str:
+    """Free and choices of a control."""
+    found = [rows.get((name, condition, metric)) for metric in ("free", "choices")]
+    return " / ".join(f"{row['accuracy']:.2f}" for row in found if row is not None)
+
+
+def over(row: dict[str, float], other: str) -> str:
+    """A paired difference with its interval."""
+    ends = (row[f"over_{end}{other}"] for end in ("low_", "high_"))
+    return "" if math.isnan(row[f"over_{other}"]) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(row[f"over_{other}"], *ends)
+
+
+def p_value(value: float) -> str:
+    """A p-value as tables show it."""
+    return "" if math.isnan(value) else f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
+
+
+def markdown(lines: list[list[str]]) -> list[str]:
+    """The lines of a table."""
+    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return ["| " + " | ".join(line) + " |" for line in ruled]
+
+
+if __name__ == "__main__":
+    for task in ("countries", "tip_sheets"):
+        if (FIGURES / f"{MERGING}.csv").exists():
+            print(task, *merging_table(task), "", sep="\n")
+    for direction, name in CROSS.items():
+        if (FIGURES / f"{name}.csv").exists():
+            print(direction, *cross_table(direction), "", sep="\n")

@@ -1,0 +1,42 @@
+"""The tables of the results pages hold the committed numbers, all of them, and no others."""
+
+from pathlib import Path
+
+import pytest
+from results_tables import CROSS, FIGURES, MERGING, cross_table, merging_table
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "results_merging.md"
+
+
+def tables() -> list[list[str]]:
+    """The tables of the page, each as its lines."""
+    found: list[list[str]] = [[]]
+    for line in PAGE.read_text("utf-8").splitlines():
+        if line.startswith("|"):
+            found[-1].append(line)
+        elif found[-1]:
+            found.append([])
+    return [lines for lines in found if lines]
+
+
+@pytest.mark.parametrize("task", ["countries", "tip_sheets"])
+def test_the_table_of_merging_is_that_of_the_figures_data(task: str) -> None:
+    assert merging_table(task) in tables()
+
+
+@pytest.mark.parametrize("direction", list(CROSS))
+def test_the_table_between_families_is_that_of_the_figures_data(direction: str) -> None:
+    if not (FIGURES / f"{CROSS[direction]}.csv").exists():
+        pytest.skip("not committed yet; run the analysis that writes it")
+    assert cross_table(direction) in tables()
+
+
+def test_a_table_shows_what_its_csv_says() -> None:
+    """One line by hand from the file's own text."""
+    head, *rows = (line.split(",") for line in (FIGURES / f"{MERGING}.csv").read_text("utf-8").splitlines())
+    row = next(
+        dict(zip(head, row, strict=True)) for row in rows if row[:4] == ["countries", "replace", "message", "choices"]
+    )
+    shown = f"{float(row['accuracy']):.2f} [{float(row['low']):.2f}, {float(row['high']):.2f}]"
+    line = next(line for line in merging_table("countries") if line.startswith("| replace |"))
+    assert f"| {row['read_layer']}, {row['write_layer']} |" in line and f"| {shown} |" in line
