@@ -250,6 +250,24 @@ class TestTheGraphs:
             assert steps[0][1] == named[3] and steps[-1][4] == problem.answer
             assert all(a[4] == b[1] for a, b in pairwise(steps))
 
+    def test_another_wording_tells_the_same_graph_with_the_kinds_given(self) -> None:
+        kinds = prosqa.KINDS[:9]
+        pairs = zip(
+            prosqa.problems(20, n_steps=3, kinds=kinds),
+            prosqa.problems(20, n_steps=3, kinds=kinds, wording=prosqa.TERSE),
+            strict=True,
+        )
+        for english, terse in pairs:
+            said, facts = english.question.split(" . "), terse.question.split(" . ")
+            assert [fact.split()[:2] for fact in facts[:-1]] == [fact.split()[1::3][:2] for fact in said[:-2]]
+            one, _, other, _, name, start = facts[-1].split()
+            assert said[-2].split() == [name, "is", "a", start]
+            assert said[-1].split() == ["Is", name, "a", one, "or", "a", other, "?"]
+            assert (english.answer, english.other) == (terse.answer, terse.other)
+            assert {word for word in terse.question.split() if word in prosqa.KINDS} <= set(kinds)
+        with pytest.raises(ValueError, match="there are 9"):
+            prosqa.problems(1, n_steps=4, kinds=kinds)
+
     def test_neither_the_order_nor_a_count_gives_the_answer_away(self) -> None:
         problems = prosqa.problems(400, n_steps=2)
         first = sum(p.question.split()[-5] == p.answer for p in problems)

@@ -180,6 +180,7 @@ class CoconutLearner:
     stage: int
     per_step: int = 1
     _rows: list[tuple[list[int], list[int]]] = field(init=False, repr=False)
+    _digest: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.questions) == len(self.steps) == len(self.answers):
@@ -200,6 +201,7 @@ class CoconutLearner:
             told = tokenizer(" ".join((*steps[said:], answer)), add_special_tokens=False).input_ids
             rows.append((list(asked), [*told, tokenizer.eos_token_id]))
         object.__setattr__(self, "_rows", rows)
+        object.__setattr__(self, "_digest", digest(self.questions, self.steps, self.answers))
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -211,7 +213,7 @@ class CoconutLearner:
         """The stage, and digests of the texts."""
         return {
             "what": "coconut", "model": self.model.name, "stage": self.stage, "per_step": self.per_step,
-            "begin": self.begin, "end": self.end, "examples": digest(self.questions, self.steps, self.answers),
+            "begin": self.begin, "end": self.end, "examples": self._digest,
         }  # fmt: skip
 
     def __len__(self) -> int:
