@@ -19,7 +19,7 @@ from latentcomm.decoding import next_token_logits
 from latentcomm.models import Model
 from latentcomm.small_models import small_model, word_tokenizer
 from latentcomm.tasks import prosqa
-from latentcomm.training import Schedule, Trainable, train
+from latentcomm.training import Schedule, Trainable, answer_logits, cross_entropy, train
 
 TASK = toy()
 BEGIN, END = " note", " says"
@@ -207,6 +207,23 @@ class TestTheTraining:
             assert found == pytest.approx(total / count, abs=1e-5)
         with torch.no_grad():
             assert float(self.taught(1, 1, tiny).loss([0, 1], torch.Generator())) != pytest.approx(total / count)
+
+    @pytest.mark.parametrize("norm", [None, 0.5])
+    def test_its_thoughts_are_those_that_the_channel_of_that_norm_thinks(self, norm: float | None) -> None:
+        tiny = build("llama")
+        answers = (" Peru", " Italy")
+        taught = CoconutLearner(tiny, self.QUESTIONS, self.STEPS, answers, BEGIN, END, 2, norm=norm)
+        item = replace(TASK.items[0], sender=self.QUESTIONS[0], receiver=self.QUESTIONS[0])
+        task = replace(TASK, items=(item,), candidates=())
+        told = [*tiny.tokenizer(" Peru").input_ids, tiny.tokenizer.eos_token_id]
+        with torch.no_grad():
+            found = float(taught.loss([0], torch.Generator()))
+            losses = []
+            for length in (norm, 2.0):
+                said = Coconut("thinks", 2, BEGIN, END, norm=length)
+                given = said.receive(tiny, task, said.own(tiny, task))
+                losses.append(float(cross_entropy(answer_logits(tiny, given, [told], with_grad=False), [told])))
+        assert found == pytest.approx(losses[0], abs=1e-4) and abs(found - losses[1]) > 1e-3
 
     def test_its_loss_falls_and_a_new_stage_begins_with_a_new_optimiser(self) -> None:
         tiny = small_model([*"abcdef", "?", "(", ")"], name="small", n_layers=1, d_model=32, n_ctx=16)
