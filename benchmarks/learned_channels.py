@@ -4,10 +4,11 @@
 
 One part an argument, each written into the same file as it ends. Trainings keep checkpoints below `--work` and go on
 from them; `--quick` runs a few updates of each, to see that all of it runs. One thread. `linear`: W between two layers
-of SmolLM2-135M on sentences, Adam against ridge. `interlat`: the adapter on Countries, sender and receiver
-SmolLM2-135M, against silence, the controls, and the same training with an untrained sender. `coconut`: questions on
-graphs, a small transformer from nothing, with thoughts, without, and without a curriculum. `calm`: a model that knows
-numbers of keys and one that adds, alone, composed, and composed with a model that knows nothing.
+of SmolLM2-135M on sentences, Adam against ridge, and grafts through both on Countries. `interlat`: the adapter on
+Countries, sender and receiver SmolLM2-135M, against silence, the controls, and the same training with an untrained
+sender. `coconut`: questions on graphs, a small transformer from nothing, with thoughts, without, and without a
+curriculum. `calm`: a model that knows numbers of keys and one that adds, alone, composed, and composed with a model
+that knows nothing.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from latentcomm.controls import derangement
 from latentcomm.corpus import read_corpus
 from latentcomm.evaluation import summarise
 from latentcomm.files import write_json
+from latentcomm.fusion import Replace
 from latentcomm.models import Model
 from latentcomm.publishing import machine
 from latentcomm.small_models import small_model
@@ -64,9 +66,10 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def compared(a: Sequence[lc.Trial], b: Sequence[lc.Trial], metric: str) -> dict[str, Any]:
-    """Exact McNemar of two channels under their true messages."""
-    first, second = ({t.item: bool(getattr(t, metric)) for t in each if t.condition == "message"} for each in (a, b))
+def compared(a: Sequence[lc.Trial], b: Sequence[lc.Trial], metric: str, condition: str = "message") -> dict[str, Any]:
+    """Exact McNemar of a channel under its true messages and another under those of a condition."""
+    first = {t.item: bool(getattr(t, metric)) for t in a if t.condition == "message"}
+    second = {t.item: bool(getattr(t, metric)) for t in b if t.condition == condition}
     items = list(first)
     p_value = mcnemar_exact([first[item] for item in items], [second[item] for item in items]).p_value
     return {
@@ -93,7 +96,7 @@ def interlat(work: Path, quick: bool) -> dict[str, Any]:
     tune, test = countries(fame="famous").split(seed=0, tune_fraction=0.6)
     if quick:
         tune, test = tune.take(12, seed=0), test.take(6, seed=0)
-    schedule = Schedule(steps=4 if quick else 300, batch_size=8, learning_rate=3e-4, warmup=10, final_rate=0.1, seed=0)
+    schedule = Schedule(steps=4 if quick else 120, batch_size=8, learning_rate=3e-4, warmup=10, final_rate=0.1, seed=0)
     loss = InterlatLoss(separation=0.5, alignment=0.1)
     out: dict[str, Any] = {
         "task": "countries, famous, primed sender",
@@ -120,7 +123,12 @@ def interlat(work: Path, quick: bool) -> dict[str, Any]:
         learner.adapter.save(work / f"{checkpoint.stem}-adapter.safetensors")
     out["table"] = table_of([trial for each in trials.values() for trial in each])
     ours, theirs = trials["interlat"], trials["interlat, untrained sender"]
-    out["against_untrained_sender"] = [compared(ours, theirs, metric) for metric in ("free", "choices")]
+    others = {"untrained sender": (theirs, "message"), "silent": (trials["silent"], "message")}
+    others |= {f"{control} message": (ours, control) for control in CONTROLS}
+    out["against"] = {
+        name: [compared(ours, them, metric, condition) for metric in ("free", "choices")]
+        for name, (them, condition) in others.items()
+    }
     return out
 
 
@@ -131,13 +139,15 @@ def _sent(sender: Model, task: Task, shape: AdapterShape, receiver: Model) -> tu
     return first.send(sender, task), shape
 
 
-LAYERS = (12, 20)
-"""Where W is fitted: from the state after the first to that after the second, of the same sentence's last token."""
+LAYERS = (20, 27)
+"""Where W is fitted: from the state after the first to that after the second, of the same sentence's last token.
+
+Fixed before anything was measured: the second is where a graft into this model works, the first is not."""
 SENTENCES, HELD_OUT = 3072, 512
 
 
 def linear(work: Path, quick: bool) -> dict[str, Any]:
-    """W by the published recipe and by ridge, their held-out R^2, and how long each took."""
+    """W by the published recipe and by ridge: held-out R^2, how long each took, and Countries through each of them."""
     model = lc.load_model(MODEL)
     texts = sentences(64 if quick else SENTENCES + HELD_OUT)
     held = max(16, len(texts) // 7)
@@ -167,6 +177,29 @@ def linear(work: Path, quick: bool) -> dict[str, Any]:
     out["ridge_on_shuffled_rows"] = {"r_squared": null.r_squared(source[:held], shuffled[:held])}
     for each in ("adam", "ridge", "ridge_on_shuffled_rows"):
         out[each] = {key: _rounded(value) for key, value in out[each].items()}
+    items = countries(fame="famous")
+    items = items.take(6, seed=0) if quick else items
+    read, write = map(lc.Site, LAYERS)
+    maps = {"no map": None, "W by Adam": learnt, "W by ridge": ridge, "W by ridge on shuffled rows": null}
+    channels = [lc.Silent(), *(lc.Activation(name, read, write, Replace(), map) for name, map in maps.items())]
+    trials = {
+        channel.name: lc.evaluate(
+            channel,
+            model,
+            model,
+            items,
+            controls=() if channel.name == "silent" else ("shuffled", "zero", "random"),
+            reply_tokens=4,
+        )
+        for channel in channels
+    }
+    out["asked"] = len(items.items)
+    out["table"] = table_of([trial for each in trials.values() for trial in each])
+    out["W by Adam against"] = {
+        name: [compared(trials["W by Adam"], trials[name], metric) for metric in ("free", "choices")]
+        for name in trials
+        if name != "W by Adam"
+    }
     return out
 
 
@@ -189,46 +222,50 @@ def last_states(model: Model, texts: Sequence[str]) -> tuple[torch.Tensor, torch
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-N_STEPS = 3
+N_STEPS, N_KINDS = 2, 16
 BEGIN, END = "<think>", "</think>"
+NORM = 1.0
+"""What every thought is brought to; as long as they come, what a block adds to one hardly turns it."""
+STAGES = ((0, 1000, 5e-3), (1, 250, 3e-3), (2, 500, 3e-3))
+"""Stage, updates, learning rate; the two other arms have the same updates at the same rates, all of one kind."""
 
 
 def coconut(work: Path, quick: bool) -> dict[str, Any]:
     """Three small transformers from the same start, of equally many updates, asked the same held-out problems."""
-    n, updates = (64, 4) if quick else (20000, 2400)
-    told, asked = (
-        prosqa.problems(n, n_steps=N_STEPS, seed=0),
-        prosqa.prosqa(n=20 if quick else 300, n_steps=N_STEPS, seed=1),
-    )
-    stage_updates = [updates // 2, *[updates // (2 * N_STEPS)] * N_STEPS]
-    plans = {
-        "thoughts": list(enumerate(stage_updates)),
-        "no curriculum": [(N_STEPS, sum(stage_updates))],
-        "no thoughts": [(None, sum(stage_updates))],
-    }
-    out: dict[str, Any] = {"n_steps": N_STEPS, "updates_by_stage": stage_updates}
+    form = {"n_steps": N_STEPS, "wording": prosqa.TERSE, "kinds": prosqa.KINDS[:N_KINDS]}
+    told = prosqa.problems(64 if quick else 20000, seed=0, **form)
+    asked = prosqa.prosqa(n=20 if quick else 500, seed=1, **form)
+    if {each.question for each in told} & {item.receiver for item in asked.items}:
+        raise RuntimeError("a held-out problem is among those trained on")
+    arms = {"thoughts": None, "no curriculum": N_STEPS, "no thoughts": 0}
+    out: dict[str, Any] = {"n_steps": N_STEPS, "kinds": N_KINDS, "example": asked.items[0].skyline}
+    out["stages"] = [{"stage": stage, "updates": steps, "rate": rate} for stage, steps, rate in STAGES]
     outcomes: dict[str, list[bool]] = {}
-    for name, stages in plans.items():
-        model = small_model([*prosqa.words(), BEGIN, END], name="graphs", n_layers=2, d_model=64, n_ctx=128, seed=0)
-        losses, seconds = [], 0.0
-        for stage, steps in stages:
-            texts = [problem.question for problem in told], [problem.steps for problem in told]
-            rest = [problem.answer for problem in told]
-            if stage is None:  # the answer at once
-                learner = CoconutLearner(model, tuple(texts[0]), ((),) * n, tuple(rest), BEGIN, END, 0)
-            else:
-                learner = CoconutLearner(model, tuple(texts[0]), tuple(texts[1]), tuple(rest), BEGIN, END, stage)
-            schedule = Schedule(steps, 64, learning_rate=2e-3, warmup=min(50, steps // 4), final_rate=0.2, seed=0)
-            where = work / f"coconut-{name.replace(' ', '-')}-{stage}.safetensors"
-            training = train(
-                learner, schedule, checkpoint=where, every=100, progress=True, name=f"{name}, stage {stage}"
+    for name, only in arms.items():
+        words = [*prosqa.words(), BEGIN, END]
+        model = small_model(words, name="graphs", n_layers=2, d_model=64, n_heads=2, n_ctx=128, seed=0)
+        trainings = []
+        for number, (stage, steps, rate) in enumerate(STAGES):
+            solved = [() if name == "no thoughts" else problem.steps for problem in told]
+            learner = CoconutLearner(
+                model,
+                tuple(problem.question for problem in told),
+                tuple(solved),
+                tuple(problem.answer for problem in told),
+                BEGIN,
+                END,
+                stage if only is None else only,
+                norm=NORM,
             )
-            losses.append(facts(training))
-            seconds += training.seconds
+            steps = 4 if quick else steps
+            schedule = Schedule(steps, 64, learning_rate=rate, warmup=min(50, steps // 4), seed=number)
+            where = work / f"coconut-{name.replace(' ', '-')}-{number}.safetensors"
+            training = train(learner, schedule, checkpoint=where, progress=True, name=f"{name}, part {number}")
+            trainings.append(facts(training))
             if (name, stage) == ("thoughts", 0):
                 outcomes["chain of thought, after stage 0"] = answered(model, asked, n_thoughts=0)
-        outcomes[name] = answered(model, asked, n_thoughts=N_STEPS if stages[-1][0] == N_STEPS else 0)
-        out[name] = {"seconds": round(seconds), "stages": losses}
+        outcomes[name] = answered(model, asked, n_thoughts=N_STEPS if only is None else only)
+        out[name] = {"seconds": sum(each["seconds"] for each in trainings), "parts": trainings}
         if name == "thoughts":
             state = think(model, lc.encode(model, [asked.items[0].receiver + f" {BEGIN}"]).tokens, n=N_STEPS)[0]
             table = model.hooked.W_E.detach()
@@ -243,7 +280,7 @@ def answered(model: Model, task: Task, *, n_thoughts: int) -> list[bool]:
     for start in range(0, len(task.items), 50):
         part = replace(task, items=task.items[start : start + 50])
         if n_thoughts:
-            said = Coconut("thoughts", n_thoughts, BEGIN, END)
+            said = Coconut("thoughts", n_thoughts, BEGIN, END, norm=NORM)
             given: Any = said.receive(model, part, said.own(model, part))
         else:
             given = lc.encode(model, [f"{item.receiver} {BEGIN} {END}" for item in part.items])

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -159,7 +159,7 @@ def train(
         losses, before = ([], 0.0) if path is None else _resume(path, parameters, optimiser, asked)
         resumed_at, began = len(losses), time.perf_counter()
         for step in range(resumed_at, schedule.steps):
-            losses.append(_update(learner, parameters, optimiser, schedule, step))
+            losses.append(_update(learner.loss, len(learner), parameters, optimiser, schedule, step))
             done, seconds = step + 1, before + time.perf_counter() - began
             if path is not None and (done % every == 0 or done == schedule.steps):
                 _write_checkpoint(path, parameters, optimiser, asked, losses, seconds)
@@ -263,6 +263,7 @@ class TextLearner:
     prompts: tuple[str, ...]
     answers: tuple[str, ...]
     _rows: list[tuple[list[int], list[int]]] = field(init=False, repr=False)
+    _digest: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.answers):
@@ -271,6 +272,7 @@ class TextLearner:
         pairs = (answer_ids(self.model, texts) for texts in (self.prompts, self.answers))
         rows = [(asked, [*told, end]) for asked, told in zip(*pairs, strict=True)]
         object.__setattr__(self, "_rows", rows)
+        object.__setattr__(self, "_digest", digest(self.prompts, self.answers))
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -280,7 +282,7 @@ class TextLearner:
     @property
     def configuration(self) -> Mapping[str, Any]:
         """The model's name and a digest of the texts."""
-        return {"what": "texts", "model": self.model.name, "examples": digest(self.prompts, self.answers)}
+        return {"what": "texts", "model": self.model.name, "examples": self._digest}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -386,13 +388,18 @@ def load_weights(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
 
 
 def _update(
-    learner: Trainable,
+    loss_of: Callable[..., Tensor],
+    n_examples: int,
     parameters: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
     schedule: Schedule,
     step: int,
 ) -> float:
-    """One update; its loss."""
+    """One update; its loss.
+
+    The learner itself is no argument: that it is one is checked at every call by asking for all of its attributes, and
+    the digest of the examples would be taken anew for every update.
+    """
     optimiser.zero_grad(set_to_none=True)
     device = next(iter(parameters.values())).device.type
     total = 0.0
@@ -405,7 +412,7 @@ def _update(
             torch.autocast(device, torch.bfloat16, enabled=schedule.dtype == "bfloat16"),
         ):
             torch.manual_seed(_mixed(schedule.seed, 2, number))  # for what draws by itself, such as dropout
-            loss = learner.loss(_batch(len(learner), schedule, number), draw)
+            loss = loss_of(_batch(n_examples, schedule, number), draw)
         if not torch.isfinite(loss):
             raise RuntimeError(
                 f"the loss of update {step} is {float(loss.detach())}; lower the learning rate or set clip"

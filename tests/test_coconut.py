@@ -19,7 +19,7 @@ from latentcomm.decoding import next_token_logits
 from latentcomm.models import Model
 from latentcomm.small_models import small_model, word_tokenizer
 from latentcomm.tasks import prosqa
-from latentcomm.training import Schedule, Trainable, train
+from latentcomm.training import Schedule, Trainable, answer_logits, cross_entropy, train
 
 TASK = toy()
 BEGIN, END = " note", " says"
@@ -208,6 +208,23 @@ class TestTheTraining:
         with torch.no_grad():
             assert float(self.taught(1, 1, tiny).loss([0, 1], torch.Generator())) != pytest.approx(total / count)
 
+    @pytest.mark.parametrize("norm", [None, 0.5])
+    def test_its_thoughts_are_those_that_the_channel_of_that_norm_thinks(self, norm: float | None) -> None:
+        tiny = build("llama")
+        answers = (" Peru", " Italy")
+        taught = CoconutLearner(tiny, self.QUESTIONS, self.STEPS, answers, BEGIN, END, 2, norm=norm)
+        item = replace(TASK.items[0], sender=self.QUESTIONS[0], receiver=self.QUESTIONS[0])
+        task = replace(TASK, items=(item,), candidates=())
+        told = [*tiny.tokenizer(" Peru").input_ids, tiny.tokenizer.eos_token_id]
+        with torch.no_grad():
+            found = float(taught.loss([0], torch.Generator()))
+            losses = []
+            for length in (norm, 2.0):
+                said = Coconut("thinks", 2, BEGIN, END, norm=length)
+                given = said.receive(tiny, task, said.own(tiny, task))
+                losses.append(float(cross_entropy(answer_logits(tiny, given, [told], with_grad=False), [told])))
+        assert found == pytest.approx(losses[0], abs=1e-4) and abs(found - losses[1]) > 1e-3
+
     def test_its_loss_falls_and_a_new_stage_begins_with_a_new_optimiser(self) -> None:
         tiny = small_model([*"abcdef", "?", "(", ")"], name="small", n_layers=1, d_model=32, n_ctx=16)
         texts = ("a b ?", "c d ?", "e f ?"), (("b", "a"), ("d", "c"), ("f", "e")), ("f", "b", "d")
@@ -249,6 +266,24 @@ class TestTheGraphs:
             steps = [step.split() for step in problem.steps]
             assert steps[0][1] == named[3] and steps[-1][4] == problem.answer
             assert all(a[4] == b[1] for a, b in pairwise(steps))
+
+    def test_another_wording_tells_the_same_graph_with_the_kinds_given(self) -> None:
+        kinds = prosqa.KINDS[:9]
+        pairs = zip(
+            prosqa.problems(20, n_steps=3, kinds=kinds),
+            prosqa.problems(20, n_steps=3, kinds=kinds, wording=prosqa.TERSE),
+            strict=True,
+        )
+        for english, terse in pairs:
+            said, facts = english.question.split(" . "), terse.question.split(" . ")
+            assert [fact.split()[:2] for fact in facts[:-1]] == [fact.split()[1::3][:2] for fact in said[:-2]]
+            one, _, other, _, name, start = facts[-1].split()
+            assert said[-2].split() == [name, "is", "a", start]
+            assert said[-1].split() == ["Is", name, "a", one, "or", "a", other, "?"]
+            assert (english.answer, english.other) == (terse.answer, terse.other)
+            assert {word for word in terse.question.split() if word in prosqa.KINDS} <= set(kinds)
+        with pytest.raises(ValueError, match="there are 9"):
+            prosqa.problems(1, n_steps=4, kinds=kinds)
 
     def test_neither_the_order_nor_a_count_gives_the_answer_away(self) -> None:
         problems = prosqa.problems(400, n_steps=2)

@@ -247,6 +247,15 @@ class TestTheLosses:
         assert values["ce"] < values["separation"] <= values["ce"] + math.log(2)
         assert values["both"] - values["separation"] == pytest.approx(values["alignment"] - values["ce"], rel=1e-4)
 
+    def test_messages_that_are_all_the_same_pay_the_whole_separation(self) -> None:
+        values = []
+        for separation in (0, 1):
+            _, _, taught = learner(replace(CE_ONLY, separation=separation))
+            taught = replace(taught, states=(taught.states[0],) * len(taught))
+            with torch.no_grad():
+                values.append(float(taught.loss(range(8), torch.Generator().manual_seed(0))))
+        assert values[1] - values[0] == pytest.approx(math.log(2), abs=1e-4)
+
     def test_a_curriculum_of_one_reads_the_text_and_its_alignment_is_nothing(self) -> None:
         whole = replace(CE_ONLY, alignment=1, curriculum=(1,))
         with torch.no_grad():

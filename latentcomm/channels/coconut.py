@@ -163,6 +163,7 @@ class CoconutLearner:
         questions, steps, answers: texts, and the steps of each solution in order.
         begin, end: the markers.
         stage, per_step: k and c.
+        norm: the length that every thought is brought to before it is read; None leaves it, as published.
 
     Source: Hao et al. 2024, arXiv:2412.06769.
 
@@ -179,7 +180,9 @@ class CoconutLearner:
     end: str
     stage: int
     per_step: int = 1
+    norm: float | None = None
     _rows: list[tuple[list[int], list[int]]] = field(init=False, repr=False)
+    _digest: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.questions) == len(self.steps) == len(self.answers):
@@ -200,6 +203,7 @@ class CoconutLearner:
             told = tokenizer(" ".join((*steps[said:], answer)), add_special_tokens=False).input_ids
             rows.append((list(asked), [*told, tokenizer.eos_token_id]))
         object.__setattr__(self, "_rows", rows)
+        object.__setattr__(self, "_digest", digest(self.questions, self.steps, self.answers))
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -211,7 +215,7 @@ class CoconutLearner:
         """The stage, and digests of the texts."""
         return {
             "what": "coconut", "model": self.model.name, "stage": self.stage, "per_step": self.per_step,
-            "begin": self.begin, "end": self.end, "examples": digest(self.questions, self.steps, self.answers),
+            "begin": self.begin, "end": self.end, "norm": self.norm, "examples": self._digest,
         }  # fmt: skip
 
     def __len__(self) -> int:
@@ -240,7 +244,7 @@ class CoconutLearner:
             if n == 0:
                 entering, cache, hooks = torch.cat([opened, end, told[:, :-1]], 1), None, []
             else:
-                thoughts, cache = think(self.model, opened, n=n, with_grad=True)
+                thoughts, cache = think(self.model, opened, n=n, norm=self.norm, with_grad=True)
                 entering, hooks = torch.cat([end, end, told[:, :-1]], 1), [_entry(thoughts[:, -1])]
         logits = self.model.forward(entering, hooks=hooks, cache=cache, with_grad=True)[:, -told.shape[1] :]
         return F.cross_entropy(logits.flatten(0, 1).float(), told.flatten(), reduction="sum")

@@ -1,7 +1,8 @@
 """Questions on a graph of kinds, in the manner of ProsQA: which of two kinds is it, some steps of inference away."""
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 from latentcomm.tasks.base import Item, Task
@@ -13,6 +14,24 @@ KINDS = tuple(
     for last in ("pus", "tis", "rin", "dle")
 )
 """Invented kinds, one word each."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How facts and questions are said, in words divided by spaces.
+
+    Attributes:
+        fact: with {lower} and {upper}, the two kinds.
+        question: what follows the facts, with {name}, {start}, {one} and {two}, the ends in random order.
+    """
+
+    fact: str
+    question: str
+
+
+ENGLISH = Wording("Every {lower} is a {upper} .", "{name} is a {start} . Is {name} a {one} or a {two} ?")
+TERSE = Wording("{lower} {upper} .", "{one} or {two} ? {name} {start}")
+"""Half as many words, and a kind stands right before the one it belongs to: for models that must learn in minutes."""
 
 
 @dataclass(frozen=True)
@@ -31,31 +50,49 @@ class Problem:
     other: str
 
 
-def problems(n: int, *, n_steps: int = 4, n_dead_ends: int = 0, seed: int = 0) -> tuple[Problem, ...]:
+def problems(
+    n: int,
+    *,
+    n_steps: int = 4,
+    n_dead_ends: int = 0,
+    wording: Wording = ENGLISH,
+    kinds: Sequence[str] = KINDS,
+    seed: int = 0,
+) -> tuple[Problem, ...]:
     """Generated problems, each a graph of its own; problem i is the same for every n.
 
-    Two chains of `n_steps` facts "Every X is a Y ." start at two kinds; the named one is of the first kind of one of
-    them. The question names the ends of both chains, in random order, so that only following all steps tells them
-    apart: both ends are as deep, stand in as many facts, and no word is on one side more often than on the other.
+    Two chains of `n_steps` facts such as "Every X is a Y ." start at two kinds; the named one is of the first kind of
+    one of them. The question names the ends of both chains, in random order, so that only following all steps tells
+    them apart: both ends are as deep, stand in as many facts, and no word is on one side more often than on the other.
     `n_dead_ends` facts lead from a kind on a chain to one from which nothing follows. Words are divided by spaces.
 
     Raises:
-        ValueError: a number below 1 (or below 0, of dead ends), or more kinds than there are names for.
+        ValueError: a number below 1 (or below 0, of dead ends), or more kinds than are given.
 
     >>> problem = problems(1, n_steps=2)[0]
     >>> len(problem.steps), problem.steps[-1].split()[-2] == problem.answer
     (2, True)
     """
     needed = 2 * (n_steps + 1) + n_dead_ends
-    if n < 1 or n_steps < 1 or n_dead_ends < 0 or needed > len(KINDS):
+    if n < 1 or n_steps < 1 or n_dead_ends < 0 or needed > len(kinds):
         raise ValueError(
             f"n {n}, n_steps {n_steps} and n_dead_ends {n_dead_ends} need positive numbers and {needed} kinds; "
-            f"there are {len(KINDS)}"
+            f"there are {len(kinds)}"
         )
-    return tuple(_problem(random.Random(f"prosqa:{seed}:{index}"), n_steps, n_dead_ends) for index in range(n))
+    return tuple(
+        _problem(random.Random(f"prosqa:{seed}:{index}"), n_steps, n_dead_ends, wording, kinds) for index in range(n)
+    )
 
 
-def prosqa(*, n: int = 200, n_steps: int = 4, n_dead_ends: int = 0, seed: int = 0) -> Task:
+def prosqa(
+    *,
+    n: int = 200,
+    n_steps: int = 4,
+    n_dead_ends: int = 0,
+    wording: Wording = ENGLISH,
+    kinds: Sequence[str] = KINDS,
+    seed: int = 0,
+) -> Task:
     """The problems as a task: sender and receiver read the question, the skyline its steps as well.
 
     Definition of the task: Hao et al. 2024, arXiv:2412.06769; graphs and words are this package's own.
@@ -76,9 +113,14 @@ def prosqa(*, n: int = 200, n_steps: int = 4, n_dead_ends: int = 0, seed: int = 
             choice="",
             tags={"answer": each.answer, "steps": str(n_steps)},
         )
-        for number, each in enumerate(problems(n, n_steps=n_steps, n_dead_ends=n_dead_ends, seed=seed))
+        for number, each in enumerate(
+            problems(n, n_steps=n_steps, n_dead_ends=n_dead_ends, wording=wording, kinds=kinds, seed=seed)
+        )
     )
-    settings = {"n": n, "n_steps": n_steps, "n_dead_ends": n_dead_ends, "seed": seed}
+    settings = {
+        "n": n, "n_steps": n_steps, "n_dead_ends": n_dead_ends, "wording": asdict(wording), "kinds": list(kinds),
+        "seed": seed,
+    }  # fmt: skip
     return Task("prosqa", items, (), "raw", settings=settings, reply_tokens=2)
 
 
@@ -87,16 +129,16 @@ def words() -> tuple[str, ...]:
     return ("Every", "Is", "is", "a", "or", ".", "?", *NAMES, *KINDS)
 
 
-def _problem(rng: random.Random, n_steps: int, n_dead_ends: int) -> Problem:
-    kinds = rng.sample(KINDS, 2 * (n_steps + 1) + n_dead_ends)
-    chain, decoy = kinds[: n_steps + 1], kinds[n_steps + 1 : 2 * (n_steps + 1)]
+def _problem(rng: random.Random, n_steps: int, n_dead_ends: int, wording: Wording, kinds: Sequence[str]) -> Problem:
+    drawn = rng.sample(list(kinds), 2 * (n_steps + 1) + n_dead_ends)
+    chain, decoy = drawn[: n_steps + 1], drawn[n_steps + 1 : 2 * (n_steps + 1)]
     edges = [*pairwise(chain), *pairwise(decoy)]
-    edges += [(rng.choice([*chain[:-1], *decoy[:-1]]), leaf) for leaf in kinds[2 * (n_steps + 1) :]]
+    edges += [(rng.choice([*chain[:-1], *decoy[:-1]]), leaf) for leaf in drawn[2 * (n_steps + 1) :]]
     rng.shuffle(edges)
     name = rng.choice(NAMES)
-    facts = " ".join(f"Every {lower} is a {upper} ." for lower, upper in edges)
+    facts = " ".join(wording.fact.format(lower=lower, upper=upper) for lower, upper in edges)
     ends = [chain[-1], decoy[-1]]
     rng.shuffle(ends)
-    question = f"{facts} {name} is a {chain[0]} . Is {name} a {ends[0]} or a {ends[1]} ?"
-    steps = tuple(f"Every {lower} is a {upper} ." for lower, upper in pairwise(chain))
-    return Problem(question, steps, chain[-1], decoy[-1])
+    asked = wording.question.format(name=name, start=chain[0], one=ends[0], two=ends[1])
+    steps = tuple(wording.fact.format(lower=lower, upper=upper) for lower, upper in pairwise(chain))
+    return Problem(f"{facts} {asked}", steps, chain[-1], decoy[-1])
