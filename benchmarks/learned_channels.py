@@ -38,8 +38,9 @@ from latentcomm.models import Model
 from latentcomm.publishing import machine
 from latentcomm.small_models import small_model
 from latentcomm.stats import mcnemar_exact, proportion_interval
-from latentcomm.tasks import Item, Task, prosqa
+from latentcomm.tasks import Item, Task
 from latentcomm.tasks.countries import countries
+from latentcomm.tasks.prosqa import KINDS, TERSE, problems, prosqa, words
 from latentcomm.training import Schedule, TextLearner, Training, train, train_linear
 
 MODEL = "smollm2-135m-instruct"
@@ -232,9 +233,9 @@ STAGES = ((0, 1000, 5e-3), (1, 250, 3e-3), (2, 500, 3e-3))
 
 def coconut(work: Path, quick: bool) -> dict[str, Any]:
     """Three small transformers from the same start, of equally many updates, asked the same held-out problems."""
-    form = {"n_steps": N_STEPS, "wording": prosqa.TERSE, "kinds": prosqa.KINDS[:N_KINDS]}
-    told = prosqa.problems(64 if quick else 20000, seed=0, **form)
-    asked = prosqa.prosqa(n=20 if quick else 500, seed=1, **form)
+    form = {"n_steps": N_STEPS, "wording": TERSE, "kinds": KINDS[:N_KINDS]}
+    told = problems(64 if quick else 20000, seed=0, **form)
+    asked = prosqa(n=20 if quick else 500, seed=1, **form)
     if {each.question for each in told} & {item.receiver for item in asked.items}:
         raise RuntimeError("a held-out problem is among those trained on")
     arms = {"thoughts": None, "no curriculum": N_STEPS, "no thoughts": 0}
@@ -242,8 +243,8 @@ def coconut(work: Path, quick: bool) -> dict[str, Any]:
     out["stages"] = [{"stage": stage, "updates": steps, "rate": rate} for stage, steps, rate in STAGES]
     outcomes: dict[str, list[bool]] = {}
     for name, only in arms.items():
-        words = [*prosqa.words(), BEGIN, END]
-        model = small_model(words, name="graphs", n_layers=2, d_model=64, n_heads=2, n_ctx=128, seed=0)
+        vocabulary = [*words(), BEGIN, END]
+        model = small_model(vocabulary, name="graphs", n_layers=2, d_model=64, n_heads=2, n_ctx=128, seed=0)
         trainings = []
         for number, (stage, steps, rate) in enumerate(STAGES):
             solved = [() if name == "no thoughts" else problem.steps for problem in told]

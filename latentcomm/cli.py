@@ -448,8 +448,7 @@ def _layers(text: str, option: str) -> list[int] | None:
 def _task(
     task: TaskName, template: TemplateName, sender_form: SenderForm, fame: Fame, seed: int, data: Path | None = None
 ) -> Task:
-    from latentcomm.tasks import biographies, countries, gsm8k, kv_math, mmlu, tip_sheets
-    from latentcomm.tasks.prosqa import prosqa
+    from latentcomm.tasks import biographies, countries, gsm8k, kv_math, mmlu, prosqa, tip_sheets
 
     if data is not None and task in (TaskName.countries, TaskName.tip_sheets, TaskName.kv_math, TaskName.prosqa):
         raise ValueError(f"the task {task.value} makes its own items; leave --data out")
@@ -468,7 +467,5 @@ def _task(
     if task is TaskName.kv_math:
         return kv_math(template=template.value, seed=seed)
     if task is TaskName.prosqa:
-        if template is not TemplateName.raw:
-            raise ValueError("the questions of prosqa stand as they are; leave --template raw")
-        return prosqa(seed=seed)
+        return prosqa(seed=seed, template=template.value)
     return tip_sheets(n=200, seed=seed, template=template.value, sender_form=sender_form.value)

@@ -93,7 +93,7 @@ class TestCompare:
             (("--read-layer", "1", "--write-layer", "-1"), "give both, or neither"),
             (("--read-layer", "99"), "layer 99 is outside"),
             (("--task", "gsm8k", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
-            (("--task", "prosqa", "--template", "chat"), "leave --template raw"),
+            (("--task", "prosqa", "--data", "here.jsonl"), "makes its own items"),
             (("--name", "a/b"), "give a plain file name"),
             (("--weights", "."), "holds no trained channel"),
         ],

@@ -18,7 +18,7 @@ from latentcomm.channels.coconut import Coconut, CoconutLearner, marker, think
 from latentcomm.decoding import next_token_logits
 from latentcomm.models import Model
 from latentcomm.small_models import small_model, word_tokenizer
-from latentcomm.tasks import prosqa
+from latentcomm.tasks.prosqa import KINDS, TERSE, problems, prosqa, words
 from latentcomm.training import Schedule, Trainable, answer_logits, cross_entropy, train
 
 TASK = toy()
@@ -214,7 +214,7 @@ class TestTheTraining:
         answers = (" Peru", " Italy")
         taught = CoconutLearner(tiny, self.QUESTIONS, self.STEPS, answers, BEGIN, END, 2, norm=norm)
         item = replace(TASK.items[0], sender=self.QUESTIONS[0], receiver=self.QUESTIONS[0])
-        task = replace(TASK, items=(item,), candidates=())
+        task = replace(TASK, items=(item,))
         told = [*tiny.tokenizer(" Peru").input_ids, tiny.tokenizer.eos_token_id]
         with torch.no_grad():
             found = float(taught.loss([0], torch.Generator()))
@@ -235,7 +235,7 @@ class TestTheTraining:
             done = train(taught, Schedule(steps=40, batch_size=3, learning_rate=1e-2))
             assert done.losses[-1] < 0.5 * done.losses[0] and done.losses[-1] < 0.5
             firsts.append(done.losses[0])
-        task = prosqa.prosqa(n=1)
+        task = prosqa(n=1)
         item = replace(task.items[0], sender="a b ?", receiver="a b ?", skyline="a b ?", answers=("f",))
         task = replace(task, items=(item,))
         said = Coconut("thinks", 2, "(", ")")
@@ -251,7 +251,7 @@ class TestTheTraining:
 
 class TestTheGraphs:
     def test_following_the_facts_from_the_named_one_leads_to_the_answer_and_to_the_steps(self) -> None:
-        for problem in prosqa.problems(50, n_steps=3, n_dead_ends=2):
+        for problem in problems(50, n_steps=3, n_dead_ends=2):
             facts, asked = problem.question.rsplit(" . ", 1)
             *edges, named = [fact.split() for fact in facts.split(" . ")]
             following: dict[str, list[str]] = {}
@@ -268,10 +268,10 @@ class TestTheGraphs:
             assert all(a[4] == b[1] for a, b in pairwise(steps))
 
     def test_another_wording_tells_the_same_graph_with_the_kinds_given(self) -> None:
-        kinds = prosqa.KINDS[:9]
+        kinds = KINDS[:9]
         pairs = zip(
-            prosqa.problems(20, n_steps=3, kinds=kinds),
-            prosqa.problems(20, n_steps=3, kinds=kinds, wording=prosqa.TERSE),
+            problems(20, n_steps=3, kinds=kinds),
+            problems(20, n_steps=3, kinds=kinds, wording=TERSE),
             strict=True,
         )
         for english, terse in pairs:
@@ -281,23 +281,23 @@ class TestTheGraphs:
             assert said[-2].split() == [name, "is", "a", start]
             assert said[-1].split() == ["Is", name, "a", one, "or", "a", other, "?"]
             assert (english.answer, english.other) == (terse.answer, terse.other)
-            assert {word for word in terse.question.split() if word in prosqa.KINDS} <= set(kinds)
+            assert {word for word in terse.question.split() if word in KINDS} <= set(kinds)
         with pytest.raises(ValueError, match="there are 9"):
-            prosqa.problems(1, n_steps=4, kinds=kinds)
+            problems(1, n_steps=4, kinds=kinds)
 
     def test_neither_the_order_nor_a_count_gives_the_answer_away(self) -> None:
-        problems = prosqa.problems(400, n_steps=2)
-        first = sum(p.question.split()[-5] == p.answer for p in problems)
+        found = problems(400, n_steps=2)
+        first = sum(p.question.split()[-5] == p.answer for p in found)
         assert 150 < first < 250
-        for p in problems:
+        for p in found:
             words = p.question.split()
             assert words.count(p.answer) == words.count(p.other) == 2
 
     def test_more_of_them_only_adds_and_another_seed_gives_others(self) -> None:
-        assert prosqa.problems(5)[:3] == prosqa.problems(3) != prosqa.problems(3, seed=1)
+        assert problems(5)[:3] == problems(3) != problems(3, seed=1)
         with pytest.raises(ValueError, match="there are 40"):
-            prosqa.problems(1, n_steps=30)
-        assert prosqa.prosqa(n=2).items[0].answers[0] in prosqa.words()
+            problems(1, n_steps=30)
+        assert prosqa(n=2).items[0].answers[0] in words()
 
 
 class TestSmallModels:

@@ -10,6 +10,7 @@ from latentcomm.tasks.judging import Begins, Contains, Judge, Letter, Mentions, 
 from latentcomm.tasks.kv_math import kv_math
 from latentcomm.tasks.mmlu import mmlu
 from latentcomm.tasks.model_judge import JudgedBy
+from latentcomm.tasks.prosqa import prosqa
 from latentcomm.tasks.tip_sheets import tip_sheets
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "is_correct",
     "kv_math",
     "mmlu",
+    "prosqa",
     "tip_sheets",
 ]
 
@@ -45,5 +47,6 @@ TASKS: Mapping[str, Callable[..., Task]] = {
     "gsm8k": gsm8k,
     "mmlu": mmlu,
     "kv_math": kv_math,
+    "prosqa": prosqa,
 }
 """Every task by its name. All take `template`; gsm8k and mmlu need a source, a file or a hub data set."""

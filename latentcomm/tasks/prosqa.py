@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from latentcomm.tasks.base import Item, Task
+from latentcomm.tasks.base import Item, Task, Template
 
 NAMES = ("Tom", "Ada", "Max", "Eva", "Sam", "Ida")
 KINDS = tuple(
@@ -91,6 +91,7 @@ def prosqa(
     n_dead_ends: int = 0,
     wording: Wording = ENGLISH,
     kinds: Sequence[str] = KINDS,
+    template: Template = "raw",
     seed: int = 0,
 ) -> Task:
     """The problems as a task: sender and receiver read the question, the skyline its steps as well.
@@ -119,9 +120,9 @@ def prosqa(
     )
     settings = {
         "n": n, "n_steps": n_steps, "n_dead_ends": n_dead_ends, "wording": asdict(wording), "kinds": list(kinds),
-        "seed": seed,
+        "template": template, "seed": seed,
     }  # fmt: skip
-    return Task("prosqa", items, (), "raw", settings=settings, reply_tokens=2)
+    return Task("prosqa", items, (), template, settings=settings, reply_tokens=2)
 
 
 def words() -> tuple[str, ...]:
