@@ -1,10 +1,11 @@
-"""Figure 8: every channel that needs no training, on a game: accuracy against cost, with the shuffled message.
+"""Figure 8: every channel on a game: accuracy against cost, with the shuffled message.
 
     python analyses/fig8_channels.py [--smoke] [--replot] [--out DIR] [--task NAME] [--sender NAME] [--receiver NAME]
 
 The table of Ramesh & Li 2025 (arXiv:2501.14082) rebuilt on available weights. Countries and Tip sheets; the cell of
 the channels that graft a state is chosen on 40 items of the tuning half, and all channels are compared on the same 100
-items of the other half, with the shuffled message beside each. It goes on where it was stopped.
+items of the other half, with the shuffled message beside each. Those that learn are trained on the whole tuning half.
+It goes on where it was stopped.
 """
 
 import argparse
@@ -18,7 +19,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import latentcomm as lc
+from latentcomm.catalogue import LEARNED
 from latentcomm.comparing import Plan, compare_named, names_for
+from latentcomm.learning import LearningPlan, learn
 from latentcomm.plots import accuracy_against_cost
 from latentcomm.publishing import plain, publish, replot
 from latentcomm.sweep_report import describe
@@ -34,14 +37,18 @@ class Settings:
     sender: str = "smollm2-135m-instruct"
     task: str = "countries"
     channels: tuple[str, ...] | None = None
+    learned: tuple[str, ...] = LEARNED
     n_sheets: int = 300
     plan: Plan = field(default_factory=lambda: Plan(n_tune=40, n_test=100))
+    learning: LearningPlan = field(default_factory=LearningPlan)
 
 
 SETTINGS = Settings()
 SMOKE = replace(
     SETTINGS,
     channels=("silent", "skyline", "text", "replace"),
+    learned=("gated",),
+    learning=LearningPlan(steps=2, batch_size=2),
     plan=Plan(read_layer=1, write_layer=1, n_test=8, message_tokens=2),
 )
 
@@ -52,7 +59,19 @@ def compute(
     """A row a channel, condition and metric: see `compare_trials`; and the cell."""
     names = settings.channels or tuple(names_for(sender, receiver))
     task = countries() if settings.task == "countries" else tip_sheets(n=settings.n_sheets, seed=settings.plan.seed)
-    found, cell = compare_named(names, sender, receiver, task, plan=settings.plan, checkpoint=checkpoint, progress=True)
+    plan, learned = settings.plan, {}
+    for name in settings.learned:
+        chosen = replace(
+            settings.learning,
+            read_layer=plan.read_layer,
+            write_layer=plan.write_layer,
+            n_tune=plan.n_tune,
+            seed=plan.seed,
+        )
+        learned[name] = learn(name, sender, receiver, task, plan=chosen, checkpoint=checkpoint, progress=True).channel
+    found, cell = compare_named(
+        [*names, *learned], sender, receiver, task, plan=plan, learned=learned, checkpoint=checkpoint, progress=True
+    )
     return found.table.assign(read_layer=cell[0] if cell else -1, write_layer=cell[1] if cell else -1)
 
 

@@ -6,13 +6,15 @@ install_import_hook("latentcomm", "beartype.beartype")  # every shape in a signa
 
 from latentcomm import alignment, channels, drift, fusion, redundancy, similarity, stats, tasks  # noqa: E402
 from latentcomm.capture import Activations, ActivationStore, capture, capture_to_disk  # noqa: E402
-from latentcomm.channels import Activation, Silent, Skyline  # noqa: E402
+from latentcomm.channels import Activation, Message, Silent, Skyline  # noqa: E402
+from latentcomm.comparison import Comparison, compare  # noqa: E402
 from latentcomm.decoding import Decoded, ReceiverInput, decode, generate, next_token_logits  # noqa: E402
 from latentcomm.diagnosis import Diagnosis, diagnose  # noqa: E402
 from latentcomm.effects import Effects, measure_effects  # noqa: E402
 from latentcomm.evaluation import Trial, evaluate, summarise, to_table  # noqa: E402
 from latentcomm.grafting import LAST, Graft, grafted, span  # noqa: E402
 from latentcomm.layer_sweep import LayerSweep, sweep_layers  # noqa: E402
+from latentcomm.learning import LearningPlan, learn, load_learned  # noqa: E402
 from latentcomm.models import Model, encode, load_model, wrap_model  # noqa: E402
 from latentcomm.prompts import Prompts  # noqa: E402
 from latentcomm.sites import Site  # noqa: E402
@@ -23,11 +25,14 @@ __all__ = [
     "Activation",
     "ActivationStore",
     "Activations",
+    "Comparison",
     "Decoded",
     "Diagnosis",
     "Effects",
     "Graft",
     "LayerSweep",
+    "LearningPlan",
+    "Message",
     "Model",
     "Prompts",
     "ReceiverInput",
@@ -40,6 +45,7 @@ __all__ = [
     "capture",
     "capture_to_disk",
     "channels",
+    "compare",
     "decode",
     "diagnose",
     "drift",
@@ -48,6 +54,8 @@ __all__ = [
     "fusion",
     "generate",
     "grafted",
+    "learn",
+    "load_learned",
     "load_model",
     "measure_effects",
     "next_token_logits",

@@ -1,7 +1,7 @@
 """Channels by name, as the command line and the analyses build them: the one place where a name becomes a channel."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from latentcomm.channels import (
@@ -9,6 +9,7 @@ from latentcomm.channels import (
     Channel,
     Cipher,
     CipherDebate,
+    Coconut,
     Debate,
     KeyValues,
     Merged,
@@ -46,6 +47,8 @@ class Recipe:
         message_tokens: how long a written message, a distribution or a trajectory may get.
         request: what a sender that writes reads after its text.
         delta_layers: the layers whose state deltas travel with a text.
+        n_thoughts, markers: how many continuous thoughts pass, and what stands around them.
+        learned: channels that were trained, by name; see `learning`.
     """
 
     read: Site
@@ -56,18 +59,26 @@ class Recipe:
     message_tokens: int = 16
     request: str = ""
     delta_layers: tuple[int, ...] = (0,)
+    n_thoughts: int = 4
+    markers: tuple[str, str] = ("(", ")")
+    learned: Mapping[str, Channel] = field(default_factory=dict)
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse names that are not those of channels.
+def check_names(names: Sequence[str], learned: Collection[str] = ()) -> None:
+    """Refuse names that are not those of channels, the trained ones given included.
 
     Raises:
-        ValueError: none, a name that is not in `CHANNELS`, or one given twice.
+        ValueError: none, a name that is not in `CHANNELS` and not of a trained channel, or one given twice.
     """
     if not names:
         raise ValueError(f"name at least one channel, of {', '.join(CHANNELS)}")
-    if unknown := [name for name in names if name not in CHANNELS]:
-        raise ValueError(f"there is no channel {unknown[0]!r}; choose among {', '.join(CHANNELS)}")
+    if untrained := [name for name in names if name in LEARNED and name not in learned]:
+        raise ValueError(
+            f"the channel {untrained[0]!r} has parts that must be trained first: `latentcomm train {untrained[0]}` "
+            "does, and --weights takes the folder it writes"
+        )
+    if unknown := [name for name in names if name not in CHANNELS and name not in learned]:
+        raise ValueError(f"there is no channel {unknown[0]!r}; choose among {', '.join([*CHANNELS, *LEARNED])}")
     if repeated := [name for number, name in enumerate(names) if name in names[:number]]:
         raise ValueError(f"the channel {repeated[0]!r} is named twice; name each once")
 
@@ -76,13 +87,13 @@ def build(names: Sequence[str], recipe: Recipe) -> list[Channel]:
     """The channels of these names.
 
     Raises:
-        ValueError: a name that is not in `CHANNELS`, given twice, or whose map the recipe lacks.
+        ValueError: a name that is unknown, given twice, or whose map or trained channel the recipe lacks.
 
     >>> [channel.name for channel in build(["silent", "replace"], Recipe(Site(26), Site(26)))]
     ['silent', 'replace']
     """
-    check_names(names)
-    return [CHANNELS[name](name, recipe) for name in names]
+    check_names(names, recipe.learned)
+    return [recipe.learned[name] if name in recipe.learned else CHANNELS[name](name, recipe) for name in names]
 
 
 def needs_cell(name: str) -> bool:
@@ -124,6 +135,10 @@ def _cipher_debate(name: str, recipe: Recipe) -> Channel:
     return CipherDebate(name, rounds=2, request=recipe.request, allow_empty=True)
 
 
+def _coconut(name: str, recipe: Recipe) -> Channel:
+    return Coconut(name, recipe.n_thoughts, *recipe.markers)
+
+
 def _deltas(name: str, recipe: Recipe) -> Channel:
     length = recipe.message_tokens
     return StateDeltas(recipe.delta_layers, name, max_tokens=length, request=recipe.request, allow_empty=True)
@@ -155,11 +170,14 @@ CHANNELS: Mapping[str, Callable[[str, Recipe], Channel]] = {
     **dict.fromkeys(FUSED, _fused),
     PREDICTABILITY: _predictability,
     **dict.fromkeys(MERGED, _merged),
+    "coconut": _coconut,
     "deltas": _deltas,
     "kv": lambda name, _: KeyValues(name),
 }
-"""All channels that need no training, by name."""
+"""All channels that can run without training, by name."""
+LEARNED = ("learned_linear", "gated", "concatenated", "interlat", "calm")
+"""Channels with parts that are trained first, by name; `learning.learn` trains them."""
 OF_ONE_VOCABULARY = ("cipher", "cipher_debate", "deltas")
 """Channels whose messages are made of tokens that must mean the same in both models."""
-OF_ONE_LAYOUT = ("kv",)
-"""Channels whose messages only a model of the sender's own layout can read."""
+OF_ONE_LAYOUT = ("kv", "coconut")
+"""Channels whose messages only a model of the sender's own layout can read as they are."""

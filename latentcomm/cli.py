@@ -47,6 +47,7 @@ class TaskName(StrEnum):
     gsm8k = "gsm8k"
     mmlu = "mmlu"
     kv_math = "kv-math"
+    prosqa = "prosqa"
 
 
 class TemplateName(StrEnum):
@@ -236,7 +237,7 @@ def diagnose(
 @app.command()
 def compare(
     task: Annotated[TaskName, typer.Option(help="What is asked.")] = TaskName.countries,
-    channels: Annotated[str, typer.Option(help="Comma-separated; all that need no training by default.")] = "",
+    channels: Annotated[str, typer.Option(help="Comma-separated; by default all that need no training.")] = "",
     sender: Annotated[str, typer.Option(help="Built-in name, hub id, directory or .gguf file.")] = DEFAULT_MODEL,
     receiver: Annotated[str, typer.Option(help="The same; by default the sender itself.")] = "",
     template: Annotated[TemplateName, typer.Option(help="Prompts as they stand, or as a chat.")] = TemplateName.raw,
@@ -251,7 +252,11 @@ def compare(
     message_tokens: Annotated[int, typer.Option(help="How long a written message may get.", min=1)] = 16,
     request: Annotated[str, typer.Option(help="What a sender that writes reads after its text.")] = "",
     n_tune: Annotated[int, typer.Option(help="Items that the cell is chosen on.", min=2)] = 40,
-    n_test: Annotated[int, typer.Option(help="Other items that channels are compared on; 0: all.", min=0)] = 0,
+    n_test: Annotated[int, typer.Option(help="Other items that channels are compared on; 0: all.", min=0)] = 100,
+    n_thoughts: Annotated[int, typer.Option(help="Of Coconut: how often a state is fed back.", min=0)] = 4,
+    learned: Annotated[
+        Path | None, typer.Option("--weights", help="Folder of channels that `latentcomm train` wrote.")
+    ] = None,
     controls: Annotated[
         str, typer.Option(help="Comma-separated: shuffled, zero, random, self. Each costs as much as the message.")
     ] = "shuffled",
@@ -269,14 +274,15 @@ def compare(
         began = time.monotonic()
         if not name or Path(name).name != name:
             raise ValueError(f"--name is {name!r}; give a plain file name, and the folder by --out")
-        from latentcomm.catalogue import check_names
+        from latentcomm.catalogue import LEARNED, check_names
         from latentcomm.comparing import Plan, compare_named, names_for
         from latentcomm.comparison_report import print_comparison, write_comparison
+        from latentcomm.learning import check_unseen, load_folder
         from latentcomm.models import load_model
 
         chosen = [each.strip().replace("-", "_") for each in channels.split(",") if each.strip()]
         if chosen:
-            check_names(chosen)
+            check_names(chosen, () if learned is None else LEARNED)
         asked = _task(task, template, sender_form, fame, seed, data)
         plan = Plan(
             read_layer=None if read_layer < 0 else read_layer,
@@ -287,11 +293,15 @@ def compare(
             n_tune=n_tune,
             n_test=n_test or None,
             controls=tuple(each.strip() for each in controls.split(",") if each.strip()),
+            n_thoughts=n_thoughts,
             seed=seed,
         )
         first = load_model(sender, dtype=dtype, device=device)
         second = first if receiver in ("", sender) else load_model(receiver, dtype=dtype, device=device)
-        chosen = chosen or names_for(first, second)
+        trained = {} if learned is None else load_folder(learned, first, second)
+        for each in trained.values():
+            check_unseen(each, asked.split(seed=seed)[1])
+        chosen = chosen or [*names_for(first, second), *trained]
         settings = {
             "sender": first.name,
             "receiver": second.name,
@@ -303,9 +313,19 @@ def compare(
             "data": None if data is None else data.name,
             "device": device,
             "dtype": dtype,
+            "weights": {name: digest(each.weights) for name, each in trained.items() if name in chosen},
         } | asdict(plan)
         kept = out / ".unfinished" / digest(settings)[:16]
-        found, cell = compare_named(chosen, first, second, asked, plan=plan, checkpoint=kept, progress=True)
+        found, cell = compare_named(
+            chosen,
+            first,
+            second,
+            asked,
+            plan=plan,
+            learned={name: each.channel for name, each in trained.items()},
+            checkpoint=kept,
+            progress=True,
+        )
         published = write_comparison(
             found,
             name=name,
@@ -322,6 +342,72 @@ def compare(
         print_comparison(found, Console(width=None if sys.stdout.isatty() else 140))
         print(f"wrote {published.page} (open it in a browser), {published.data.name}, {name}_trials.csv")
         print(f"took {time.monotonic() - began:.0f} s")
+
+
+@app.command("train")
+def train_channels(
+    channels: Annotated[str, typer.Argument(help="Comma-separated, of those that learn; see the documentation.")],
+    task: Annotated[TaskName, typer.Option(help="What is asked.")] = TaskName.countries,
+    sender: Annotated[str, typer.Option(help="Built-in name, hub id, directory or .gguf file.")] = DEFAULT_MODEL,
+    receiver: Annotated[str, typer.Option(help="The same; by default the sender itself.")] = "",
+    template: Annotated[TemplateName, typer.Option(help="Prompts as they stand, or as a chat.")] = TemplateName.raw,
+    sender_form: Annotated[SenderForm, typer.Option(help="What the sender reads.")] = SenderForm.primed,
+    fame: Annotated[Fame, typer.Option(help="Which landmarks (countries only).")] = Fame.all,
+    data: Annotated[Path | None, typer.Option(help="File of a task that needs one (gsm8k, mmlu, biographies).")] = None,
+    read_layer: Annotated[int, typer.Option(help="Of the sender; chosen on the tuning half where left out.")] = -1,
+    write_layer: Annotated[int, typer.Option(help="Of the receiver; the same.")] = -1,
+    steps: Annotated[int, typer.Option(help="Updates; 0 leaves each channel its default.", min=0)] = 0,
+    batch_size: Annotated[int, typer.Option(help="Examples an update; 0: the default.", min=0)] = 0,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW; 0: the default.", min=0)] = 0.0,
+    plan_tokens: Annotated[int, typer.Option(help="Of Interlat: how long the sender's plan gets.", min=1)] = 8,
+    n_steps: Annotated[int, typer.Option(help="Of Interlat: compress the plan to so many latents.", min=0)] = 0,
+    every: Annotated[int, typer.Option(help="Of CALM: every how many layers of the sender are read.", min=1)] = 4,
+    out: Annotated[Path, typer.Option(help="Folder of the trained channels.")] = Path("weights"),
+    seed: Annotated[int, typer.Option(help="Of the split and of the training.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of the training's arithmetic: float32 or bfloat16.")] = "float32",
+) -> None:
+    """Train the channels that learn on the tuning half of a task, both models frozen; `compare --weights` asks the
+    other half.
+
+    Stopped trainings go on: the same command takes them up where they were, to the same bits.
+    """
+    with _errors_as_sentences():
+        from latentcomm.catalogue import LEARNED
+        from latentcomm.learning import LearningPlan, learn
+        from latentcomm.models import load_model
+
+        names = [each.strip().replace("-", "_") for each in channels.split(",") if each.strip()]
+        if not names or any(name not in LEARNED for name in names):
+            raise ValueError(f"the channels to train are {channels!r}; choose among {', '.join(LEARNED)}")
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"--dtype is {dtype!r}; train in float32 or bfloat16")
+        asked = _task(task, template, sender_form, fame, seed, data)
+        plan = LearningPlan(
+            steps=steps or None,
+            batch_size=batch_size or None,
+            learning_rate=learning_rate or None,
+            dtype="bfloat16" if dtype == "bfloat16" else "float32",
+            read_layer=None if read_layer < 0 else read_layer,
+            write_layer=None if write_layer < 0 else write_layer,
+            plan_tokens=plan_tokens,
+            n_steps=n_steps or None,
+            every=every,
+            seed=seed,
+        )
+        first = load_model(sender, device=device)
+        second = first if receiver in ("", sender) else load_model(receiver, device=device)
+        settings = (first.fingerprint, second.fingerprint, asked, plan)
+        kept = out / ".unfinished" / digest(*settings)[:16]
+        for name in names:
+            learned = learn(name, first, second, asked, plan=plan, checkpoint=kept, progress=True)
+            learned.save(out / f"{name}.safetensors")
+            (kept / f"{name}.safetensors").unlink(missing_ok=True)
+            facts = learned.facts["training"]
+            print(f"wrote {out / name}.safetensors: {facts['updates']} updates in {facts['seconds']:.0f} s")
+        shutil.rmtree(kept, ignore_errors=True)
+        with suppress(OSError):  # another stopped run's work is in it
+            kept.parent.rmdir()
 
 
 @app.command()
@@ -363,8 +449,9 @@ def _task(
     task: TaskName, template: TemplateName, sender_form: SenderForm, fame: Fame, seed: int, data: Path | None = None
 ) -> Task:
     from latentcomm.tasks import biographies, countries, gsm8k, kv_math, mmlu, tip_sheets
+    from latentcomm.tasks.prosqa import prosqa
 
-    if data is not None and task in (TaskName.countries, TaskName.tip_sheets, TaskName.kv_math):
+    if data is not None and task in (TaskName.countries, TaskName.tip_sheets, TaskName.kv_math, TaskName.prosqa):
         raise ValueError(f"the task {task.value} makes its own items; leave --data out")
 
     if task is TaskName.countries:
@@ -380,4 +467,8 @@ def _task(
         return biographies(data, template=template.value)
     if task is TaskName.kv_math:
         return kv_math(template=template.value, seed=seed)
+    if task is TaskName.prosqa:
+        if template is not TemplateName.raw:
+            raise ValueError("the questions of prosqa stand as they are; leave --template raw")
+        return prosqa(seed=seed)
     return tip_sheets(n=200, seed=seed, template=template.value, sender_form=sender_form.value)

@@ -1,10 +1,11 @@
 """The job behind `latentcomm compare`: choose a cell and fit maps on one half of a task, compare on the other."""
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.catalogue import (
@@ -17,7 +18,8 @@ from latentcomm.catalogue import (
     check_names,
     needs_cell,
 )
-from latentcomm.channels.base import label
+from latentcomm.channels.base import Channel, label
+from latentcomm.channels.coconut import marker
 from latentcomm.channels.merged import fit_predictability
 from latentcomm.comparison import Comparison, compare
 from latentcomm.controls import derangement
@@ -33,6 +35,8 @@ from latentcomm.tasks.base import Task
 
 DEPTHS = (0.5, 0.65, 0.8, 0.9, 0.97)
 """Relative depths of the cells that are tried where every cell needs a map of its own: of blocks, from the first."""
+MARKERS = (("(", ")"), ("[", "]"), ("<", ">"), (":", "."), (".", "."))
+"""What stands around continuous thoughts where nothing else is asked: the first of them that are single tokens."""
 MAP_DOCUMENTS, MAP_TOKENS, MAP_FOLDS = 64, 128, 3
 """Documents of the packaged corpus, tokens of each, and folds for the penalty, of maps between models."""
 
@@ -46,6 +50,7 @@ class Plan:
         right_aligned: fuse the last entries of states of unequal models, and fit no map.
         message_tokens, request: of senders that write; see `Recipe`.
         n_tune, n_test: items of each half, all where None.
+        n_thoughts: of Coconut, how often a state is fed back.
         controls: which of `controls.CONTROLS` every channel is also run under; each costs as much as the message.
         seed: of the split, the choices, the folds and the controls.
     """
@@ -58,6 +63,7 @@ class Plan:
     n_tune: int | None = 40
     n_test: int | None = None
     controls: tuple[str, ...] = ("shuffled",)
+    n_thoughts: int = 4
     seed: int = 0
 
 
@@ -77,6 +83,7 @@ def compare_named(
     task: Task,
     *,
     plan: Plan = Plan(),
+    learned: Mapping[str, Channel] = MappingProxyType({}),
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> tuple[Comparison, Cell | None]:
@@ -84,13 +91,14 @@ def compare_named(
 
     Where a channel grafts a state, `replace` is swept over all cells of one model with itself (over 25 cells of unequal
     models, each with a ridge map fitted on the packaged corpus) and the best by choices is taken, writes after the
-    last block left out. No test item is seen by the choice of the cell or by any map. It goes on where it stopped.
+    last block left out. No test item is seen by the choice of the cell or by any map. Channels that learn are given
+    ready, by name, in `learned` (`learning.load_folder`). It goes on where it stopped.
 
     Raises:
         ValueError: an unknown name, one half of a cell, a task without choices and no cell, a test half whose messages
             cannot be exchanged, or what the channels refuse.
     """
-    check_names(names)
+    check_names(names, learned)
     check_pair(sender, receiver)
     if (plan.read_layer is None) != (plan.write_layer is None):
         raise ValueError("a cell has a read and a write layer; give both, or neither to have it chosen")
@@ -100,7 +108,7 @@ def compare_named(
     kept = None if checkpoint is None else Path(checkpoint)
     cell, alignment, predictable = None, None, None
     if any(needs_cell(name) for name in names):
-        cell, alignment = _cell(sender, receiver, tune, plan, kept, progress)
+        cell, alignment = choose_cell(sender, receiver, tune, plan, kept, progress)
         if PREDICTABILITY in names:
             predictable = fit_predictability(
                 sender,
@@ -120,20 +128,27 @@ def compare_named(
         right_aligned=plan.right_aligned and sender.d_model != receiver.d_model,
         message_tokens=plan.message_tokens,
         request=plan.request,
+        n_thoughts=plan.n_thoughts,
+        markers=_markers(sender, receiver),
+        learned=learned,
         delta_layers=tuple(sorted({sender.n_layers * part // 4 for part in (1, 2, 3)})),
     )
-    trials = []
+    trials, told = [], {}
     for channel in track(build(names, recipe), "channels", total=len(names), shown=progress):
         trials += compare(
-            [channel], sender, receiver, test, seed=plan.seed, controls=plan.controls, checkpoint=kept
+            [channel], sender, receiver, test, seed=plan.seed, controls=plan.controls, checkpoint=kept, told=told
         ).trials
     return Comparison.of(trials, seed=plan.seed), cell
 
 
-def _cell(
-    sender: Model, receiver: Model, tune: Task, plan: Plan, kept: Path | None, progress: bool
-) -> tuple[Cell, Callable[..., Any] | None]:
-    """The cell that states are read and written at, and the map that they pass."""
+def choose_cell(
+    sender: Model, receiver: Model, tune: Task, plan: Plan, kept: Path | None = None, progress: bool = False
+) -> tuple[Cell, AffineMap | None]:
+    """The cell that states are read and written at, the plan's own or the best on tuning items, and the map they pass.
+
+    Raises:
+        ValueError: a task without choices and no cell, or a layer that is none.
+    """
     given = None if plan.read_layer is None or plan.write_layer is None else (plan.read_layer, plan.write_layer)
     mapped = sender is not receiver and sender.fingerprint != receiver.fingerprint and not plan.right_aligned
     if given is not None:
@@ -165,6 +180,17 @@ def _cell(
     )
     cell = best_cell(cell_table(sweep, sender, tune), n_layers=receiver.n_layers)
     return cell, None if maps is None else maps[cell]
+
+
+def _markers(sender: Model, receiver: Model) -> tuple[str, str]:
+    """What can stand around thoughts: the first of `MARKERS` that are single tokens of both models, or of neither."""
+    for pair in MARKERS:
+        with contextlib.suppress(ValueError):
+            for model in (sender, receiver):
+                for text in pair:
+                    marker(model, text)
+            return pair
+    return MARKERS[0]
 
 
 def _depths(n_layers: int) -> list[int]:

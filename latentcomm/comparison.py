@@ -1,8 +1,9 @@
 """Compare channels on the same items: accuracy with interval, paired tests against baselines, and what each costs."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -52,11 +53,13 @@ def compare(
     controls: Sequence[str] = tuple(CONTROLS),
     reply_tokens: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    told: MutableMapping[str, Any] | None = None,
     started: Callable[[str], object] | None = None,
 ) -> Comparison:
     """Every channel on the same n items of a task (all by default), under its true message and its controls.
 
-    With `checkpoint`, what was done is kept item by item and never run again. `started` is told each channel's name.
+    With `checkpoint`, what was done is kept item by item and never run again. Channels that say the same are told once,
+    those of later calls too that are given the same dict `told`. `started` is told each channel's name.
 
     Raises:
         ValueError: no channel, two of one name, or what `evaluate` refuses.
@@ -65,6 +68,7 @@ def compare(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"the channels are named {names}; give at least one, and each a name of its own")
     trials: list[Trial] = []
+    told = {} if told is None else told
     for channel in channels:
         if started is not None:
             started(channel.name)
@@ -78,6 +82,7 @@ def compare(
             controls=controls,
             reply_tokens=reply_tokens,
             checkpoint=checkpoint,
+            told=told,
         )
     return Comparison.of(trials, seed=seed)
 

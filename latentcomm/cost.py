@@ -67,7 +67,7 @@ def pass_flops(size: ModelSize, *, n_new: int, n_past: int = 0, n_layers: int | 
 
 
 def flops(passes: Sequence[Pass]) -> float:
-    """Operations of the forward passes that were recorded, over all their rows; see `pass_flops`."""
+    """Operations of what was recorded: forward passes over all their rows (`pass_flops`), and products beside them."""
     sizes: dict[int, ModelSize] = {}
     total = 0
     for each in passes:
@@ -79,6 +79,7 @@ def flops(passes: Sequence[Pass]) -> float:
             n_layers=each.n_layers,
             n_unembedded=each.n_unembedded,
         )
+        total += MULTIPLY_ADD * each.n_extra
     return float(total)
 
 

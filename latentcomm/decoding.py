@@ -1,11 +1,12 @@
 """Every way of running a receiver: from a prompt, soft tokens or a past, under grafts and standing hooks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentcomm.grafting import LAST, Graft, check_fired, is_grafted
@@ -73,6 +74,22 @@ class Standing(Protocol):
 
     def fwd_hooks(self) -> list[Hook]:
         """TransformerLens hooks that act in every pass that they are attached to, one row a prompt."""
+        ...
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """Something standing that may act on rows that have read unequally much: it says what it does in their replies.
+
+    What stands without this has its rows' replies run length by length, under the hooks that saw the prompt.
+    """
+
+    def reply_hooks(self) -> list[Hook]:
+        """Hooks for the passes of reply tokens alone, one row a prompt.
+
+        Keys stand where each row had them, counted from its beginning; behind those of shorter rows there are holes,
+        which nobody sees, and then come the reply's.
+        """
         ...
 
 
@@ -227,32 +244,96 @@ def decode(
     generators = [torch.Generator().manual_seed(each) for each in seeds]
     texts, ids = [""] * len(given.prompts), [[] for _ in range(len(given.prompts))]
     logits: list[Tensor | None] = [None] * len(given.prompts)
-    for rows in (part for group in groups for part in _batches(group, longest + max_new_tokens)):
-        first, replies = _decode_group(
-            model, given.select(rows), max_new_tokens, temperature, top_p, [generators[row] for row in rows]
-        )
-        for row, row_logits, reply in zip(rows, first, replies, strict=True):
+    for run in runs(model, given, max_new_tokens, _read_prompts):
+        replies = _replies(model, run, max_new_tokens, temperature, top_p, [generators[row] for row in run.rows])
+        for row, row_logits, reply in zip(run.rows, run.logits, replies, strict=True):
             texts[row], logits[row] = model.decode(reply) if model.tokenizer is not None else "", row_logits
             ids[row] = reply
     return Decoded(texts, torch.stack([row for row in logits if row is not None]), [len(reply) for reply in ids], ids)
 
 
-def _batches(rows: Sequence[int], length: int) -> list[Sequence[int]]:
-    """Rows of one length, so many at a time that a batch holds `TOKENS_PER_BATCH` at most."""
-    step = max(1, TOKENS_PER_BATCH // length)
-    return [rows[start : start + step] for start in range(0, len(rows), step)]
+@dataclass(eq=False)
+class Run:
+    """Rows that have read their prompts and go on together, a token each at a time.
+
+    Attributes:
+        rows: which they are.
+        logits: after their prompts.
+    """
+
+    model: Model
+    rows: list[int]
+    logits: Float[Tensor, "batch d_vocab"]
+    cache: Any
+    hooks: Sequence[Hook]
+    past_mask: Bool[Tensor, "batch past"] | None
+
+    def step(self, tokens: Int[Tensor, " batch"], hooks: Sequence[Hook] = ()) -> Float[Tensor, "batch d_vocab"]:
+        """The logits after one more token of each row, under further hooks."""
+        logits = self.model.forward(
+            tokens[:, None], hooks=[*hooks, *self.hooks], cache=self.cache, last_only=True, past_mask=self.past_mask
+        )
+        if self.past_mask is not None:
+            self.past_mask = F.pad(self.past_mask, (0, 1), value=True)
+        return logits[:, -1]
 
 
-def _decode_group(
-    model: Model,
-    given: ReceiverInput,
-    max_new_tokens: int,
-    temperature: float | int,
-    top_p: float | int,
-    generators: Sequence[torch.Generator],
-) -> tuple[Float[Tensor, "batch d_vocab"], list[list[int]]]:
-    """First logits and reply ids of rows of one length."""
-    batch = len(given.prompts)
+Read = tuple[Float[Tensor, "_ d_vocab"], Any, list[Hook]]
+"""Logits after prompts of one length, the cache behind them, and the hooks under which their replies go on."""
+
+
+def runs(
+    model: Model, given: ReceiverInput, max_new_tokens: int, read: Callable[[Model, ReceiverInput], Read]
+) -> Iterator[Run]:
+    """The rows of an input in batches: prompts of one length are read together, replies of all lengths go on together.
+
+    A prompt is read as it would be alone, without padding. Where the model and all that stands allow it, caches of
+    unequal lengths are joined then, so that each reply token passes the weights once for a whole batch.
+    """
+    step = max(1, TOKENS_PER_BATCH // (int(given.lengths.max()) + max_new_tokens))
+    joins = model.joins_lengths and not model.has_hooks and all(isinstance(each, Joining) for each in given.standing)
+    pending: list[tuple[list[int], Read]] = []
+    for group in given.groups_of_equal_length():
+        for rows in (group[start : start + step] for start in range(0, len(group), step)):
+            if pending and (not joins or len(rows) + sum(len(before) for before, _ in pending) > step):
+                yield _joined(model, given, pending)
+                pending = []
+            pending.append((rows, read(model, given.select(rows))))
+    yield _joined(model, given, pending)
+
+
+def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int], Read]]) -> Run:
+    """The rows of some groups, their caches side by side."""
+    if len(parts) == 1:
+        rows, (logits, cache, hooks) = parts[0]
+        return Run(model, rows, logits, cache, hooks, None)
+    rows = [row for group, _ in parts for row in group]
+    caches = [cache for _, (_, cache, _) in parts]
+    lengths = [model.cache_length(cache) for cache in caches]
+    width = max(lengths)
+
+    def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([F.pad(each, (0, 0, 0, width - each.shape[2])) for each in tensors])
+
+    layers = zip(*(model.cache_layers(cache) for cache in caches), strict=True)
+    joined = [
+        (side_by_side([keys for keys, _ in each]), side_by_side([values for _, values in each])) for each in layers
+    ]
+    real = torch.tensor([n for n, (group, _) in zip(lengths, parts, strict=True) for _ in group])
+    hooks = [
+        hook
+        for each in given.standing
+        for selected in [each.select(rows)]
+        if isinstance(selected, Joining)
+        for hook in selected.reply_hooks()
+    ]
+    logits = torch.cat([logits for _, (logits, _, _) in parts])
+    past_mask = None if len(set(lengths)) == 1 else torch.arange(width)[None] < real[:, None]
+    return Run(model, rows, logits, model.cache_from_layers(joined), hooks, past_mask)
+
+
+def _read_prompts(model: Model, given: ReceiverInput) -> Read:
+    """The prompt pass of rows of one length, under all that they are given."""
     hooks, fired = _counting_hooks(given.grafts)
     standing = [hook for each in given.standing for hook in each.fwd_hooks()]
     cache, tokens = _beginning(model, given)
@@ -262,7 +343,20 @@ def _decode_group(
     check_fired(given.grafts, fired)
     if soft and embedded[0] != 1:
         raise RuntimeError(f"the soft tokens entered {model.name} {embedded[0]} times instead of once")
-    first, replies, live = logits, [[] for _ in range(batch)], [True] * batch
+    return logits, cache, standing
+
+
+def _replies(
+    model: Model,
+    run: Run,
+    max_new_tokens: int,
+    temperature: float | int,
+    top_p: float | int,
+    generators: Sequence[torch.Generator],
+) -> list[list[int]]:
+    """Reply ids of rows that go on together."""
+    logits, replies = run.logits, [[] for _ in run.rows]
+    live = [True] * len(run.rows)
     for step in range(max_new_tokens):
         tokens = _choose(logits, temperature, top_p, generators)
         for row, token in enumerate(tokens.tolist()):
@@ -271,8 +365,8 @@ def _decode_group(
                 replies[row].append(token)
         if step == max_new_tokens - 1 or not any(live):
             break
-        logits = model.forward(tokens[:, None], hooks=standing, cache=cache, last_only=True)[:, -1]
-    return first, replies
+        logits = run.step(tokens)
+    return replies
 
 
 def _beginning(model: Model, given: ReceiverInput) -> tuple[Any, Int[Tensor, "batch pos"]]:

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from latentcomm.channels.base import Channel, Deciding, label
+from latentcomm.channels.base import Channel, Deciding, Sharing, label
 from latentcomm.channels.message import Message, join
 from latentcomm.controls import CONTROLS, SELF, Exchange, applies, true_message
 from latentcomm.cost import flops
@@ -77,6 +77,7 @@ def evaluate(
     temperature: float | int = 0.0,
     top_p: float | int = 1.0,
     checkpoint: str | os.PathLike[str] | None = None,
+    told: MutableMapping[str, tuple[Message, "Cost"]] | None = None,
     progress: bool = False,
 ) -> list[Trial]:
     """The trials of a channel on n items of a task (all by default), under its true message and under each control.
@@ -85,7 +86,8 @@ def evaluate(
     left out (a text has no direction to randomise), and so is the self control where a fusion takes the sender's width
     alone. The same seed gives the same items, choices, shuffles and random vectors. Replies are as long as the task
     says unless `reply_tokens` does, greedy unless there is a temperature. With `checkpoint`, what is done is kept,
-    item by item, and not run again.
+    item by item, and not run again. Channels that say the same (`channels.base.Sharing`) find each other's messages in
+    the checkpoint, and in `told`, a dict that is given to the evaluation of each with the same two models.
 
     Raises:
         ValueError: an unknown control, a processed model with a raw one, or what the task and the channel refuse.
@@ -100,8 +102,11 @@ def evaluate(
     folder = None if checkpoint is None else Path(checkpoint)
     prints = None if folder is None else _prints(sender, receiver)
 
-    def kept(name: str, *what: Any) -> Path | None:
-        return None if folder is None else folder / f"{name}-{digest(prints, *asked, *what)[:16]}"
+    def kept(name: str, *what: Any, shared: str | None = None) -> Path | None:
+        if folder is None:
+            return None
+        unique = digest(prints, *asked, *what) if shared is None else digest(prints, shared)
+        return folder / f"{name}-{unique[:16]}"
 
     def sent(part: Task) -> Message:
         return channel.send(sender, part, receiver=receiver)
@@ -109,7 +114,13 @@ def evaluate(
     def sent_to_itself(part: Task) -> Message:
         return channel.own(receiver, part)
 
-    message, send_cost = _said(sent, task, kept("message"))
+    key = digest("said", channel.said, task, seed) if isinstance(channel, Sharing) else None
+    if key is not None and told is not None and key in told:
+        message, send_cost = told[key]
+    else:
+        message, send_cost = _said(sent, task, kept("message", shared=key))
+    if key is not None and told is not None:
+        told[key] = message, send_cost
     exchange = Exchange(channel, sender, receiver, task, message, seed)
     wanted = {MESSAGE: true_message} | {
         name: CONTROLS[name] for name in controls if applies(name, channel, receiver, message)
@@ -137,8 +148,8 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Cost:
-    """Mean of an item."""
+class Cost:
+    """What a message cost, the mean of an item."""
 
     flops: float
     seconds: float
@@ -148,7 +159,7 @@ def _chunks(n: int, *, start: int = 0) -> Iterator[range]:
     return (range(first, min(first + ITEMS_AT_ONCE, n)) for first in range(start, n, ITEMS_AT_ONCE))
 
 
-def _said(say: Callable[[Task], Message], task: Task, kept: Path | None) -> tuple[Message, _Cost]:
+def _said(say: Callable[[Task], Message], task: Task, kept: Path | None) -> tuple[Message, Cost]:
     """The whole message and what an item of it cost; parts that were kept are read and not made again."""
     parts, total, seconds = [], 0.0, 0.0
     for rows in _chunks(len(task.items)):
@@ -165,7 +176,7 @@ def _said(say: Callable[[Task], Message], task: Task, kept: Path | None) -> tupl
                 parts[-1].save(path)
         total += float(parts[-1].made_by["flops"])
         seconds += float(parts[-1].made_by["seconds"])
-    return join(parts), _Cost(total / len(task.items), seconds / len(task.items))
+    return join(parts), Cost(total / len(task.items), seconds / len(task.items))
 
 
 def _only(task: Task, rows: Sequence[int]) -> Task:
@@ -179,7 +190,7 @@ def _trials(
     message: Message,
     rows: Sequence[int],
     choices: Sequence[tuple[str, ...]],
-    sent: _Cost,
+    sent: Cost,
     *,
     name: str,
     reply_tokens: int,

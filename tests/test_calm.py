@@ -168,7 +168,7 @@ class TestTheChannel:
             said.receive(other, TASK, said.send(tiny, TASK))
         with pytest.raises(ValueError, match="16 wide and the bridge of calm reads 32"):
             said.send(narrow, TASK)
-        with pytest.raises(ValueError, match="lacks one of them"):
+        with pytest.raises(ValueError, match="needs a message of states at layer"):
             said.receive(tiny, TASK, Message(states(8, 32), "a vector"))
         assert said.carries_own(tiny) and not said.carries_own(narrow)
         assert not said.carries_own(model("llama", n_layers=2))

@@ -13,13 +13,17 @@ from torch import Tensor
 from toys import toy
 
 from latentcomm import evaluation
+from latentcomm.alignment import AffineMap
 from latentcomm.channels import (
     Activation,
+    Calm,
     Channel,
     Cipher,
     CipherDebate,
+    Coconut,
     Debate,
     FurtherSender,
+    Interlat,
     KeyValues,
     Merged,
     Message,
@@ -28,11 +32,13 @@ from latentcomm.channels import (
     StateDeltas,
     Text,
 )
+from latentcomm.channels.calm import Bridge, new_bridge
+from latentcomm.channels.latent import new_adapter
 from latentcomm.controls import Exchange, shuffled
 from latentcomm.decoding import next_token_logits
 from latentcomm.evaluation import evaluate
 from latentcomm.files import digest
-from latentcomm.fusion import OrthogonalResidual, Replace, Sum, TaskArithmetic, Ties
+from latentcomm.fusion import Gated, OrthogonalResidual, Replace, Sum, TaskArithmetic, Ties
 from latentcomm.models import Model, recorded_passes, wrap_model
 from latentcomm.sites import Site
 from latentcomm.tasks import Task
@@ -171,6 +177,44 @@ CHANNELS: dict[str, Row] = {
 }
 """To add a channel: one row here."""
 
+
+def bridge(sender: Model, receiver: Model, *, seed: int = 0) -> Bridge:
+    """One that says something: a new one adds nothing."""
+    new = new_bridge(sender, receiver, every=1, seed=seed)
+    out = {name: torch.eye(len(weight)) if name.endswith(".out") else weight for name, weight in new.weights.items()}
+    return Bridge(new.shape, out)
+
+
+def gate(receiver: Model, *, seed: int = 0) -> AffineMap:
+    generator = torch.Generator().manual_seed(seed)
+    return AffineMap(
+        torch.randn(receiver.d_model, 2 * receiver.d_model, generator=generator), torch.zeros(receiver.d_model)
+    )
+
+
+CHANNELS |= {
+    "gated": Row(
+        make=lambda sender, receiver: Activation("gated", Site(1), Site(1), Gated(gate(receiver))),
+        other=lambda sender, receiver: Activation("gated", Site(1), Site(1), Gated(gate(receiver, seed=1))),
+    ),
+    "interlat": Row(
+        make=lambda sender, receiver: Interlat("interlat", new_adapter(sender, receiver), plan_tokens=3),
+        other=lambda sender, receiver: Interlat("interlat", new_adapter(sender, receiver, seed=1), plan_tokens=3),
+    ),
+    "compressed interlat": Row(
+        make=lambda sender, receiver: Interlat("short", new_adapter(sender, receiver, n_steps=2), plan_tokens=3),
+        other=lambda sender, receiver: Interlat("short", new_adapter(sender, receiver, n_steps=2), plan_tokens=2),
+    ),
+    "coconut": Row(
+        make=lambda sender, receiver: Coconut("coconut", 2, ".", "?"),
+        other=lambda sender, receiver: Coconut("coconut", 3, ".", "?"),
+    ),
+    "calm": Row(
+        make=lambda sender, receiver: Calm("calm", bridge(sender, receiver)),
+        other=lambda sender, receiver: Calm("calm", bridge(sender, receiver, seed=1)),
+        hush=zeroed,
+    ),
+}
 ARCHITECTURES = ("llama", "gpt2", "qwen2")
 TASK = toy()
 
@@ -289,7 +333,9 @@ def test_items_together_are_told_and_answered_as_each_alone(case: Case) -> None:
     for row in (0, 4, 5):  # of three lengths; the first and the last are told in the same batch
         message = case.channel.send(case.sender, only(row), receiver=case.receiver)
         alone = heard(case.channel, case.receiver, message, only(row))
-        assert torch.allclose(alone[0], together[row], rtol=0, atol=1e-9)
+        # GPT-2's softmax is in float64 here; transformers computes that of Llama and Qwen2 in float32
+        precise = case.sender.name.startswith("tiny-gpt2") and not isinstance(case.channel, Calm)  # float32 weights
+        assert torch.allclose(alone[0], together[row], rtol=0, atol=1e-9 if precise else 1e-5)
         if case.row.speaks:
             assert message.nbytes() == case.message.select([row]).nbytes()
 

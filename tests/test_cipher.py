@@ -178,13 +178,13 @@ class TestTheSoftReply:
         tiny.__dict__["stop_ids"] = frozenset()
         with recorded_passes() as passes:
             decode_softly(tiny, prompts, max_new_tokens=3, temperature=1.0)
-        assert [(p.rows, p.n_new, p.n_past) for p in passes] == [
-            (2, 6, 0), (2, 1, 6), (2, 1, 7), (1, 3, 0), (1, 1, 3), (1, 1, 4)
+        assert [(p.rows, p.n_new, p.n_past) for p in passes if p.n_new] == [
+            (2, 6, 0), (1, 3, 0), (2, 1, 6), (1, 1, 3), (2, 1, 7), (1, 1, 4)
         ]  # fmt: skip
         tiny.__dict__["stop_ids"] = frozenset(range(64))
         with recorded_passes() as passes:
             found = decode_softly(tiny, prompts, max_new_tokens=3, temperature=1.0)
-        assert [(p.rows, p.n_new) for p in passes] == [(2, 6), (1, 3)]
+        assert [(p.rows, p.n_new) for p in passes if p.n_new] == [(2, 6), (1, 3)]
         assert all(len(reply.ids) == 0 for reply in found)
 
     def test_options_out_of_range(self) -> None:
@@ -392,7 +392,8 @@ class TestTheSoftDebate:
             expected = self.by_hand(TASK, row, sender, receiver)
             assert set(message.parts[row]) == set(expected)
             for name, vectors in expected.items():
-                assert torch.allclose(message.parts[row][name], vectors, rtol=0, atol=1e-9)
+                # rows of unequal lengths go on together, and transformers' softmax is in float32
+                assert torch.allclose(message.parts[row][name], vectors, rtol=0, atol=1e-6)
             heard = [expected["round 0 agent 0"], expected["own"]]
             gap = table(receiver)[tokenizer()("\n").input_ids]
             pieces = [piece for said in heard if len(said) for piece in (gap, said)][1:]

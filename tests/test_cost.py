@@ -1,13 +1,18 @@
 """Costs: against torch's own counter on models as they run, against the paper's formula by hand, and the front."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 from tiny import BACKENDS, EVERY_MODEL, build, ids, model
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toys import toy
 
-from latentcomm.channels import Activation, Silent
+from latentcomm.channels import Activation, Calm, Cipher, Interlat, Silent
+from latentcomm.channels.calm import new_bridge
+from latentcomm.channels.latent import new_adapter
 from latentcomm.cost import (
     ModelSize,
     cost_front,
@@ -54,10 +59,13 @@ class TestAgainstTorchsCounter:
 
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_a_whole_reply(self, backend: str) -> None:
-        tiny = model("gpt2", backend)
-        prompts = Prompts.from_ids(ids(6, 2, 6))
-        theirs, ours = counted(tiny, lambda: decode(tiny, prompts, max_new_tokens=4))
-        assert ours == theirs
+        tiny = build("gpt2", backend)
+        tiny.__dict__["stop_ids"] = frozenset()
+        apart = [Prompts.from_ids(ids(*lengths)) for lengths in ((6, 6), (2,))]
+        costs = [counted(tiny, lambda p=prompts: decode(tiny, p, max_new_tokens=4)) for prompts in apart]
+        assert all(ours == theirs for theirs, ours in costs)
+        _, together = counted(tiny, lambda: decode(tiny, Prompts.from_ids(ids(6, 2, 6)), max_new_tokens=4))
+        assert together == sum(ours for _, ours in costs)  # holes behind shorter rows are nobody's cost
 
     def test_a_sender_that_stops_early_pays_for_the_blocks_that_ran(self) -> None:
         tiny = build("gpt2")
@@ -161,3 +169,31 @@ class TestTheFront:
         table.loc[2, "seconds"] = float("nan")
         with pytest.raises(ValueError, match="row 2 has no number in 'seconds'"):
             cost_front(table, cost="seconds")
+
+
+class TestProductsBesideTheModels:
+    """What a channel multiplies by itself is on record, and is what torch counts of it."""
+
+    @pytest.mark.parametrize("channel", ["cipher", "interlat", "compressed interlat", "calm"])
+    def test_they_are_counted(self, channel: str) -> None:
+        sender, receiver = build("gpt2"), build("gpt2", seed=1)
+        made = {
+            "cipher": lambda: Cipher(max_tokens=3, allow_empty=True, temperature=1.0),
+            "interlat": lambda: Interlat("interlat", new_adapter(sender, receiver), plan_tokens=3),
+            "compressed interlat": lambda: Interlat(
+                "interlat", new_adapter(sender, receiver, n_steps=2), plan_tokens=3
+            ),
+            "calm": lambda: Calm("calm", new_bridge(sender, receiver, every=1)),
+        }[channel]()
+        task = toy()
+        task = replace(task, items=task.items[:1])
+        for one in (sender, receiver):
+            one.__dict__["stop_ids"] = frozenset()
+        theirs, ours = counted(sender, lambda: made.send(sender, task, receiver=receiver))
+        assert ours == theirs
+        message = made.send(sender, task, receiver=receiver)
+        with sdpa_kernel(SDPBackend.MATH):  # torch does not count its fused attention on a processor
+            theirs, ours = counted(
+                receiver, lambda: decode(receiver, made.receive(receiver, task, message), max_new_tokens=3)
+            )
+        assert ours == theirs

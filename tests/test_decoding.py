@@ -24,7 +24,7 @@ from torch import Tensor
 
 from latentcomm import decoding
 from latentcomm.capture import capture
-from latentcomm.decoding import ReceiverInput, _choose, decode, generate, next_token_logits
+from latentcomm.decoding import ReceiverInput, Run, _choose, decode, generate, next_token_logits
 from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.grafting import LAST, Graft, grafted
 from latentcomm.models import Model, encode, wrap_model
@@ -91,6 +91,16 @@ def in_order_of(prompts: Prompts, replies: list[list[int]]) -> list[list[int]]:
     return [reply for _, reply in sorted(zip(order, replies, strict=True), key=lambda pair: pair[0])]
 
 
+class Watcher:
+    """Stands and does nothing, without a word of what it would do in replies."""
+
+    def select(self, rows: Any) -> "Watcher":
+        return self
+
+    def fwd_hooks(self) -> list[Any]:
+        return []
+
+
 class TestGreedy:
     @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
     def test_a_reply_is_that_of_transformers_own_generate(self, architecture: str, backend: str) -> None:
@@ -111,6 +121,42 @@ class TestGreedy:
             assert float((together.first_logits[number] - alone.first_logits[0]).abs().max()) < 1e-12
             plain = tiny.forward(row[None])[0, -1]
             assert float((together.first_logits[number] - plain).abs().max()) < 1e-12
+
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "neox"])
+    def test_replies_of_all_lengths_pass_the_weights_together(
+        self, architecture: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny, steps = build(architecture), []
+        tiny.__dict__["stop_ids"] = frozenset()
+        step = Run.step
+
+        def watched(run: Run, *given: Any) -> Tensor:
+            steps.append((run.rows, step(run, *given)))
+            return steps[-1][1]
+
+        monkeypatch.setattr(Run, "step", watched)
+        decode(tiny, PROMPTS, max_new_tokens=STEPS)
+        assert [sorted(rows) for rows, _ in steps] == [[0, 1, 2, 3, 4]] * (STEPS - 1)
+        together = {row: [logits[place] for rows, logits in steps for place in [rows.index(row)]] for row in range(5)}
+        precise = architecture in ("gpt2", "neox")  # transformers computes the softmax of the others in float32
+        for row in range(5):
+            steps.clear()
+            decode(tiny, PROMPTS.select([row]), max_new_tokens=STEPS)
+            for (_, alone), joined in zip(steps, together[row], strict=True):
+                assert torch.allclose(alone[0], joined, rtol=0, atol=1e-12 if precise else 1e-5)
+
+    @pytest.mark.parametrize("why", ["a window", "somebody's hooks", "something standing that cannot"])
+    def test_what_cannot_go_on_together_goes_length_by_length(self, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        tiny, rows = build("gemma2" if why == "a window" else "llama"), []
+        tiny.__dict__["stop_ids"] = frozenset()
+        step = Run.step
+        monkeypatch.setattr(Run, "step", lambda run, *given: (rows.append(run.rows), step(run, *given))[1])
+        given = ReceiverInput(PROMPTS, standing=(Watcher(),) if "standing" in why else ())
+        if "hooks" in why:
+            tiny.hooked.add_hook("hook_embed", lambda value, hook: value)
+        decode(tiny, given, max_new_tokens=2)
+        assert rows == [[0, 3], [1], [2], [4]]
+        tiny.hooked.reset_hooks()
 
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_the_next_tokens_logits_alone(self, backend: str) -> None:

@@ -24,7 +24,7 @@ from latentcomm.channels import Activation, Channel, Silent, Skyline
 from latentcomm.controls import CONTROLS
 from latentcomm.cost import flops
 from latentcomm.evaluation import METRICS, Trial, evaluate, summarise, to_table
-from latentcomm.fusion import Linear, Mean, Replace
+from latentcomm.fusion import Linear, Mean, Replace, Sum
 from latentcomm.models import Model, recorded_passes
 from latentcomm.sites import Site
 from latentcomm.stats import paired_bootstrap
@@ -295,6 +295,23 @@ class TestTheCheckpoint:
                 GRAFT.send(sender, replace(TASK, items=TASK.items[start : start + at_once]))
         assert true[0] == pytest.approx(flops(passes) / len(TASK.items), rel=1e-12)
         assert 0 < own[0] < true[0]  # what the receiver reads is shorter than what the sender reads
+
+    @pytest.mark.parametrize("kept", [False, True])
+    def test_channels_that_say_the_same_are_told_once_and_each_pays_for_it(
+        self, kept: bool, tmp_path: Path, forwards: Callable[..., Forwards]
+    ) -> None:
+        sender, receiver = model("llama"), model("llama", seed=1)
+        other = replace(GRAFT, name="another", fusion=Sum())
+        elsewhere = replace(GRAFT, name="elsewhere", read=Site(0))
+        alone = [evaluate(each, sender, receiver, TASK, controls=()) for each in (GRAFT, other, elsewhere)]
+        options = {"controls": (), "checkpoint": tmp_path} if kept else {"controls": (), "told": {}}
+        assert evaluate(GRAFT, sender, receiver, TASK, **options) == alone[0]
+        sent = forwards(sender)
+        assert evaluate(other, sender, receiver, TASK, **options) == alone[1]
+        assert sent.calls == 0
+        assert alone[1][0].sender_flops == alone[0][0].sender_flops > 0
+        assert evaluate(elsewhere, sender, receiver, TASK, **options) == alone[2]
+        assert sent.calls > 0
 
     def test_silence_that_is_done_runs_nothing(self, tmp_path: Path, forwards: Callable[..., Forwards]) -> None:
         tiny = model("llama")

@@ -51,6 +51,7 @@ LAYOUT = (  # a module may import those that stand before it, and none that stan
     "sheets",
     "plots",
     "publishing",
+    "learning",
     "sweep_report",
     "comparison_report",
     "diagnosis",

@@ -40,6 +40,11 @@ class Activation:
     alignment: Callable[..., Any] | None = None
     others: tuple[FurtherSender, ...] = ()
 
+    @property
+    def said(self) -> tuple[Any, ...]:
+        """What decides the message: where states are read, and who else speaks. How they are fused does not."""
+        return ("states", self.read, self.others)
+
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
         """The state after the read site at each sender prompt's last token; of several senders, all of them.
 

@@ -1,7 +1,7 @@
 """What a channel is: how a sender's message for each item is made, and what the receiver gets with it."""
 
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from latentcomm.channels.message import Message
 from latentcomm.decoding import ReceiverInput
@@ -42,6 +42,16 @@ class Deciding(Protocol):
 
     def decide(self, task: Task, message: Message, replies: list[str]) -> list[str]:
         """The answer to every item, given the receiver's replies."""
+        ...
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A channel whose message other channels may send as well: it is then told once, and its cost counted for each."""
+
+    @property
+    def said(self) -> Any:
+        """All that decides the message beside sender, receiver and task, in values that `files.digest` takes."""
         ...
 
 

@@ -14,7 +14,7 @@ from latentcomm.channels.base import asked_itself, receiver_prompts, sender_prom
 from latentcomm.channels.message import Message, made_by
 from latentcomm.decoding import ReceiverInput
 from latentcomm.files import digest
-from latentcomm.models import Hook, Model
+from latentcomm.models import Hook, Model, record_products
 from latentcomm.prompts import Prompts
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
@@ -120,6 +120,11 @@ class Bridge:
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
         return F.linear(seen.transpose(1, 2).flatten(2), self.weights[f"{pair}.out"]).to(own.dtype)
 
+    def multiply_adds(self, n_own: int, n_heard: int) -> int:
+        """Of one pair, for so many of the receiver's positions that ask so many of the sender's."""
+        d_sender, d = self.shape.d_sender, self.shape.d_receiver
+        return n_heard * d * (d_sender + 2 * d) + 2 * n_own * d * d + 2 * n_own * n_heard * d
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as safetensors, whole or not at all."""
         save_weights(path, self.weights, kind=KIND, configuration=asdict(self.shape))
@@ -143,10 +148,12 @@ class Attending:
     Attributes:
         bridge: the trained part.
         states: for each item and each pair, the sender's states at the paired layer.
+        receiver: whose passes they are; None leaves their cost uncounted.
     """
 
     bridge: Bridge
     states: tuple[tuple[Float[Tensor, "_ d_sender"], ...], ...]
+    receiver: Model | None = None
 
     def select(self, rows: Sequence[int]) -> "Attending":
         """The same for some of the items, in the given order."""
@@ -157,15 +164,24 @@ class Attending:
         lengths = torch.tensor([len(each[0]) for each in self.states])
         mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
 
+        receiver = self.receiver
+
         def hook_of(pair: int, layer: int) -> Hook:
             heard = torch.nn.utils.rnn.pad_sequence([each[pair] for each in self.states], batch_first=True)
 
             def write(value: Tensor, hook: Any) -> Tensor:
+                if receiver is not None:
+                    each = (self.bridge.multiply_adds(value.shape[1], n) for n in lengths.tolist())
+                    record_products(receiver, sum(each))
                 return value + self.bridge.added(pair, value, heard.to(value.device), mask.to(value.device))
 
             return Site(layer).hook_name, write
 
         return [hook_of(pair, layer) for pair, (_, layer) in enumerate(self.bridge.shape.pairs)]
+
+    def reply_hooks(self) -> list[Hook]:
+        """The same hooks: what they read is the sender's, wherever the receiver stands."""
+        return self.fwd_hooks()
 
 
 @dataclass(frozen=True)
@@ -217,7 +233,7 @@ class Calm:
             ValueError: the message is for another receiver, or lacks a paired layer's states.
         """
         message.check_receiver(receiver)
-        standing = Attending(self.bridge, heard_states(message, self.bridge.shape))
+        standing = Attending(self.bridge, heard_states(message, self.bridge.shape), receiver)
         return ReceiverInput(receiver_prompts(receiver, task), standing=(standing,))
 
 
@@ -230,7 +246,7 @@ def heard_states(message: Message, shape: BridgeShape) -> tuple[tuple[Tensor, ..
     names = [f"layer {read}" for read, _ in shape.pairs]
     parts = message.parts or ()
     if not parts or any(name not in part for part in parts for name in names):
-        raise ValueError(f"the bridge reads {', '.join(names)} and the message {message.origin} lacks one of them")
+        raise ValueError(f"the bridge needs a message of states at {', '.join(names)} and got {message.origin}")
     return tuple(tuple(part[name] for name in names) for part in parts)
 
 

@@ -211,6 +211,10 @@ class Added:
 
         return [(self.site.hook_name, add)]
 
+    def reply_hooks(self) -> list[Hook]:
+        """None: the deltas were added while the prompt was read."""
+        return []
+
 
 @dataclass(frozen=True, eq=False)
 class _Recorded:
@@ -231,6 +235,9 @@ class _Recorded:
             return site.hook_name, keep
 
         return [at(number, site) for number, site in enumerate(self.sites)]
+
+    def reply_hooks(self) -> list[Hook]:
+        return self.fwd_hooks()
 
 
 def _spliced(

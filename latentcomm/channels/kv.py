@@ -131,6 +131,10 @@ class Hidden:
         """Hooks that mask the attention scores, and that stop a model whose attention does not obey them."""
         return [hook for layer in self.layers for hook in self._of(layer)]
 
+    def reply_hooks(self) -> list[Hook]:
+        """The same hooks: what is hidden stands at the beginning of each row."""
+        return self.fwd_hooks()
+
     def _of(self, layer: int) -> list[Hook]:
         obeyed = [False]
 

@@ -15,7 +15,7 @@ from latentcomm.channels.base import asked_itself, sender_prompts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.slots import filled, with_gap
 from latentcomm.decoding import ReceiverInput, decode
-from latentcomm.models import Model
+from latentcomm.models import Model, record_products
 from latentcomm.prompts import Prompts
 from latentcomm.tasks.base import Task
 from latentcomm.training import load_weights, save_weights, xavier
@@ -124,6 +124,11 @@ class Adapter:
         """Begin, the given embeddings as they are, end: how a text stands where latents would."""
         return self._between(embeddings.to(self.weights["scale"].dtype))
 
+    def multiply_adds(self, n_states: int) -> int:
+        """Of the matrix products over one message."""
+        d, asking = self.shape.d_receiver, n_states if self.shape.n_steps is None else self.shape.n_steps
+        return n_states * d * (self.shape.d_sender + 2 * d) + 4 * asking * d * d + 2 * asking * n_states * d
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as safetensors, whole or not at all."""
         save_weights(path, self.weights, kind=KIND, configuration=asdict(self.shape))
@@ -206,7 +211,9 @@ class Interlat:
         message.check_receiver(receiver)
         texts = [item.receiver for item in task.items]
         with torch.no_grad():
-            latents = [self.adapter(each) for each in states_of(message, self.name)]
+            states = states_of(message, self.name)
+            latents = [self.adapter(each) for each in states]
+        record_products(receiver, sum(self.adapter.multiply_adds(len(each)) for each in states))
         prompts, soft = filled(with_gap(receiver, texts, template=task.template), latents)
         return ReceiverInput(prompts, soft=soft)
 

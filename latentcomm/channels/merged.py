@@ -69,6 +69,11 @@ class Merged:
         fusion = OfEach(self.content, self.merge)
         return Activation(self.name, self.read, self.write, fusion, self.alignment, self.others)
 
+    @property
+    def said(self) -> tuple[Any, ...]:
+        """What decides the message: where states are read, and who else speaks."""
+        return self.activation.said
+
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
         """Every sender's state after the read site, at its prompt's last token."""
         return self.activation.send(sender, task, receiver=receiver)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.decoding import EMBEDDED, TOKENS_PER_BATCH, ReceiverInput, SoftTokens
-from latentcomm.models import Hook, Model, encode
+from latentcomm.decoding import EMBEDDED, Read, ReceiverInput, Run, SoftTokens, runs
+from latentcomm.models import Hook, Model, encode, record_products
 from latentcomm.prompts import Prompts, Template
 
 SLOT = "\ue000"
@@ -47,8 +47,8 @@ def decode_softly(
     At T = 0 that is the row of the likeliest token, at T = inf the mean of the table. With an entropy threshold it is
     the row of the likeliest token wherever the distribution's entropy (at T = 1) does not exceed it. A reply ends
     before the step whose nearest token, by cosine, ends replies. `vectors` of a reply hold the same averages in the
-    tables of the readers, in order; of all models the vocabulary must be one (`check_vocabulary`). Rows of one length
-    run together, on a cache.
+    tables of the readers, in order; of all models the vocabulary must be one (`check_vocabulary`). Rows go on
+    together, on a cache (`decoding.runs`).
 
     Source: Pham et al. 2023, arXiv:2310.06272.
 
@@ -69,11 +69,16 @@ def decode_softly(
     n_shared = min(len(each) for each in (own, *tables))
     rule = _Rule(temperature, entropy_threshold, own[:n_shared], [each[:n_shared] for each in tables])
     replies: list[SoftReply | None] = [None] * len(given.prompts)
-    step = max(1, TOKENS_PER_BATCH // (longest + max_new_tokens))
-    for group in given.groups_of_equal_length():
-        for rows in (group[start : start + step] for start in range(0, len(group), step)):
-            for row, reply in zip(rows, _run(model, given.select(rows), max_new_tokens, rule), strict=True):
-                replies[row] = reply
+
+    def read(speaker: Model, part: ReceiverInput) -> Read:
+        cache = speaker.new_cache(len(part.prompts))
+        hooks: list[Hook] = [_as_in_the_table(speaker, rule.own, part.prompts.tokens[:, -1])]
+        hooks += [] if part.soft is None else [part.soft.hook([0])]
+        return speaker.forward(part.prompts.tokens, hooks=hooks, cache=cache, last_only=True)[:, -1], cache, []
+
+    for run in runs(model, given, max_new_tokens, read):
+        for row, reply in zip(run.rows, _replies(model, run, max_new_tokens, rule), strict=True):
+            replies[row] = reply
     return [reply for reply in replies if reply is not None]
 
 
@@ -188,6 +193,12 @@ class _Rule:
         """See `_nearest`."""
         return _inverse_norms(self.own)
 
+    def multiply_adds(self, n_rows: int) -> int:
+        """Of the averages in all tables, and of the search for the nearest row, as they are computed at every step."""
+        if self.temperature == 0:
+            return 0
+        return n_rows * (2 * self.own.numel() + sum(each.numel() for each in self.tables))
+
     def step(self, logits: Tensor) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
         """Of logits [batch d_vocab]: the speaker's next embeddings, each reader's, nearest tokens, entropies."""
         logits = logits[:, : len(self.own)].double()
@@ -211,23 +222,20 @@ class _Rule:
         return own, [mixed(each) for each in self.tables], ids, entropy
 
 
-def _run(model: Model, given: ReceiverInput, max_new_tokens: int, rule: _Rule) -> list[SoftReply]:
-    """The soft replies of rows of one length."""
-    batch = len(given.prompts)
-    cache = model.new_cache(batch)
-    hooks: list[Hook] = [_as_in_the_table(model, rule.own, given.prompts.tokens[:, -1])]
-    hooks += [] if given.soft is None else [given.soft.hook([0])]
-    logits = model.forward(given.prompts.tokens, hooks=hooks, cache=cache, last_only=True)[:, -1]
+def _replies(model: Model, run: Run, max_new_tokens: int, rule: _Rule) -> list[SoftReply]:
+    """The soft replies of rows that go on together."""
+    batch, logits = len(run.rows), run.logits
     live = torch.ones(batch, dtype=torch.bool)
     steps: list[tuple[Tensor, list[Tensor], Tensor, Tensor]] = []
     stops = torch.tensor(sorted(model.stop_ids), dtype=torch.long)
     for step in range(max_new_tokens):
         own, others, ids, entropy = rule.step(logits)
+        record_products(model, rule.multiply_adds(batch))
         live = live & ~torch.isin(ids.cpu(), stops)
         steps.append((ids, others, entropy, live))
         if step == max_new_tokens - 1 or not live.any():
             break
-        logits = model.forward(ids[:, None], hooks=[_entering(own)], cache=cache, last_only=True)[:, -1]
+        logits = run.step(ids, [_entering(own)])
     replies = []
     for row in range(batch):
         said = [step for step in steps if step[3][row]]

@@ -1,6 +1,6 @@
 """The one seam to TransformerLens: load or wrap a model, encode its prompts, run it with hooks and with a cache."""
 
-from latentcomm.models.base import Hook, Model, Pass, check_pair, recorded_passes
+from latentcomm.models.base import Hook, Model, Pass, check_pair, record_products, recorded_passes
 from latentcomm.models.encoding import encode
 from latentcomm.models.loading import load_model, wrap_model
 from latentcomm.prompts import Template
@@ -13,6 +13,7 @@ __all__ = [
     "check_pair",
     "encode",
     "load_model",
+    "record_products",
     "recorded_passes",
     "wrap_model",
 ]

@@ -2,13 +2,15 @@
 
 import contextlib
 import hashlib
+import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentcomm.sites import Site
@@ -28,6 +30,7 @@ class Pass:
         n_past: positions of each that were read from a cache.
         n_layers: blocks that ran; fewer than the model has where the pass was ended early.
         n_unembedded: positions of each row that passed the unembedding.
+        n_extra: multiply-adds, of all rows together, of products that are no part of the model (`record_products`).
     """
 
     model: "Model"
@@ -36,6 +39,7 @@ class Pass:
     n_past: int
     n_layers: int
     n_unembedded: int
+    n_extra: int = 0
 
 
 @contextlib.contextmanager
@@ -49,8 +53,16 @@ def recorded_passes() -> Iterator[list[Pass]]:
         _RECORDS[:] = [record for record in _RECORDS if record is not passes]
 
 
+def record_products(model: "Model", multiply_adds: int) -> None:
+    """Put matrix products outside the models on record: averages of embeddings, adapters, bridges."""
+    for record in _RECORDS:
+        record.append(Pass(model, 0, 0, 0, 0, 0, multiply_adds))
+
+
 _RECORDS: list[list[Pass]] = []
 
+_WHOLE = ("full_attention", "global")
+"""What transformers calls attention that reaches back to the beginning."""
 _ROWS_COMPARED = 64
 """Rows of the embedding table that are compared with what the embedding gives: a factor would show in any of them."""
 
@@ -117,6 +129,21 @@ class Model:
         """The hook point at which positions can be left out that need no logits, after everything that mixes them."""
         # GPT-2 of transformers gives its final states a shape of its own, so a bridge is cut at the unembedding itself.
         return "unembed.hook_in" if self.is_bridge else f"blocks.{self.n_layers - 1}.hook_resid_post"
+
+    @cached_property
+    def joins_lengths(self) -> bool:
+        """Whether rows that have read unequally much can go on in one pass, with holes in the cache that nobody sees.
+
+        A bridge to a model that takes the positions of its tokens, and whose attention reaches back to the beginning.
+        """
+        original = getattr(self.hooked, "original_model", None)
+        if not self.is_bridge or original is None:
+            return False
+        config = original.config
+        kinds = [*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())]
+        sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+        limited = sliding or getattr(config, "alibi", False) or any(kind not in _WHOLE for kind in kinds)
+        return not limited and "position_ids" in inspect.signature(original.forward).parameters
 
     @property
     def has_hooks(self) -> bool:
@@ -198,33 +225,44 @@ class Model:
         last_only: bool = False,
         with_grad: bool = False,
         n_layers_run: int | None = None,
+        past_mask: Bool[Tensor, "batch past"] | None = None,
     ) -> Float[Tensor, "batch _ d_vocab"]:
         """Logits of unpadded rows under hooks; `cache` holds the earlier positions and is extended in place.
 
         With `last_only` the last position alone passes the unembedding, which is most of the work of a short prompt.
         `with_grad` lets gradients through, to what the hooks wrote. `n_layers_run` says for the record how many blocks
-        run before a hook ends the pass.
+        run before a hook ends the pass. `past_mask` says which of the cache's positions a row really has: the others
+        are not seen, and the tokens stand at the positions behind the real ones (`joins_lengths`).
 
         Raises:
-            ValueError: a hook names a hook point that the model does not have.
+            ValueError: a hook names a hook point that the model does not have, or a `past_mask` for a model that does
+                not join lengths.
         """
         for name, _ in hooks:
             if name not in self.hook_names:
                 raise ValueError(f"{self.name} has no hook point {name!r}")
+        if past_mask is not None and not self.joins_lengths:
+            raise ValueError(f"{self.name} cannot run rows of several lengths in one pass; run those of one length")
         tokens = tokens.to(self.device)
         hooks = [*hooks, (self.unembedding_entry, _last_position)] if last_only else list(hooks)
         options: dict[str, Any] = {"fwd_hooks": hooks, "return_type": "logits"}
         past = 0 if cache is None else self.cache_length(cache)
         if self.is_bridge:
-            options["attention_mask"] = torch.ones(len(tokens), past + tokens.shape[1], device=tokens.device).long()
+            seen = torch.ones(len(tokens), past + tokens.shape[1], device=tokens.device).long()
+            if past_mask is not None:
+                seen[:, :past] = past_mask.to(seen)
+                places = seen[:, :past].sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
+                options["position_ids"] = places
+            options["attention_mask"] = seen
             options |= {} if cache is None else {"past_key_values": cache, "use_cache": True}
         else:  # a mask of ones, always: without it a real token that equals the pad id would be masked
             options["attention_mask"] = torch.ones_like(tokens)
             options |= {} if cache is None else {"past_kv_cache": cache}
         n_unembedded = 0 if n_layers_run is not None else 1 if last_only else tokens.shape[1]
         depth = self.n_layers if n_layers_run is None else n_layers_run
+        behind = {past: len(tokens)} if past_mask is None else Counter(past_mask.sum(1).tolist())
         for record in _RECORDS:
-            record.append(Pass(self, len(tokens), tokens.shape[1], past, depth, n_unembedded))
+            record += [Pass(self, rows, tokens.shape[1], n, depth, n_unembedded) for n, rows in behind.items()]
         with torch.set_grad_enabled(with_grad):
             return self.hooked.run_with_hooks(tokens, **options)
 

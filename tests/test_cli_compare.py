@@ -1,0 +1,161 @@
+"""`latentcomm compare` and `latentcomm train` as their user meets them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import Result
+from test_cli import last_line, run
+from tiny import files_in
+from toys import Counter, countries_folder
+
+from latentcomm import comparing, evaluation, learning, training
+from latentcomm.catalogue import LEARNED
+
+FEW = ("--n-tune", "4", "--n-test", "6", "--message-tokens", "2", "--read-layer", "1", "--write-layer", "1")
+WRITTEN = ["c.csv", "c.html", "c.json", "c.meta.json", "c_trials.csv"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return countries_folder(tmp_path_factory.mktemp("models") / "tiny-countries")
+
+
+@pytest.fixture(autouse=True)
+def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"Alice is at the Colosseum number {number} . Alice is in the country of" for number in range(6)]
+    for module in (comparing, learning):
+        monkeypatch.setattr(module, "map_documents", lambda: texts)
+
+
+def compare(tiny: Path, out: Path, *more: str | Path, channels: str = "silent,text,replace") -> Result:
+    chosen = ("--channels", channels) if channels else ()
+    return run("compare", "--sender", tiny, *FEW, *chosen, "--name", "c", "--out", out, *more)
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, at: int) -> None:
+    """Let a function be interrupted at its call number `at`, once."""
+    counter = Counter(getattr(module, name))
+
+    def failing(*given: Any, **options: Any) -> Any:
+        if counter.calls == at - 1:
+            monkeypatch.setattr(module, name, counter)
+            raise KeyboardInterrupt
+        return counter(*given, **options)
+
+    monkeypatch.setattr(module, name, failing)
+
+
+class TestCompare:
+    def test_every_channel_that_needs_no_training_is_in_one_table_with_its_costs(
+        self, tiny: Path, tmp_path: Path
+    ) -> None:
+        result = compare(tiny, tmp_path, channels="")
+        assert result.exit_code == 0, result.output
+        assert files_in(tmp_path) == WRITTEN
+        table = pd.read_csv(tmp_path / "c.csv")
+        names = set(table["channel"])
+        assert {"silent", "skyline", "text", "debate", "cipher", "replace", "ties", "coconut", "deltas", "kv"} <= names
+        true = table.query("condition == 'message'")
+        assert (true["flops"] > 0).all() and (true["n"] == 6).all()
+        assert (true["low"] <= true["accuracy"]).all() and (true["accuracy"] <= true["high"]).all()
+        assert set(table.query("condition == 'shuffled'")["channel"]) == names - {"silent", "skyline"}
+        assert all(name.replace("_", " ") in result.stdout for name in names)
+        meta = json.loads((tmp_path / "c.meta.json").read_text("utf-8"))
+        assert str(tiny) not in json.dumps(meta) and meta["settings"]["n_test"] == 6
+
+    def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives(
+        self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        assert compare(tiny, whole).exit_code == 0
+        stop(monkeypatch, evaluation, "decode", 3)
+        stopped = compare(tiny, parts)
+        assert stopped.exit_code == 130
+        assert "what is done is kept, and the same command goes on from there" in last_line(stopped.stderr)
+        after = Counter(evaluation.decode)
+        monkeypatch.setattr(evaluation, "decode", after)
+        assert compare(tiny, parts).exit_code == 0
+        assert after.calls == 3  # of five: silence, and two channels under two conditions each
+        seconds = [pd.read_csv(folder / "c.csv") for folder in (whole, parts)]
+        same = [table.drop(columns="seconds") for table in seconds]
+        pd.testing.assert_frame_equal(*same)
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (("--channels", "silent,smoke"), "there is no channel 'smoke'"),
+            (("--channels", "silent,silent"), "named twice"),
+            (("--channels", "calm"), "`latentcomm train calm`"),
+            (("--controls", "none"), "there is no control 'none'"),
+            (("--read-layer", "1", "--write-layer", "-1"), "give both, or neither"),
+            (("--read-layer", "99"), "layer 99 is outside"),
+            (("--task", "gsm8k", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
+            (("--task", "prosqa", "--template", "chat"), "leave --template raw"),
+            (("--name", "a/b"), "give a plain file name"),
+            (("--weights", "."), "holds no trained channel"),
+        ],
+    )
+    def test_what_is_wrong_is_one_sentence_and_writes_nothing(
+        self, arguments: tuple[str, ...], sentence: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        result = compare(tiny, tmp_path / "out", *arguments)
+        assert result.exit_code == 1 and "Traceback" not in result.output
+        assert sentence in last_line(result.stderr)
+        assert not [name for name in files_in(tmp_path) if not name.startswith("out/.unfinished")]
+
+
+class TestTrain:
+    OPTIONS = ("--steps", "2", "--batch-size", "2", "--read-layer", "1", "--write-layer", "1", "--every", "1")
+
+    def train(self, tiny: Path, out: Path, channels: str = "gated", *more: str) -> Result:
+        return run("train", channels, "--sender", tiny, *self.OPTIONS, "--plan-tokens", "2", "--out", out, *more)
+
+    def test_what_it_writes_is_compared_on_the_other_half(self, tiny: Path, tmp_path: Path) -> None:
+        weights = tmp_path / "weights"
+        result = self.train(tiny, weights, ",".join(LEARNED))
+        assert result.exit_code == 0, result.output
+        assert files_in(weights) == sorted(f"{name}.safetensors" for name in LEARNED)
+        found = compare(tiny, tmp_path / "out", "--weights", weights, channels=",".join(["silent", *LEARNED]))
+        assert found.exit_code == 0, found.output
+        assert set(pd.read_csv(tmp_path / "out" / "c.csv")["channel"]) == {"silent", *LEARNED}
+        seen = compare(tiny, tmp_path / "out", "--weights", weights, "--seed", "1", channels="silent,gated")
+        assert seen.exit_code == 1 and "has seen" in last_line(seen.stderr)
+
+    def test_ctrl_c_keeps_what_is_done_and_the_same_command_ends_with_the_same_bytes(
+        self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.train(tiny, tmp_path / "whole").exit_code == 0
+        real = learning.train
+        monkeypatch.setattr(learning, "train", lambda *given, **options: real(*given, **(options | {"every": 1})))
+        stop(monkeypatch, training, "_update", 2)
+        stopped = self.train(tiny, tmp_path / "parts")
+        assert stopped.exit_code == 130 and "goes on from there" in last_line(stopped.stderr)
+        again = Counter(training._update)
+        monkeypatch.setattr(training, "_update", again)
+        assert self.train(tiny, tmp_path / "parts").exit_code == 0
+        assert again.calls == 1
+        kept = [
+            learning.load_weights(tmp_path / name / "gated.safetensors", kind=learning.KIND)
+            for name in ("whole", "parts")
+        ]
+        assert all((kept[0][0][key] == kept[1][0][key]).all() for key in kept[0][0])
+        assert files_in(tmp_path / "parts") == ["gated.safetensors"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (("replace",), "the channels to train are 'replace'; choose among"),
+            (("gated", "--dtype", "float16"), "train in float32 or bfloat16"),
+            (("gated", "--task", "gsm8k"), "gsm8k"),
+        ],
+    )
+    def test_what_is_wrong_is_one_sentence_and_writes_nothing(
+        self, arguments: tuple[str, ...], sentence: str, tiny: Path, tmp_path: Path
+    ) -> None:
+        result = self.train(tiny, tmp_path / "out", *arguments)
+        assert result.exit_code == 1 and sentence in last_line(result.stderr)
+        assert files_in(tmp_path) == []
