@@ -34,6 +34,7 @@ from latentcomm.corpus import read_corpus
 from latentcomm.evaluation import summarise
 from latentcomm.files import write_json
 from latentcomm.fusion import Replace
+from latentcomm.learners import TextLearner, train_linear
 from latentcomm.models import Model
 from latentcomm.publishing import machine
 from latentcomm.small_models import small_model
@@ -41,7 +42,7 @@ from latentcomm.stats import mcnemar_exact, proportion_interval
 from latentcomm.tasks import Item, Task
 from latentcomm.tasks.countries import countries
 from latentcomm.tasks.prosqa import KINDS, TERSE, problems, prosqa, words
-from latentcomm.training import Schedule, TextLearner, Training, train, train_linear
+from latentcomm.training import Schedule, Training, train
 
 MODEL = "smollm2-135m-instruct"
 CONTROLS = ("shuffled", "zero", "random", "self")

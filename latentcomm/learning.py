@@ -20,12 +20,13 @@ from latentcomm.comparing import Plan, choose_cell, map_documents, map_tokens
 from latentcomm.files import without_folder
 from latentcomm.fusion import Concat, Fusion, Gated, Replace
 from latentcomm.layer_sweep import Cell
+from latentcomm.learners import LinearRows, xavier
 from latentcomm.models import Model, check_pair
 from latentcomm.paired import capture_paired, pair_tokens
 from latentcomm.publishing import plain
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
-from latentcomm.training import LinearRows, Schedule, Trainable, Training, load_weights, save_weights, train, xavier
+from latentcomm.training import Schedule, Trainable, Training, load_weights, save_weights, train
 
 KIND = "learned channel"
 WITH_A_CELL = ("learned_linear", "gated", "concatenated")

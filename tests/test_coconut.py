@@ -16,10 +16,11 @@ from latentcomm.alignment import AffineMap
 from latentcomm.channels import Channel, Message
 from latentcomm.channels.coconut import Coconut, CoconutLearner, marker, think
 from latentcomm.decoding import next_token_logits
+from latentcomm.learners import answer_logits, cross_entropy
 from latentcomm.models import Model
 from latentcomm.small_models import small_model, word_tokenizer
 from latentcomm.tasks.prosqa import KINDS, TERSE, problems, prosqa, words
-from latentcomm.training import Schedule, Trainable, answer_logits, cross_entropy, train
+from latentcomm.training import Schedule, Trainable, train
 
 TASK = toy()
 BEGIN, END = " note", " says"

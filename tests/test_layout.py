@@ -33,6 +33,7 @@ LAYOUT = (  # a module may import those that stand before it, and none that stan
     "grafting",
     "decoding",
     "training",
+    "learners",
     "staircase",
     "layer_sweep",
     "logit_lens",

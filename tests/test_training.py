@@ -17,20 +17,10 @@ from latentcomm.channels.fusion_training import FusionLearner
 from latentcomm.decoding import Past, ReceiverInput, SoftTokens
 from latentcomm.fusion import Concat, Gated, Replace
 from latentcomm.grafting import LAST, Graft
+from latentcomm.learners import TextLearner, answer_logits, cross_entropy, train_linear
 from latentcomm.prompts import Prompts
 from latentcomm.sites import Site
-from latentcomm.training import (
-    Schedule,
-    TextLearner,
-    Trainable,
-    answer_logits,
-    cross_entropy,
-    frozen_weights,
-    load_weights,
-    save_weights,
-    train,
-    train_linear,
-)
+from latentcomm.training import Schedule, Trainable, frozen_weights, load_weights, save_weights, train
 
 
 @dataclass(frozen=True, eq=False)

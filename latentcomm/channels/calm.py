@@ -14,11 +14,12 @@ from latentcomm.channels.base import asked_itself, receiver_prompts, sender_prom
 from latentcomm.channels.message import Message, made_by
 from latentcomm.decoding import ReceiverInput
 from latentcomm.files import digest
+from latentcomm.learners import answer_ids, answer_logits, cross_entropy, xavier
 from latentcomm.models import Hook, Model, record_products
 from latentcomm.prompts import Prompts
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
-from latentcomm.training import answer_ids, answer_logits, cross_entropy, load_weights, save_weights, xavier
+from latentcomm.training import load_weights, save_weights
 
 KIND = "calm bridge"
 

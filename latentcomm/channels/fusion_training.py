@@ -15,11 +15,11 @@ from latentcomm.decoding import ReceiverInput
 from latentcomm.files import digest
 from latentcomm.fusion import Fusion
 from latentcomm.grafting import LAST, Graft
+from latentcomm.learners import answer_ids, answer_logits, cross_entropy
 from latentcomm.models import Model
 from latentcomm.prompts import Prompts
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
-from latentcomm.training import answer_ids, answer_logits, cross_entropy
 
 
 @dataclass(frozen=True, eq=False)

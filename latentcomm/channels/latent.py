@@ -15,10 +15,11 @@ from latentcomm.channels.base import asked_itself, sender_prompts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.slots import filled, with_gap
 from latentcomm.decoding import ReceiverInput, decode
+from latentcomm.learners import xavier
 from latentcomm.models import Model, record_products
 from latentcomm.prompts import Prompts
 from latentcomm.tasks.base import Task
-from latentcomm.training import load_weights, save_weights, xavier
+from latentcomm.training import load_weights, save_weights
 
 KIND = "interlat adapter"
 LIMIT_IN_SPREADS = 8.0

@@ -17,9 +17,9 @@ from latentcomm.channels.message import Message
 from latentcomm.channels.slots import Halves, filled, with_gap
 from latentcomm.decoding import ReceiverInput
 from latentcomm.files import digest
+from latentcomm.learners import answer_ids, answer_logits, cross_entropy
 from latentcomm.models import Model
 from latentcomm.tasks.base import Item, Task
-from latentcomm.training import answer_ids, answer_logits, cross_entropy
 
 FAINT = 0.1
 """Of a learnt query at a warm start, beside the states of unit spread: tells the queries apart and says no more."""

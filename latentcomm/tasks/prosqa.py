@@ -23,15 +23,19 @@ class Wording:
     Attributes:
         fact: with {lower} and {upper}, the two kinds.
         question: what follows the facts, with {name}, {start}, {one} and {two}, the ends in random order.
+        step: how an inference is said, with {lower} and {upper}; as its fact where empty.
     """
 
     fact: str
     question: str
+    step: str = ""
 
 
 ENGLISH = Wording("Every {lower} is a {upper} .", "{name} is a {start} . Is {name} a {one} or a {two} ?")
 TERSE = Wording("{lower} {upper} .", "{one} or {two} ? {name} {start}")
 """Half as many words, and a kind stands right before the one it belongs to: for models that must learn in minutes."""
+NODES = Wording("{lower} {upper} .", "{one} or {two} ? {start}", "{upper}")
+"""The same with no more of a step than the kind that it arrives at: one word, as a thought is one state."""
 
 
 @dataclass(frozen=True)
@@ -141,5 +145,6 @@ def _problem(rng: random.Random, n_steps: int, n_dead_ends: int, wording: Wordin
     ends = [chain[-1], decoy[-1]]
     rng.shuffle(ends)
     asked = wording.question.format(name=name, start=chain[0], one=ends[0], two=ends[1])
-    steps = tuple(wording.fact.format(lower=lower, upper=upper) for lower, upper in pairwise(chain))
+    said = wording.step or wording.fact
+    steps = tuple(said.format(lower=lower, upper=upper) for lower, upper in pairwise(chain))
     return Problem(f"{facts} {asked}", steps, chain[-1], decoy[-1])
