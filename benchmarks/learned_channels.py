@@ -41,7 +41,7 @@ from latentcomm.small_models import small_model
 from latentcomm.stats import mcnemar_exact, proportion_interval
 from latentcomm.tasks import Item, Task
 from latentcomm.tasks.countries import countries
-from latentcomm.tasks.prosqa import KINDS, TERSE, problems, prosqa, words
+from latentcomm.tasks.prosqa import NODES, Wording, problems, prosqa, words
 from latentcomm.training import Schedule, Training, train
 
 MODEL = "smollm2-135m-instruct"
@@ -224,69 +224,87 @@ def last_states(model: Model, texts: Sequence[str]) -> tuple[torch.Tensor, torch
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-N_STEPS, N_KINDS = 2, 16
+N_STEPS = 3
 BEGIN, END = "<think>", "</think>"
 NORM = 1.0
-"""What every thought is brought to; as long as they come, what a block adds to one hardly turns it."""
-STAGES = ((0, 1000, 5e-3), (1, 250, 3e-3), (2, 500, 3e-3))
-"""Stage, updates, learning rate; the two other arms have the same updates at the same rates, all of one kind."""
+"""What every thought is brought to: about the length of a row of these small models' tables."""
+FACTS = Wording(NODES.fact, NODES.question)
+"""The same questions, with whole facts as steps."""
+START = ((FACTS, 1000, 3e-3), (NODES, 600, 2e-3))
+"""What every arm starts from, chain of thought in words: wording, updates, learning rate."""
+UPDATES, RATE = 300, 1e-3
+"""Of every stage; the other arms have those of all stages together."""
+SEEDS = (0, 1)
 
 
 def coconut(work: Path, quick: bool) -> dict[str, Any]:
-    """Three small transformers from the same start, of equally many updates, asked the same held-out problems."""
-    form = {"n_steps": N_STEPS, "wording": TERSE, "kinds": KINDS[:N_KINDS]}
-    told = problems(64 if quick else 20000, seed=0, **form)
-    asked = prosqa(n=20 if quick else 500, seed=1, **form)
-    if {each.question for each in told} & {item.receiver for item in asked.items}:
+    """Small transformers that have learnt to think in words, and from there four arms of equally many updates."""
+    out: dict[str, Any] = {"n_steps": N_STEPS, "example": prosqa(n=1, n_steps=N_STEPS, wording=NODES).items[0].skyline}
+    out |= {"stage": {"updates": UPDATES, "rate": RATE}, "start": [list(each[1:]) for each in START]}
+    for seed in SEEDS[:1] if quick else SEEDS:
+        out[f"model seed {seed}"] = _coconut(work, quick, seed)
+    return out
+
+
+def _coconut(work: Path, quick: bool, seed: int) -> dict[str, Any]:
+    n = 64 if quick else 20000
+    told = {wording: problems(n, n_steps=N_STEPS, wording=wording, seed=0) for wording in (FACTS, NODES)}
+    asked = prosqa(n=20 if quick else 500, n_steps=N_STEPS, wording=NODES, seed=2)
+    if {each.question for each in told[NODES]} & {item.receiver for item in asked.items}:
         raise RuntimeError("a held-out problem is among those trained on")
-    arms = {"thoughts": None, "no curriculum": N_STEPS, "no thoughts": 0}
-    out: dict[str, Any] = {"n_steps": N_STEPS, "kinds": N_KINDS, "example": asked.items[0].skyline}
-    out["stages"] = [{"stage": stage, "updates": steps, "rate": rate} for stage, steps, rate in STAGES]
+    vocabulary = [*words(), BEGIN, END]
+    model = small_model(vocabulary, name="graphs", n_layers=2, d_model=64, n_heads=2, n_ctx=128, tied=True, seed=seed)
+
+    def taught(wording: Wording, stage: int, *, silently: bool = False) -> CoconutLearner:
+        found = told[wording]
+        questions, answers = tuple(each.question for each in found), tuple(each.answer for each in found)
+        steps = tuple(() if silently else each.steps for each in found)
+        return CoconutLearner(model, questions, steps, answers, BEGIN, END, stage, norm=NORM, inside=True)
+
+    def trained(name: str, learner: CoconutLearner, updates: int, rate: float) -> dict[str, Any]:
+        updates = 4 if quick else updates
+        schedule = Schedule(updates, 64, learning_rate=rate, warmup=min(50, updates // 4), seed=0)
+        where = work / f"coconut-{seed}-{name.replace(' ', '-')}.safetensors"
+        return facts(train(learner, schedule, checkpoint=where, progress=True, name=f"{name}, seed {seed}"))
+
+    out: dict[str, Any] = {}
+    for number, (wording, updates, rate) in enumerate(START):
+        out[f"start {number}"] = trained(f"start {number}", taught(wording, 0), updates, rate)
+    start = {name: weight.detach().clone() for name, weight in model.hooked.named_parameters()}
     outcomes: dict[str, list[bool]] = {}
-    for name, only in arms.items():
-        vocabulary = [*words(), BEGIN, END]
-        model = small_model(vocabulary, name="graphs", n_layers=2, d_model=64, n_heads=2, n_ctx=128, seed=0)
-        trainings = []
-        for number, (stage, steps, rate) in enumerate(STAGES):
-            solved = [() if name == "no thoughts" else problem.steps for problem in told]
-            learner = CoconutLearner(
-                model,
-                tuple(problem.question for problem in told),
-                tuple(solved),
-                tuple(problem.answer for problem in told),
-                BEGIN,
-                END,
-                stage if only is None else only,
-                norm=NORM,
-            )
-            steps = 4 if quick else steps
-            schedule = Schedule(steps, 64, learning_rate=rate, warmup=min(50, steps // 4), seed=number)
-            where = work / f"coconut-{name.replace(' ', '-')}-{number}.safetensors"
-            training = train(learner, schedule, checkpoint=where, progress=True, name=f"{name}, part {number}")
-            trainings.append(facts(training))
-            if (name, stage) == ("thoughts", 0):
-                outcomes["chain of thought, after stage 0"] = answered(model, asked, n_thoughts=0)
-        outcomes[name] = answered(model, asked, n_thoughts=N_STEPS if only is None else only)
-        out[name] = {"seconds": sum(each["seconds"] for each in trainings), "parts": trainings}
+    arms = {
+        "thoughts": [(stage, UPDATES) for stage in range(1, N_STEPS + 1)],
+        "no curriculum": [(N_STEPS, UPDATES * N_STEPS)],
+        "no thoughts": [(0, UPDATES * N_STEPS)],
+        "words": [(0, UPDATES * N_STEPS)],
+    }
+    for name, stages in arms.items():
+        with torch.no_grad():
+            for weight_name, weight in model.hooked.named_parameters():
+                weight.copy_(start[weight_name])
+        for stage, updates in stages:
+            learner = taught(NODES, stage, silently=name == "no thoughts")
+            out[f"{name}, {stage} steps as thoughts"] = trained(f"{name} {stage}", learner, updates, RATE)
+        n_thoughts = 0 if name in ("no thoughts", "words") else N_STEPS
+        outcomes[name] = answered(model, asked, n_thoughts=n_thoughts, closed=name != "words")
         if name == "thoughts":
-            state = think(model, lc.encode(model, [asked.items[0].receiver + f" {BEGIN}"]).tokens, n=N_STEPS)[0]
-            table = model.hooked.W_E.detach()
-            norms = float(state.norm(dim=-1).mean()), float(table.norm(dim=-1).mean())
-            out["norms"] = {"thought": _rounded(norms[0]), "embedding": _rounded(norms[1])}
+            state = think(model, lc.encode(model, [asked.items[0].receiver + f" {BEGIN}"]).tokens, n=1)[0]
+            norms = float(state.norm(dim=-1).mean()), float(model.hooked.W_E.norm(dim=-1).mean())
+            out["norms"] = {"thought as it comes": _rounded(norms[0]), "embedding": _rounded(norms[1])}
     return {**out, "asked": scored(outcomes, "thoughts")}
 
 
-def answered(model: Model, task: Task, *, n_thoughts: int) -> list[bool]:
-    """Whether the last word of each reply is the answer."""
+def answered(model: Model, task: Task, *, n_thoughts: int, closed: bool) -> list[bool]:
+    """Whether the last word of each reply is the answer; `closed` ends the thinking before anything is said."""
     right = []
-    for start in range(0, len(task.items), 50):
-        part = replace(task, items=task.items[start : start + 50])
+    for start in range(0, len(task.items), 100):
+        part = replace(task, items=task.items[start : start + 100])
         if n_thoughts:
             said = Coconut("thoughts", n_thoughts, BEGIN, END, norm=NORM)
             given: Any = said.receive(model, part, said.own(model, part))
         else:
-            given = lc.encode(model, [f"{item.receiver} {BEGIN} {END}" for item in part.items])
-        replies = lc.generate(model, given, max_new_tokens=6 * N_STEPS + 2)
+            given = lc.encode(model, [f"{item.receiver} {BEGIN}" + f" {END}" * closed for item in part.items])
+        replies = lc.generate(model, given, max_new_tokens=2 * N_STEPS + 2)
         right += [reply.split()[-1:] == [item.answers[0]] for reply, item in zip(replies, part.items, strict=True)]
     return right
 

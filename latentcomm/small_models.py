@@ -43,9 +43,12 @@ def small_model(
     d_model: int = 128,
     n_heads: int = 4,
     n_ctx: int = 128,
+    tied: bool = False,
     seed: int = 0,
 ) -> Model:
-    """An untrained Llama of these sizes (feed-forward four times the width, tables not tied) behind the seam.
+    """An untrained Llama of these sizes (feed-forward four times the width) behind the seam.
+
+    `tied` gives it one table for the words it reads and those it writes.
 
     Raises:
         ValueError: heads that do not divide the width.
@@ -62,6 +65,7 @@ def small_model(
         num_hidden_layers=n_layers,
         num_attention_heads=n_heads,
         max_position_embeddings=n_ctx,
+        tie_word_embeddings=tied,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -189,6 +189,37 @@ class TestTheTraining:
             found = float(taught.loss([0, 1], torch.Generator()))
         assert found == pytest.approx(self.naive(taught.model, stage, per_step), abs=1e-5)
 
+    def test_steps_said_inside_stand_where_thoughts_would_and_then_the_end_is_said(self) -> None:
+        tiny, answers = build("llama"), (" Peru", " Italy")
+        taught = [
+            CoconutLearner(tiny, self.QUESTIONS, self.STEPS, answers, BEGIN, END, stage, inside=True)
+            for stage in (0, 2)
+        ]
+        told = [
+            [*tiny.tokenizer(" ".join((*steps, END, answer))).input_ids, tiny.tokenizer.eos_token_id]
+            for steps, answer in zip(self.STEPS, answers, strict=True)
+        ]
+        read = [[*tiny.tokenizer(question).input_ids, marker(tiny, BEGIN)] for question in self.QUESTIONS]
+        total = 0.0
+        for before, said in zip(read, told, strict=True):
+            logits = tiny.forward(torch.tensor([[*before, *said]]))[0, len(before) - 1 : -1]
+            total += float(F.cross_entropy(logits, torch.tensor(said), reduction="sum"))
+        with torch.no_grad():
+            found = float(taught[0].loss([0, 1], torch.Generator()))
+            assert found == pytest.approx(total / sum(map(len, told)), abs=1e-5)
+            thoughts, _ = think(tiny, torch.tensor([read[0]]), n=2)
+            ends = [*tiny.tokenizer(f"{END} Peru").input_ids, tiny.tokenizer.eos_token_id]
+            start = len(read[0])
+
+            def write(value: Tensor, hook: object) -> Tensor:
+                value = value.clone()
+                value[0, start : start + 2] = thoughts[0]
+                return value
+
+            logits = tiny.forward(torch.tensor([[*read[0], 0, 0, *ends]]), hooks=[("hook_embed", write)])[0]
+            expected = float(F.cross_entropy(logits[start + 1 : -1], torch.tensor(ends)))
+            assert float(taught[1].loss([0], torch.Generator())) == pytest.approx(expected, abs=1e-5)
+
     def test_without_thoughts_every_stage_is_chain_of_thought(self) -> None:
         tiny = build("llama")
         texts = [

@@ -164,6 +164,9 @@ class CoconutLearner:
         begin, end: the markers.
         stage, per_step: k and c.
         norm: the length that every thought is brought to before it is read; None leaves it, as published.
+        inside: whether the steps that are still said stand before the end marker, where thoughts will stand, and not
+            behind it as published. A model whose tables are tied then learns in words what it is to do in thoughts: the
+            state that is read as a word, and that word's embedding, point the same way.
 
     Source: Hao et al. 2024, arXiv:2412.06769.
 
@@ -181,6 +184,7 @@ class CoconutLearner:
     stage: int
     per_step: int = 1
     norm: float | None = None
+    inside: bool = False
     _rows: list[tuple[list[int], list[int]]] = field(init=False, repr=False)
     _digest: str = field(init=False, repr=False)
 
@@ -200,7 +204,8 @@ class CoconutLearner:
         rows = []
         for question, steps, answer in zip(self.questions, self.steps, self.answers, strict=True):
             asked = tokenizer(question, add_special_tokens=False).input_ids
-            told = tokenizer(" ".join((*steps[said:], answer)), add_special_tokens=False).input_ids
+            closed = (self.end,) if self.inside else ()
+            told = tokenizer(" ".join((*steps[said:], *closed, answer)), add_special_tokens=False).input_ids
             rows.append((list(asked), [*told, tokenizer.eos_token_id]))
         object.__setattr__(self, "_rows", rows)
         object.__setattr__(self, "_digest", digest(self.questions, self.steps, self.answers))
@@ -215,7 +220,7 @@ class CoconutLearner:
         """The stage, and digests of the texts."""
         return {
             "what": "coconut", "model": self.model.name, "stage": self.stage, "per_step": self.per_step,
-            "begin": self.begin, "end": self.end, "norm": self.norm, "examples": self._digest,
+            "begin": self.begin, "end": self.end, "norm": self.norm, "inside": self.inside, "examples": self._digest,
         }  # fmt: skip
 
     def __len__(self) -> int:
@@ -241,11 +246,12 @@ class CoconutLearner:
             column = torch.ones(len(asked), 1, dtype=torch.long, device=device)
             begin, end = (column * marker(self.model, text) for text in (self.begin, self.end))
             opened = torch.cat([asked, begin], 1)
+            spoken = told[:, :-1] if self.inside else torch.cat([end, told[:, :-1]], 1)
             if n == 0:
-                entering, cache, hooks = torch.cat([opened, end, told[:, :-1]], 1), None, []
+                entering, cache, hooks = torch.cat([opened, spoken], 1), None, []
             else:
                 thoughts, cache = think(self.model, opened, n=n, norm=self.norm, with_grad=True)
-                entering, hooks = torch.cat([end, end, told[:, :-1]], 1), [_entry(thoughts[:, -1])]
+                entering, hooks = torch.cat([end, spoken], 1), [_entry(thoughts[:, -1])]
         logits = self.model.forward(entering, hooks=hooks, cache=cache, with_grad=True)[:, -told.shape[1] :]
         return F.cross_entropy(logits.flatten(0, 1).float(), told.flatten(), reduction="sum")
 
