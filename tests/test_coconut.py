@@ -208,7 +208,7 @@ class TestTheTraining:
             found = float(taught[0].loss([0, 1], torch.Generator()))
             assert found == pytest.approx(total / sum(map(len, told)), abs=1e-5)
             thoughts, _ = think(tiny, torch.tensor([read[0]]), n=2)
-            ends = [*tiny.tokenizer(f"{END} Peru").input_ids, tiny.tokenizer.eos_token_id]
+            ends = [*tiny.tokenizer(" ".join((END, answers[0]))).input_ids, tiny.tokenizer.eos_token_id]
             start = len(read[0])
 
             def write(value: Tensor, hook: object) -> Tensor:
