@@ -13,6 +13,7 @@ from latentcomm.channels import (
     Debate,
     KeyValues,
     Merged,
+    OfEach,
     Silent,
     Skyline,
     StateDeltas,
@@ -109,6 +110,9 @@ def _fused(name: str, recipe: Recipe) -> Channel:
 
 def _merged(name: str, recipe: Recipe) -> Channel:
     content, merge = MERGED[name]
+    if recipe.right_aligned:
+        fusion = RightAligned(OfEach(content, merge))
+        return Activation(name, recipe.read, recipe.write, fusion, recipe.alignment)
     return Merged(name, recipe.read, recipe.write, content, merge, recipe.alignment)
 
 
@@ -179,5 +183,7 @@ LEARNED = ("learned_linear", "gated", "concatenated", "interlat", "calm")
 """Channels with parts that are trained first, by name; `learning.learn` trains them."""
 OF_ONE_VOCABULARY = ("cipher", "cipher_debate", "deltas")
 """Channels whose messages are made of tokens that must mean the same in both models."""
+OF_ONE_WIDTH = ("deltas",)
+"""Channels whose tensors are added as they are: what a catalogue builds has no map for them."""
 OF_ONE_LAYOUT = ("kv", "coconut")
 """Channels whose messages only a model of the sender's own layout can read as they are."""

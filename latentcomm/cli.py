@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latentcomm import weights
-from latentcomm.files import digest
+from latentcomm.files import digest, without_folder
 from latentcomm.fusion import Fusion, Mean, NormMatched, OrthogonalResidual, Replace, RightAligned, Sum, TaskArithmetic
 from latentcomm.tasks.base import Task
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+DATA_HELP = "Of gsm8k, mmlu and biographies: a file or folder, a hub data set, or 'sample'."
 DEFAULT_MODEL = "smollm2-135m-instruct"
 FUSION_NAMES: dict[str, Fusion] = {
     "replace": Replace(),
@@ -243,7 +244,9 @@ def compare(
     template: Annotated[TemplateName, typer.Option(help="Prompts as they stand, or as a chat.")] = TemplateName.raw,
     sender_form: Annotated[SenderForm, typer.Option(help="What the sender reads.")] = SenderForm.primed,
     fame: Annotated[Fame, typer.Option(help="Which landmarks (countries only).")] = Fame.all,
-    data: Annotated[Path | None, typer.Option(help="File of a task that needs one (gsm8k, mmlu, biographies).")] = None,
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = "",
+    subjects: Annotated[str, typer.Option(help="Of mmlu: comma-separated; the five of the paper by default.")] = "",
+    n_shots: Annotated[int, typer.Option(help="Of gsm8k and mmlu: solved examples before the question.", min=0)] = 0,
     read_layer: Annotated[int, typer.Option(help="Of the sender; chosen on the tuning half where left out.")] = -1,
     write_layer: Annotated[int, typer.Option(help="Of the receiver; the same.")] = -1,
     right_aligned: Annotated[
@@ -268,7 +271,8 @@ def compare(
 ) -> None:
     """Run several channels on the same items: accuracy with interval, controls, and what each costs.
 
-    Stopped runs go on: the same command takes up what is done, item by item, until it has finished once.
+    Stopped runs go on, item by item, and what was run once is not run again: another channel is added to those that are
+    there. The trials lie in .compared as JSON lines; delete that folder to begin anew.
     """
     with _errors_as_sentences():
         began = time.monotonic()
@@ -277,13 +281,14 @@ def compare(
         from latentcomm.catalogue import LEARNED, check_names
         from latentcomm.comparing import Plan, compare_named, names_for
         from latentcomm.comparison_report import print_comparison, write_comparison
+        from latentcomm.evaluation import forget_messages
         from latentcomm.learning import check_unseen, load_folder
         from latentcomm.models import load_model
 
         chosen = [each.strip().replace("-", "_") for each in channels.split(",") if each.strip()]
         if chosen:
             check_names(chosen, () if learned is None else LEARNED)
-        asked = _task(task, template, sender_form, fame, seed, data)
+        asked = _task(task, template, sender_form, fame, seed, data, subjects, n_shots)
         plan = Plan(
             read_layer=None if read_layer < 0 else read_layer,
             write_layer=None if write_layer < 0 else write_layer,
@@ -301,7 +306,7 @@ def compare(
         trained = {} if learned is None else load_folder(learned, first, second)
         for each in trained.values():
             check_unseen(each, asked.split(seed=seed)[1])
-        chosen = chosen or [*names_for(first, second), *trained]
+        chosen = chosen or [*names_for(first, second, right_aligned=right_aligned), *trained]
         settings = {
             "sender": first.name,
             "receiver": second.name,
@@ -310,12 +315,15 @@ def compare(
             "template": template.value,
             "sender_form": sender_form.value,
             "fame": fame.value,
-            "data": None if data is None else data.name,
+            "data": without_folder(data),
+            "subjects": subjects,
+            "n_shots": n_shots,
             "device": device,
             "dtype": dtype,
             "weights": {name: digest(each.weights) for name, each in trained.items() if name in chosen},
         } | asdict(plan)
-        kept = out / ".unfinished" / digest(settings)[:16]
+        how = {key: value for key, value in settings.items() if key not in ("channels", "controls", "weights")}
+        kept = out / ".compared" / digest(how)[:16]
         found, cell = compare_named(
             chosen,
             first,
@@ -334,9 +342,7 @@ def compare(
             measured={"wall_seconds": round(time.monotonic() - began, 1)},
             models={"sender": first, "receiver": second},
         )
-        shutil.rmtree(kept, ignore_errors=True)
-        with suppress(OSError):  # another stopped run's work is in it
-            kept.parent.rmdir()
+        forget_messages(kept)
         if cell is not None:
             print(f"states are read after block {cell[0]} and written after block {cell[1]}")
         print_comparison(found, Console(width=None if sys.stdout.isatty() else 140))
@@ -353,7 +359,9 @@ def train_channels(
     template: Annotated[TemplateName, typer.Option(help="Prompts as they stand, or as a chat.")] = TemplateName.raw,
     sender_form: Annotated[SenderForm, typer.Option(help="What the sender reads.")] = SenderForm.primed,
     fame: Annotated[Fame, typer.Option(help="Which landmarks (countries only).")] = Fame.all,
-    data: Annotated[Path | None, typer.Option(help="File of a task that needs one (gsm8k, mmlu, biographies).")] = None,
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = "",
+    subjects: Annotated[str, typer.Option(help="Of mmlu: comma-separated; the five of the paper by default.")] = "",
+    n_shots: Annotated[int, typer.Option(help="Of gsm8k and mmlu: solved examples before the question.", min=0)] = 0,
     read_layer: Annotated[int, typer.Option(help="Of the sender; chosen on the tuning half where left out.")] = -1,
     write_layer: Annotated[int, typer.Option(help="Of the receiver; the same.")] = -1,
     steps: Annotated[int, typer.Option(help="Updates; 0 leaves each channel its default.", min=0)] = 0,
@@ -382,7 +390,7 @@ def train_channels(
             raise ValueError(f"the channels to train are {channels!r}; choose among {', '.join(LEARNED)}")
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"--dtype is {dtype!r}; train in float32 or bfloat16")
-        asked = _task(task, template, sender_form, fame, seed, data)
+        asked = _task(task, template, sender_form, fame, seed, data, subjects, n_shots)
         plan = LearningPlan(
             steps=steps or None,
             batch_size=batch_size or None,
@@ -446,24 +454,35 @@ def _layers(text: str, option: str) -> list[int] | None:
 
 
 def _task(
-    task: TaskName, template: TemplateName, sender_form: SenderForm, fame: Fame, seed: int, data: Path | None = None
+    task: TaskName,
+    template: TemplateName,
+    sender_form: SenderForm,
+    fame: Fame,
+    seed: int,
+    data: str = "",
+    subjects: str = "",
+    n_shots: int = 0,
 ) -> Task:
     from latentcomm.tasks import biographies, countries, gsm8k, kv_math, mmlu, prosqa, tip_sheets
+    from latentcomm.tasks.mmlu import SUBJECTS
 
-    if data is not None and task in (TaskName.countries, TaskName.tip_sheets, TaskName.kv_math, TaskName.prosqa):
+    if data and task in (TaskName.countries, TaskName.tip_sheets, TaskName.kv_math, TaskName.prosqa):
         raise ValueError(f"the task {task.value} makes its own items; leave --data out")
-
+    if (subjects and task is not TaskName.mmlu) or (n_shots and task not in (TaskName.gsm8k, TaskName.mmlu)):
+        raise ValueError(f"--subjects is for mmlu and --n-shots for gsm8k and mmlu; leave them out for {task.value}")
+    source = data or None
     if task is TaskName.countries:
         which = None if fame is Fame.all else fame.value
         return countries(template=template.value, sender_form=sender_form.value, fame=which)
     if fame is not Fame.all or sender_form is SenderForm.entity:
-        raise ValueError("--fame and --sender-form entity are for the task countries; leave them out for tip-sheets")
+        raise ValueError(f"--fame and --sender-form entity are for the task countries; leave them out for {task.value}")
     if task is TaskName.gsm8k:
-        return gsm8k(data, template=template.value, seed=seed)
+        return gsm8k(source, template=template.value, n_shots=n_shots, seed=seed)
     if task is TaskName.mmlu:
-        return mmlu(data, template=template.value, seed=seed)
+        chosen = [each.strip() for each in subjects.split(",") if each.strip()] or SUBJECTS
+        return mmlu(source, subjects=chosen, template=template.value, n_shots=n_shots, seed=seed)
     if task is TaskName.biographies:
-        return biographies(data, template=template.value)
+        return biographies(source, template=template.value)
     if task is TaskName.kv_math:
         return kv_math(template=template.value, seed=seed)
     if task is TaskName.prosqa:

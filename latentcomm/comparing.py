@@ -12,17 +12,18 @@ from latentcomm.catalogue import (
     CHANNELS,
     OF_ONE_LAYOUT,
     OF_ONE_VOCABULARY,
+    OF_ONE_WIDTH,
     PREDICTABILITY,
     Recipe,
     build,
     check_names,
     needs_cell,
 )
-from latentcomm.channels.base import Channel, label
+from latentcomm.channels.base import Channel
 from latentcomm.channels.coconut import marker
 from latentcomm.channels.merged import fit_predictability
 from latentcomm.comparison import Comparison, compare
-from latentcomm.controls import derangement
+from latentcomm.controls import CONTROLS, exchanged
 from latentcomm.corpus import read_corpus
 from latentcomm.fusion import Replace, RightAligned
 from latentcomm.layer_sweep import Cell
@@ -49,7 +50,7 @@ class Plan:
         read_layer, write_layer: the cell of the channels that graft a state; chosen on the tuning half where None.
         right_aligned: fuse the last entries of states of unequal models, and fit no map.
         message_tokens, request: of senders that write; see `Recipe`.
-        n_tune, n_test: items of each half, all where None.
+        n_tune, n_test: items of each half at most; all where None.
         n_thoughts: of Coconut, how often a state is fed back.
         controls: which of `controls.CONTROLS` every channel is also run under; each costs as much as the message.
         seed: of the split, the choices, the folds and the controls.
@@ -67,13 +68,36 @@ class Plan:
     seed: int = 0
 
 
-def names_for(sender: Model, receiver: Model) -> list[str]:
-    """The names of all channels that need no training and can pass between these two models."""
+def names_for(sender: Model, receiver: Model, *, right_aligned: bool = False) -> list[str]:
+    """The names of all channels that can run without training and can pass between these two models."""
+    found = [name for name in CHANNELS if _passes(name, sender, receiver) is None]
+    unmapped = right_aligned and sender.d_model != receiver.d_model
+    return [name for name in found if not (unmapped and name == PREDICTABILITY)]
+
+
+def _passes(name: str, sender: Model, receiver: Model) -> str | None:
+    """Why a channel of this name cannot pass between these two; None where it can."""
     if sender is receiver or sender.fingerprint == receiver.fingerprint:
-        return list(CHANNELS)
-    one_vocabulary = sender.tokenizer.get_vocab() == receiver.tokenizer.get_vocab()
-    left_out = OF_ONE_LAYOUT + (() if one_vocabulary else OF_ONE_VOCABULARY)
-    return [name for name in CHANNELS if name not in left_out]
+        return None
+    if name in OF_ONE_VOCABULARY and sender.tokenizer.get_vocab() != receiver.tokenizer.get_vocab():
+        return "their vocabularies differ"
+    if name in OF_ONE_WIDTH and sender.d_model != receiver.d_model:
+        return f"they are {sender.d_model} and {receiver.d_model} wide, and nothing here maps what it sends"
+    return "only a model of the same layout reads it as it is" if name in OF_ONE_LAYOUT else None
+
+
+def _check_pair_of(names: Sequence[str], sender: Model, receiver: Model) -> None:
+    """Refuse at once a channel that cannot pass between these two models."""
+    for name in names:
+        if name in CHANNELS and name not in OF_ONE_LAYOUT and (why := _passes(name, sender, receiver)) is not None:
+            raise ValueError(
+                f"the channel {name} cannot pass from {sender.name} to {receiver.name}: {why}; leave it out"
+            )
+        if name in OF_ONE_LAYOUT and (sender.n_layers, sender.d_model) != (receiver.n_layers, receiver.d_model):
+            raise ValueError(
+                f"the channel {name} cannot pass from {sender.name} to {receiver.name}: they are of different layouts; "
+                "leave it out"
+            )
 
 
 def compare_named(
@@ -100,11 +124,19 @@ def compare_named(
     """
     check_names(names, learned)
     check_pair(sender, receiver)
+    if unknown := [name for name in plan.controls if name not in CONTROLS]:
+        raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
+    _check_pair_of(names, sender, receiver)
+    if plan.right_aligned and PREDICTABILITY in names and sender.d_model != receiver.d_model:
+        raise ValueError(
+            f"{PREDICTABILITY} needs a map between {sender.name} and {receiver.name}; leave out one of both"
+        )
     if (plan.read_layer is None) != (plan.write_layer is None):
         raise ValueError("a cell has a read and a write layer; give both, or neither to have it chosen")
     tune, test = task.split(seed=plan.seed)
-    test = test if plan.n_test is None else test.take(plan.n_test, seed=plan.seed)
-    derangement([label(item) for item in test.items], seed=plan.seed)  # refuses now what would fail after the sweep
+    if plan.n_test is not None and plan.n_test < len(test.items):
+        test = test.take(plan.n_test, seed=plan.seed)
+    exchanged(test, seed=plan.seed)  # refuses now what would fail after the sweep
     kept = None if checkpoint is None else Path(checkpoint)
     cell, alignment, predictable = None, None, None
     if any(needs_cell(name) for name in names):

@@ -11,6 +11,8 @@ from latentcomm.channels.message import Message
 from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 
+TRIES = 100
+"""Exchanges an item, after which no order is looked for any longer."""
 SELF = "self"
 """The control whose message the receiver makes itself, so that it costs a run of its own."""
 
@@ -33,16 +35,15 @@ def true_message(exchange: Exchange) -> Message:
 
 
 def shuffled(exchange: Exchange) -> Message:
-    """Every item gets the message of another item that has another answer: a message of the right kind, wrong
-    content.
+    """Every item gets the message of another item that has another answer and whose sender read another text: a
+    message of the right kind, wrong content.
 
     Raises:
         ValueError: the message is silence.
     """
     if exchange.message.is_silent:
         raise ValueError(f"a message of {exchange.message.origin} has no content to exchange for another item's")
-    order = derangement([label(item) for item in exchange.task.items], seed=exchange.seed)
-    return exchange.message.select(order)
+    return exchange.message.select(exchanged(exchange.task, seed=exchange.seed))
 
 
 def zero(exchange: Exchange) -> Message:
@@ -73,11 +74,20 @@ def self_message(exchange: Exchange) -> Message:
     return exchange.channel.own(exchange.receiver, exchange.task)
 
 
-def derangement(labels: Sequence[str], *, seed: int) -> list[int]:
-    """A random order in which no item gets an item of its own label; every item is used once.
+def exchanged(task: Task, *, seed: int) -> list[int]:
+    """For each item another, with another answer and another sender's text; every item is used once.
 
     Raises:
-        ValueError: more than half of the items share one label, so that there is none.
+        ValueError: there is no such order, as where most items share an answer.
+    """
+    return derangement([label(item) for item in task.items], texts=[item.sender for item in task.items], seed=seed)
+
+
+def derangement(labels: Sequence[str], *, seed: int, texts: Sequence[str] | None = None) -> list[int]:
+    """A random order in which no item gets an item of its own label, or of its own text; every item is used once.
+
+    Raises:
+        ValueError: more than half of the items share one label, so that there is none; or none was found.
 
     >>> order = derangement(["a", "a", "b", "c"], seed=0)
     >>> [("aabc"[i], "aabc"[j]) for i, j in enumerate(order) if "aabc"[i] == "aabc"[j]]
@@ -89,14 +99,25 @@ def derangement(labels: Sequence[str], *, seed: int) -> list[int]:
             f"{list(labels).count(commonest)} of {len(labels)} items share the answer {commonest!r}, "
             "so their messages cannot all be exchanged for others'; bring items with other answers"
         )
+
+    def alike(i: int, j: int) -> bool:
+        return labels[i] == labels[j] or (texts is not None and texts[i] == texts[j])
+
     rng = random.Random(f"derangement:{seed}")
     order = list(range(len(labels)))
     rng.shuffle(order)
-    while clashes := [i for i in range(len(labels)) if labels[i] == labels[order[i]]]:
+    tries = 0
+    while clashes := [i for i in range(len(labels)) if alike(i, order[i])]:
         i = rng.choice(clashes)
-        fits = [j for j in range(len(labels)) if labels[order[j]] != labels[i] and labels[order[i]] != labels[j]]
+        fits = [j for j in range(len(labels)) if not alike(i, order[j]) and not alike(j, order[i])]
         j = rng.choice(fits or range(len(labels)))
         order[i], order[j] = order[j], order[i]
+        tries += 1
+        if tries > TRIES * len(labels):
+            raise ValueError(
+                "no order was found in which every item gets another's message with another answer and another text; "
+                "bring items with other answers"
+            )
     return order
 
 

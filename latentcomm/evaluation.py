@@ -114,6 +114,9 @@ def evaluate(
     def sent_to_itself(part: Task) -> Message:
         return channel.own(receiver, part)
 
+    conditions = kept("conditions", choices, list(controls), reply_tokens, temperature, top_p)
+    if conditions is not None and (done := _finished(conditions)) is not None:
+        return done
     key = digest("said", channel.said, task, seed) if isinstance(channel, Sharing) else None
     if key is not None and told is not None and key in told:
         message, send_cost = told[key]
@@ -127,8 +130,7 @@ def evaluate(
     }
     trials: list[Trial] = []
     for name in track(wanted, channel.name, total=len(wanted), shown=progress and len(wanted) > 1):
-        records = kept("trials", choices, name, reply_tokens, temperature, top_p)
-        records = None if records is None else records.with_suffix(".jsonl")
+        records = None if folder is None else _records(kept, choices, name, reply_tokens, temperature, top_p)
         done = _read(records)
         if len(done) < len(task.items):
             if name == SELF:  # it is made by running the receiver: kept, too, and paid for
@@ -144,6 +146,9 @@ def evaluate(
                     lines = (json.dumps(asdict(trial), ensure_ascii=False) for trial in done)
                     write_text(records, "".join(f"{line}\n" for line in lines))
         trials += done
+    if conditions is not None:  # nothing of it is sent or received again, even without the messages
+        files = [_records(kept, choices, name, reply_tokens, temperature, top_p).name for name in wanted]
+        write_text(conditions.with_suffix(".json"), json.dumps({"trials": files, "n": len(task.items)}))
     return trials
 
 
@@ -153,6 +158,31 @@ class Cost:
 
     flops: float
     seconds: float
+
+
+def _records(kept: Callable[..., Path | None], choices: Sequence[Any], name: str, *how: Any) -> Path:
+    """Where the trials of a condition are kept."""
+    path = kept("trials", choices, name, *how)
+    if path is None:
+        raise ValueError("trials are kept in a checkpoint alone")
+    return path.with_suffix(".jsonl")
+
+
+def _finished(conditions: Path) -> list[Trial] | None:
+    """All trials of an evaluation that has ended, where all of them are there."""
+    path = conditions.with_suffix(".json")
+    if not path.exists():
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    found = [_read(path.with_name(name)) for name in facts["trials"]]
+    return [trial for each in found for trial in each] if all(len(each) == facts["n"] for each in found) else None
+
+
+def forget_messages(checkpoint: str | os.PathLike[str]) -> None:
+    """Delete the messages of a checkpoint; finished evaluations are read back without them."""
+    for path in Path(checkpoint).glob("*.safetensors"):
+        if path.name.startswith(("message-", "own-")):
+            path.unlink()
 
 
 def _chunks(n: int, *, start: int = 0) -> Iterator[range]:
@@ -245,7 +275,16 @@ def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
 def _read(path: Path | None) -> list[Trial]:
     if path is None or not path.exists():
         return []
-    return [Trial(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    trials = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        try:
+            trials += [Trial(**json.loads(line))] if line else []
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"line {number} of the kept trials {path} is no trial ({error}); delete that file, and its trials are "
+                "run again"
+            ) from error
+    return trials
 
 
 def _prints(sender: Model, receiver: Model) -> list[str]:

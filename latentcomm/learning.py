@@ -132,6 +132,7 @@ def learn(
         "receiver": without_folder(receiver.name),
         "receiver_fingerprint": receiver.fingerprint,
         "task": task.name,
+        "template": task.template,
         "trained_on": [] if name == "learned_linear" else [item.id for item in tune.items],
         "chosen_on": [item.id for item in tune.items] if cell is not None and plan.read_layer is None else [],
         "cell": None if cell is None else list(cell),
@@ -179,8 +180,13 @@ def check_unseen(learned: Learned, test: Task) -> None:
     """Refuse a channel that was trained, or whose cell was chosen, on items that it is asked about.
 
     Raises:
-        ValueError: it has seen some of them.
+        ValueError: it has seen some of them, or was trained on prompts of another template.
     """
+    if learned.facts["template"] != test.template and learned.facts["trained_on"]:
+        raise ValueError(
+            f"the trained channel {learned.facts['name']} has read {learned.facts['template']} prompts and these are "
+            f"{test.template}; compare with --template {learned.facts['template']}, or train it anew"
+        )
     seen = {*learned.facts["trained_on"], *learned.facts["chosen_on"]} & {item.id for item in test.items}
     if seen and learned.facts["task"] == test.name:
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from latentcomm.controls import exchanged
 from latentcomm.tasks import Begins, Contains, biographies
 from latentcomm.tasks.biographies import OWN_PEOPLE
 
@@ -134,3 +135,14 @@ class TestBrokenFiles:
         path.write_text(spoil(path.read_text("utf-8").strip()), "utf-8")
         with pytest.raises(ValueError, match=r"is empty|line 1 of people\.jsonl"):
             biographies(path)
+
+
+def test_nobody_is_in_both_halves_and_no_message_is_exchanged_for_one_of_the_same_person() -> None:
+    for seed in range(5):
+        tune, test = biographies().split(seed=seed)
+        names = [{item.tags["name"] for item in half.items} for half in (tune, test)]
+        assert not names[0] & names[1]
+        order = exchanged(test, seed=seed)
+        assert sorted(order) == list(range(len(test.items)))
+        for item, other in zip(test.items, (test.items[row] for row in order), strict=True):
+            assert item.sender != other.sender and item.answers[0] != other.answers[0]

@@ -13,6 +13,7 @@ from toys import Counter, countries_folder
 
 from latentcomm import comparing, evaluation, learning, training
 from latentcomm.catalogue import LEARNED
+from latentcomm.models import recorded_passes
 
 FEW = ("--n-tune", "4", "--n-test", "6", "--message-tokens", "2", "--read-layer", "1", "--write-layer", "1")
 WRITTEN = ["c.csv", "c.html", "c.json", "c.meta.json", "c_trials.csv"]
@@ -21,6 +22,11 @@ WRITTEN = ["c.csv", "c.html", "c.json", "c.meta.json", "c_trials.csv"]
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return countries_folder(tmp_path_factory.mktemp("models") / "tiny-countries")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return countries_folder(tmp_path_factory.mktemp("models") / "tiny-wide", d_model=24)
 
 
 @pytest.fixture(autouse=True)
@@ -48,13 +54,18 @@ def stop(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, at: int) -> No
     monkeypatch.setattr(module, name, failing)
 
 
+def written(folder: Path) -> list[str]:
+    """What is there beside the trials that are kept."""
+    return [name for name in files_in(folder) if not name.startswith(".compared")]
+
+
 class TestCompare:
     def test_every_channel_that_needs_no_training_is_in_one_table_with_its_costs(
         self, tiny: Path, tmp_path: Path
     ) -> None:
         result = compare(tiny, tmp_path, channels="")
         assert result.exit_code == 0, result.output
-        assert files_in(tmp_path) == WRITTEN
+        assert written(tmp_path) == WRITTEN
         table = pd.read_csv(tmp_path / "c.csv")
         names = set(table["channel"])
         assert {"silent", "skyline", "text", "debate", "cipher", "replace", "ties", "coconut", "deltas", "kv"} <= names
@@ -83,9 +94,59 @@ class TestCompare:
         same = [table.drop(columns="seconds") for table in seconds]
         pd.testing.assert_frame_equal(*same)
 
+    def test_what_was_run_is_not_run_again_and_another_channel_is_added_to_it(
+        self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert compare(tiny, tmp_path).exit_code == 0
+        kept = [name for name in files_in(tmp_path) if name.startswith(".compared")]
+        assert kept and not [name for name in kept if "message-" in name]
+        first = (tmp_path / "c_trials.csv").read_bytes()
+        after = Counter(evaluation.decode)
+        monkeypatch.setattr(evaluation, "decode", after)
+        with recorded_passes() as passes:
+            assert compare(tiny, tmp_path).exit_code == 0
+        assert after.calls == 0 and not [each for each in passes if each.n_unembedded]
+        assert (tmp_path / "c_trials.csv").read_bytes() == first
+        assert compare(tiny, tmp_path, channels="silent,text,replace,mean").exit_code == 0
+        assert after.calls == 2
+
+    def test_a_small_task_is_asked_whole(self, tiny: Path, tmp_path: Path) -> None:
+        result = run("compare", "--sender", tiny, "--task", "biographies", "--channels", "silent", "--out", tmp_path)
+        assert result.exit_code == 0, result.output
+        table = pd.read_csv(tmp_path / "compare.csv")
+        assert set(table["n"]) == {33}
+
+    def test_damaged_trials_are_named_and_nothing_is_lost(self, tiny: Path, tmp_path: Path) -> None:
+        assert compare(tiny, tmp_path).exit_code == 0
+        path = next((tmp_path / ".compared").rglob("trials-*.jsonl"))
+        path.write_text(path.read_text("utf-8")[:-20], "utf-8")
+        result = compare(tiny, tmp_path)
+        assert result.exit_code == 1
+        said = last_line(result.stderr)
+        assert "line 6 of the kept trials" in said and path.name in said and "delete that file" in said
+        path.unlink()
+        assert compare(tiny, tmp_path).exit_code == 0
+
+    @pytest.mark.parametrize("aligned", [True, False])
+    def test_two_models_of_unequal_width_run_all_that_can_pass_between_them(
+        self, aligned: bool, tiny: Path, wide: Path, tmp_path: Path
+    ) -> None:
+        more = () if aligned else ("--right-aligned",)
+        result = compare(tiny, tmp_path, "--receiver", wide, *more, channels="")
+        assert result.exit_code == 0, result.output
+        names = set(pd.read_csv(tmp_path / "c.csv")["channel"])
+        assert {"replace", "ties", "orthogonal_ties", "text"} <= names and not {"kv", "coconut", "deltas"} & names
+        for name in ("kv", "coconut", "deltas"):
+            refused = compare(tiny, tmp_path / "out", "--receiver", wide, channels=f"silent,{name}")
+            assert refused.exit_code == 1 and f"the channel {name} cannot pass" in last_line(refused.stderr)
+            assert files_in(tmp_path / "out") == []
+
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
+            (("--task", "mmlu", "--data", "sample", "--subjects", "magic"), "magic"),
+            (("--subjects", "formal_logic"), "--subjects is for mmlu"),
+            (("--task", "biographies", "--fame", "famous"), "leave them out for biographies"),
             (("--channels", "silent,smoke"), "there is no channel 'smoke'"),
             (("--channels", "silent,silent"), "named twice"),
             (("--channels", "calm"), "`latentcomm train calm`"),
@@ -105,7 +166,7 @@ class TestCompare:
         result = compare(tiny, tmp_path / "out", *arguments)
         assert result.exit_code == 1 and "Traceback" not in result.output
         assert sentence in last_line(result.stderr)
-        assert not [name for name in files_in(tmp_path) if not name.startswith("out/.unfinished")]
+        assert not [name for name in files_in(tmp_path) if not name.startswith("out/.compared")]
 
 
 class TestTrain:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from scipy.stats import binomtest
 from tiny import model
 from toys import N_RECEIVER, PLANTED_CELL, planted_pair, planted_task
 
+from latentcomm import comparing
 from latentcomm.alignment import AffineMap
 from latentcomm.catalogue import CHANNELS, OF_ONE_LAYOUT, OF_ONE_VOCABULARY, Recipe, build, needs_cell
 from latentcomm.channels import Activation, Channel, Silent, Skyline
@@ -19,8 +21,10 @@ from latentcomm.comparing import Plan, compare_named, names_for
 from latentcomm.comparison import compare, compare_trials
 from latentcomm.evaluation import Trial
 from latentcomm.fusion import Replace
-from latentcomm.models import recorded_passes
+from latentcomm.models import Model, recorded_passes
+from latentcomm.paired import pair_tokens
 from latentcomm.sites import Site
+from latentcomm.tasks import Task
 
 
 def trial(
@@ -106,6 +110,17 @@ class TestTheTable:
         assert free[free["on_front"]]["channel"].tolist() == ["silent", "graft"]
         assert set(free[free["on_front"]]["condition"]) == {"message"}
 
+    def test_a_control_that_is_cheap_and_right_keeps_nobody_from_the_front(self) -> None:
+        right = RIGHT | {("graft", "shuffled"): [True] * 8}
+        made = trials(right, {"silent": 1.0, "text": 9.0, "graft": 2.0})
+        made = [
+            replace(each, sender_flops=0.1, receiver_flops=0.1) if each.condition == "shuffled" else each
+            for each in made
+        ]
+        free = compare_trials(made).query("metric == 'free'")
+        assert free[free["on_front"]]["channel"].tolist() == ["silent", "graft"]
+        assert set(free[free["on_front"]]["condition"]) == {"message"}
+
     def test_channels_on_other_items_or_of_one_name_are_refused(self) -> None:
         some = trials(RIGHT)
         with pytest.raises(ValueError, match="different items"):
@@ -163,6 +178,22 @@ class TestTheJob:
         assert row(found.table, "silent", metric="choices")["accuracy"] == 0.0
         assert row(found.table, "replace", "shuffled", "choices")["accuracy"] == 0.0
 
+    def test_the_cell_is_chosen_without_an_item_that_is_asked_about(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        swept: list[Task] = []
+        real = comparing.tune_sweep
+
+        def watched(sender: Model, receiver: Model, task: Task, **options: Any) -> Any:
+            swept.append(task)
+            return real(sender, receiver, task, **options)
+
+        monkeypatch.setattr(comparing, "tune_sweep", watched)
+        found, _ = compare_named(
+            ["replace"], *planted_pair(), planted_task(), plan=Plan(right_aligned=True, n_tune=None)
+        )
+        tune, test = planted_task().split(seed=0)
+        assert [item.id for item in swept[0].items] == [item.id for item in tune.items]
+        assert {trial.item for trial in found.trials} == {item.id for item in test.items}
+
     def test_it_is_what_the_parts_give(self) -> None:
         sender, receiver = planted_pair()
         task = planted_task()
@@ -206,6 +237,22 @@ class TestTheJob:
             compare_named(["replace"], *planted_pair(), free)
         found, cell = compare_named(["silent"], *planted_pair(), free)
         assert cell is None and set(found.table["metric"]) == {"free"}
+
+
+def test_maps_are_fitted_without_attention_sinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sender, receiver = model("llama", dtype=torch.float32), model("llama", seed=1, dtype=torch.float32)
+    rows: list[int] = []
+    real = comparing.fit_ridge
+
+    def watched(source: torch.Tensor, target: torch.Tensor, **options: Any) -> Any:
+        rows.append(len(source))
+        return real(source, target, **options)
+
+    monkeypatch.setattr(comparing, "fit_ridge", watched)
+    comparing.fit_maps(sender, receiver, [(1, 1)], 0)
+    tokens = pair_tokens(sender, receiver, comparing.map_documents(), max_tokens=comparing.map_tokens(sender, receiver))
+    first = int(((tokens.sender_position == 0) | (tokens.receiver_position == 0)).sum())
+    assert first >= len(comparing.map_documents()) // 2 and rows == [len(tokens) - first]
 
 
 def test_unequal_models_are_mapped_where_nothing_else_is_asked() -> None:

@@ -273,7 +273,7 @@ class TestTheCheckpoint:
         sender, receiver = model("llama"), model("llama", seed=1)
         first = evaluate(GRAFT, sender, receiver, TASK, checkpoint=tmp_path)
         kinds = [name.split("-")[0] for name in files_in(tmp_path)]
-        assert kinds == ["message", "own", *["trials"] * len(CONDITIONS)]
+        assert kinds == ["conditions", "message", "own", *["trials"] * len(CONDITIONS)]
         sent, received = forwards(sender), forwards(receiver)
         assert evaluate(GRAFT, sender, receiver, TASK, checkpoint=tmp_path) == first
         assert (sent.calls, received.calls) == (0, 0)
@@ -386,7 +386,7 @@ class TestTheCheckpoint:
             for parameter in tiny.hooked.parameters():
                 parameter.neg_()
         assert evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path) != first
-        assert len(files_in(tmp_path)) == 2
+        assert len([name for name in files_in(tmp_path) if name.endswith(".jsonl")]) == 2
 
     def test_a_model_with_somebodys_hooks_is_not_kept(self, tmp_path: Path) -> None:
         tiny = build("llama")
@@ -413,7 +413,7 @@ class TestTheCheckpoint:
     def test_a_kept_file_has_a_line_of_plain_json_a_trial(self, tmp_path: Path) -> None:
         tiny = model("llama")
         first = evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
-        (name,) = files_in(tmp_path)
+        (name,) = [name for name in files_in(tmp_path) if name.endswith(".jsonl")]
         lines = (tmp_path / name).read_text("utf-8").splitlines()
         assert [Trial(**json.loads(line)) for line in lines] == first
 

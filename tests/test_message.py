@@ -167,7 +167,7 @@ class TestFiles:
             "dtypes": ["torch.float32", "torch.float64", "torch.int64"],
         }
 
-    @pytest.mark.parametrize("change", ["vectors", "a part", "texts", "a name"])
+    @pytest.mark.parametrize("change", ["vectors", "a part", "a text", "a name", "whom it is for", "the layer"])
     def test_a_file_that_was_changed_is_not_read(self, change: str, tmp_path: Path) -> None:
         FULL.save(tmp_path / "m")
         with safe_open(tmp_path / "m", framework="pt") as file:
@@ -179,8 +179,12 @@ class TestFiles:
             tensors["2/ids"][0] = 7
         elif change == "a name":
             tensors["1/other"] = tensors.pop("1/h")
-        else:
+        elif change == "a text":
             manifest["texts"][0] = "Petri"
+        elif change == "whom it is for":
+            manifest["meant_for"] = None
+        else:
+            manifest["made_by"]["layer"] = 4
         save_file(tensors, tmp_path / "m", metadata={"manifest": json.dumps(manifest)})
         with pytest.raises(ValueError, match="does not hold what its manifest says; it was changed"):
             Message.load(tmp_path / "m")

@@ -129,7 +129,7 @@ class Message:
         """Write the message as safetensors, its manifest in the file's own metadata, whole or not at all.
 
         The manifest holds the texts, `origin`, `is_own`, `meant_for`, `made_by` (model, fingerprint, site, position)
-        and a SHA-256 over the content.
+        and a SHA-256 over the tensors and all of these.
         """
         tensors = {} if self.vectors is None else {"vectors": self.vectors.detach().cpu().contiguous()}
         for row, part in enumerate(self.parts or ()):
@@ -143,8 +143,8 @@ class Message:
             "meant_for": self.meant_for,
             "made_by": dict(self.made_by),
             "dtypes": sorted({str(tensor.dtype) for tensor in tensors.values()}),
-            "sha256": _content_hash(tensors, self.texts),
         }
+        manifest["sha256"] = _content_hash(tensors, manifest)
         with written_whole(Path(path)) as draft:
             save_file(tensors, draft, metadata={"manifest": json.dumps(manifest, ensure_ascii=False)})
 
@@ -164,7 +164,9 @@ class Message:
         if manifest.get("format") != FORMAT:
             raise ValueError(f"{os.fspath(path)} is no message of this package; write one with Message.save")
         texts = None if manifest["texts"] is None else tuple(manifest["texts"])
-        if _content_hash(tensors, texts) != manifest["sha256"]:
+        if _content_hash(
+            tensors, {name: value for name, value in manifest.items() if name != "sha256"}
+        ) != manifest.get("sha256"):
             raise ValueError(f"{os.fspath(path)} does not hold what its manifest says; it was changed: send again")
         parts: list[dict[str, Tensor]] | None = None
         if manifest["n_parts"] is not None:
@@ -212,5 +214,6 @@ def made_by(model: Model, *, site: str, position: str) -> dict[str, Any]:
     return facts | {"dtype": str(model.dtype).removeprefix("torch."), "site": site, "position": position}
 
 
-def _content_hash(tensors: Mapping[str, Tensor], texts: tuple[str, ...] | None) -> str:
-    return digest(dict(sorted(tensors.items())), texts)
+def _content_hash(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
+    """Over the tensors and all that the manifest says, as JSON has it."""
+    return digest(dict(sorted(tensors.items())), json.dumps(manifest, sort_keys=True, ensure_ascii=False))

@@ -63,8 +63,9 @@ class Task:
 
     `candidates` are the choice strings that distractors are drawn from, `template` says whether the texts are prompts
     as they stand ("raw") or the user's turn of a chat ("chat"), `settings` are recorded with the results, and `strata`
-    names the tags along which `split` and `take` keep the proportions. `judge` says whether a reply of at most
-    `reply_tokens` tokens is right. A task of free answers has no candidates, and its items an empty choice.
+    names the tags along which `split` and `take` keep the proportions. Items of one value of the tag `together` never
+    part in a split: what is said of a person in one half is not asked about in the other. `judge` says whether a reply
+    of at most `reply_tokens` tokens is right. A task of free answers has no candidates, and its items an empty choice.
 
     Raises:
         ValueError: no items, a repeated id, a choice among no candidates, or a stratum that an item has no tag for.
@@ -81,6 +82,7 @@ class Task:
     template: Template
     settings: Mapping[str, object] = field(default_factory=dict, hash=False)
     strata: tuple[str, ...] = ()
+    together: str = ""
     judge: Judge = field(default_factory=Begins)
     reply_tokens: int = REPLY_TOKENS
 
@@ -99,9 +101,10 @@ class Task:
             seen.add(item.id)
             if self.has_choices and item.candidates is None and item.choice not in self.candidates:
                 raise ValueError(f"item {item.id!r}: its choice {item.choice!r} is not among the task's; add it")
-            missing = [tag for tag in self.strata if tag not in item.tags]
+            tags = (*self.strata, self.together) if self.together else self.strata
+            missing = [tag for tag in tags if tag not in item.tags]
             if missing:
-                raise ValueError(f"item {item.id!r} has no tag {missing[0]!r}, which task {self.name!r} stratifies by")
+                raise ValueError(f"item {item.id!r} has no tag {missing[0]!r}, which task {self.name!r} splits by")
 
     @property
     def has_choices(self) -> bool:
@@ -128,6 +131,8 @@ class Task:
         if not 0.0 < tune_fraction < 1.0:
             raise ValueError(f"tune_fraction is {tune_fraction}; give a number between 0 and 1, both excluded")
         rng = random.Random(f"split:{seed}")
+        if group is None and self.together:
+            group = self._group
         if group is None:
             n_tune = int(len(self.items) * tune_fraction + 0.5)
             tune_ids = self._sample_in_proportion(n_tune, rng)
@@ -168,6 +173,9 @@ class Task:
         ids = self._sample_in_proportion(n, random.Random(f"take:{seed}"))
         items = tuple(item for item in self.items if item.id in ids)
         return replace(self, items=items, settings={**self.settings, "taken": n, "take_seed": seed})
+
+    def _group(self, item: Item) -> str:
+        return item.tags[self.together]
 
     def _stratum(self, item: Item) -> tuple[str, ...]:
         return tuple(item.tags[tag] for tag in self.strata)

@@ -72,6 +72,7 @@ def biographies(
             "template": template,
             "sender_form": sender_form,
         },
+        together="name",
         judge=judge or {"questions": Contains(), "biography": Mentions()}[asked],
         reply_tokens=REPLY_TOKENS[asked] if reply_tokens is None else reply_tokens,
     )
