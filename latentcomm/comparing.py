@@ -1,9 +1,10 @@
 """The job behind `latentcomm compare`: choose a cell and fit maps on one half of a task, compare on the other."""
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,9 +26,11 @@ from latentcomm.channels.merged import fit_predictability
 from latentcomm.comparison import Comparison, compare
 from latentcomm.controls import CONTROLS, exchanged
 from latentcomm.corpus import read_corpus
+from latentcomm.cost import ModelSize, paper_activation_flops, paper_forward_flops, paper_text_flops
+from latentcomm.evaluation import MESSAGE, Trial
 from latentcomm.fusion import Replace, RightAligned
 from latentcomm.layer_sweep import Cell
-from latentcomm.models import Model, check_pair
+from latentcomm.models import Model, check_pair, encode
 from latentcomm.paired import capture_paired, pair_tokens
 from latentcomm.progress import track
 from latentcomm.sites import Site
@@ -170,7 +173,46 @@ def compare_named(
         trials += compare(
             [channel], sender, receiver, test, seed=plan.seed, controls=plan.controls, checkpoint=kept, told=told
         ).trials
-    return Comparison.of(trials, seed=plan.seed), cell
+    found = Comparison.of(trials, seed=plan.seed)
+    formula = {name: _paper_flops(name, sender, receiver, test, cell, plan, found.trials) for name in names}
+    return replace(
+        found, table=found.table.assign(paper_flops=[formula[name] for name in found.table["channel"]])
+    ), cell
+
+
+def _paper_flops(
+    name: str,
+    sender: Model,
+    receiver: Model,
+    task: Task,
+    cell: Cell | None,
+    plan: Plan,
+    trials: Sequence[Trial],
+) -> float:
+    """Operations of an item by the paper's formulas, without a cache, at mean lengths; NaN where it has none.
+
+    A text counts as long as it may get.
+    """
+    counts = [trial.reply_tokens for trial in trials if trial.channel == name and trial.condition == MESSAGE]
+    reply = sum(counts) / len(counts)
+    first, second = ModelSize.of(sender), ModelSize.of(receiver)
+
+    def length(model: Model, texts: list[str]) -> int:
+        return round(float(encode(model, texts, template=task.template).lengths.double().mean()))
+
+    read, asked = (
+        length(sender, [item.sender for item in task.items]),
+        length(receiver, [item.receiver for item in task.items]),
+    )
+    if name == "silent":
+        return reply * paper_forward_flops(second, asked)
+    if name == "skyline":
+        return reply * paper_forward_flops(second, length(receiver, [item.skyline for item in task.items]))
+    if name == "text":
+        return paper_text_flops(first, second, prompt=read, message=plan.message_tokens, reply=reply, asked=asked)
+    if cell is not None and needs_cell(name):
+        return paper_activation_flops(first, second, prompt=read, read=cell[0], reply=reply, asked=asked)
+    return math.nan
 
 
 def choose_cell(

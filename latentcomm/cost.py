@@ -93,22 +93,36 @@ def paper_forward_flops(size: ModelSize, prompt: int) -> float:
     return float(embedding + size.n_layers * _paper_layer(size, prompt))
 
 
-def paper_text_flops(sender: ModelSize, receiver: ModelSize, *, prompt: int, message: int, reply: int) -> float:
+def paper_text_flops(
+    sender: ModelSize,
+    receiver: ModelSize,
+    *,
+    prompt: int,
+    message: float | int,
+    reply: float | int,
+    asked: int | None = None,
+) -> float:
     """M X_A(P) + T X_B(P + M): the sender writes M tokens, the receiver T, each by a whole pass: nothing is cached.
 
-    Source: Ramesh & Li 2025, arXiv:2501.14082.
-    """
-    return message * paper_forward_flops(sender, prompt) + reply * paper_forward_flops(receiver, prompt + message)
-
-
-def paper_activation_flops(sender: ModelSize, receiver: ModelSize, *, prompt: int, read: int, reply: int) -> float:
-    """2PVD + (read + 1)(8PDKH + 4P^2KH + 3HP^2 + 4PDF) + T X_B(P): the sender stops after block `read`.
-
-    `read` counts layers from 0, as everywhere here; the paper's k is one more. Source: Ramesh & Li 2025,
+    `asked` is the receiver's own prompt where it is not as long as the sender's. Source: Ramesh & Li 2025,
     arXiv:2501.14082.
     """
+    own = prompt if asked is None else asked
+    written = message * paper_forward_flops(sender, prompt)
+    return written + reply * paper_forward_flops(receiver, own + round(message))
+
+
+def paper_activation_flops(
+    sender: ModelSize, receiver: ModelSize, *, prompt: int, read: int, reply: float | int, asked: int | None = None
+) -> float:
+    """2PVD + (read + 1)(8PDKH + 4P^2KH + 3HP^2 + 4PDF) + T X_B(P): the sender stops after block `read`.
+
+    `read` counts layers from 0, as everywhere here; the paper's k is one more. `asked` is the receiver's own prompt
+    where it is not as long as the sender's. Source: Ramesh & Li 2025, arXiv:2501.14082.
+    """
+    own = prompt if asked is None else asked
     sent = 2 * prompt * sender.d_vocab * sender.d_model + (read + 1) * _paper_layer(sender, prompt)
-    return float(sent) + reply * paper_forward_flops(receiver, prompt)
+    return float(sent) + reply * paper_forward_flops(receiver, own)
 
 
 def _paper_layer(size: ModelSize, prompt: int) -> int:

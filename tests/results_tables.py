@@ -3,6 +3,7 @@
 python tests/results_tables.py prints them.
 """
 
+import json
 import math
 from pathlib import Path
 
@@ -67,6 +68,82 @@ def cross_table(direction: str) -> list[str]:
     return markdown(lines)
 
 
+def channels_table(task: str) -> list[str]:
+    """Figure 8, one task: a line a channel; p-values are of the choices."""
+    table = pd.read_csv(FIGURES / f"fig8_channels_{task}.csv")
+    rows = by_name(table)
+    lines = [
+        [
+            "channel",
+            "free",
+            "choices",
+            "shuffled",
+            "p silent",
+            "p text",
+            "p shuffled",
+            "unparsed",
+            "GFLOP",
+            "message",
+            "s",
+        ]
+    ]
+    for name in channels(rows):
+        free, choices = rows[name, "message", "free"], rows[name, "message", "choices"]
+        weight = choices["message_bytes"]
+        lines.append(
+            [
+                name.replace("_", " ") + ("*" if choices["on_front"] else ""),
+                share(free),
+                share(choices),
+                both(rows, name, "shuffled"),
+                *(p_value(choices[f"p_{other}"]) for other in ("silent", "text", "shuffled")),
+                f"{free['unparsed']:.2f}",
+                f"{choices['flops'] / 1e9:.1f}",
+                "" if not weight else f"{weight:.0f} B" if weight < 1000 else f"{weight / 1000:.1f} kB",
+                f"{choices['seconds']:.2f}",
+            ]
+        )
+    return markdown(lines)
+
+
+LEARNED = Path(__file__).resolve().parent.parent / "benchmarks" / "learned_channels.json"
+
+
+def asked_table(found: dict[str, dict[str, float]], first: str) -> list[str]:
+    """Outcomes of a part of the learned channels' benchmark; p-values against the first."""
+    lines = [["", "right", "share", f"p, {first}"]]
+    for name, row in found.items():
+        shown = f"{row['right'] / row['n']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        lines.append([name, f"{row['right']} of {row['n']}", shown, p_value(row.get("p", math.nan))])
+    return markdown(lines)
+
+
+def trials_table(found: list[dict[str, float | str]]) -> list[str]:
+    """Rows of `summarise` in that benchmark: a line a channel and condition."""
+    lines = [["channel", "message", "n", "free", "choices"]]
+    for row in found:
+        if row["metric"] == "free":
+            key = (row["channel"], row["condition"])
+            other = next(
+                each for each in found if (each["channel"], each["condition"]) == key and each["metric"] != "free"
+            )
+            shares = [f"{each['accuracy']:.2f} [{each['low']:.2f}, {each['high']:.2f}]" for each in (row, other)]
+            lines.append([str(key[0]), "true" if key[1] == "message" else str(key[1]), str(row["n"]), *shares])
+    return markdown(lines)
+
+
+def learned_tables() -> dict[str, list[str]]:
+    """All tables of the page on channels that learn, by what they are of."""
+    found = json.loads(LEARNED.read_text("utf-8"))
+    out = {
+        f"coconut, {seed}": asked_table(each["asked"], "thoughts")
+        for seed, each in found["coconut"].items()
+        if "seed" in seed
+    }
+    out |= {f"calm, {kind}": asked_table(each, "composed") for kind, each in found["calm"]["asked"].items()}
+    return out | {part: trials_table(found[part]["table"]) for part in ("interlat", "linear")}
+
+
 def by_name(table: pd.DataFrame) -> Rows:
     """The rows by channel, condition and metric."""
     return {(row["channel"], row["condition"], row["metric"]): row for row in table.to_dict("records")}
@@ -116,6 +193,12 @@ def markdown(lines: list[list[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
+    for task in ("countries", "tip_sheets"):
+        if (FIGURES / f"fig8_channels_{task}.csv").exists():
+            print(task, *channels_table(task), "", sep="\n")
+    if LEARNED.exists():
+        for name, lines in learned_tables().items():
+            print(name, *lines, "", sep="\n")
     for task in ("countries", "tip_sheets"):
         if (FIGURES / f"{MERGING}.csv").exists():
             print(task, *merging_table(task), "", sep="\n")

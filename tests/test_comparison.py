@@ -19,9 +19,10 @@ from latentcomm.catalogue import CHANNELS, OF_ONE_LAYOUT, OF_ONE_VOCABULARY, Rec
 from latentcomm.channels import Activation, Channel, Silent, Skyline
 from latentcomm.comparing import Plan, compare_named, names_for
 from latentcomm.comparison import compare, compare_trials
+from latentcomm.cost import ModelSize, paper_activation_flops, paper_forward_flops
 from latentcomm.evaluation import Trial
 from latentcomm.fusion import Replace
-from latentcomm.models import Model, recorded_passes
+from latentcomm.models import Model, encode, recorded_passes
 from latentcomm.paired import pair_tokens
 from latentcomm.sites import Site
 from latentcomm.tasks import Task
@@ -193,6 +194,30 @@ class TestTheJob:
         tune, test = planted_task().split(seed=0)
         assert [item.id for item in swept[0].items] == [item.id for item in tune.items]
         assert {trial.item for trial in found.trials} == {item.id for item in test.items}
+
+    def test_the_papers_count_without_a_cache_stands_beside_the_cost_as_run(self) -> None:
+        sender, receiver = model("llama"), model("llama", seed=1)
+        plan = Plan(read_layer=1, write_layer=1, right_aligned=True, n_test=6, message_tokens=3, controls=())
+        found, _ = compare_named(["silent", "text", "replace", "debate"], sender, receiver, planted_task(), plan=plan)
+        test = planted_task().split(seed=0)[1].take(6, seed=0)
+        size = ModelSize.of(sender)
+        read, asked = (
+            round(float(encode(sender, [getattr(item, side) for item in test.items]).lengths.double().mean()))
+            for side in ("sender", "receiver")
+        )
+        reply = {
+            name: sum(trial.reply_tokens for trial in found.trials if trial.channel == name) / 6
+            for name in ("silent", "text", "replace")
+        }
+        expected = {
+            "silent": reply["silent"] * paper_forward_flops(size, asked),
+            "text": 3 * paper_forward_flops(size, read) + reply["text"] * paper_forward_flops(size, asked + 3),
+            "replace": paper_activation_flops(size, size, prompt=read, read=1, reply=0)
+            + reply["replace"] * paper_forward_flops(size, asked),
+        }
+        for name, value in expected.items():
+            assert row(found.table, name)["paper_flops"] == pytest.approx(value)
+        assert math.isnan(row(found.table, "debate")["paper_flops"])
 
     def test_it_is_what_the_parts_give(self) -> None:
         sender, receiver = planted_pair()
