@@ -53,6 +53,11 @@ SMOKE = replace(
 )
 
 
+def settings_of(name: str) -> Settings:
+    """The settings of a figure: nothing is trained on Tip sheets, where this model is at chance whatever it reads."""
+    return replace(SETTINGS, task="tip_sheets", learned=()) if "tip_sheets" in name else SETTINGS
+
+
 def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> pd.DataFrame:
@@ -104,9 +109,11 @@ def main() -> None:
     options = parser.parse_args()
     name = f"{NAME}_{options.task}" + ("" if options.receiver is None else "_pair")
     if options.replot:
-        replot(name, options.out, plot)
+        for each in FIGURES:
+            if (options.out / f"{each}.csv").exists():
+                replot(each, options.out, plot)
         return
-    chosen, began = SMOKE if options.smoke else SETTINGS, time.monotonic()
+    chosen, began = SMOKE if options.smoke else settings_of(name), time.monotonic()
     settings = replace(chosen, sender=options.sender, task=options.task)
     sender = lc.load_model(options.sender)
     receiver = sender if options.receiver is None else lc.load_model(options.receiver)

@@ -256,7 +256,9 @@ def main() -> None:
     options = parser.parse_args()
     name = NAME if options.receiver is None else f"{NAME}_pair"
     if options.replot:
-        replot(name, options.out, plot)
+        for each in FIGURES:
+            if (options.out / f"{each}.csv").exists():
+                replot(each, options.out, plot)
         return
     settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
     sender = lc.load_model(options.sender)
