@@ -468,4 +468,5 @@ def size_of(tensor: Tensor) -> int:
 
 
 def shapes(passes: list[Any]) -> list[tuple[int, ...]]:
-    return [(each.rows, each.n_new, each.n_past, each.n_layers, each.n_unembedded) for each in passes]
+    """Of the models' passes alone: what a receiver was given is made anew by the run that reads it."""
+    return [(each.rows, each.n_new, each.n_past, each.n_layers, each.n_unembedded) for each in passes if each.n_new]
