@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +30,7 @@ from latentcomm.cost import ModelSize, paper_activation_flops, paper_forward_flo
 from latentcomm.evaluation import MESSAGE, Trial
 from latentcomm.fusion import Replace, RightAligned
 from latentcomm.layer_sweep import Cell
-from latentcomm.models import Model, check_pair, encode
+from latentcomm.models import Model, check_pair, encode, one_model, one_vocabulary
 from latentcomm.paired import capture_paired, pair_tokens
 from latentcomm.progress import track
 from latentcomm.sites import Site
@@ -73,34 +73,25 @@ class Plan:
 
 def names_for(sender: Model, receiver: Model, *, right_aligned: bool = False) -> list[str]:
     """The names of all channels that can run without training and can pass between these two models."""
-    found = [name for name in CHANNELS if _passes(name, sender, receiver) is None]
-    unmapped = right_aligned and sender.d_model != receiver.d_model
-    return [name for name in found if not (unmapped and name == PREDICTABILITY)]
+    if one_model(sender, receiver):
+        return list(CHANNELS)
+    left_out = {*OF_ONE_LAYOUT, *_refused(CHANNELS, sender, receiver)}
+    if right_aligned and sender.d_model != receiver.d_model:
+        left_out.add(PREDICTABILITY)
+    return [name for name in CHANNELS if name not in left_out]
 
 
-def _passes(name: str, sender: Model, receiver: Model) -> str | None:
-    """Why a channel of this name cannot pass between these two; None where it can."""
-    if sender is receiver or sender.fingerprint == receiver.fingerprint:
-        return None
-    if name in OF_ONE_VOCABULARY and sender.tokenizer.get_vocab() != receiver.tokenizer.get_vocab():
-        return "their vocabularies differ"
-    if name in OF_ONE_WIDTH and sender.d_model != receiver.d_model:
-        return f"they are {sender.d_model} and {receiver.d_model} wide, and nothing here maps what it sends"
-    return "only a model of the same layout reads it as it is" if name in OF_ONE_LAYOUT else None
-
-
-def _check_pair_of(names: Sequence[str], sender: Model, receiver: Model) -> None:
-    """Refuse at once a channel that cannot pass between these two models."""
-    for name in names:
-        if name in CHANNELS and name not in OF_ONE_LAYOUT and (why := _passes(name, sender, receiver)) is not None:
-            raise ValueError(
-                f"the channel {name} cannot pass from {sender.name} to {receiver.name}: {why}; leave it out"
-            )
-        if name in OF_ONE_LAYOUT and (sender.n_layers, sender.d_model) != (receiver.n_layers, receiver.d_model):
-            raise ValueError(
-                f"the channel {name} cannot pass from {sender.name} to {receiver.name}: they are of different layouts; "
-                "leave it out"
-            )
+def _refused(names: Collection[str], sender: Model, receiver: Model) -> dict[str, str]:
+    """Those of the channels that cannot pass between these two models, and why."""
+    why = {}
+    if sender.d_model != receiver.d_model:
+        widths = f"they are {sender.d_model} and {receiver.d_model} wide, and nothing here maps what it sends"
+        why |= dict.fromkeys(OF_ONE_WIDTH, widths)
+    if (sender.n_layers, sender.d_model) != (receiver.n_layers, receiver.d_model):
+        why |= dict.fromkeys(OF_ONE_LAYOUT, "they are of different layouts")
+    if any(name in OF_ONE_VOCABULARY for name in names) and not one_vocabulary(sender, receiver):
+        why |= dict.fromkeys(OF_ONE_VOCABULARY, "their vocabularies differ")
+    return {name: reason for name, reason in why.items() if name in names}
 
 
 def compare_named(
@@ -129,7 +120,8 @@ def compare_named(
     check_pair(sender, receiver)
     if unknown := [name for name in plan.controls if name not in CONTROLS]:
         raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
-    _check_pair_of(names, sender, receiver)
+    for name, why in _refused(names, sender, receiver).items():
+        raise ValueError(f"the channel {name} cannot pass from {sender.name} to {receiver.name}: {why}; leave it out")
     if plan.right_aligned and PREDICTABILITY in names and sender.d_model != receiver.d_model:
         raise ValueError(
             f"{PREDICTABILITY} needs a map between {sender.name} and {receiver.name}; leave out one of both"
@@ -224,7 +216,7 @@ def choose_cell(
         ValueError: a task without choices and no cell, or a layer that is none.
     """
     given = None if plan.read_layer is None or plan.write_layer is None else (plan.read_layer, plan.write_layer)
-    mapped = sender is not receiver and sender.fingerprint != receiver.fingerprint and not plan.right_aligned
+    mapped = not plan.right_aligned and not one_model(sender, receiver)
     if given is not None:
         sender.check_site(Site(given[0]))
         receiver.check_site(Site(given[1]))

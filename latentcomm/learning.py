@@ -21,7 +21,7 @@ from latentcomm.files import without_folder
 from latentcomm.fusion import Concat, Fusion, Gated, Replace
 from latentcomm.layer_sweep import Cell
 from latentcomm.learners import LinearRows, xavier
-from latentcomm.models import Model, check_pair
+from latentcomm.models import Model, check_pair, one_vocabulary
 from latentcomm.paired import capture_paired, pair_tokens
 from latentcomm.publishing import plain
 from latentcomm.sites import Site
@@ -251,9 +251,9 @@ def _interlat(asked: _Asked) -> _Made:
     sender, receiver, tune, plan = asked.sender, asked.receiver, asked.tune, asked.plan
     first = new_adapter(sender, receiver, n_heads=_heads(receiver.d_model), n_steps=plan.n_steps, seed=plan.seed)
     message = Interlat("interlat", first, plan.plan_tokens).send(sender, tune, receiver=receiver)
-    one_vocabulary = sender.require_tokenizer().get_vocab() == receiver.require_tokenizer().get_vocab()
+    shared = one_vocabulary(sender, receiver)
     loss = InterlatLoss(separation=0.5, alignment=0.1)
-    if one_vocabulary:
+    if shared:
         last = {item.receiver.split()[-1] for item in tune.items}
         word = f" {last.pop()}" if len(last) == 1 and tune.template == "raw" else None
         first = warm_start(receiver, message, first.shape, marker=word, seed=plan.seed)

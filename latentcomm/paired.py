@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentcomm.capture import capture
 from latentcomm.files import digest, write_json, written_whole
-from latentcomm.models import Model
+from latentcomm.models import Model, one_model, one_vocabulary
 from latentcomm.progress import track
 from latentcomm.prompts import Prompts
 from latentcomm.sites import Site
@@ -98,7 +98,7 @@ def pair_tokens(
         if longest > model.n_ctx:
             raise ValueError(f"{model.name} reads {model.n_ctx} tokens and max_tokens is {max_tokens}; lower it")
     prompts = [Prompts.from_ids([row[:max_tokens] for row in rows]) for rows in ids]
-    if ids[0] == ids[-1] and _one_vocabulary(sender, receiver):
+    if ids[0] == ids[-1] and one_vocabulary(sender, receiver):
         lengths = prompts[0].lengths.tolist()
         position = torch.cat([torch.arange(length) for length in lengths])
         document = torch.repeat_interleave(torch.arange(len(lengths)), prompts[0].lengths)
@@ -138,7 +138,7 @@ def capture_paired(
         ValueError: the checkpoint is of other models or tokens.
         RuntimeError: the disk is full; what is done is kept.
     """
-    alike = _read_alike(tokens) and _one_model(sender, receiver)
+    alike = _read_alike(tokens) and one_model(sender, receiver)
     sides = {"sender": (sender, tokens.sender, tokens.sender_position)}
     if not alike:
         sides["receiver"] = (receiver, tokens.receiver, tokens.receiver_position)
@@ -220,14 +220,6 @@ def _read_alike(tokens: PairedTokens) -> bool:
     return same_ids and torch.equal(tokens.sender_position, tokens.receiver_position)
 
 
-def _one_model(sender: Model, receiver: Model) -> bool:
-    """Whether both are one object, or the same weights in the same shape."""
-    if sender is receiver:
-        return True
-    shapes = [(model.n_layers, model.d_model, model.dtype, model.is_bridge) for model in (sender, receiver)]
-    return shapes[0] == shapes[1] and sender.fingerprint == receiver.fingerprint
-
-
 def _ids(model: Model, documents: Sequence[str]) -> list[list[int]]:
     """The ids of whole documents, as `encode` has them."""
     tokenizer = model.require_tokenizer()
@@ -237,12 +229,6 @@ def _ids(model: Model, documents: Sequence[str]) -> list[list[int]]:
             raise ValueError(f"document {number} is empty; give every document at least one word")
         rows.append(list(tokenizer(text).input_ids))
     return rows
-
-
-def _one_vocabulary(sender: Model, receiver: Model) -> bool:
-    """Whether an id stands for the same token in both."""
-    mine, theirs = sender.require_tokenizer(), receiver.require_tokenizer()
-    return mine is theirs or mine.get_vocab() == theirs.get_vocab()
 
 
 def _ends(model: Model, documents: Sequence[str], ids: list[list[int]]) -> list[dict[int, int]]:

@@ -1,6 +1,15 @@
 """The one seam to TransformerLens: load or wrap a model, encode its prompts, run it with hooks and with a cache."""
 
-from latentcomm.models.base import Hook, Model, Pass, check_pair, record_products, recorded_passes
+from latentcomm.models.base import (
+    Hook,
+    Model,
+    Pass,
+    check_pair,
+    one_model,
+    one_vocabulary,
+    record_products,
+    recorded_passes,
+)
 from latentcomm.models.encoding import encode
 from latentcomm.models.loading import load_model, wrap_model
 from latentcomm.prompts import Template
@@ -13,6 +22,8 @@ __all__ = [
     "check_pair",
     "encode",
     "load_model",
+    "one_model",
+    "one_vocabulary",
     "record_products",
     "recorded_passes",
     "wrap_model",

@@ -380,6 +380,20 @@ def check_pair(sender: Model, receiver: Model) -> None:
         )
 
 
+def one_model(a: Model, b: Model) -> bool:
+    """Whether both are one object, or the same weights in the same shape; all weights are hashed to know it."""
+    if a is b:
+        return True
+    shapes = [(model.n_layers, model.d_model, model.dtype, model.is_bridge) for model in (a, b)]
+    return shapes[0] == shapes[1] and a.fingerprint == b.fingerprint
+
+
+def one_vocabulary(a: Model, b: Model) -> bool:
+    """Whether an id stands for the same token in both."""
+    mine, theirs = a.require_tokenizer(), b.require_tokenizer()
+    return mine is theirs or mine.get_vocab() == theirs.get_vocab()
+
+
 def _last_position(value: Tensor, hook: Any) -> Tensor:
     return value[:, -1:]
 
