@@ -1,0 +1,225 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from seeing import KINDS, TO_16, encoder, noise, sender
+
+from latentcomm.crossmodal import IMAGENET, Preprocessing, VisionSite, load_vision, read_picture, read_pictures
+
+PICTURES = [noise(seed) for seed in range(5)]
+CONFIGS = {
+    "plain": {"do_resize": True, "size": {"height": 16, "width": 24}, "resample": 2,
+              "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+              "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
+    "not normalised": {"do_resize": True, "size": {"height": 9, "width": 7}, "resample": 3, "do_normalize": False},
+    "not resized": {"do_resize": False, "do_rescale": True, "do_normalize": True,
+                    "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+}  # fmt: skip
+
+
+def processed_by_transformers(pictures: list[Image.Image], facts: dict[str, Any], kind: str = "vit") -> torch.Tensor:
+    if kind == "clip":
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Processor
+    else:
+        from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil as Processor
+    return torch.from_numpy(np.asarray(Processor(**facts)(pictures, return_tensors="np")["pixel_values"]))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_pixels_are_those_of_the_processor_that_needs_no_torchvision(name: str) -> None:
+    expected = processed_by_transformers(PICTURES, CONFIGS[name])
+    assert torch.allclose(Preprocessing.of(CONFIGS[name])(PICTURES), expected, rtol=0, atol=1e-6)
+    assert not torch.allclose(Preprocessing.of(CONFIGS[name])(PICTURES[::-1]), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("picture", [noise(0, 61, 40), noise(1, 40, 61), noise(2, 50, 50), noise(3, 33, 97)])
+def test_the_shorter_edge_and_the_middle_are_cut_as_clips_processor_does(picture: Image.Image) -> None:
+    facts = {"do_resize": True, "size": {"shortest_edge": 32}, "resample": 3, "do_center_crop": True,
+             "crop_size": {"height": 24, "width": 24}, "do_rescale": True, "rescale_factor": 1 / 255,
+             "do_normalize": True, "image_mean": [0.48, 0.45, 0.4], "image_std": [0.26, 0.26, 0.27],
+             "do_convert_rgb": True}  # fmt: skip
+    expected = processed_by_transformers([picture], facts, "clip")
+    assert torch.allclose(Preprocessing.of(facts)([picture]), expected, rtol=0, atol=1e-6)
+    bilinear = Preprocessing.of(facts | {"resample": 2})([picture])
+    assert not torch.allclose(bilinear, expected, atol=1e-2)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    for each in (IMAGENET, TO_16, Preprocessing(mean=(0.1,) * 3, std=(0.2,) * 3), Preprocessing(size=7)):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(each.written()))
+        assert Preprocessing.read(tmp_path) == each
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"size": 0}, "whole numbers of pixels"), ({"resample": 9}, "number of a filter"),
+     ({"mean": (0.5,) * 3, "std": (0.0,) * 3}, "no std of 0")],
+)  # fmt: skip
+def test_a_preprocessing_that_cannot_be_done_is_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Preprocessing(**options)
+
+
+def test_pictures_that_come_out_unequal_and_crops_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="nothing makes them alike"):
+        Preprocessing()([noise(0, 8, 8), noise(1, 9, 8)])
+    with pytest.raises(ValueError, match="smaller than the crop of 30 x 30"):
+        Preprocessing(crop=(30, 30))([noise(0)])
+    with pytest.raises(ValueError, match="is not one of height and width"):
+        Preprocessing.of({"size": {"longest_edge": 8}})
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_skipped_only_if_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad, cut = tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "cut.png"
+    noise(0, 40, 40).save(good)
+    bad.write_text("no picture")
+    cut.write_bytes(good.read_bytes()[:600])
+    for path in (bad, cut, tmp_path / "missing.png"):
+        with pytest.raises(ValueError, match=f"{path.name} cannot be read"):
+            read_pictures([good, path])
+        assert list(read_pictures([good, path], skip_unreadable=True)) == [good]
+        assert path.name in capsys.readouterr().err
+    with pytest.raises(ValueError, match="none of 1 pictures"):
+        read_pictures([bad], skip_unreadable=True)
+
+
+def test_transparency_lies_on_white_and_grey_becomes_three_channels() -> None:
+    half = Image.new("RGBA", (1, 1), (0, 0, 0, 128))
+    assert read_picture(half).getpixel((0, 0)) == (127, 127, 127)
+    grey = noise(0, mode="L")
+    assert np.array_equal(np.asarray(read_picture(grey)), np.stack([np.asarray(grey)] * 3, -1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_are_what_transformers_keeps_after_every_block(kind: str) -> None:
+    model = sender(kind)
+    pixels = TO_16(PICTURES)
+    with torch.no_grad():
+        kept = model.encoder(pixel_values=pixels, output_hidden_states=True).hidden_states
+    found = model.states(PICTURES)
+    n_class = kind != "siglip"
+    assert found.values.shape == (3, 5, 16 + n_class, 16)
+    assert found.tokens == ("class",) * n_class + ("patch",) * 16
+    for block in range(2):  # the last of transformers' own may have passed the final norm
+        assert torch.allclose(found.values[block], kept[block + 1], atol=1e-6)
+    assert not torch.allclose(found.values[0], found.values[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_block_is_read_before_the_final_norm(kind: str) -> None:
+    model = sender(kind)
+    found = model.states(PICTURES, blocks=[2]).values[0]
+    names = ("layernorm", "post_layernorm", "vision_model.post_layernorm")
+    norm = next(each for name, each in model.encoder.named_modules() if name in names)
+    with torch.no_grad():
+        out = model.encoder(pixel_values=TO_16(PICTURES))
+        normed = norm(found)
+    expected = out.pooler_output if kind == "clip" else out.last_hidden_state
+    assert torch.allclose(normed[:, 0] if kind == "clip" else normed, expected, atol=1e-5)
+
+
+def test_pictures_together_are_seen_as_each_alone_and_blocks_above_do_not_run() -> None:
+    model = sender()
+    together = model.read(PICTURES * 5, VisionSite(1))
+    alone = torch.cat([model.read([each], VisionSite(1)) for each in PICTURES])
+    assert torch.allclose(together[:5], alone, atol=1e-5)
+    assert torch.allclose(together[20:], alone, atol=1e-5)
+    ran: list[int] = []
+    handles = [block.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, block in enumerate(model.blocks)]
+    model.read(PICTURES, VisionSite(0))
+    for handle in handles:
+        handle.remove()
+    assert ran == [0]
+    assert not any(block._forward_hooks for block in model.blocks)
+
+
+def test_cells_are_means_of_their_patches_row_by_row() -> None:
+    found = sender().states(PICTURES[:2])
+    cells = found.pooled("patches", 2).reshape(3, 2, 4, 16)
+    patches = found.patches().reshape(3, 2, 4, 4, 16)
+    by_hand = torch.stack([patches[:, :, :2, :2], patches[:, :, :2, 2:], patches[:, :, 2:, :2], patches[:, :, 2:, 2:]])
+    assert torch.allclose(cells, by_hand.mean((3, 4)).permute(1, 2, 0, 3), atol=1e-5)
+    assert torch.allclose(found.pooled("patches"), found.patches().mean(2), atol=1e-5)
+    assert torch.equal(found.pooled("class"), found.values[:, :, 0])
+    with pytest.raises(ValueError, match="cannot be cut into 3 x 3 cells"):
+        found.pooled("patches", 3)
+    with pytest.raises(ValueError, match="no class token"):
+        sender("siglip").read(PICTURES, VisionSite(0, "class"))
+
+
+def test_a_size_that_an_encoder_does_not_take_is_refused_unless_it_interpolates() -> None:
+    larger = Preprocessing(size=(24, 20))
+    with pytest.raises(ValueError, match="takes pictures of 16 x 16 pixels and these come to 20 x 24"):
+        sender("vit", preprocessing=larger).states(PICTURES)
+    found = sender("dinov2", preprocessing=larger).states(PICTURES)
+    assert (found.rows, found.columns, len(found.tokens)) == (6, 5, 31)
+    with pytest.raises(ValueError, match="cannot be cut into patches of 4 x 4"):
+        sender("dinov2", preprocessing=Preprocessing(size=(18, 16))).states(PICTURES)
+    with pytest.raises(ValueError, match="block 3 is outside tiny-vit"):
+        sender().states(PICTURES, blocks=[3])
+    with pytest.raises(ValueError, match="no picture"):
+        sender().states([])
+
+
+def test_the_fingerprint_tells_weights_and_preprocessing_apart_and_random_weights_are_others() -> None:
+    assert sender().fingerprint == sender().fingerprint
+    others = [sender(seed=1), sender(preprocessing=IMAGENET), sender().randomised(), sender().randomised(seed=1)]
+    assert len({each.fingerprint for each in (sender(), *others)}) == 5
+    assert sender().randomised().fingerprint == sender().randomised().fingerprint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_directory_gives_the_same_states(kind: str, tmp_path: Path) -> None:
+    encoder(kind).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="give preprocessing="):
+        load_vision(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(TO_16.written()))
+    loaded = load_vision(tmp_path)
+    assert loaded.name == tmp_path.name
+    assert torch.equal(loaded.states(PICTURES).values, sender(kind).states(PICTURES).values)
+    assert loaded.fingerprint == sender(kind).fingerprint
+    rough = load_vision(tmp_path, dtype="bfloat16").states(PICTURES).values
+    assert rough.dtype == torch.bfloat16
+    assert torch.allclose(rough.float(), loaded.states(PICTURES).values, atol=0.3)
+
+
+def test_the_tower_that_sees_is_taken_out_of_two(tmp_path: Path) -> None:
+    import transformers as hf
+
+    both = {"vision_config": encoder("clip").config.to_dict(), "projection_dim": 8,
+            "text_config": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9,
+                            "intermediate_size": 8, "bos_token_id": 0, "eos_token_id": 1}}  # fmt: skip
+    model = hf.CLIPModel(hf.CLIPConfig(**both)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = load_vision(tmp_path, preprocessing=TO_16)
+    with torch.no_grad():
+        kept = model.vision_model(pixel_values=TO_16(PICTURES), output_hidden_states=True).hidden_states
+    assert torch.allclose(loaded.states(PICTURES).values[1], kept[2], atol=1e-6)
+
+
+def test_a_place_without_an_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no vision encoder at"):
+        load_vision(tmp_path, preprocessing=TO_16)
+
+
+def test_seeing_needs_no_torchvision_and_installs_nothing(tmp_path: Path) -> None:
+    encoder("dinov2").save_pretrained(tmp_path)
+    noise(0).save(tmp_path / "a.png")
+    lines = f"""
+import subprocess, sys
+def refuse(*given, **options): raise SystemExit(f"started {{given}}")
+subprocess.Popen.__init__ = refuse
+from latentcomm.crossmodal import Preprocessing, load_vision
+model = load_vision({str(tmp_path)!r}, preprocessing=Preprocessing(size=(16, 16)))
+print(model.states([{str(tmp_path / "a.png")!r}]).values.shape, [n for n in ("transformer_lens", "torchvision", "pip") if n in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "torch.Size([3, 1, 17, 16]) []", done.stderr
