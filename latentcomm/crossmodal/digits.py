@@ -1,0 +1,127 @@
+"""The digits of scikit-learn as pictures in coloured ink, one alone or up to four in a square, with questions."""
+
+import random
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from latentcomm.crossmodal.pictures import Picture, PictureSet
+from latentcomm.crossmodal.questions import Question
+
+EDGE = 16
+"""Pixels along each side: one digit twice as large as it was scanned, or four as they were."""
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+INKS = {
+    "red": (255, 40, 40), "green": (40, 220, 40), "blue": (60, 90, 255),
+    "yellow": (255, 240, 40), "purple": (190, 50, 230), "orange": (255, 150, 30),
+}  # fmt: skip
+CELLS = ("top left", "top right", "bottom left", "bottom right")
+FITTING_SHARE = 0.6
+"""Of the scanned digits; the others are seen in testing alone, by the encoder too."""
+
+ONE_DIGIT = (
+    Question("identity", "The digit in the picture is", "identity", WORDS),
+    Question("category", "Is the digit in the picture even or odd? It is", "category", ("even", "odd")),
+    Question("colour", "The colour of the digit in the picture is", "colour", tuple(INKS)),
+)
+"""Asked of a picture of one digit."""
+FOUR_CELLS = (
+    Question("count", "The number of digits in the picture is", "count", WORDS[1:5]),
+    Question("position", "The digit at the {cell} of the picture is", "there", WORDS),
+)
+"""Asked of a picture of up to four digits."""
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Scanned digits for fitting and for testing, by their number among scikit-learn's 1,797."""
+
+    fitting: tuple[int, ...]
+    testing: tuple[int, ...]
+
+
+def digit_halves(*, seed: int = 0) -> Halves:
+    """A seeded division of all scanned digits, 60 % of every digit for fitting."""
+    _, labels = _scans()
+    rng = random.Random(f"digits:{seed}")
+    sides: tuple[list[int], list[int]] = ([], [])
+    for digit in range(10):
+        own = [number for number, label in enumerate(labels) if label == digit]
+        rng.shuffle(own)
+        cut = int(len(own) * FITTING_SHARE + 0.5)
+        sides[0].extend(own[:cut])
+        sides[1].extend(own[cut:])
+    return Halves(tuple(sorted(sides[0])), tuple(sorted(sides[1])))
+
+
+def one_digit(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "digits") -> PictureSet:
+    """Pictures of one scanned digit each, in ink of a random colour: identity, category (even or odd) and colour.
+
+    Raises:
+        ValueError: no digit to draw from, or no picture asked for.
+    """
+    _require(numbers, n)
+    scans, labels = _scans()
+    rng = random.Random(f"one digit:{seed}")
+    pictures = []
+    for place, number in enumerate(_drawn(numbers, n, rng)):
+        ink, word = rng.choice(list(INKS)), WORDS[labels[number]]
+        image = Image.fromarray(_inked(scans[number], ink)).resize((EDGE, EDGE), Image.Resampling.NEAREST)
+        facts = {"identity": word, "category": ("even", "odd")[labels[number] % 2], "colour": ink}
+        pictures.append(Picture(f"{place}-{number}-{ink}", image, f"a {ink} {word}", facts, f"scan {number}"))
+    return PictureSet(name, tuple(pictures))
+
+
+def four_cells(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "composed digits") -> PictureSet:
+    """Pictures of one to four scanned digits in a square of cells: how many, and which at a cell that holds one.
+
+    Raises:
+        ValueError: no digit to draw from, or no picture asked for.
+    """
+    _require(numbers, n)
+    scans, labels = _scans()
+    rng = random.Random(f"four cells:{seed}")
+    pictures = []
+    for place in range(n):
+        filled = sorted(rng.sample(range(4), place % 4 + 1))
+        canvas = np.zeros((EDGE, EDGE, 3), dtype=np.uint8)
+        said = ["nothing"] * 4
+        for cell in filled:
+            number = rng.choice(numbers)
+            top, left = 8 * (cell // 2), 8 * (cell % 2)
+            canvas[top : top + 8, left : left + 8] = _inked(scans[number], rng.choice(list(INKS)))
+            said[cell] = WORDS[labels[number]]
+        asked = rng.choice(filled)
+        facts = {"count": WORDS[len(filled)], "cell": CELLS[asked], "there": said[asked]}
+        caption = ", ".join(f"{cell} {word}" for cell, word in zip(CELLS, said, strict=True))
+        pictures.append(Picture(f"{place}-composed", Image.fromarray(canvas), caption, facts))
+    return PictureSet(name, tuple(pictures))
+
+
+@cache
+def _scans() -> tuple[UInt8[np.ndarray, "scan 8 8"], tuple[int, ...]]:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return (found.images * (255 / 16)).round().astype(np.uint8), tuple(int(label) for label in found.target)
+
+
+def _inked(scan: UInt8[np.ndarray, "8 8"], ink: str) -> UInt8[np.ndarray, "8 8 3"]:
+    """A scan on black: as much of the ink as the pen left."""
+    return (scan[:, :, None].astype(np.float64) / 255 * np.array(INKS[ink])).round().astype(np.uint8)
+
+
+def _drawn(numbers: tuple[int, ...], n: int, rng: random.Random) -> list[int]:
+    """As many of the numbers as asked for, each as often as the others to within one."""
+    order: list[int] = []
+    while len(order) < n:
+        order += rng.sample(numbers, len(numbers))
+    return order[:n]
+
+
+def _require(numbers: tuple[int, ...], n: int) -> None:
+    if not numbers or n < 1:
+        raise ValueError(f"{n} pictures of {len(numbers)} scanned digits cannot be drawn; give at least one of each")
