@@ -29,8 +29,8 @@ ONE_DIGIT = (
 )
 """Asked of a picture of one digit."""
 FOUR_CELLS = (
-    Question("count", "The number of digits in the picture is", "count", WORDS[1:5]),
-    Question("position", "The digit at the {cell} of the picture is", "there", WORDS),
+    Question("count", "The picture shows", "count", WORDS[1:5]),
+    Question("position", "Picture again: {cell}", "there", WORDS),
 )
 """Asked of a picture of up to four digits."""
 
@@ -96,7 +96,8 @@ def four_cells(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "
             said[cell] = WORDS[labels[number]]
         asked = rng.choice(filled)
         facts = {"count": WORDS[len(filled)], "cell": CELLS[asked], "there": said[asked]}
-        caption = ", ".join(f"{cell} {word}" for cell, word in zip(CELLS, said, strict=True))
+        cells = ", ".join(f"{cell} {word}" for cell, word in zip(CELLS, said, strict=True))
+        caption = f"{facts['count']} digits, {cells}"  # of as many tokens whatever it says, so that places line up
         pictures.append(Picture(f"{place}-composed", Image.fromarray(canvas), caption, facts))
     return PictureSet(name, tuple(pictures))
 

@@ -27,22 +27,24 @@ def read_picture(picture: PictureLike) -> Image.Image:
     >>> read_picture(Image.new("RGBA", (2, 2), (255, 0, 0, 0))).getpixel((0, 0))
     (255, 255, 255)
     """
-    if not isinstance(picture, Image.Image):
+    if isinstance(picture, Image.Image):
+        loaded = picture
+    else:
         try:
             with Image.open(picture) as opened:
                 opened.load()
-                picture = opened
+                loaded: Image.Image = opened
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
             raise ValueError(
                 f"the picture {os.fspath(picture)} cannot be read ({error or type(error).__name__}); "
                 "replace it, or ask for pictures that cannot be read to be skipped"
             ) from error
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    if picture.mode in ("RGBA", "LA", "PA"):
-        sheet = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
-        picture = Image.alpha_composite(sheet, picture.convert("RGBA"))
-    return picture.convert("RGB")
+    if loaded.mode == "P" and "transparency" in loaded.info:
+        loaded = loaded.convert("RGBA")
+    if loaded.mode in ("RGBA", "LA", "PA"):
+        sheet = Image.new("RGBA", loaded.size, (*BACKGROUND, 255))
+        loaded = Image.alpha_composite(sheet, loaded.convert("RGBA"))
+    return loaded.convert("RGB")
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,14 @@ from latentcomm.training import Schedule, load_weights, save_weights, train
 
 KIND = "small vision encoder"
 PIXELS = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
-SIZES = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
+SIZES: Mapping[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+}
 N_PICTURES = 4000
-STEPS, BATCH, RATE = 1000, 64, 1e-3
+STEPS, BATCH, RATE = 1200, 64, 1e-3
 NOTHING = len(WORDS)
 """The class of an empty cell."""
 
