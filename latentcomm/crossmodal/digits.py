@@ -106,8 +106,9 @@ def four_cells(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "
 def _scans() -> tuple[UInt8[np.ndarray, "scan 8 8"], tuple[int, ...]]:
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    return (found.images * (255 / 16)).round().astype(np.uint8), tuple(int(label) for label in found.target)
+    pixels, labels = load_digits(return_X_y=True)
+    scans = np.asarray(pixels).reshape(-1, 8, 8) * (255 / 16)
+    return scans.round().astype(np.uint8), tuple(int(label) for label in np.asarray(labels))
 
 
 def _inked(scan: UInt8[np.ndarray, "8 8"], ink: str) -> UInt8[np.ndarray, "8 8 3"]:

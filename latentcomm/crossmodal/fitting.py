@@ -21,7 +21,7 @@ from latentcomm.learners import answer_ids, answer_logits, cross_entropy
 from latentcomm.models import Model, encode
 from latentcomm.prompts import Template
 from latentcomm.sites import Site
-from latentcomm.tasks.base import Task
+from latentcomm.tasks.base import Item, Task
 
 FOLDS = 4
 """For the penalty of every ridge: whole groups of pictures are held out."""
@@ -171,7 +171,7 @@ class SoftPromptLearner:
         Raises:
             ValueError: no task, a picture without a vector, or a map that gives no whole number of tokens.
         """
-        items = [(item, task.template) for task in tasks for item in task.items]
+        items: list[tuple[Item, Template]] = [(item, task.template) for task in tasks for item in task.items]
         if not items:
             raise ValueError("there is no question to learn from; give at least one task")
         if start.d_out % receiver.d_model:

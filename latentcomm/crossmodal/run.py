@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm.alignment import AffineMap, fit_ridge
-from latentcomm.channels import Channel, Silent, Skyline
+from latentcomm.channels import Channel, Message, Silent, Skyline
 from latentcomm.crossmodal.digits import FOUR_CELLS, ONE_DIGIT, digit_halves, four_cells, one_digit
 from latentcomm.crossmodal.fitting import (
     FOLDS,
@@ -24,12 +24,12 @@ from latentcomm.crossmodal.fitting import (
     fit_vision_graft,
 )
 from latentcomm.crossmodal.messages import Caption, Eye, NearestLabel, NearestPicture, SoftPrompt, VisionGraft
-from latentcomm.crossmodal.pictures import PictureSet
+from latentcomm.crossmodal.pictures import Picture, PictureSet
 from latentcomm.crossmodal.questions import Question, picture_task
 from latentcomm.crossmodal.table import picture_table
 from latentcomm.crossmodal.vision import VisionSender, VisionSite
 from latentcomm.decoding import next_token_logits
-from latentcomm.evaluation import Trial, evaluate, to_table
+from latentcomm.evaluation import Cost, Trial, evaluate, to_table
 from latentcomm.files import digest, write_json
 from latentcomm.models import Model
 from latentcomm.progress import say, track
@@ -121,17 +121,32 @@ class CrossModal:
 def digit_parts(*, n_fitting: int = 400, n_testing: int = 100, seed: int = 0) -> tuple[Part, ...]:
     """Pictures of one scanned digit and of up to four; no scan is on both sides, nor seen by `small_vit(seed=seed)`."""
     halves = digit_halves(seed=seed)
-    parts = []
-    for draw, name, questions, pooling, grid in (
-        (one_digit, "digits", ONE_DIGIT, "class", 1),
-        (four_cells, "composed digits", FOUR_CELLS, "patches", 2),
-    ):
-        fitting = draw(halves.fitting, n=n_fitting, seed=seed, name=name)
-        testing = draw(halves.testing, n=n_testing, seed=seed + 1, name=name)
-        testing = PictureSet(name, tuple(replace(each, id=f"test-{each.id}", group="") for each in testing))
-        fitting = PictureSet(name, tuple(replace(each, id=f"fit-{each.id}") for each in fitting))
-        parts.append(Part(name, fitting, testing, questions, pooling, grid))
-    return tuple(parts)
+    one, four = "digits", "composed digits"
+    return (
+        Part(
+            one,
+            _named(one_digit(halves.fitting, n=n_fitting, seed=seed), one, "fit"),
+            _named(one_digit(halves.testing, n=n_testing, seed=seed + 1), one, "test"),
+            ONE_DIGIT,
+        ),
+        Part(
+            four,
+            _named(four_cells(halves.fitting, n=n_fitting, seed=seed), four, "fit"),
+            _named(four_cells(halves.testing, n=n_testing, seed=seed + 1), four, "test"),
+            FOUR_CELLS,
+            "patches",
+            2,
+        ),
+    )
+
+
+def _named(pictures: PictureSet, name: str, side: str) -> PictureSet:
+    """The set with ids and groups that say which side they are on: composed pictures are numbered anew on each."""
+    return PictureSet(name, tuple(replace(each, id=f"{side}-{each.id}", group=_group(each, side)) for each in pictures))
+
+
+def _group(picture: Picture, side: str) -> str:
+    return f"{side}-{picture.id}" if picture.group == picture.id else picture.group
 
 
 def cross_modal(
@@ -164,7 +179,7 @@ def cross_modal(
         channels, chosen[part.name] = _fitted(vision, receiver, part, plan, folder, progress)
         for question in part.questions:
             task = exchangeable(picture_task(_asked(part, plan), question, template=plan.template))
-            told: dict[str, object] = {}
+            told: dict[str, tuple[Message, Cost]] = {}
             found: list[Trial] = []
             for channel in track(channels, f"{part.name}: {question.name}", total=len(channels), shown=progress):
                 found += evaluate(
