@@ -74,6 +74,7 @@ def fit_soft_prompt(
         ValueError: not one vector a picture, or what the ridge refuses, such as penalty 0 with more features than
             pairs.
     """
+    _require_one_each(vectors, pictures)
     captions = [picture.caption for picture in pictures]
     target = caption_embeddings(receiver, captions, n_tokens=n_tokens)
     return _ridge(vectors, target, pictures, penalty=penalty, shuffled=shuffled, seed=seed)
@@ -99,6 +100,7 @@ def fit_vision_graft(
     Raises:
         ValueError: not one vector a picture, a question that no picture answers, or what the ridge refuses.
     """
+    _require_one_each(vectors, pictures)
     places = {picture.id: place for place, picture in enumerate(pictures)}
     found: dict[Site, dict[str, AffineMap]] = {site: {} for site in writes}
     for question in questions:
@@ -121,6 +123,11 @@ def informed_states(receiver: Model, task: Task, sites: Sequence[Site]) -> dict[
     return {site: each[places].float() for site, each in states.items()}
 
 
+def _require_one_each(vectors: Float[Tensor, "item d_read"], pictures: PictureSet) -> None:
+    if len(vectors) != len(pictures):
+        raise ValueError(f"{len(vectors)} vectors for {len(pictures)} pictures; give one a picture")
+
+
 def _ridge(
     vectors: Float[Tensor, "item d_read"],
     target: Float[Tensor, "item d_out"],
@@ -130,8 +137,6 @@ def _ridge(
     shuffled: int | None,
     seed: int,
 ) -> AffineMap:
-    if len(vectors) != len(pictures):
-        raise ValueError(f"{len(vectors)} vectors for {len(pictures)} pictures; give one a picture")
     if shuffled is not None:
         target = target[torch.randperm(len(target), generator=torch.Generator().manual_seed(shuffled))]
     groups = [picture.group for picture in pictures]

@@ -38,7 +38,7 @@ from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
 from latentcomm.training import Schedule, train
 
-LATE = (0.6, 0.8, 0.9, 0.97)
+LATE = (0.6, 0.7, 0.8, 0.87, 0.94)
 """Relative depths of the layers that a graft is tried at."""
 CHOSEN_ON = 0.75
 """Share of the fitting pictures that maps are fitted on while block and layer are chosen on the rest of them."""
@@ -302,12 +302,13 @@ def choose_block(vision: VisionSender, receiver: Model, part: Part, *, n_tokens:
 def choose_write_layer(vision: VisionSender, receiver: Model, part: Part, block: int, plan: Plan) -> int:
     """The layer at which a graft gets most questions about held-out fitting pictures right, by choices.
 
-    Of layers at the relative depths `LATE`; equal ones give way to the later.
+    Of layers at the relative depths `LATE`, never the last; equal ones give way to the later.
     """
     inner, held = part.fitting.split(seed=plan.seed, fraction=CHOSEN_ON)
     held = PictureSet(held.name, held.pictures[:MOST_CHOSEN_ON])
     site = VisionSite(block, part.pooling, part.grid)
-    writes = [Site(layer) for layer in sorted({int(depth * receiver.n_layers) for depth in LATE})]
+    last = max(0, receiver.n_layers - 2)  # after the last block nothing reads a state but the unembedding
+    writes = [Site(layer) for layer in sorted({min(int(depth * receiver.n_layers), last) for depth in LATE})]
     vectors = vision.read([each.image for each in inner], site).float()
     maps = fit_vision_graft(vectors, inner, part.questions, receiver, writes, template=plan.template, seed=plan.seed)
     right = dict.fromkeys(writes, 0.0)
