@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from seeing import drawn_map, seen_by
 from tiny import PAD, VOCABULARY, build, files_in, hooks_left, tokenizer, transformers_model
 from torch import Tensor
 from toys import toy
@@ -35,6 +36,7 @@ from latentcomm.channels import (
 from latentcomm.channels.calm import Bridge, new_bridge
 from latentcomm.channels.latent import new_adapter
 from latentcomm.controls import Exchange, shuffled
+from latentcomm.crossmodal.messages import Caption, NearestPicture, SoftPrompt, VisionGraft
 from latentcomm.decoding import next_token_logits
 from latentcomm.evaluation import evaluate
 from latentcomm.files import digest
@@ -213,6 +215,28 @@ CHANNELS |= {
         make=lambda sender, receiver: Calm("calm", bridge(sender, receiver)),
         other=lambda sender, receiver: Calm("calm", bridge(sender, receiver, seed=1)),
         hush=zeroed,
+    ),
+}
+SEEN = NearestPicture(drawn_map(16, 2).weight, ("Greece", "Italy"))
+CHANNELS |= {
+    "soft prompt of a picture": Row(
+        make=lambda sender, receiver: SoftPrompt("soft", seen_by(TASK), drawn_map(16, 2 * receiver.d_model), 2),
+        other=lambda sender, receiver: SoftPrompt(
+            "soft", seen_by(TASK, seed=1), drawn_map(16, 2 * receiver.d_model), 2
+        ),
+    ),
+    "graft of a picture": Row(
+        make=lambda sender, receiver: VisionGraft(
+            "graft", seen_by(TASK), Site(1), {"": drawn_map(16, receiver.d_model)}
+        ),
+        other=lambda sender, receiver: VisionGraft(
+            "graft", seen_by(TASK), Site(1), {"": drawn_map(16, receiver.d_model, seed=1)}
+        ),
+    ),
+    "caption of a picture": Row(
+        make=lambda sender, receiver: Caption("caption", seen_by(TASK), SEEN),
+        other=lambda sender, receiver: Caption("caption", seen_by(TASK), replace(SEEN, captions=("Greece", "Peru"))),
+        hush=wordless,
     ),
 }
 ARCHITECTURES = ("llama", "gpt2", "qwen2")
