@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from seeing import country_pictures, noise, sender
+from tiny import COUNTRIES, build, model, states
+
+from latentcomm.crossmodal import digits
+from latentcomm.crossmodal.diagnostics import NameStates, alignment_map, mapped_drift, name_states
+from latentcomm.crossmodal.digits import CELLS, FOUR_CELLS, INKS, ONE_DIGIT, WORDS, digit_halves, four_cells, one_digit
+from latentcomm.crossmodal.pictures import Picture, PictureSet
+from latentcomm.crossmodal.questions import Question, picture_task
+from latentcomm.crossmodal.run import Part, Plan, cross_modal, digit_parts, exchangeable
+from latentcomm.crossmodal.small_vit import small_vit
+from latentcomm.crossmodal.vision import VisionSite
+from latentcomm.models import encode, recorded_passes
+
+WHERE = Question("identity", "Alice is in the country of", "identity", COUNTRIES)
+CHANNELS = {
+    "blind", "oracle", "soft_prompt", "graft", "caption", "caption_by_map", "random_encoder", "shuffled_names",
+}  # fmt: skip
+
+
+def part(n: int = 48) -> Part:
+    fitting, testing = country_pictures(n).split(seed=0, fraction=0.6)
+    return Part("countries", fitting, testing, (WHERE,))
+
+
+def test_no_scan_is_on_both_sides_and_every_digit_on_each() -> None:
+    halves = digit_halves()
+    assert not set(halves.fitting) & set(halves.testing)
+    assert sorted((*halves.fitting, *halves.testing)) == list(range(1797))
+    assert digit_halves(seed=1) != halves
+    one, four = digit_parts(n_fitting=30, n_testing=20)
+    assert not {each.group for each in one.fitting} & {each.group for each in one.testing}
+    assert {each.group for each in one.fitting} <= {f"scan {number}" for number in halves.fitting}
+    assert {each.group for each in one.testing} <= {f"scan {number}" for number in halves.testing}
+    assert not {each.id for each in four.fitting} & {each.id for each in four.testing}
+
+
+def test_a_picture_shows_what_its_facts_say() -> None:
+    halves = digit_halves()
+    for picture in one_digit(halves.fitting, n=20):
+        pixels = np.asarray(picture.image).astype(float)
+        ink = INKS[picture.facts["colour"]]
+        brightest = pixels.reshape(-1, 3)[pixels.sum(2).argmax()]
+        assert np.allclose(brightest / brightest.max(), np.array(ink) / max(ink), atol=0.02)
+        assert picture.caption == f"a {picture.facts['colour']} {picture.facts['identity']}"
+        assert picture.facts["category"] == ("even", "odd")[WORDS.index(picture.facts["identity"]) % 2]
+    for picture in four_cells(halves.fitting, n=20):
+        pixels = np.asarray(picture.image)
+        lit = [bool(pixels[8 * (c // 2) :][:8, 8 * (c % 2) :][:, :8].any()) for c in range(4)]
+        assert WORDS[sum(lit)] == picture.facts["count"]
+        said = dict(each.rsplit(" ", 1) for each in picture.caption.split(", ")[1:])
+        assert [said[cell] != "nothing" for cell in CELLS] == lit
+        assert said[picture.facts["cell"]] == picture.facts["there"] != "nothing"
+    assert one_digit(halves.fitting, n=5).fingerprint == one_digit(halves.fitting, n=5).fingerprint
+    assert one_digit(halves.fitting, n=5).fingerprint != one_digit(halves.fitting, n=5, seed=1).fingerprint
+    with pytest.raises(ValueError, match="cannot be drawn"):
+        digits.one_digit((), n=3)
+
+
+def test_every_digit_question_makes_a_task() -> None:
+    one, four = digit_parts(n_fitting=30, n_testing=20)
+    for given, questions in ((one, ONE_DIGIT), (four, FOUR_CELLS)):
+        for question in questions:
+            task = picture_task(given.testing, question)
+            assert len(task.items) == 20
+            assert {item.tags["type"] for item in task.items} == {question.type}
+    assert "{" not in picture_task(four.testing, FOUR_CELLS[1]).items[0].receiver
+
+
+def test_the_small_encoder_learns_and_a_stopped_training_ends_the_same(tmp_path: Path) -> None:
+    found = small_vit(steps=4, n_pictures=40, path=tmp_path / "vit.safetensors")
+    again = small_vit(steps=4, n_pictures=40)
+    read = small_vit(steps=4, n_pictures=40, path=tmp_path / "vit.safetensors")
+    assert found.fingerprint == again.fingerprint == read.fingerprint
+    assert small_vit(steps=5, n_pictures=40).fingerprint != found.fingerprint
+    assert found.read([noise(0, 16, 16)], VisionSite(3, "class")).shape == (1, 64)
+    with pytest.raises(ValueError, match="give another path"):
+        small_vit(steps=5, n_pictures=40, path=tmp_path / "vit.safetensors")
+
+
+def test_a_group_on_both_sides_is_refused() -> None:
+    pictures = country_pictures(8)
+    with pytest.raises(ValueError, match="in the fitting and in the testing set"):
+        Part("countries", pictures, pictures, (WHERE,))
+
+
+def test_the_whole_job_on_tiny_models_reports_every_channel_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    vision, receiver = sender(), build("llama", dtype=torch.float32)
+    plan = Plan(reply_tokens=1, train_steps=4)
+    found = cross_modal(vision, receiver, [part()], plan=plan, checkpoint=tmp_path)
+    table = found.table[found.table["metric"] == "choices"]
+    assert set(table["channel"]) == CHANNELS | {"soft_prompt_trained"}
+    said = table[table["condition"] == "message"].set_index("channel")
+    assert set(said["type"]) == {"identity"} and len(set(said["n"])) == 1
+    right = [trial.choices for trial in found.trials["countries", "identity", "identity"] if trial.channel == "oracle"]
+    assert said.loc["oracle", "correct"] == sum(map(bool, right))
+    assert said.loc["oracle", "p_shuffled"] != said.loc["oracle", "p_shuffled"]  # it has no message to exchange
+    assert 0 <= said.loc["soft_prompt", "p_caption"] <= 1
+    assert set(found.chosen["countries"]) == {"block", "write_layer"}
+    with recorded_passes() as passes:
+        again = cross_modal(vision, receiver, [part()], plan=plan, checkpoint=tmp_path)
+    assert [each for each in passes if each.n_new] == []
+    assert again.table.equals(found.table)
+    assert len(found.trial_table()) == sum(map(len, found.trials.values()))
+    with pytest.raises(ValueError, match="each a name of its own"):
+        cross_modal(vision, receiver, [])
+
+
+def test_items_of_the_commonest_answer_leave_until_all_can_be_exchanged() -> None:
+    pictures = PictureSet(
+        "lopsided",
+        tuple(Picture(str(n), noise(n), "x", {"identity": COUNTRIES[0 if n < 7 else n - 6]}) for n in range(10)),
+    )
+    task = exchangeable(picture_task(pictures, WHERE))
+    assert [item.sender for item in task.items] == ["0", "1", "2", "7", "8", "9"]
+    assert exchangeable(task) == task
+
+
+def test_a_shared_space_is_seen_on_held_out_names_and_unrelated_states_are_not() -> None:
+    latent = states(60, 6)
+    seen = torch.stack([states(60, 12, seed=1), latent @ states(6, 12, seed=2)])
+    read = torch.stack([latent @ states(6, 9, seed=3), states(60, 9, seed=4), states(60, 9, seed=6)])
+    names = tuple(map(str, range(60)))
+    found = alignment_map(NameStates(names, seen, read), k=5)
+    chosen = found[found["chosen"]].set_index("measure")
+    assert set(zip(chosen["block"], chosen["layer"], strict=True)) == {(1, 0)}
+    assert (chosen["p"] < 0.05).all() and (chosen["held_out"] > chosen["null_95"]).all()
+    unrelated = alignment_map(NameStates(names, seen[:1], read[1:]), k=5)
+    assert (unrelated[unrelated["chosen"]]["p"] > 0.05).all()
+    assert unrelated[unrelated["chosen"]]["choosing"].max() > 0
+    with pytest.raises(ValueError, match="10 neighbours need more"):
+        alignment_map(NameStates(names[:20], seen[:, :20], read[:, :20]))
+
+
+def test_the_states_of_a_name_are_means_over_its_pictures_and_its_last_token() -> None:
+    receiver, vision, pictures = model("llama"), sender(), country_pictures(16)
+    found = name_states(vision, receiver, pictures)
+    assert found.names == COUNTRIES
+    both = vision.read([pictures["2"].image, pictures["10"].image], VisionSite(1, "class")).double()
+    assert torch.allclose(found.seen[1, 2], both.mean(0), atol=1e-5)
+    assert encode(receiver, ["Picture: Peru"]).lengths.tolist() == [2]
+    assert found.read.shape == (receiver.n_layers, 8, receiver.d_model)
+
+
+def test_drift_tells_own_states_from_states_far_off() -> None:
+    own = states(400, 8)
+    near, far = mapped_drift(states(60, 8, seed=1), own), mapped_drift(8 * states(60, 8, seed=1), own)
+    by = lambda table: table.set_index("measure")["above_95"]  # noqa: E731
+    assert by(near)["mahalanobis"] < 0.2 < 0.9 < by(far)["mahalanobis"]
