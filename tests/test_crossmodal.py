@@ -150,4 +150,4 @@ def test_drift_tells_own_states_from_states_far_off() -> None:
     own = states(400, 8)
     near, far = mapped_drift(states(60, 8, seed=1), own), mapped_drift(8 * states(60, 8, seed=1), own)
     by = lambda table: table.set_index("measure")["above_95"]  # noqa: E731
-    assert by(near)["mahalanobis"] < 0.2 < 0.9 < by(far)["mahalanobis"]
+    assert by(near)["norm_ratio"] < 0.2 < 0.9 < by(far)["norm_ratio"]
