@@ -261,7 +261,10 @@ def compare(
         Path | None, typer.Option("--weights", help="Folder of channels that `latentcomm train` wrote.")
     ] = None,
     controls: Annotated[
-        str, typer.Option(help="Comma-separated: shuffled, zero, random, self. Each costs as much as the message.")
+        str,
+        typer.Option(
+            help="Comma-separated: shuffled, zero, random, self, same-label. Each costs as much as the message."
+        ),
     ] = "shuffled",
     out: Annotated[Path, typer.Option(help="Where the figure, its data and the trials go.")] = Path("figures"),
     name: Annotated[str, typer.Option(help="What the files are called.")] = "compare",
