@@ -263,7 +263,7 @@ def compare(
     controls: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: shuffled, zero, random, self, same-label. Each costs as much as the message."
+            help="Comma-separated: shuffled, same-label, zero, random, self. Each costs as the message."
         ),
     ] = "shuffled",
     out: Annotated[Path, typer.Option(help="Where the figure, its data and the trials go.")] = Path("figures"),
