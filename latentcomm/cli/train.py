@@ -84,6 +84,5 @@ def train(
             for name in chosen:
                 learned = learn(name, first, second, asked, plan=plan, checkpoint=kept, progress=True)
                 learned.save(out / f"{name}.safetensors")
-                (kept / f"{name}.safetensors").unlink(missing_ok=True)
                 facts = learned.facts["training"]
                 print(f"wrote {out / name}.safetensors: {facts['updates']} updates in {facts['seconds']:.0f} s")
