@@ -17,7 +17,7 @@ from latentcomm.controls import CONTROLS, SELF, Exchange, applies, true_message
 from latentcomm.cost import flops
 from latentcomm.decoding import decode
 from latentcomm.files import digest, write_text
-from latentcomm.models import Model, check_pair, recorded_passes
+from latentcomm.models import Model, check_pair, fingerprints, recorded_passes
 from latentcomm.progress import track
 from latentcomm.stats import mcnemar_exact, paired_bootstrap, proportion_interval
 from latentcomm.tasks.base import Task, draw_choices
@@ -290,8 +290,7 @@ def _read(path: Path | None) -> list[Trial]:
 def _prints(sender: Model, receiver: Model) -> list[str]:
     if sender.has_hooks or receiver.has_hooks:
         raise ValueError("trials of a model with hooks attached cannot be kept: they are not in the checkpoint's name")
-    one = sender.fingerprint
-    return [one, one if receiver is sender else receiver.fingerprint]
+    return list(fingerprints(sender, receiver))
 
 
 def to_table(trials: Sequence[Trial]) -> pd.DataFrame:
