@@ -139,7 +139,7 @@ def _fitted(
 ) -> Way:
     """Every map of every cell of one direction."""
     reads, writes = (_layers(model.n_layers, settings.depths) for model in (sender, receiver))
-    rows = (states.sender_position > 0) & (states.receiver_position > 0)
+    rows = states.after_first
     documents, seed = states.document[rows], settings.seed
     sources = {read: states.x[read, rows] for read in reads}
     targets = {write: states.y[write, rows] for write in writes}

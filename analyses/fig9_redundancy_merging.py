@@ -113,7 +113,7 @@ def _predicted(
     kept = Kept(None if checkpoint is None else checkpoint / f"maps-{asked[:16]}")
     tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
     states = capture_paired(sender, receiver, tokens)
-    rows = (states.sender_position > 0) & (states.receiver_position > 0)
+    rows = states.after_first
     found = {}
     for read, write in track(cells, "maps of what is predictable", total=len(cells)):
         incoming, own = states.x[read, rows], states.y[write, rows]

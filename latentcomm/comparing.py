@@ -283,7 +283,7 @@ def fit_maps(sender: Model, receiver: Model, cells: Sequence[Cell], seed: int) -
     """Of every cell the ridge map from the sender's states to the receiver's on the packaged corpus, sinks left out."""
     tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
     states = capture_paired(sender, receiver, tokens)
-    rows = (states.sender_position > 0) & (states.receiver_position > 0)
+    rows = states.after_first
     return {
         (read, write): fit_ridge(
             states.x[read, rows], states.y[write, rows], folds=MAP_FOLDS, groups=states.document[rows], seed=seed

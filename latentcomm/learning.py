@@ -232,7 +232,7 @@ def _linear(asked: _Asked) -> _Made:
         asked.sender, asked.receiver, map_documents(), max_tokens=map_tokens(asked.sender, asked.receiver)
     )
     states = capture_paired(asked.sender, asked.receiver, tokens)
-    rows = (states.sender_position > 0) & (states.receiver_position > 0)
+    rows = states.after_first
     source, target = states.x[asked.cell[0], rows].float(), states.y[asked.cell[1], rows].float()
     weight = xavier(target.shape[1], source.shape[1], generator=torch.Generator().manual_seed(asked.plan.seed))
     return _Made(LinearRows(source, target, weight, torch.zeros(target.shape[1])))

@@ -221,7 +221,7 @@ class TestCrossFamily:
         self, settings: Any, states: PairedStates, tiny: lc.Model, other: lc.Model
     ) -> None:
         way = CROSS._fitted(settings, tiny, other, states, None)
-        rows = (states.sender_position > 0) & (states.receiver_position > 0)
+        rows = states.after_first
         for cell in way.cells:
             message = way.maps["ridge"][cell](states.x[cell[0], rows])
             assert (way.predicted[cell].d_in, way.predicted[cell].d_out) == (other.d_model, other.d_model)

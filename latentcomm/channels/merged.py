@@ -116,7 +116,7 @@ def fit_predictability(
         ValueError: a site that a model lacks, or as `pair_tokens` and `fit_predictable`.
     """
     tokens = pair_tokens(sender, receiver, documents, max_tokens=max_tokens)
-    rows = (tokens.sender_position > 0) & (tokens.receiver_position > 0)
+    rows = tokens.after_first
     document = tokens.document[rows]
     incoming = capture(sender, tokens.sender, [read]).values[read][document, tokens.sender_position[rows]]
     own = capture(receiver, tokens.receiver, [write]).values[write][document, tokens.receiver_position[rows]]
