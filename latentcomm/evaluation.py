@@ -298,13 +298,8 @@ def to_table(trials: Sequence[Trial]) -> pd.DataFrame:
     return pd.DataFrame([asdict(trial) for trial in trials])
 
 
-def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
-    """One row a channel, condition and metric: how often it was right, how sure that is, and what it is better than.
-
-    Columns: channel, condition, metric, n, correct, accuracy with its 95 % Wilson interval (low, high); the paired
-    difference to silent with its 95 % bootstrap interval over items (over_silent, over_silent_low, over_silent_high);
-    the exact McNemar p-values against silent and against this channel's own shuffled message (p_silent, p_shuffled),
-    not corrected for the number of comparisons. What does not apply is NaN.
+def by_condition(trials: Sequence[Trial]) -> tuple[dict[tuple[str, str], dict[str, Trial]], list[str]]:
+    """Of each channel and condition the trials by their items, and the items, which are the same under all.
 
     Raises:
         ValueError: channels that were not evaluated on the same items, or share a name.
@@ -321,6 +316,21 @@ def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
     items = list(next(iter(outcomes.values()), ()))
     if any(set(answered) != set(items) for answered in outcomes.values()):
         raise ValueError("the channels were evaluated on different items and cannot be compared in pairs")
+    return outcomes, items
+
+
+def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
+    """One row a channel, condition and metric: how often it was right, how sure that is, and what it is better than.
+
+    Columns: channel, condition, metric, n, correct, accuracy with its 95 % Wilson interval (low, high); the paired
+    difference to silent with its 95 % bootstrap interval over items (over_silent, over_silent_low, over_silent_high);
+    the exact McNemar p-values against silent and against this channel's own shuffled message (p_silent, p_shuffled),
+    not corrected for the number of comparisons. What does not apply is NaN.
+
+    Raises:
+        ValueError: channels that were not evaluated on the same items, or share a name.
+    """
+    outcomes, items = by_condition(trials)
     records = []
     for (channel, condition), answered in outcomes.items():
         silent = outcomes.get(("silent", MESSAGE)) if channel != "silent" else None
