@@ -98,15 +98,14 @@ def evaluate(
     task = task if n is None else task.take(n, seed=seed)
     choices = draw_choices(task, receiver.first_token, seed=seed) if task.has_choices else [()] * len(task.items)
     reply_tokens = task.reply_tokens if reply_tokens is None else reply_tokens
-    asked = (channel, task, seed)
-    folder = None if checkpoint is None else Path(checkpoint)
-    prints = None if folder is None else _prints(sender, receiver)
+    how = (reply_tokens, temperature, top_p)
+    prints = None if checkpoint is None else _prints(sender, receiver)
 
-    def kept(name: str, *what: Any, shared: str | None = None) -> Path | None:
-        if folder is None:
+    def kept(name: str, *what: Any, end: str = "", shared: str | None = None) -> Path | None:
+        if checkpoint is None:
             return None
-        unique = digest(prints, *asked, *what) if shared is None else digest(prints, shared)
-        return folder / f"{name}-{unique[:16]}"
+        unique = digest(prints, channel, task, seed, *what) if shared is None else digest(prints, shared)
+        return Path(checkpoint) / f"{name}-{unique[:16]}{end}"
 
     def sent(part: Task) -> Message:
         return channel.send(sender, part, receiver=receiver)
@@ -114,7 +113,7 @@ def evaluate(
     def sent_to_itself(part: Task) -> Message:
         return channel.own(receiver, part)
 
-    conditions = kept("conditions", choices, list(controls), reply_tokens, temperature, top_p)
+    conditions = kept("conditions", choices, list(controls), *how, end=".json")
     if conditions is not None and (done := _finished(conditions)) is not None:
         return done
     key = digest("said", channel.said, task, seed) if isinstance(channel, Sharing) else None
@@ -129,8 +128,10 @@ def evaluate(
         name: CONTROLS[name] for name in controls if applies(name, channel, receiver, message)
     }
     trials: list[Trial] = []
+    files: list[str] = []
     for name in track(wanted, channel.name, total=len(wanted), shown=progress and len(wanted) > 1):
-        records = None if folder is None else _records(kept, choices, name, reply_tokens, temperature, top_p)
+        records = kept("trials", choices, name, *how, end=".jsonl")
+        files += [] if records is None else [records.name]
         done = _read(records)
         if len(done) < len(task.items):
             if name == SELF:  # it is made by running the receiver: kept, too, and paid for
@@ -147,8 +148,7 @@ def evaluate(
                     write_text(records, "".join(f"{line}\n" for line in lines))
         trials += done
     if conditions is not None:  # nothing of it is sent or received again, even without the messages
-        files = [_records(kept, choices, name, reply_tokens, temperature, top_p).name for name in wanted]
-        write_text(conditions.with_suffix(".json"), json.dumps({"trials": files, "n": len(task.items)}))
+        write_text(conditions, json.dumps({"trials": files, "n": len(task.items)}))
     return trials
 
 
@@ -160,17 +160,8 @@ class Cost:
     seconds: float
 
 
-def _records(kept: Callable[..., Path | None], choices: Sequence[Any], name: str, *how: Any) -> Path:
-    """Where the trials of a condition are kept."""
-    path = kept("trials", choices, name, *how)
-    if path is None:
-        raise ValueError("trials are kept in a checkpoint alone")
-    return path.with_suffix(".jsonl")
-
-
-def _finished(conditions: Path) -> list[Trial] | None:
+def _finished(path: Path) -> list[Trial] | None:
     """All trials of an evaluation that has ended, where all of them are there."""
-    path = conditions.with_suffix(".json")
     if not path.exists():
         return None
     facts = json.loads(path.read_text(encoding="utf-8"))
