@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentcomm.grafting import LAST, Graft, check_fired, is_grafted
+from latentcomm.grafting import LAST, Graft, check_fired, counting_hooks, is_grafted
 from latentcomm.models import Hook, Model
 from latentcomm.prompts import Prompts
 
@@ -334,7 +334,7 @@ def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int],
 
 def _read_prompts(model: Model, given: ReceiverInput) -> Read:
     """The prompt pass of rows of one length, under all that they are given."""
-    hooks, fired = _counting_hooks(given.grafts)
+    hooks, fired = counting_hooks(given.grafts)
     standing = [hook for each in given.standing for hook in each.fwd_hooks()]
     cache, tokens = _beginning(model, given)
     embedded = [0]
@@ -391,22 +391,6 @@ def _beginning(model: Model, given: ReceiverInput) -> tuple[Any, Int[Tensor, "ba
     cache = model.new_cache(1)
     model.forward(tokens[:1, :-1], cache=cache, last_only=True)
     return model.cache_from_layers(model.cache_layers(cache), batch=batch), tokens[:, -1:]
-
-
-def _counting_hooks(grafts: Sequence[Graft]) -> tuple[list[Hook], list[int]]:
-    """The hooks of the grafts, in order, and how often each has fired."""
-    fired = [0] * len(grafts)
-
-    def counted(number: int) -> Hook:
-        ((name, write),) = grafts[number].fwd_hooks()
-
-        def fire(value: Tensor, hook: object) -> Tensor:
-            fired[number] += 1
-            return write(value, hook)
-
-        return name, fire
-
-    return [counted(number) for number in range(len(grafts))], fired
 
 
 def _choose(
