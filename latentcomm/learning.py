@@ -294,8 +294,7 @@ def _channel(name: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any],
     if name == "interlat":
         return Interlat(name, Adapter(AdapterShape(**shape), dict(weights)), facts["plan"]["plan_tokens"])
     if name == "calm":
-        shape["pairs"] = tuple((int(read), int(write)) for read, write in shape["pairs"])
-        return Calm(name, Bridge(BridgeShape(**shape), dict(weights)))
+        return Calm(name, Bridge(BridgeShape.of(shape), dict(weights)))
     read, write = (Site(layer) for layer in facts["cell"])
     learnt = AffineMap(weights["weight"], weights["bias"])
     if name == "learned_linear":

@@ -192,6 +192,18 @@ def save_weights(
         )
 
 
+def check_weights(weights: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], *, of: str, shape: Any) -> None:
+    """Refuse tensors of other names or shapes than the wanted, which what is called `of` needs at its sizes `shape`.
+
+    Raises:
+        ValueError: with the first name that is missing, left over, or of another shape.
+    """
+    for name in sorted(wanted.keys() | weights.keys()):
+        found = tuple(weights[name].shape) if name in weights else None
+        if found != wanted.get(name):
+            raise ValueError(f"the {of}'s {name} is {found}, but {shape} needs {wanted.get(name)}")
+
+
 def load_weights(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors that `save_weights` wrote, bit for bit, and their configuration.
 
