@@ -324,11 +324,8 @@ def _schedule(name: str, plan: LearningPlan) -> Schedule:
 
 
 def _facts(training: Training) -> dict[str, Any]:
-    losses: Sequence[float] = training.losses
-    tenth = max(1, len(losses) // 10)
-    parts = [losses[at : at + tenth] for at in range(0, len(losses), tenth)]
     return {
-        "updates": len(losses),
+        "updates": len(training.losses),
         "seconds": round(training.seconds, 1),
-        "mean_loss_by_tenths": [round(sum(part) / len(part), 5) for part in parts],
+        "mean_loss_by_tenths": [round(loss, 5) for loss in training.mean_losses],
     }

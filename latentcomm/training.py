@@ -115,6 +115,17 @@ class Training:
     seconds: float
     resumed_at: int = 0
 
+    @property
+    def mean_losses(self) -> tuple[float, ...]:
+        """The mean loss of each tenth of the updates, in order; updates left over make further parts.
+
+        >>> Training(losses=(4.0, 2.0, 1.0), seconds=0.0).mean_losses
+        (4.0, 2.0, 1.0)
+        """
+        tenth = max(1, len(self.losses) // 10)
+        parts = [self.losses[start : start + tenth] for start in range(0, len(self.losses), tenth)]
+        return tuple(sum(part) / len(part) for part in parts)
+
 
 def train(
     learner: Trainable,
