@@ -10,13 +10,11 @@ import pandas as pd
 import pytest
 import torch
 from test_analyses import ROOT, call, plots, script
-from tiny import files_in, transformers_model
-from toys import countries_folder
+from tiny import files_in
 
 import latentcomm as lc
 from latentcomm.alignment import fit_cca, fit_ridge
 from latentcomm.evaluation import MESSAGE
-from latentcomm.models import load_model, wrap_model
 from latentcomm.paired import PairedStates
 from latentcomm.publishing import check_replot
 from latentcomm.stats import mcnemar_exact
@@ -25,24 +23,6 @@ NAMES = ("fig8_channels", "fig9_redundancy_merging", "fig10_cross_family")
 PATHS = [ROOT / "analyses" / f"{name}.py" for name in NAMES]
 CROSS = script(PATHS[2])
 every_script = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> lc.Model:
-    return load_model(countries_folder(tmp_path_factory.mktemp("models") / "tiny-countries"))
-
-
-@pytest.fixture(scope="module")
-def other(tiny: lc.Model) -> lc.Model:
-    """A model of another width and depth that reads the same words."""
-    size = len(tiny.require_tokenizer())
-    raw = transformers_model("llama", d_model=12, n_layers=2, n_heads=2, n_vocabulary=size, dtype=torch.float32, seed=5)
-    return wrap_model(raw, tiny.require_tokenizer(), name="/somewhere/else/tiny-other")
-
-
-@pytest.fixture
-def load(tiny: lc.Model, other: lc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lc, "load_model", lambda name: other if "tiny-other" in name else tiny)
 
 
 @pytest.fixture(scope="module")
