@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm.alignment import AffineMap
-from latentcomm.decoding import ReceiverInput
 from latentcomm.files import digest
 from latentcomm.grafting import Graft, check_fired, counting_hooks
 from latentcomm.models import Model
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.training import Schedule, train
 
 

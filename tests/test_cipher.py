@@ -19,10 +19,11 @@ from latentcomm.channels.soft_decoding import (
     table,
     with_slot,
 )
-from latentcomm.decoding import ReceiverInput, decode, next_token_logits
+from latentcomm.decoding import decode, next_token_logits
 from latentcomm.evaluation import evaluate
 from latentcomm.models import Model, encode, recorded_passes, wrap_model
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.tasks import Task
 
 TASK = toy()

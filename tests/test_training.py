@@ -14,11 +14,11 @@ from toys import toy
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.channels import Activation
 from latentcomm.channels.fusion_training import FusionLearner
-from latentcomm.decoding import Past, ReceiverInput, SoftTokens
 from latentcomm.fusion import Concat, Gated, Replace
 from latentcomm.grafting import LAST, Graft
 from latentcomm.learners import TextLearner, answer_logits, cross_entropy, train_linear
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import Past, ReceiverInput, SoftTokens
 from latentcomm.sites import Site
 from latentcomm.training import Schedule, Trainable, Training, frozen_weights, load_weights, save_weights, train
 

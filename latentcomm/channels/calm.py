@@ -12,11 +12,11 @@ from torch import Tensor
 
 from latentcomm.channels.base import asked_itself, receiver_prompts, sender_prompts
 from latentcomm.channels.message import Message, made_by
-from latentcomm.decoding import ReceiverInput
 from latentcomm.files import digest
 from latentcomm.learners import answer_ids, answer_logits, cross_entropy, xavier
 from latentcomm.models import Hook, Model, record_products
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
 from latentcomm.training import check_weights, load_weights, save_weights

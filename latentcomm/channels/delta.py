@@ -12,10 +12,11 @@ from torch import Tensor
 from latentcomm.channels.base import asked_itself
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.text import asked_prompts, check_length, item_seed, refuse_silence
-from latentcomm.decoding import ReceiverInput, decode
+from latentcomm.decoding import decode
 from latentcomm.files import digest
 from latentcomm.models import Hook, Model, around_gap, encode
 from latentcomm.prompts import Prompts, Template
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
 

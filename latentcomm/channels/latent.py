@@ -14,10 +14,11 @@ from torch import Tensor
 from latentcomm.channels.base import asked_itself, sender_prompts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.slots import filled, with_gap
-from latentcomm.decoding import ReceiverInput, decode
+from latentcomm.decoding import decode
 from latentcomm.learners import xavier
 from latentcomm.models import Model, record_products
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.tasks.base import Task
 from latentcomm.training import check_weights, load_weights, save_weights
 

@@ -10,10 +10,10 @@ from latentcomm.capture import capture
 from latentcomm.channels.activation import Activation
 from latentcomm.channels.message import Message
 from latentcomm.channels.senders import FurtherSender, OfEach
-from latentcomm.decoding import ReceiverInput
 from latentcomm.fusion import Fusion, OrthogonalResidual, Replace, TaskArithmetic, Ties
 from latentcomm.models import Model
 from latentcomm.paired import MAX_TOKENS, pair_tokens
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.redundancy import fit_predictable
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task

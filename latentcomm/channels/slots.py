@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.decoding import SoftTokens
 from latentcomm.models import Halves, Model, around_gap, encode
 from latentcomm.prompts import Prompts, Template
+from latentcomm.receiver_input import SoftTokens
 
 PLACEHOLDER = 0
 """The id that stands where a soft token enters; which one does not matter."""
