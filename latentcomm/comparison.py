@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from latentcomm.channels import Channel
-from latentcomm.controls import CONTROLS
+from latentcomm.controls import USUAL
 from latentcomm.cost import cost_front
 from latentcomm.evaluation import MESSAGE, METRICS, NAN, Trial, by_condition, evaluate, to_table
 from latentcomm.models import Model
@@ -50,7 +50,7 @@ def compare(
     *,
     n: int | None = None,
     seed: int = 0,
-    controls: Sequence[str] = tuple(CONTROLS),
+    controls: Sequence[str] = USUAL,
     reply_tokens: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     told: MutableMapping[str, Any] | None = None,

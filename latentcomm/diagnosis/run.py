@@ -136,7 +136,7 @@ def diagnose(
             f"so give at least {FEWEST_DOCUMENTS}"
         )
     tokens = pair_tokens(sender, receiver, documents, max_tokens=n_tokens)
-    prints = dict(zip(("sender", "receiver"), fingerprints(sender, receiver), strict=True))
+    prints: dict[str, str] = dict(zip(("sender", "receiver"), fingerprints(sender, receiver), strict=True))
     choices = {
         "corpus": texts.name,
         "corpus_sha256": texts.sha256,
