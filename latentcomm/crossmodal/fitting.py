@@ -14,12 +14,12 @@ from latentcomm.channels.slots import filled
 from latentcomm.crossmodal.messages import around
 from latentcomm.crossmodal.pictures import PictureSet
 from latentcomm.crossmodal.questions import AFTER, Question, picture_task
-from latentcomm.decoding import ReceiverInput
 from latentcomm.files import digest
 from latentcomm.grafting import LAST
 from latentcomm.learners import answer_ids, answer_logits, cross_entropy
 from latentcomm.models import Model, encode
 from latentcomm.prompts import Template
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Item, Task
 

@@ -12,15 +12,15 @@ from torch import Tensor
 from latentcomm.alignment import AffineMap
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.message import Message
-from latentcomm.channels.slots import GAP, Halves, filled
+from latentcomm.channels.slots import filled
 from latentcomm.crossmodal.pictures import PictureSet
 from latentcomm.crossmodal.questions import AFTER, BEFORE, told
 from latentcomm.crossmodal.vision import VisionSender, VisionSite
-from latentcomm.decoding import ReceiverInput
 from latentcomm.fusion import Fusion, Replace
 from latentcomm.grafting import LAST, Graft
-from latentcomm.models import Model, encode, record_products
+from latentcomm.models import Halves, Model, around_gap, encode, record_products
 from latentcomm.prompts import Template
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Item, Task
 
@@ -284,21 +284,8 @@ def around(receiver: Model, asked: Sequence[str], *, template: Template) -> list
     Raises:
         ValueError: what `encode` refuses, or a chat template that changes the user's words.
     """
-    tokenizer = receiver.require_tokenizer()
-    if template == "raw":
-        before = encode(receiver, [BEFORE]).ids(0).tolist()
-        encode(receiver, list(asked))  # refuses what cannot be a prompt
-        return [(before, list(tokenizer(AFTER + text, add_special_tokens=False).input_ids)) for text in asked]
-    encode(receiver, list(asked), template=template)
-    halves = []
-    for text in asked:
-        turn = [{"role": "user", "content": f"{BEFORE}{GAP}{AFTER}{text}"}]
-        written = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        first, gap, second = written.partition(GAP)
-        if not gap:
-            raise ValueError(f"the chat template of {receiver.name} changes what the user says; use template='raw'")
-        halves.append(tuple(list(tokenizer(half, add_special_tokens=False).input_ids) for half in (first, second)))
-    return halves
+    encode(receiver, list(asked), template=template)  # refuses what cannot be a prompt
+    return [around_gap(receiver, BEFORE, AFTER + text, template=template) for text in asked]
 
 
 def nearest(
