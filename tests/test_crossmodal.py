@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +12,12 @@ from latentcomm.crossmodal.diagnostics import NameStates, alignment_map, mapped_
 from latentcomm.crossmodal.digits import CELLS, FOUR_CELLS, INKS, ONE_DIGIT, WORDS, digit_halves, four_cells, one_digit
 from latentcomm.crossmodal.pictures import Picture, PictureSet
 from latentcomm.crossmodal.questions import Question, picture_task
-from latentcomm.crossmodal.run import Part, Plan, cross_modal, digit_parts, exchangeable
+from latentcomm.crossmodal.run import CHANNELS, USUAL, Part, Plan, cross_modal, digit_parts, exchangeable
 from latentcomm.crossmodal.small_vit import small_vit
 from latentcomm.crossmodal.vision import VisionSite
 from latentcomm.models import encode, recorded_passes
 
 WHERE = Question("identity", "Alice is in the country of", "identity", COUNTRIES)
-CHANNELS = {
-    "blind", "oracle", "soft_prompt", "graft", "caption", "caption_by_map", "random_encoder", "shuffled_names",
-}  # fmt: skip
 
 
 def part(n: int = 48) -> Part:
@@ -90,10 +88,13 @@ def test_a_group_on_both_sides_is_refused() -> None:
 
 def test_the_whole_job_on_tiny_models_reports_every_channel_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     vision, receiver = sender(), build("llama", dtype=torch.float32)
-    plan = Plan(reply_tokens=1, train_steps=4)
+    plan = Plan(channels=CHANNELS, reply_tokens=1, train_steps=4)
     found = cross_modal(vision, receiver, [part()], plan=plan, checkpoint=tmp_path)
     table = found.table[found.table["metric"] == "choices"]
-    assert set(table["channel"]) == CHANNELS | {"soft_prompt_trained"}
+    assert list(dict.fromkeys(table["channel"])) == list(CHANNELS)
+    controlled = set(table[table["condition"] == "shuffled"]["channel"])
+    assert controlled == set(CHANNELS) - {"blind", "oracle", "random_encoder", "shuffled_names"}
+    assert set(table["chance"]) == {1 / 8}
     said = table[table["condition"] == "message"].set_index("channel")
     assert set(said["type"]) == {"identity"} and len(set(said["n"])) == 1
     right = [trial.choices for trial in found.trials["countries", "identity", "identity"] if trial.channel == "oracle"]
@@ -108,6 +109,33 @@ def test_the_whole_job_on_tiny_models_reports_every_channel_and_goes_on_where_it
     assert len(found.trial_table()) == sum(map(len, found.trials.values()))
     with pytest.raises(ValueError, match="each a name of its own"):
         cross_modal(vision, receiver, [])
+    with pytest.raises(ValueError, match="block 9 is outside"):
+        cross_modal(vision, receiver, [part()], plan=Plan(channels=("caption",), block=9))
+
+
+def test_few_channels_fit_what_they_need_alone_and_blind_is_always_there(tmp_path: Path) -> None:
+    plan = Plan(channels=("caption",), reply_tokens=1, n_test=8)
+    found = cross_modal(sender(), build("llama", dtype=torch.float32), [part()], plan=plan, checkpoint=tmp_path)
+    assert list(dict.fromkeys(found.table["channel"])) == ["blind", "caption"]
+    assert set(found.chosen["countries"]) == {"block"}
+    assert {path.name for path in tmp_path.glob("maps-*/*")} == {"block.json", "seen.safetensors"}
+    assert found.table["n"].max() <= 8
+    nothing = cross_modal(sender(), build("llama", dtype=torch.float32), [part()], plan=Plan(channels=("blind",)))
+    assert nothing.chosen == {"countries": {}}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"channels": ("smoke",)}, "no channel 'smoke'"),
+        ({"channels": ("graft", "graft")}, "named twice"),
+        ({"n_test": 0}, "at least 1"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Plan(**options)
+    assert set(USUAL) == set(CHANNELS) - {"soft_prompt_trained"}
 
 
 def test_items_of_the_commonest_answer_leave_until_all_can_be_exchanged() -> None:

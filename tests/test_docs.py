@@ -13,6 +13,7 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 UNLISTED = {
     "cli",
     "comparison_report",
+    "crossmodal_report",
     "files",
     "progress",
     "sheets",

@@ -56,6 +56,7 @@ LAYOUT = (  # a module may import those that stand before it, and none that stan
     "learning",
     "sweep_report",
     "comparison_report",
+    "crossmodal_report",
     "diagnosis",
     "cli",
     "__main__",

@@ -1,7 +1,7 @@
 """A toy task in the words of the tiny tokenizer, a planted pair of models, and a tiny model that reads Countries."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +116,19 @@ def _scale(squared_length: float) -> float:
 
 def countries_folder(folder: Path, *, d_model: int = 16, seed: int = 0) -> Path:
     """A folder with a tiny Llama in transformers' format whose words are those of the task Countries."""
+    return words_folder(folder, _words_of_countries(), d_model=d_model, seed=seed)
+
+
+def words_folder(folder: Path, words: Sequence[str], *, d_model: int = 16, seed: int = 0) -> Path:
+    """A folder with a tiny Llama in transformers' format that knows these words beside the usual ones."""
     from transformers import PreTrainedTokenizerFast
     from transformers.utils import logging
 
-    words = tokenizer()
-    vocabulary = {token: number for number, token in enumerate([*VOCABULARY, *_words_of_countries()])}
-    backend = _with_vocabulary(words, vocabulary)
+    usual = tokenizer()
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*VOCABULARY, *words]))}
+    backend = _with_vocabulary(usual, vocabulary)
     saved = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>", pad_token="<unk>")
-    saved.chat_template = words.chat_template
+    saved.chat_template = usual.chat_template
     model = transformers_model(
         "llama", d_model=d_model, n_heads=2, n_vocabulary=len(vocabulary), dtype=torch.float32, seed=seed
     )

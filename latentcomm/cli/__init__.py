@@ -8,12 +8,13 @@ from collections.abc import Callable
 import typer
 
 from latentcomm.cli.compare import compare
+from latentcomm.cli.crossmodal import crossmodal
 from latentcomm.cli.diagnose import diagnose
 from latentcomm.cli.models import models
 from latentcomm.cli.sweep import sweep
 from latentcomm.cli.train import train
 
-COMMANDS: tuple[Callable[..., None], ...] = (sweep, diagnose, compare, train, models)
+COMMANDS: tuple[Callable[..., None], ...] = (sweep, diagnose, compare, train, crossmodal, models)
 """In the order of the help."""
 
 app = typer.Typer(

@@ -15,9 +15,10 @@ def picture_table(trials: Mapping[tuple[str, str, str], Sequence[Trial]], *, see
     """One row a part, question, channel, condition and metric.
 
     Columns: part, question, type; channel, condition, metric; n, correct, accuracy with its 95 % Wilson interval (low,
-    high); for "blind", "caption" and this channel's own "shuffled" picture the paired difference with its 95 %
-    bootstrap interval over pictures (over_blind, over_blind_low, over_blind_high, ...) and the exact McNemar p-value
-    (p_blind, ...), not corrected for the number of comparisons. What does not apply is NaN.
+    high), and chance, the accuracy of guessing among the choices; for "blind", "caption" and this channel's own
+    "shuffled" picture the paired difference with its 95 % bootstrap interval over pictures (over_blind,
+    over_blind_low, over_blind_high, ...) and the exact McNemar p-value (p_blind, ...), not corrected for the number of
+    comparisons. What does not apply is NaN.
 
     Args:
         trials: by part, question and type of question, of all channels on the same pictures.
@@ -53,6 +54,8 @@ def _row(
     low, high = proportion_interval(sum(right), len(right))
     row: dict[str, object] = {"channel": channel, "condition": condition, "metric": metric, "n": len(right)}
     row |= {"correct": sum(right), "accuracy": sum(right) / len(right), "low": low, "high": high}
+    options = [outcomes[channel, condition][item].n_choices for item in items]
+    row["chance"] = sum(1 / n for n in options) / len(options) if metric == "choices" and all(options) else NAN
     bases = {name: (name, MESSAGE) for name in AGAINST[:2] if name != channel} | {"shuffled": (channel, "shuffled")}
     for name in AGAINST:
         columns = (f"over_{name}", f"over_{name}_low", f"over_{name}_high", f"p_{name}")

@@ -2,6 +2,7 @@
 
 from latentcomm.plots.correlation import drift_against_accuracy
 from latentcomm.plots.costs import accuracy_against_cost
+from latentcomm.plots.crossmodal import accuracy_against_pairs, accuracy_by_question
 from latentcomm.plots.detectors import detector_table
 from latentcomm.plots.drift import drift_violins
 from latentcomm.plots.healing import healing_curves, with_kl
@@ -10,6 +11,8 @@ from latentcomm.plots.sweeps import condition_bars, factor_grid, layer_heatmap
 
 __all__ = [
     "accuracy_against_cost",
+    "accuracy_against_pairs",
+    "accuracy_by_question",
     "condition_bars",
     "detector_table",
     "drift_against_accuracy",

@@ -1,0 +1,141 @@
+"""`latentcomm crossmodal`: what a vision encoder sees, told to a model that only reads."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from latentcomm.cli.options import (
+    CHOSEN,
+    DEFAULT_MODEL,
+    DeviceOption,
+    DtypeOption,
+    NameOption,
+    SeedOption,
+    TemplateName,
+    TemplateOption,
+    WriteLayerOption,
+)
+from latentcomm.cli.shared import check_file_name, console, errors_as_sentences, layer_or_none, names
+from latentcomm.files import digest, without_folder
+
+if TYPE_CHECKING:
+    from latentcomm.crossmodal.vision import VisionSender
+
+DIGITS = "digits"
+
+
+def crossmodal(
+    vision: Annotated[
+        str,
+        typer.Option(help="Directory or hub id of a vision encoder; for digits a small one by default."),
+    ] = "",
+    receiver: Annotated[
+        str, typer.Option(help="Who reads: built-in name, hub id, directory or .gguf file.")
+    ] = DEFAULT_MODEL,
+    data: Annotated[
+        str, typer.Option(help="'digits', or a folder of pictures with table.csv or table.json: file, name and facts.")
+    ] = DIGITS,
+    channels: Annotated[
+        str, typer.Option(help="Comma-separated; by default all that need no training through the reader.")
+    ] = "",
+    template: TemplateOption = TemplateName.raw,
+    block: Annotated[int, typer.Option(help="Of the encoder; chosen on fitting pictures where left out.")] = CHOSEN,
+    write_layer: WriteLayerOption = CHOSEN,
+    n_fitting: Annotated[int, typer.Option(help="Pictures of digits that maps are fitted on.", min=8)] = 400,
+    n_test: Annotated[int, typer.Option(help="Other pictures that are asked about, of each part.", min=2)] = 60,
+    n_pictures: Annotated[int, typer.Option(help="Of a folder, at most; 0: all.", min=0)] = 250,
+    reply_tokens: Annotated[int, typer.Option(help="Of a free reply.", min=1)] = 4,
+    train_steps: Annotated[int, typer.Option(help="Updates of soft-prompt-trained.", min=1)] = 200,
+    vision_steps: Annotated[int, typer.Option(help="Updates of the small encoder of digits.", min=1)] = 1200,
+    skip_unreadable: Annotated[bool, typer.Option(help="Leave out pictures that cannot be read.")] = False,
+    out: Annotated[Path, typer.Option(help="Where the figure, its data and the trials go.")] = Path("figures"),
+    name: NameOption = "crossmodal",
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+) -> None:
+    """Ask a model that only reads about pictures: through latents, and through captions from the same latents.
+
+    Stopped runs go on: encoder, maps and trials lie in .crossmodal; delete that folder to begin anew. Preprocessing is
+    what the checkpoint states, ImageNet's where it states none.
+    """
+    with errors_as_sentences():
+        began = time.monotonic()
+        check_file_name(name)
+        from latentcomm.crossmodal.parts import digit_parts
+        from latentcomm.crossmodal.picture_folder import folder_parts
+        from latentcomm.crossmodal.run import USUAL, Plan, cross_modal
+        from latentcomm.crossmodal_report import print_crossmodal, write_crossmodal
+        from latentcomm.evaluation import forget_messages
+        from latentcomm.models import load_model
+
+        plan = Plan(
+            channels=tuple(names(channels)) or USUAL,
+            block=layer_or_none(block),
+            write_layer=layer_or_none(write_layer),
+            template=template.value,
+            n_test=n_test,
+            reply_tokens=reply_tokens,
+            train_steps=train_steps,
+            seed=seed,
+        )
+        if data == DIGITS:
+            composed = max(8, round(0.6 * n_fitting))
+            parts = digit_parts(n_fitting=n_fitting, n_composed=composed, n_testing=n_test, seed=seed)
+        else:
+            if not vision:
+                raise ValueError("only digits come with an encoder; name one by --vision, a directory or a hub id")
+            parts = folder_parts(data, n_pictures=n_pictures or None, seed=seed, skip_unreadable=skip_unreadable)
+        work = out / ".crossmodal"
+        sender = _encoder(vision, work, steps=vision_steps, seed=seed, device=device, dtype=dtype)
+        reader = load_model(receiver, dtype=dtype, device=device)
+        settings = {
+            "vision": sender.name,
+            "receiver": reader.name,
+            "data": without_folder(data),
+            "n_fitting": {part.name: len(part.fitting) for part in parts},
+            "device": device,
+            "dtype": dtype,
+        } | asdict(plan)
+        kept = work / digest(sender, reader, [part.fitting for part in parts])[:16]
+        found = cross_modal(sender, reader, parts, plan=plan, checkpoint=kept, progress=True)
+        published = write_crossmodal(
+            found,
+            name=name,
+            folder=out,
+            settings=settings,
+            measured={"wall_seconds": round(time.monotonic() - began, 1)},
+            vision=sender,
+            receiver=reader,
+        )
+        forget_messages(kept)
+        print_crossmodal(found, console(120))
+        for part, places in found.chosen.items():
+            if places:
+                print(f"{part}: {', '.join(f'{what} {place}' for what, place in places.items())}".replace("_", " "))
+        print(f"wrote {published.page} (open it in a browser), {published.data.name}, {name}_trials.csv")
+        print(f"took {time.monotonic() - began:.0f} s")
+
+
+def _encoder(vision: str, work: Path, *, steps: int, seed: int, device: str, dtype: str) -> "VisionSender":
+    """The encoder named, or the small one of digits, trained once and kept.
+
+    Raises:
+        ValueError: what `load_vision` refuses, or a dtype that encoders are not run in.
+    """
+    from latentcomm.crossmodal import IMAGENET, Preprocessing, load_vision
+    from latentcomm.crossmodal.small_vit import small_vit
+
+    if not vision:
+        path = work / f"small-vit-{seed}-{steps}.safetensors"
+        sender = small_vit(seed=seed, steps=steps, path=path, progress=True)
+        sender.encoder.to(device)
+        return sender
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"--dtype is {dtype}; encoders see in float32 or bfloat16")
+    stated = Path(vision, "preprocessor_config.json").exists() or not Path(vision).is_dir()
+    given: Preprocessing | None = None if stated else IMAGENET
+    return load_vision(vision, preprocessing=given, dtype=dtype, device=device)

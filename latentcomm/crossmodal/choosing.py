@@ -1,0 +1,97 @@
+"""The block that is read and the layer that is written, chosen on pictures about which nothing is asked later."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentcomm.alignment import fit_ridge
+from latentcomm.channels import Channel
+from latentcomm.crossmodal.fitting import FOLDS, caption_embeddings, fit_vision_graft
+from latentcomm.crossmodal.messages import Eye, VisionGraft
+from latentcomm.crossmodal.parts import Part
+from latentcomm.crossmodal.pictures import PictureSet
+from latentcomm.crossmodal.questions import picture_task
+from latentcomm.crossmodal.vision import VisionSender, VisionSite
+from latentcomm.decoding import next_token_logits
+from latentcomm.models import Model
+from latentcomm.prompts import Template
+from latentcomm.sites import Site
+from latentcomm.tasks.base import Task
+
+LATE = (0.6, 0.7, 0.8, 0.87, 0.94)
+"""Relative depths of the layers that a graft is tried at."""
+CHOSEN_ON = 0.75
+"""Share of the fitting pictures that maps are fitted on while block and layer are chosen on the rest of them."""
+MOST_CHOSEN_ON = 24
+"""Pictures that a write layer is chosen on at most: the reader runs for each of them, layer and question."""
+
+
+def choose_block(
+    seen: Float[Tensor, "layer item d_read"], receiver: Model, part: Part, *, n_tokens: int, seed: int = 0
+) -> int:
+    """The block whose vectors best predict the embeddings of captions of held-out fitting pictures, by R squared.
+
+    `seen` holds the vectors of all fitting pictures after every block.
+    """
+    inner, held = part.fitting.split(seed=seed, fraction=CHOSEN_ON)
+    sides = []
+    for pictures in (inner, held):
+        target = caption_embeddings(receiver, [each.caption for each in pictures], n_tokens=n_tokens)
+        sides.append((seen[:, _places(part.fitting, pictures)].float(), target))
+    (rows, target), (held_rows, held_target) = sides
+    groups = [picture.group for picture in inner]
+    folds = min(FOLDS, len(set(groups)))
+    scores = [
+        fit_ridge(each, target, groups=groups, folds=folds, seed=seed).r_squared(other, held_target)
+        for each, other in zip(rows, held_rows, strict=True)
+    ]
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def choose_write_layer(
+    vision: VisionSender,
+    vectors: Float[Tensor, "item d_read"],
+    receiver: Model,
+    part: Part,
+    block: int,
+    *,
+    template: Template = "raw",
+    seed: int = 0,
+) -> int:
+    """The layer at which a graft gets most questions about held-out fitting pictures right, by choices.
+
+    Of layers at the relative depths `LATE`, never the last; equal ones give way to the later. `vectors` are those of
+    all fitting pictures after the block.
+    """
+    inner, held = part.fitting.split(seed=seed, fraction=CHOSEN_ON)
+    held = PictureSet(held.name, held.pictures[:MOST_CHOSEN_ON])
+    eye = Eye(vision, held, VisionSite(block, part.pooling, part.grid))
+    last = max(0, receiver.n_layers - 2)  # after the last block nothing reads a state but the unembedding
+    writes = [Site(layer) for layer in sorted({min(int(depth * receiver.n_layers), last) for depth in LATE})]
+    rows = vectors[_places(part.fitting, inner)]
+    maps = fit_vision_graft(rows, inner, part.questions, receiver, writes, template=template, seed=seed)
+    right = dict.fromkeys(writes, 0.0)
+    for question in part.questions:
+        if not any(question.fact in picture.facts for picture in held):
+            continue
+        task = picture_task(held, question, template=template, answers_from=part.fitting)
+        for write in writes:
+            right[write] += _accuracy(VisionGraft("graft", eye, write, maps[write]), receiver, task)
+    return max(writes, key=lambda write: (right[write], write.layer)).layer
+
+
+def _places(whole: PictureSet, some: PictureSet) -> list[int]:
+    order = {picture.id: place for place, picture in enumerate(whole)}
+    return [order[picture.id] for picture in some]
+
+
+def _accuracy(channel: Channel, receiver: Model, task: Task) -> float:
+    """The share of items whose right candidate has the largest logit of all candidates' first tokens."""
+    message = channel.send(receiver, task, receiver=receiver)
+    logits = next_token_logits(receiver, channel.receive(receiver, task, message))
+    right = 0
+    for item, row in zip(task.items, logits, strict=True):
+        options = item.candidates or task.candidates
+        tokens = torch.tensor([receiver.first_token(option) for option in options])
+        right += options[int(row.cpu()[tokens].argmax())] == item.choice
+    return right / len(task.items)

@@ -1,0 +1,288 @@
+"""Every channel of a part, fitted on its fitting pictures when first asked for, and kept where there is a folder."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from latentcomm.alignment import AffineMap
+from latentcomm.channels import Channel, Silent, Skyline
+from latentcomm.crossmodal.choosing import choose_block, choose_write_layer
+from latentcomm.crossmodal.fitting import (
+    SoftPromptLearner,
+    caption_embeddings,
+    caption_length,
+    fit_soft_prompt,
+    fit_vision_graft,
+)
+from latentcomm.crossmodal.messages import Caption, Eye, NearestLabel, NearestPicture, SoftPrompt, VisionGraft
+from latentcomm.crossmodal.parts import Part
+from latentcomm.crossmodal.pictures import PictureSet
+from latentcomm.crossmodal.questions import picture_task
+from latentcomm.crossmodal.vision import VisionSender, VisionSite
+from latentcomm.files import digest, write_json
+from latentcomm.models import Model
+from latentcomm.prompts import Template
+from latentcomm.sites import Site
+from latentcomm.training import Schedule, load_weights, save_weights, train
+
+TRAINED = "soft_prompt_trained"
+CHANNELS = (
+    "blind",
+    "oracle",
+    "soft_prompt",
+    TRAINED,
+    "graft",
+    "caption",
+    "caption_by_map",
+    "random_encoder",
+    "shuffled_names",
+)
+"""In the order of tables; see `run.cross_modal`."""
+USUAL = tuple(name for name in CHANNELS if name != TRAINED)
+"""Those that need no training through the reader."""
+FITTED_CONTROLS = ("random_encoder", "shuffled_names")
+"""Channels that are controls themselves: they are not run with other pictures' messages."""
+KIND = "states of pictures"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How pictures are said and asked about.
+
+    Attributes:
+        channels: of `CHANNELS`; "blind" is always run.
+        block: of the encoder; None chooses it by held-out fit among the fitting pictures.
+        write_layer: of the graft; None chooses it by accuracy on held-out fitting pictures.
+        template: of the prompts.
+        n_test: pictures asked about at most, of each part.
+        reply_tokens: of a reply.
+        train_steps: updates of the soft prompt that is trained through the reader.
+        seed: of all that is drawn.
+
+    Raises:
+        ValueError: an unknown channel or one named twice, or a number that cannot be.
+    """
+
+    channels: tuple[str, ...] = USUAL
+    block: int | None = None
+    write_layer: int | None = None
+    template: Template = "raw"
+    n_test: int | None = None
+    reply_tokens: int = 4
+    train_steps: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.channels if name not in CHANNELS]:
+            raise ValueError(f"there is no channel {unknown[0]!r} for pictures; choose among {', '.join(CHANNELS)}")
+        if len(set(self.channels)) < len(self.channels):
+            raise ValueError(f"a channel is named twice in {', '.join(self.channels)}; name each once")
+        if self.reply_tokens < 1 or self.train_steps < 1 or (self.n_test is not None and self.n_test < 1):
+            raise ValueError(
+                f"reply_tokens is {self.reply_tokens}, train_steps {self.train_steps} and n_test {self.n_test}; "
+                "each must be at least 1"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What is fitted on the fitting pictures of a part, each map once and only where a channel needs it.
+
+    Attributes:
+        folder: where maps and states are kept; None keeps nothing.
+    """
+
+    vision: VisionSender
+    receiver: Model
+    part: Part
+    plan: Plan
+    folder: Path | None = None
+    progress: bool = False
+
+    def channels(self) -> list[Channel]:
+        """Those that the plan names, in the order of `CHANNELS`."""
+        makers: Mapping[str, Callable[[], Channel]] = {
+            "blind": lambda: Silent("blind"),
+            "oracle": lambda: Skyline("oracle"),
+            "soft_prompt": lambda: SoftPrompt("soft_prompt", self.eye, self.mapping, self.n_tokens),
+            TRAINED: lambda: SoftPrompt(TRAINED, self.eye, self._trained(), self.n_tokens),
+            "graft": lambda: VisionGraft("graft", self.eye, Site(self.write_layer), self._grafts()),
+            "caption": lambda: Caption("caption", self.eye, NearestPicture(self.vectors, self._said)),
+            "caption_by_map": lambda: Caption("caption_by_map", self.eye, self._nearest_label()),
+            "random_encoder": self._random_encoder,
+            "shuffled_names": lambda: SoftPrompt("shuffled_names", self.eye, self._shuffled_names(), self.n_tokens),
+        }
+        return [makers[name]() for name in CHANNELS if name in ("blind", *self.plan.channels)]
+
+    def chosen(self) -> dict[str, int]:
+        """The block that is read, and the layer that a graft writes into where there is one."""
+        if not set(self.plan.channels) - {"blind", "oracle"}:
+            return {}
+        return {"block": self.block} | ({"write_layer": self.write_layer} if "graft" in self.plan.channels else {})
+
+    @cached_property
+    def asked(self) -> PictureSet:
+        """The pictures that are asked about."""
+        testing = self.part.testing
+        return PictureSet(testing.name, testing.pictures[: self.plan.n_test])
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Soft tokens: as many as the longest caption has."""
+        return caption_length(self.receiver, [*self._said, *self.part.captions])
+
+    @cached_property
+    def seen(self) -> Float[Tensor, "layer item d_read"]:
+        """The vectors of the fitting pictures after every block."""
+        return self._kept.states("seen", lambda: self._look(self.vision))
+
+    @cached_property
+    def block(self) -> int:
+        """The block that is read."""
+        if self.plan.block is not None:
+            return self.plan.block
+        seen, part = self.seen, self.part
+        return self._kept.number(
+            "block", lambda: choose_block(seen, self.receiver, part, n_tokens=self.n_tokens, seed=self.plan.seed)
+        )
+
+    @cached_property
+    def write_layer(self) -> int:
+        """The layer that a graft writes into."""
+        if self.plan.write_layer is not None:
+            return self.plan.write_layer
+        how = {"template": self.plan.template, "seed": self.plan.seed}
+        return self._kept.number(
+            "write_layer",
+            lambda: choose_write_layer(self.vision, self.vectors, self.receiver, self.part, self.block, **how),
+        )
+
+    @cached_property
+    def site(self) -> VisionSite:
+        """What of the encoder's states is said."""
+        return VisionSite(self.block, self.part.pooling, self.part.grid)
+
+    @cached_property
+    def eye(self) -> Eye:
+        """Who looks at the pictures that are asked about."""
+        return Eye(self.vision, self.asked, self.site)
+
+    @cached_property
+    def vectors(self) -> Float[Tensor, "item d_read"]:
+        """The vectors of the fitting pictures after the block that is read."""
+        if not 0 <= self.block < len(self.seen):
+            raise ValueError(f"block {self.block} is outside {self.vision.name}; its last is {len(self.seen) - 1}")
+        return self.seen[self.block].float()
+
+    @cached_property
+    def mapping(self) -> AffineMap:
+        """From vectors to the embeddings of captions."""
+        return self._kept.map("soft_prompt", lambda: self._soft(self.vectors))
+
+    @cached_property
+    def _said(self) -> tuple[str, ...]:
+        return tuple(picture.caption for picture in self.part.fitting)
+
+    @cached_property
+    def _kept(self) -> "_Kept":
+        plan, part = self.plan, self.part
+        how = (plan.block, plan.write_layer, plan.template, plan.seed, part.pooling, part.grid, list(part.captions))
+        key = digest(self.vision, self.receiver, part.fitting, list(part.questions), *how)
+        return _Kept(None if self.folder is None else self.folder / f"maps-{key[:16]}")
+
+    def _look(self, vision: VisionSender) -> Float[Tensor, "layer item d_read"]:
+        images = [picture.image for picture in self.part.fitting]
+        return vision.pooled(images, pooling=self.part.pooling, grid=self.part.grid)
+
+    def _soft(self, rows: Float[Tensor, "item d_read"], shuffled: int | None = None) -> AffineMap:
+        seed = self.plan.seed
+        return fit_soft_prompt(
+            rows, self.part.fitting, self.receiver, n_tokens=self.n_tokens, shuffled=shuffled, seed=seed
+        )
+
+    def _grafts(self) -> Mapping[str, AffineMap]:
+        part, plan, write = self.part, self.plan, Site(self.write_layer)
+        return self._kept.maps(
+            "graft",
+            [question.name for question in part.questions],
+            lambda: fit_vision_graft(
+                self.vectors, part.fitting, part.questions, self.receiver, [write],
+                template=plan.template, seed=plan.seed,
+            )[write],
+        )  # fmt: skip
+
+    def _nearest_label(self) -> NearestLabel:
+        captions = tuple(dict.fromkeys([*self._said, *self.part.captions]))
+        return NearestLabel(self.mapping, caption_embeddings(self.receiver, captions, n_tokens=self.n_tokens), captions)
+
+    def _random_encoder(self) -> SoftPrompt:
+        """From an encoder that has learnt nothing, with a map of its own."""
+        blank = self.vision.randomised(seed=self.plan.seed)
+        images = [picture.image for picture in self.part.fitting]
+        own = self._kept.map("random_encoder", lambda: self._soft(blank.read(images, self.site).float()))
+        return SoftPrompt("random_encoder", Eye(blank, self.asked, self.site), own, self.n_tokens)
+
+    def _shuffled_names(self) -> AffineMap:
+        return self._kept.map("shuffled_names", lambda: self._soft(self.vectors, self.plan.seed))
+
+    def _trained(self) -> AffineMap:
+        part, plan = self.part, self.plan
+        tasks = [picture_task(part.fitting, question, template=plan.template) for question in part.questions]
+        vectors = {each.id: row for each, row in zip(part.fitting, self.vectors, strict=True)}
+        learner = SoftPromptLearner.of(self.receiver, tasks, vectors, self.mapping)
+        steps = plan.train_steps
+        schedule = Schedule(steps=steps, batch_size=8, learning_rate=1e-4, warmup=steps // 20, seed=plan.seed)
+        path = None if self._kept.folder is None else self._kept.folder / f"training-{steps}.safetensors"
+        train(
+            learner, schedule, frozen=[self.receiver], checkpoint=path, every=20,
+            progress=self.progress, name="soft prompt",
+        )  # fmt: skip
+        return learner.mapping
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is made once and read again, where there is a folder for it."""
+
+    folder: Path | None
+
+    def number(self, name: str, make: Callable[[], int]) -> int:
+        path = None if self.folder is None else self.folder / f"{name}.json"
+        if path is not None and path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))[name]
+        made = make()
+        if path is not None:
+            write_json(path, {name: made})
+        return made
+
+    def states(
+        self, name: str, make: Callable[[], Float[Tensor, "layer item d_read"]]
+    ) -> Float[Tensor, "layer item d_read"]:
+        path = None if self.folder is None else self.folder / f"{name}.safetensors"
+        if path is not None and path.exists():
+            return load_weights(path, kind=KIND)[0][name]
+        made = make()
+        if path is not None:
+            save_weights(path, {name: made}, kind=KIND, configuration={})
+        return made
+
+    def map(self, name: str, make: Callable[[], AffineMap]) -> AffineMap:
+        return self.maps(name, [name], lambda: {name: make()})[name]
+
+    def maps(
+        self, name: str, parts: Sequence[str], make: Callable[[], Mapping[str, AffineMap]]
+    ) -> Mapping[str, AffineMap]:
+        if self.folder is None:
+            return make()
+        paths = {part: self.folder / f"{name}-{number}.safetensors" for number, part in enumerate(parts)}
+        if all(path.exists() for path in paths.values()):
+            return {part: AffineMap.load(path) for part, path in paths.items()}
+        made = make()
+        for part, path in paths.items():
+            made[part].save(path)
+        return made

@@ -1,0 +1,68 @@
+"""Pictures of one kind with their questions, divided for fitting and testing: what a run is made of."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from latentcomm.crossmodal.digits import FOUR_CELLS, ONE_DIGIT, digit_halves, four_cells, one_digit
+from latentcomm.crossmodal.pictures import Picture, PictureSet
+from latentcomm.crossmodal.questions import Question
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Pictures of one kind, with the questions asked about them.
+
+    Attributes:
+        name: in tables.
+        fitting, testing: pictures that maps are fitted on, and those that questions are asked about.
+        questions: what is asked.
+        pooling, grid: what of the encoder's states is read; see `VisionSite`.
+        captions: what may be said of a picture beside the captions of the fitting ones: names never seen.
+
+    Raises:
+        ValueError: a picture, or a group of pictures, on both sides.
+    """
+
+    name: str
+    fitting: PictureSet
+    testing: PictureSet
+    questions: tuple[Question, ...]
+    pooling: Literal["class", "patches"] = "class"
+    grid: int = 1
+    captions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        both = {each.group for each in self.fitting} & {each.group for each in self.testing}
+        if both:
+            raise ValueError(f"the pictures of {min(both)!r} are in the fitting and in the testing set; split by group")
+
+
+def digit_parts(*, n_fitting: int = 400, n_composed: int = 240, n_testing: int = 60, seed: int = 0) -> tuple[Part, ...]:
+    """Pictures of one scanned digit and of up to four; no scan is on both sides, nor seen by `small_vit(seed=seed)`."""
+    halves = digit_halves(seed=seed)
+    one, four = "digits", "composed digits"
+    return (
+        Part(
+            one,
+            _named(one_digit(halves.fitting, n=n_fitting, seed=seed), one, "fit"),
+            _named(one_digit(halves.testing, n=n_testing, seed=seed + 1), one, "test"),
+            ONE_DIGIT,
+        ),
+        Part(
+            four,
+            _named(four_cells(halves.fitting, n=n_composed, seed=seed), four, "fit"),
+            _named(four_cells(halves.testing, n=n_testing, seed=seed + 1), four, "test"),
+            FOUR_CELLS,
+            "patches",
+            2,
+        ),
+    )
+
+
+def _named(pictures: PictureSet, name: str, side: str) -> PictureSet:
+    """The set with ids and groups that say which side they are on: composed pictures are numbered anew on each."""
+    return PictureSet(name, tuple(replace(each, id=f"{side}-{each.id}", group=_group(each, side)) for each in pictures))
+
+
+def _group(picture: Picture, side: str) -> str:
+    return f"{side}-{picture.id}" if picture.group == picture.id else picture.group

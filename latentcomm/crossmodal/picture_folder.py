@@ -1,0 +1,230 @@
+"""Pictures of a folder with a table of names and facts, their questions, and divisions for fitting and testing."""
+
+import csv
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageEnhance
+
+from latentcomm.crossmodal.parts import Part
+from latentcomm.crossmodal.pictures import BACKGROUND, Picture, PictureSet, read_pictures
+from latentcomm.crossmodal.questions import Question
+
+TABLES = ("table.csv", "table.json")
+"""What the table of a folder may be called; the pictures lie beside it or in "pictures"."""
+NEEDED = ("file", "name")
+COUNTS = ("one", "two", "three", "four")
+COLUMN_QUESTIONS: Mapping[str, Question] = {
+    question.fact: question
+    for question in (
+        Question("identity", "The picture shows", "name", name="name"),
+        Question("identity", "The capital of the country in the picture is", "capital", name="capital"),
+        Question("category", "The continent of the country in the picture is", "region", name="region"),
+        Question("category", "What the picture shows is one of", "category", name="category"),
+        Question("colour", "The colour of what the picture shows is", "colour", name="colour"),
+        Question("count", "The number of things in the picture is", "count", name="count"),
+        Question("position", "In the picture it stands at the", "position", name="position"),
+    )
+}
+"""What is asked of a column; other columns are facts that a question of one's own may name."""
+TURN, SMALLEST, LIGHT = 12.0, 0.8, (0.7, 1.3)
+"""Of views: degrees either way, the least share of each side that is kept, and the factors of light."""
+
+
+def read_table(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """The rows of a folder's table in words: lists joined by "|", empty entries left out.
+
+    Raises:
+        ValueError: no such folder or table, a table that cannot be read, a row without file or name, or a file twice.
+    """
+    place = Path(folder)
+    path = next((place / name for name in TABLES if (place / name).is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"there is no {' or '.join(TABLES)} in {place}; give a folder that has one with the columns "
+            f"{' and '.join(NEEDED)}"
+        )
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            given: Any = json.load(file) if path.suffix == ".json" else list(csv.DictReader(file))
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a table ({error}); mend or replace it") from error
+    if not isinstance(given, list) or not all(isinstance(row, dict) for row in given) or not given:
+        raise ValueError(f"{path} holds no rows; give at least one, with the columns {' and '.join(NEEDED)}")
+    rows = [{str(key): text for key, value in row.items() if (text := _in_words(value))} for row in given]
+    for number, row in enumerate(rows):
+        if missing := [column for column in NEEDED if column not in row]:
+            raise ValueError(f"row {number + 1} of {path} has no {missing[0]}; give every picture a file and a name")
+    files = [row["file"] for row in rows]
+    if len(set(files)) < len(files):
+        twice = next(file for file in files if files.count(file) > 1)
+        raise ValueError(f"{path} names the file {twice!r} twice; leave one row out")
+    return rows
+
+
+def read_folder(
+    folder: str | os.PathLike[str],
+    *,
+    n_pictures: int | None = None,
+    caption: str = "{name}",
+    seed: int = 0,
+    skip_unreadable: bool = False,
+) -> PictureSet:
+    """The pictures of a folder's table, all facts with them; `n_pictures` draws as many.
+
+    Captions are made of facts; pictures of one name are a group, which no split parts. A picture that cannot be read is
+    an error, unless such are to be skipped: then they are named.
+
+    Raises:
+        ValueError: what `read_table` refuses, a picture that cannot be read, or a caption of a fact that is missing.
+    """
+    place = Path(folder)
+    rows = read_table(place)
+    if n_pictures is not None and n_pictures < len(rows):
+        rows = random.Random(f"folder:{seed}").sample(rows, n_pictures)
+    where = place / "pictures" if (place / "pictures").is_dir() else place
+    images = read_pictures([where / row["file"] for row in rows], skip_unreadable=skip_unreadable)
+    pictures = []
+    for row in rows:
+        image = images.get(where / row["file"])
+        if image is None:
+            continue
+        facts = {name: text for name, text in row.items() if name != "file"}
+        try:
+            words = caption.format(**facts)
+        except KeyError as error:
+            raise ValueError(f"{row['file']} has no {error.args[0]}, which the caption {caption!r} names") from error
+        pictures.append(Picture(row["file"], image, words, facts, f"name {row['name']}"))
+    return PictureSet(place.resolve().name, tuple(pictures))
+
+
+def folder_questions(pictures: PictureSet, questions: Sequence[Question] | None = None) -> tuple[Question, ...]:
+    """The questions that these pictures answer, each with all answers there are; by default those of their columns.
+
+    Raises:
+        ValueError: no question that has two different answers.
+    """
+    found = []
+    for question in COLUMN_QUESTIONS.values() if questions is None else questions:
+        facts = {each.facts[question.fact].split("|")[0] for each in pictures if question.fact in each.facts}
+        if len(facts) > 1:
+            answers = question.answers or tuple(sorted(facts))
+            found.append(Question(question.type, question.ask, question.fact, answers, question.name))
+    if not found:
+        raise ValueError(
+            f"the pictures of {pictures.name!r} answer no question in two ways; give their table a column of "
+            f"{', '.join(COLUMN_QUESTIONS)}"
+        )
+    return tuple(found)
+
+
+def views(picture: Picture, *, n: int, seed: int = 0) -> tuple[Picture, ...]:
+    """Views of a picture, turned, cut and lit by chance; each in a group of its own, with the picture's facts.
+
+    Raises:
+        ValueError: fewer than one.
+
+    >>> [each.id for each in views(Picture("a.png", Image.new("RGB", (8, 8)), "a"), n=2)]
+    ['a.png view 0', 'a.png view 1']
+    """
+    if n < 1:
+        raise ValueError(f"{n} views were asked for; ask for at least one")
+    found = []
+    for number in range(n):
+        draw = random.Random(f"view:{seed}:{picture.id}:{number}")
+        image = picture.image.rotate(
+            draw.uniform(-TURN, TURN), resample=Image.Resampling.BILINEAR, fillcolor=BACKGROUND
+        )
+        width, height = (max(1, round(side * draw.uniform(SMALLEST, 1))) for side in image.size)
+        left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
+        image = ImageEnhance.Brightness(image.crop((left, top, left + width, top + height))).enhance(
+            draw.uniform(*LIGHT)
+        )
+        name = f"{picture.id} view {number}"
+        found.append(Picture(name, image, picture.caption, picture.facts, name))
+    return tuple(found)
+
+
+def folder_parts(
+    folder: str | os.PathLike[str] | PictureSet,
+    *,
+    questions: Sequence[Question] | None = None,
+    n_views: int = 3,
+    n_pictures: int | None = None,
+    caption: str = "{name}",
+    fitting_share: float = 0.7,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+) -> tuple[Part, Part]:
+    """Two parts: other views of pictures that maps have seen, and pictures of which they have seen nothing.
+
+    "other views": of every picture one view is asked about, and maps are fitted on the others. "new pictures": maps are
+    fitted on views of one share of the pictures, and the rest are asked about as they are, whose names no map was
+    fitted to; the caption nearest to what the map gives is chosen among all names, theirs with them.
+
+    Raises:
+        ValueError: fewer than two views, too few pictures for both sides, or what reading refuses.
+    """
+    if n_views < 2:
+        raise ValueError(f"{n_views} views leave none to ask about; make at least two")
+    if isinstance(folder, PictureSet):
+        pictures = folder
+    else:
+        pictures = read_folder(
+            folder, n_pictures=n_pictures, caption=caption, seed=seed, skip_unreadable=skip_unreadable
+        )
+    asked = folder_questions(pictures, questions)
+    names = tuple(dict.fromkeys(picture.caption for picture in pictures))
+    order = random.Random(f"asked:{seed}").sample(pictures.pictures, len(pictures))
+    seen = [views(picture, n=n_views, seed=seed) for picture in order]
+    name = pictures.name
+    known, new = pictures.split(seed=seed, fraction=fitting_share)
+    of_known = [replace(view, group=each.group) for each in known for view in views(each, n=n_views - 1, seed=seed)]
+    first = PictureSet(name, tuple(view for each in seen for view in each[1:]))
+    other_views = Part(
+        f"{name}, other views", first, PictureSet(name, tuple(each[0] for each in seen)), asked, captions=names
+    )
+    shown = PictureSet(name, tuple(random.Random(f"asked:{seed}").sample(new.pictures, len(new))))
+    new_pictures = Part(f"{name}, new pictures", PictureSet(name, tuple(of_known)), shown, asked, captions=names)
+    return other_views, new_pictures
+
+
+def counted_part(pictures: PictureSet, *, n_fitting: int, n_testing: int, seed: int = 0) -> Part:
+    """Pictures with one to four times the same thing in a square of cells: how many, and what; no name on both sides.
+
+    Captions are the count and the name, "three cats" without the plural: every name keeps its form.
+
+    Raises:
+        ValueError: too few pictures for both sides.
+    """
+    known, new = pictures.split(seed=seed, fraction=0.7)
+    sides = []
+    for side, part, n in (("fit", known, n_fitting), ("test", new, n_testing)):
+        rng = random.Random(f"counted:{side}:{seed}")
+        made = []
+        for number in range(n):
+            drawn = rng.choice(part.pictures)
+            cells = sorted(rng.sample(range(4), number % 4 + 1))
+            count = COUNTS[len(cells) - 1]
+            edge = max(drawn.image.size)
+            canvas = Image.new("RGB", (2 * edge, 2 * edge), BACKGROUND)
+            for cell in cells:
+                canvas.paste(drawn.image, (edge * (cell % 2), edge * (cell // 2)))
+            facts = {"count": count, "name": drawn.facts["name"]}
+            made.append(Picture(f"{side}-{number}", canvas, f"{count} {drawn.caption}", facts, drawn.group))
+        sides.append(PictureSet(pictures.name, tuple(made)))
+    count_of = Question("count", "The number of things in the picture is", "count", COUNTS)
+    return Part(f"{pictures.name}, counted", sides[0], sides[1], (count_of,), "patches", 2)
+
+
+def _in_words(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        return "|".join(str(each).strip() for each in value if str(each).strip())
+    return str(value).strip()

@@ -1,0 +1,101 @@
+"""A cross-modal run as a reader sees it: a table in the terminal, accuracy by question on disk, with what was said."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from rich.console import Console
+from rich.table import Table
+
+from latentcomm.crossmodal.run import CrossModal
+from latentcomm.crossmodal.vision import VisionSender
+from latentcomm.evaluation import MESSAGE
+from latentcomm.files import written_whole
+from latentcomm.models import Model
+from latentcomm.plots import accuracy_by_question
+from latentcomm.plots.tables import spoken
+from latentcomm.publishing import Published, plain, publish
+from latentcomm.sweep_report import describe
+
+
+def crossmodal_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
+    """Accuracy by question and channel, with the same channel's message of another picture beside each."""
+    return accuracy_by_question(
+        table,
+        title=f"What does a reader know of pictures? {settings['vision']} to {settings['receiver']}",
+        note="Choices; pictures on which nothing was fitted or chosen; 95 % Wilson intervals over pictures.",
+    )
+
+
+def describe_vision(vision: VisionSender) -> dict[str, Any]:
+    """What metadata says of an encoder."""
+    return {
+        "name": vision.name,
+        "fingerprint": vision.fingerprint,
+        "n_blocks": vision.n_blocks,
+        "d_model": vision.d_model,
+        "dtype": str(vision.dtype).removeprefix("torch."),
+    }
+
+
+def write_crossmodal(
+    found: CrossModal,
+    *,
+    name: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    vision: VisionSender,
+    receiver: Model,
+) -> Published:
+    """NAME with its data and metadata under `folder`, and NAME_trials.csv: what was said, picture by picture."""
+    shown = plain({**settings, "chosen": {part: dict(places) for part, places in found.chosen.items()}})
+    published = publish(
+        crossmodal_figure(found.table, shown),
+        found.table,
+        name=name,
+        folder=folder,
+        settings=shown,
+        measured=dict(measured),
+        models={"vision": describe_vision(vision), "receiver": describe(receiver)},
+    )
+    with written_whole(folder / f"{name}_trials.csv") as draft:
+        found.trial_table().to_csv(draft, index=False, lineterminator="\n")
+    return published
+
+
+def print_crossmodal(found: CrossModal, console: Console) -> None:
+    """A table a question: of every channel both accuracies with intervals, the shuffled picture's, and tests."""
+    table = found.table
+    metrics = list(dict.fromkeys(table["metric"]))
+    for (part, question), rows in table.groupby(["part", "question"], sort=False):
+        records = rows.to_dict("records")
+        guess = next((row["chance"] for row in records if not math.isnan(row["chance"])), math.nan)
+        chance = "" if math.isnan(guess) else f"; guessing {guess:.2f}"
+        shown = Table(title=f"{part}: {question} ({records[0]['type']}), {records[0]['n']} pictures{chance}")
+        for head in ("channel", *metrics, "shuffled", "p"):
+            shown.add_column(head, justify="left" if head == "channel" else "right", no_wrap=True)
+        cells = {(row["channel"], row["condition"], row["metric"]): row for row in records}
+        for channel in dict.fromkeys(rows["channel"]):
+            own = [cells[channel, MESSAGE, metric] for metric in metrics]
+            other = [cells.get((channel, "shuffled", metric)) for metric in metrics]
+            last = cells.get((channel, MESSAGE, "choices"), own[-1])
+            shown.add_row(
+                spoken(channel),
+                *(f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in own),
+                " / ".join("" if row is None else f"{row['accuracy']:.2f}" for row in other).strip(" /"),
+                " / ".join(_p(last[f"p_{name}"]) for name in ("blind", "caption", "shuffled")),
+            )
+        console.print(shown)
+    console.print(
+        "95 % Wilson intervals. p: exact McNemar of the choices against blind / caption / the shuffled picture, not "
+        "corrected for multiple tests.",
+        highlight=False,
+    )
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1g}"

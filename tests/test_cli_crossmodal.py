@@ -1,0 +1,133 @@
+"""`latentcomm crossmodal` as its user meets it."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import Result
+from seeing import TO_16, encoder
+from test_cli import last_line, run
+from test_cli_compare import stop
+from test_picture_folder import ROWS, folder
+from tiny import files_in
+from toys import PIECES, Counter, words_folder
+
+from latentcomm import evaluation
+from latentcomm.crossmodal import digits
+from latentcomm.crossmodal.parts import digit_parts
+from latentcomm.crossmodal.picture_folder import COLUMN_QUESTIONS
+from latentcomm.crossmodal.questions import picture_task, told
+from latentcomm.crossmodal_report import crossmodal_figure
+from latentcomm.publishing import check_replot
+
+FEW = ("--n-fitting", "30", "--n-test", "6", "--reply-tokens", "1", "--vision-steps", "3")
+WRITTEN = ["c.csv", "c.html", "c.json", "c.meta.json", "c_trials.csv"]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama that knows the words of pictures."""
+    texts = [f" {answer}" for answer in (*digits.WORDS, *digits.INKS, "even", "odd", "north", "south")]
+    texts += [f" {row['name']}" for row in ROWS]
+    for part in digit_parts(n_fitting=60, n_composed=60, n_testing=20):
+        texts += [item.skyline for question in part.questions for item in picture_task(part.fitting, question).items]
+    texts += [told(row["name"], question.ask) for row in ROWS for question in COLUMN_QUESTIONS.values()]
+    place = tmp_path_factory.mktemp("models") / "tiny-reader"
+    return words_folder(place, [word for text in texts for word in PIECES.findall(text)])
+
+
+@pytest.fixture(scope="module")
+def eye(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("models") / "tiny-vit"
+    encoder("vit").save_pretrained(place)
+    (place / "preprocessor_config.json").write_text(json.dumps(TO_16.written()), "utf-8")
+    return place
+
+
+def crossmodal(reader: Path, out: Path, *more: str | Path, channels: str = "oracle,soft-prompt,caption") -> Result:
+    chosen = ("--channels", channels) if channels else ()
+    return run("crossmodal", "--receiver", reader, *FEW, *chosen, "--name", "c", "--out", out, *more)
+
+
+def written(folder: Path) -> list[str]:
+    return [name for name in files_in(folder) if not name.startswith(".crossmodal")]
+
+
+def test_digits_need_no_other_encoder_and_every_question_is_in_one_table(reader: Path, tmp_path: Path) -> None:
+    result = crossmodal(reader, tmp_path, channels="")
+    assert result.exit_code == 0, result.output
+    assert written(tmp_path) == WRITTEN
+    table = pd.read_csv(tmp_path / "c.csv")
+    assert set(table["type"]) == {"identity", "category", "colour", "count", "position"}
+    assert set(table["channel"]) == {
+        "blind", "oracle", "soft_prompt", "graft", "caption", "caption_by_map", "random_encoder", "shuffled_names",
+    }  # fmt: skip
+    assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
+    check_replot("c", tmp_path, crossmodal_figure)
+    meta = json.loads((tmp_path / "c.meta.json").read_text("utf-8"))
+    assert meta["models"]["vision"]["name"] == "small-vit-0" and set(meta["settings"]["chosen"]) == {
+        "digits", "composed digits",
+    }  # fmt: skip
+    assert str(reader) not in json.dumps(meta)
+    assert "colour" in result.stdout and "soft prompt" in result.stdout and "McNemar" in result.stdout
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives(
+    reader: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--vision", eye, "--data", folder(tmp_path / "pictures"))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert crossmodal(reader, whole, *asked).exit_code == 0
+    total = Counter(evaluation.decode)
+    stop(monkeypatch, evaluation, "decode", 5)
+    stopped = crossmodal(reader, parts, *asked)
+    assert stopped.exit_code == 130 and "the same command goes on from there" in last_line(stopped.stderr)
+    assert written(parts) == []
+    monkeypatch.setattr(evaluation, "decode", total)
+    assert crossmodal(reader, parts, *asked).exit_code == 0
+    first, second = (pd.read_csv(each / "c.csv") for each in (whole, parts))
+    pd.testing.assert_frame_equal(first, second)
+    assert total.calls == 36 - 4  # two parts, three questions, silence, the oracle, and two channels twice
+    assert crossmodal(reader, parts, *asked).exit_code == 0
+    assert total.calls == 36 - 4
+
+
+def test_a_folder_is_asked_about_other_views_and_new_pictures(reader: Path, eye: Path, tmp_path: Path) -> None:
+    result = crossmodal(reader, tmp_path / "out", "--vision", eye, "--data", folder(tmp_path / "pictures"))
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(tmp_path / "out" / "c.csv")
+    assert set(table["part"]) == {"pictures, other views", "pictures, new pictures"}
+    assert set(table["question"]) == {"name", "capital", "region"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--data", "nowhere"), "name one by --vision"),
+        (("--data", "nowhere", "--vision", "EYE"), "no table.csv or table.json in nowhere"),
+        (("--vision", "nothing/here"), "no vision encoder at nothing/here"),
+        (("--channels", "smoke"), "no channel 'smoke' for pictures"),
+        (("--block", "9"), "block 9 is outside"),
+        (("--vision", "EYE", "--dtype", "float16"), "encoders see in float32 or bfloat16"),
+        (("--name", "a/b"), "give a plain file name"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_writes_nothing(
+    arguments: tuple[str, ...], sentence: str, reader: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [str(eye) if each == "EYE" else each for each in arguments]
+    result = crossmodal(reader, tmp_path / "out", *given)
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    assert sentence in last_line(result.stderr)
+    assert written(tmp_path / "out") == []
+
+
+def test_a_picture_that_cannot_be_read_is_skipped_only_if_asked(reader: Path, eye: Path, tmp_path: Path) -> None:
+    place = folder(tmp_path / "pictures")
+    (place / "pictures" / "2.png").write_text("no picture")
+    asked = ("--vision", eye, "--data", place)
+    refused = crossmodal(reader, tmp_path / "out", *asked, channels="blind")
+    assert refused.exit_code == 1 and "2.png cannot be read" in last_line(refused.stderr)
+    assert crossmodal(reader, tmp_path / "out", *asked, "--skip-unreadable", channels="blind").exit_code == 0

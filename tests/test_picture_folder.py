@@ -1,0 +1,143 @@
+"""A folder of pictures with a table becomes parts that keep names apart; what is wrong with it is said."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from seeing import noise
+
+from latentcomm.crossmodal.picture_folder import (
+    COLUMN_QUESTIONS,
+    counted_part,
+    folder_parts,
+    folder_questions,
+    read_folder,
+    read_table,
+    views,
+)
+from latentcomm.crossmodal.pictures import Picture
+from latentcomm.crossmodal.questions import Question, picture_task
+
+ROWS = [
+    {
+        "file": f"{place}.png",
+        "name": name,
+        "capital": [f"{name} city", f"{name} town"],
+        "region": ("north", "south")[place % 2],
+    }
+    for place, name in enumerate(("Peru", "Italy", "Greece", "Japan", "Egypt", "France", "Spain", "India"))
+]
+
+
+def folder(path: Path, rows: list[dict[str, Any]] = ROWS, *, table: str = "table.json") -> Path:
+    (path / "pictures").mkdir(parents=True)
+    for place, row in enumerate(rows):
+        noise(place, 24, 16).save(path / "pictures" / row["file"])
+    if table.endswith(".json"):
+        (path / table).write_text(json.dumps(rows), "utf-8")
+    else:
+        with (path / table).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows({key: "|".join(v) if isinstance(v, list) else v for key, v in row.items()} for row in rows)
+    return path
+
+
+def test_csv_and_json_say_the_same_and_lists_are_answers_of_equal_worth(tmp_path: Path) -> None:
+    first, second = folder(tmp_path / "one"), folder(tmp_path / "two", table="table.csv")
+    assert read_table(first) == read_table(second)
+    assert read_table(first)[0]["capital"] == "Peru city|Peru town"
+    pictures = read_folder(first)
+    assert [each.caption for each in pictures] == [row["name"] for row in ROWS]
+    task = picture_task(pictures, folder_questions(pictures)[1])
+    assert task.items[0].answers == ("Peru city", "Peru town") and task.items[0].choice == " Peru city"
+    assert read_folder(first, n_pictures=3, seed=1).fingerprint == read_folder(first, n_pictures=3, seed=1).fingerprint
+    assert len(read_folder(first, n_pictures=3)) == 3
+    assert read_folder(first, caption="the flag of {name}")["0.png"].caption == "the flag of Peru"
+
+
+def test_questions_are_those_of_the_columns_that_can_be_answered_in_two_ways(tmp_path: Path) -> None:
+    pictures = read_folder(folder(tmp_path))
+    asked = folder_questions(pictures)
+    assert [(each.name, each.type) for each in asked] == [
+        ("name", "identity"), ("capital", "identity"), ("region", "category"),
+    ]  # fmt: skip
+    assert asked[2].answers == ("north", "south")
+    assert all(column == question.fact for column, question in COLUMN_QUESTIONS.items())
+    own = folder_questions(pictures, [Question("category", "It lies in the", "region")])
+    assert own[0].answers == ("north", "south")
+    with pytest.raises(ValueError, match="answer no question in two ways"):
+        folder_questions(pictures, [Question("colour", "Its colour is", "colour")])
+
+
+def test_views_are_others_of_the_same_thing(tmp_path: Path) -> None:
+    picture = Picture("a", noise(0, 40, 30), "a", {"identity": "a"})
+    made = views(picture, n=3)
+    assert len({each.image.tobytes() for each in (*made, picture)}) == 4
+    assert {each.caption for each in made} == {"a"} and len({each.group for each in made}) == 3
+    assert all(32 <= each.image.width <= 40 and 24 <= each.image.height <= 30 for each in made)
+    assert [each.image.tobytes() for each in views(picture, n=3)] == [each.image.tobytes() for each in made]
+
+
+def test_no_view_is_on_both_sides_and_of_new_pictures_no_name(tmp_path: Path) -> None:
+    seen, new = folder_parts(folder(tmp_path), n_views=3, fitting_share=0.5)
+    assert (len(seen.fitting), len(seen.testing)) == (16, 8)
+    assert not {each.id for each in seen.fitting} & {each.id for each in seen.testing}
+    assert {each.caption for each in seen.fitting} == {each.caption for each in seen.testing}
+    assert (len(new.fitting), len(new.testing)) == (8, 4)
+    assert not {each.caption for each in new.fitting} & {each.caption for each in new.testing}
+    assert {each.caption for each in new.testing} <= set(new.captions)
+    assert len({each.group for each in new.fitting}) == 4  # views of one picture part on no choice, either
+    assert new.questions[0].answers == tuple(sorted(row["name"] for row in ROWS))
+
+
+def test_what_is_counted_is_there_as_often_and_no_name_on_both_sides(tmp_path: Path) -> None:
+    part = counted_part(read_folder(folder(tmp_path)), n_fitting=12, n_testing=8)
+    assert not {each.facts["name"] for each in part.fitting} & {each.facts["name"] for each in part.testing}
+    for picture in part.testing:
+        pixels = np.asarray(picture.image)
+        filled = [(pixels[24 * (c // 2) :][:24, 24 * (c % 2) :][:, :24] != 255).any() for c in range(4)]
+        assert ("one", "two", "three", "four")[sum(filled) - 1] == picture.facts["count"]
+        assert picture.caption == f"{picture.facts['count']} {picture.facts['name']}"
+    assert {each.facts["count"] for each in part.testing} == {"one", "two", "three", "four"}
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_skipped_only_if_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = folder(tmp_path)
+    (place / "pictures" / "3.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"3.png cannot be read"):
+        read_folder(place)
+    assert len(read_folder(place, skip_unreadable=True)) == 7
+    assert "3.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([], "holds no rows"),
+        ([{"name": "Peru"}], "row 1 of .* has no file"),
+        ([{"file": "0.png", "name": ""}], "row 1 of .* has no name"),
+        ([ROWS[0], ROWS[0]], "names the file '0.png' twice"),
+    ],
+)
+def test_a_table_that_says_too_little_is_refused(rows: list[dict[str, Any]], why: str, tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text(json.dumps(rows), "utf-8")
+    with pytest.raises(ValueError, match=why):
+        read_table(tmp_path)
+
+
+def test_a_folder_without_a_table_or_with_a_broken_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no table.csv or table.json"):
+        read_table(tmp_path / "nowhere")
+    (tmp_path / "table.json").write_text("[{", "utf-8")
+    with pytest.raises(ValueError, match="cannot be read as a table"):
+        read_table(tmp_path)
+    with pytest.raises(ValueError, match="leave none to ask about"):
+        folder_parts(folder(tmp_path / "whole"), n_views=1)
+    with pytest.raises(ValueError, match="which the caption"):
+        read_folder(tmp_path / "whole", caption="{colour}")
