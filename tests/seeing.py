@@ -1,16 +1,24 @@
-"""Tiny random vision encoders and pictures of noise, built in memory."""
+"""Tiny random vision encoders and pictures of noise, built in memory; a tiny reader that knows their words."""
 
+import csv
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from tiny import COUNTRIES
+from toys import PIECES, words_folder
 
 from latentcomm.alignment import AffineMap
+from latentcomm.crossmodal import digits
 from latentcomm.crossmodal.messages import Eye
+from latentcomm.crossmodal.parts import digit_parts
+from latentcomm.crossmodal.picture_folder import COLUMN_QUESTIONS
 from latentcomm.crossmodal.pictures import Picture, PictureSet
 from latentcomm.crossmodal.preprocessing import Preprocessing
+from latentcomm.crossmodal.questions import picture_task, told
 from latentcomm.crossmodal.vision import VisionSender, VisionSite
 
 KINDS = ("vit", "dinov2", "clip", "siglip")
@@ -74,3 +82,46 @@ def country_pictures(n: int = 24, *, kind: str = "RGB") -> PictureSet:
             for place in range(n)
         ),
     )  # fmt: skip
+
+
+NAMED = [
+    {
+        "file": f"{place}.png",
+        "name": name,
+        "capital": [f"{name} city", f"{name} town"],
+        "region": ("north", "south")[place % 2],
+    }
+    for place, name in enumerate(("Peru", "Italy", "Greece", "Japan", "Egypt", "France", "Spain", "India"))
+]
+
+
+def picture_folder(path: Path, rows: list[dict[str, Any]] = NAMED, *, table: str = "table.json") -> Path:
+    """A folder of pictures of noise with a table of what they are called."""
+    (path / "pictures").mkdir(parents=True)
+    for place, row in enumerate(rows):
+        noise(place, 24, 16).save(path / "pictures" / row["file"])
+    if table.endswith(".json"):
+        (path / table).write_text(json.dumps(rows), "utf-8")
+    else:
+        with (path / table).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows({key: "|".join(v) if isinstance(v, list) else v for key, v in row.items()} for row in rows)
+    return path
+
+
+def encoder_folder(path: Path) -> Path:
+    """A folder with a tiny ViT and its preprocessing."""
+    encoder("vit").save_pretrained(path)
+    (path / "preprocessor_config.json").write_text(json.dumps(TO_16.written()), "utf-8")
+    return path
+
+
+def reader_folder(path: Path) -> Path:
+    """A folder with a tiny Llama that knows the words of digits and of the pictures of `picture_folder`."""
+    texts = [f" {answer}" for answer in (*digits.WORDS, *digits.INKS, "even", "odd", "north", "south")]
+    texts += [f" {row['name']}" for row in NAMED]
+    for part in digit_parts(n_fitting=60, n_composed=60, n_testing=20):
+        texts += [item.skyline for question in part.questions for item in picture_task(part.fitting, question).items]
+    texts += [told(row["name"], question.ask) for row in NAMED for question in COLUMN_QUESTIONS.values()]
+    return words_folder(path, [piece for text in texts for piece in PIECES.findall(text)])

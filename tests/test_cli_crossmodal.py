@@ -6,18 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import Result
-from seeing import TO_16, encoder
+from seeing import encoder_folder, picture_folder, reader_folder
 from test_cli import last_line, run
 from test_cli_compare import stop
-from test_picture_folder import ROWS, folder
 from tiny import files_in
-from toys import PIECES, Counter, words_folder
+from toys import Counter
 
 from latentcomm import evaluation
-from latentcomm.crossmodal import digits
-from latentcomm.crossmodal.parts import digit_parts
-from latentcomm.crossmodal.picture_folder import COLUMN_QUESTIONS
-from latentcomm.crossmodal.questions import picture_task, told
 from latentcomm.crossmodal_report import crossmodal_figure
 from latentcomm.publishing import check_replot
 
@@ -27,22 +22,12 @@ WRITTEN = ["c.csv", "c.html", "c.json", "c.meta.json", "c_trials.csv"]
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama that knows the words of pictures."""
-    texts = [f" {answer}" for answer in (*digits.WORDS, *digits.INKS, "even", "odd", "north", "south")]
-    texts += [f" {row['name']}" for row in ROWS]
-    for part in digit_parts(n_fitting=60, n_composed=60, n_testing=20):
-        texts += [item.skyline for question in part.questions for item in picture_task(part.fitting, question).items]
-    texts += [told(row["name"], question.ask) for row in ROWS for question in COLUMN_QUESTIONS.values()]
-    place = tmp_path_factory.mktemp("models") / "tiny-reader"
-    return words_folder(place, [word for text in texts for word in PIECES.findall(text)])
+    return reader_folder(tmp_path_factory.mktemp("models") / "tiny-reader")
 
 
 @pytest.fixture(scope="module")
 def eye(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("models") / "tiny-vit"
-    encoder("vit").save_pretrained(place)
-    (place / "preprocessor_config.json").write_text(json.dumps(TO_16.written()), "utf-8")
-    return place
+    return encoder_folder(tmp_path_factory.mktemp("models") / "tiny-vit")
 
 
 def crossmodal(reader: Path, out: Path, *more: str | Path, channels: str = "oracle,soft-prompt,caption") -> Result:
@@ -76,7 +61,7 @@ def test_digits_need_no_other_encoder_and_every_question_is_in_one_table(reader:
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives(
     reader: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("--vision", eye, "--data", folder(tmp_path / "pictures"))
+    asked = ("--vision", eye, "--data", picture_folder(tmp_path / "pictures"))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert crossmodal(reader, whole, *asked).exit_code == 0
     total = Counter(evaluation.decode)
@@ -94,7 +79,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives
 
 
 def test_a_folder_is_asked_about_other_views_and_new_pictures(reader: Path, eye: Path, tmp_path: Path) -> None:
-    result = crossmodal(reader, tmp_path / "out", "--vision", eye, "--data", folder(tmp_path / "pictures"))
+    result = crossmodal(reader, tmp_path / "out", "--vision", eye, "--data", picture_folder(tmp_path / "pictures"))
     assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "out" / "c.csv")
     assert set(table["part"]) == {"pictures, other views", "pictures, new pictures"}
@@ -125,7 +110,7 @@ def test_what_is_wrong_is_one_sentence_and_writes_nothing(
 
 
 def test_a_picture_that_cannot_be_read_is_skipped_only_if_asked(reader: Path, eye: Path, tmp_path: Path) -> None:
-    place = folder(tmp_path / "pictures")
+    place = picture_folder(tmp_path / "pictures")
     (place / "pictures" / "2.png").write_text("no picture")
     asked = ("--vision", eye, "--data", place)
     refused = crossmodal(reader, tmp_path / "out", *asked, channels="blind")

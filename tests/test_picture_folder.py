@@ -1,13 +1,14 @@
 """A folder of pictures with a table becomes parts that keep names apart; what is wrong with it is said."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from seeing import NAMED as ROWS
 from seeing import noise
+from seeing import picture_folder as folder
 
 from latentcomm.crossmodal.picture_folder import (
     COLUMN_QUESTIONS,
@@ -20,30 +21,6 @@ from latentcomm.crossmodal.picture_folder import (
 )
 from latentcomm.crossmodal.pictures import Picture
 from latentcomm.crossmodal.questions import Question, picture_task
-
-ROWS = [
-    {
-        "file": f"{place}.png",
-        "name": name,
-        "capital": [f"{name} city", f"{name} town"],
-        "region": ("north", "south")[place % 2],
-    }
-    for place, name in enumerate(("Peru", "Italy", "Greece", "Japan", "Egypt", "France", "Spain", "India"))
-]
-
-
-def folder(path: Path, rows: list[dict[str, Any]] = ROWS, *, table: str = "table.json") -> Path:
-    (path / "pictures").mkdir(parents=True)
-    for place, row in enumerate(rows):
-        noise(place, 24, 16).save(path / "pictures" / row["file"])
-    if table.endswith(".json"):
-        (path / table).write_text(json.dumps(rows), "utf-8")
-    else:
-        with (path / table).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows({key: "|".join(v) if isinstance(v, list) else v for key, v in row.items()} for row in rows)
-    return path
 
 
 def test_csv_and_json_say_the_same_and_lists_are_answers_of_equal_worth(tmp_path: Path) -> None:

@@ -95,6 +95,9 @@ def cross_modal(
 def exchangeable(task: Task) -> Task:
     """The task without as many of the items of its commonest answer as exceed half: others can be exchanged for all.
 
+    Raises:
+        ValueError: all items have one answer.
+
     >>> from latentcomm.tasks import Item
     >>> items = tuple(Item(str(i), f"{i}", "r", "s", (a,), a, {}, ("A", "B")) for i, a in enumerate("AAAB"))
     >>> [item.id for item in exchangeable(Task("toy", items, ("A", "B"), "raw")).items]
@@ -103,6 +106,11 @@ def exchangeable(task: Task) -> Task:
     labels = [item.answers[0] for item in task.items]
     commonest = max(sorted(set(labels)), key=labels.count)
     others = len(labels) - labels.count(commonest)
+    if not others:
+        raise ValueError(
+            f"all {len(labels)} pictures asked about in {task.name!r} have the answer {commonest!r}; ask about more "
+            "pictures, or leave the question out"
+        )
     kept, seen = [], 0
     for item, label in zip(task.items, labels, strict=True):
         seen += label == commonest

@@ -1,0 +1,102 @@
+"""Figure 12: what does a model that only reads know of pictures, through latents and through captions?
+
+    python analyses/fig12_crossmodal.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
+
+Accuracy by question on pictures on which nothing was fitted or chosen: a soft prompt and a graft through ridge maps, a
+soft prompt trained through the reader, and two captions from the same latents, with silence, the true caption, other
+pictures' messages, an untrained encoder with a map of its own, and a map fitted to shuffled names. The set digits needs
+nothing else: a small encoder is trained first. For flags and emoji give --folder, with table.json and pictures, and
+--vision. It goes on where it was stopped.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from pictures import DATA, RECEIVER, run
+
+import latentcomm as lc
+from latentcomm.crossmodal import VisionSender
+from latentcomm.crossmodal.parts import Part
+from latentcomm.crossmodal.run import CHANNELS, Plan, cross_modal
+from latentcomm.plots import accuracy_by_question
+
+NAME = "fig12_crossmodal"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the figure."""
+
+    data: str = "digits"
+    channels: tuple[str, ...] = CHANNELS
+    n_fitting: int = 400
+    n_composed: int = 240
+    n_pictures: int = 250
+    n_test: int = 100
+    reply_tokens: int = 4
+    train_steps: int = 150
+    vision_steps: int = 1200
+    receiver: str = RECEIVER
+    seed: int = 0
+
+
+SETTINGS = Settings()
+SMOKE = replace(SETTINGS, n_fitting=40, n_composed=40, n_pictures=24, n_test=6, reply_tokens=1, train_steps=2)
+
+
+def compute(
+    settings: Settings,
+    vision: VisionSender,
+    receiver: lc.Model,
+    parts: tuple[Part, ...],
+    *,
+    checkpoint: Path | None = None,
+) -> pd.DataFrame:
+    """The table of the run, with the block and the layer that were chosen for each part."""
+    plan = Plan(
+        channels=settings.channels,
+        n_test=settings.n_test,
+        reply_tokens=settings.reply_tokens,
+        train_steps=settings.train_steps,
+        seed=settings.seed,
+    )
+    found = cross_modal(vision, receiver, parts, plan=plan, checkpoint=checkpoint, progress=True)
+    table = found.table
+    for column in ("block", "write_layer"):
+        table[column] = [found.chosen[part].get(column, -1) for part in table["part"]]
+    return table
+
+
+def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
+    """A panel a question, a row a channel."""
+    return accuracy_by_question(
+        table,
+        title=f"What does a reader know of pictures? {settings['vision']} to {settings['receiver']}",
+        note="Choices; pictures on which nothing was fitted or chosen; 95 % Wilson intervals over pictures.",
+    )
+
+
+FIGURES = {f"{NAME}_{data}": plot for data in DATA}
+"""Every figure that this script can write."""
+
+
+def settings_of(name: str) -> Settings:
+    """The settings of one of the figures."""
+    return replace(SETTINGS, data=name.removeprefix(f"{NAME}_"))
+
+
+def smoke(settings: Settings) -> Settings:
+    """The same set, with few pictures."""
+    return replace(SMOKE, data=settings.data)
+
+
+def main() -> None:
+    """Compute and publish, or rebuild the figures from their CSVs."""
+    run(__doc__, NAME, FIGURES, settings_of, smoke, compute)
+
+
+if __name__ == "__main__":
+    main()

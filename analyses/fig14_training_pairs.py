@@ -1,0 +1,100 @@
+"""Figure 14: how many pairs of a picture and its name does a map need before a reader knows what was seen?
+
+    python analyses/fig14_training_pairs.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
+
+Accuracy by question against the number of pictures that maps are fitted on, for the soft prompt, the graft and both
+captions from the same latents. The block and the layer are chosen once, on all fitting pictures. It goes on where it
+was stopped.
+"""
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from pictures import DATA, RECEIVER, run
+
+import latentcomm as lc
+from latentcomm.crossmodal import PictureSet, VisionSender
+from latentcomm.crossmodal.fitted import Fitted
+from latentcomm.crossmodal.parts import Part
+from latentcomm.crossmodal.run import Plan, cross_modal
+from latentcomm.plots import accuracy_against_pairs
+
+NAME = "fig14_training_pairs"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the figure."""
+
+    data: str = "digits"
+    channels: tuple[str, ...] = ("soft_prompt", "graft", "caption", "caption_by_map")
+    pairs: tuple[int, ...] = (15, 30, 60, 120, 240)
+    n_fitting: int = 240
+    n_composed: int = 240
+    n_pictures: int = 250
+    n_test: int = 60
+    vision_steps: int = 1200
+    receiver: str = RECEIVER
+    seed: int = 0
+
+
+SETTINGS = Settings()
+SMOKE = replace(SETTINGS, pairs=(15, 30), n_fitting=40, n_composed=40, n_pictures=24, n_test=6)
+
+
+def compute(
+    settings: Settings,
+    vision: VisionSender,
+    receiver: lc.Model,
+    parts: tuple[Part, ...],
+    *,
+    checkpoint: Path | None = None,
+) -> pd.DataFrame:
+    """The tables of the runs, one below the other, with the number of pairs of each."""
+    tables = []
+    for part in parts:
+        whole = Plan(channels=settings.channels, n_test=settings.n_test, reply_tokens=1, seed=settings.seed)
+        chosen = Fitted(vision, receiver, part, whole, checkpoint).chosen()
+        order = random.Random(f"pairs:{settings.seed}").sample(part.fitting.pictures, len(part.fitting))
+        for pairs in sorted({min(n, len(order)) for n in settings.pairs}):
+            fewer = replace(part, fitting=PictureSet(part.fitting.name, tuple(order[:pairs])))
+            plan = replace(whole, **chosen)
+            found = cross_modal(vision, receiver, [fewer], plan=plan, checkpoint=checkpoint, progress=True)
+            tables.append(found.table.assign(pairs=pairs, **chosen))
+    return pd.concat(tables, ignore_index=True)
+
+
+def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
+    """A panel a question, a line a channel."""
+    return accuracy_against_pairs(
+        table,
+        title=f"How many pairs does a map need? {settings['vision']} to {settings['receiver']}",
+        note="Choices; pictures on which nothing was fitted or chosen; 95 % Wilson intervals over pictures.",
+    )
+
+
+FIGURES = {f"{NAME}_{data}": plot for data in DATA}
+"""Every figure that this script can write."""
+
+
+def settings_of(name: str) -> Settings:
+    """The settings of one of the figures."""
+    return replace(SETTINGS, data=name.removeprefix(f"{NAME}_"))
+
+
+def smoke(settings: Settings) -> Settings:
+    """The same set, with few pictures."""
+    return replace(SMOKE, data=settings.data)
+
+
+def main() -> None:
+    """Compute and publish, or rebuild the figures from their CSVs."""
+    run(__doc__, NAME, FIGURES, settings_of, smoke, compute)
+
+
+if __name__ == "__main__":
+    main()

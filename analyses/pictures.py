@@ -1,0 +1,128 @@
+"""What the scripts about pictures share: their arguments, the sets and who looks at them, and publication."""
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from common import FOLDER, replot_found, unfinished
+
+import latentcomm as lc
+from latentcomm.crossmodal import IMAGENET, PictureSet, VisionSender, load_vision
+from latentcomm.crossmodal.parts import Part, digit_parts
+from latentcomm.crossmodal.picture_folder import counted_part, folder_parts, read_folder
+from latentcomm.crossmodal.questions import Question
+from latentcomm.crossmodal.small_vit import small_vit
+from latentcomm.crossmodal_report import describe_vision
+from latentcomm.publishing import plain, publish
+from latentcomm.sweep_report import describe
+
+DATA = ("digits", "flags", "emoji")
+RECEIVER = "smollm2-135m-instruct"
+FLAGS = (
+    Question("identity", "The country with this flag is", "name", name="country"),
+    Question("identity", "The capital of the country with this flag is", "capital", name="capital"),
+    Question("category", "The country with this flag lies in", "region", name="region"),
+)
+EMOJI = (
+    Question("identity", "The picture shows a", "name", name="name"),
+    Question("category", "What the picture shows is one of", "category", name="category"),
+)
+CAPTIONS = {"flags": "the flag of {name}", "emoji": "{name}"}
+LEFT_OUT = ("Flags", "Symbols", "Component")
+"""Categories of emoji whose names say little of what is seen."""
+
+
+def parts_of(
+    data: str, folder: str, *, n_fitting: int, n_composed: int, n_pictures: int, seed: int
+) -> tuple[Part, ...]:
+    """The parts of a set; a folder is needed for all but digits.
+
+    Raises:
+        ValueError: no such set, or no folder.
+    """
+    if data == "digits":
+        return digit_parts(n_fitting=n_fitting, n_composed=n_composed, n_testing=200, seed=seed)
+    if data not in DATA or not folder:
+        raise ValueError(f"the set is {data!r} in {folder!r}; give one of {', '.join(DATA)}, and --folder for a folder")
+    pictures = read_folder(folder, caption=CAPTIONS[data], seed=seed)
+    if data == "emoji":
+        chosen = [each for each in pictures if _is_plain(each.facts["name"], each.facts.get("category", ""))]
+        pictures = PictureSet(data, tuple(chosen))
+    pictures = _some(pictures, n_pictures, seed)
+    parts = folder_parts(pictures, questions=FLAGS if data == "flags" else EMOJI, seed=seed)
+    if data == "flags":
+        return parts
+    return *parts, counted_part(pictures, n_fitting=n_composed, n_testing=100, seed=seed)
+
+
+def encoder_of(vision: str, work: Path | None, *, steps: int, seed: int) -> VisionSender:
+    """The encoder of a directory or hub id; without one the small one of digits, trained where it is not kept."""
+    if not vision:
+        path = None if work is None else work / f"small-vit-{seed}-{steps}.safetensors"
+        return small_vit(seed=seed, steps=steps, path=path, progress=True)
+    stated = Path(vision, "preprocessor_config.json").exists() or not Path(vision).is_dir()
+    return load_vision(vision, preprocessing=None if stated else IMAGENET)
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments of a figure of pictures."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="few pictures, to see that it runs")
+    parser.add_argument("--replot", action="store_true", help="rebuild the figures that are there from their CSVs")
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--data", choices=DATA, default="digits")
+    parser.add_argument("--folder", default="", help="of flags and emoji: pictures with table.json")
+    parser.add_argument("--vision", default="", help="directory or hub id of an encoder; a small one for digits")
+    parser.add_argument("--receiver", default=RECEIVER, help="a built-in name, a folder, a .gguf file or a hub id")
+    return parser
+
+
+def run(
+    doc: str | None,
+    name: str,
+    figures: Mapping[str, Callable[[pd.DataFrame, dict[str, Any]], go.Figure]],
+    settings_of: Callable[[str], Any],
+    smoke: Callable[[Any], Any],
+    compute: Callable[..., pd.DataFrame],
+) -> None:
+    """What `main` of a script does: compute and publish, or rebuild the figures from their CSVs."""
+    options = arguments(doc).parse_args()
+    if options.replot:
+        replot_found(figures, options.out)
+        return
+    began, figure = time.monotonic(), f"{name}_{options.data}"
+    settings = settings_of(figure)
+    settings = replace(smoke(settings) if options.smoke else settings, receiver=options.receiver)
+    with unfinished(figure, options) as kept:
+        vision = encoder_of(options.vision, kept, steps=settings.vision_steps, seed=settings.seed)
+        receiver = lc.load_model(settings.receiver)
+        sizes = {key: getattr(settings, key) for key in ("n_fitting", "n_composed", "n_pictures", "seed")}
+        parts = parts_of(settings.data, options.folder, **sizes)
+        table = compute(settings, vision, receiver, parts, checkpoint=kept)
+        known = plain(asdict(settings) | {"vision": vision.name, "receiver": receiver.name})
+        publish(
+            figures[figure](table, known),
+            table,
+            name=figure,
+            folder=options.out,
+            settings=known,
+            measured={"wall_seconds": round(time.monotonic() - began, 1)},
+            models={"vision": describe_vision(vision), "receiver": describe(receiver)},
+        )
+
+
+def _is_plain(name: str, category: str) -> bool:
+    """Whether an emoji's name is one or two plain words of a thing."""
+    return category not in LEFT_OUT and len(name.split()) <= 2 and name.replace(" ", "").isalpha()
+
+
+def _some(pictures: PictureSet, n: int, seed: int) -> PictureSet:
+    """At most so many of them, in seeded order."""
+    drawn: Sequence[Any] = random.Random(f"some:{seed}").sample(pictures.pictures, min(n, len(pictures)))
+    return PictureSet(pictures.name, tuple(drawn))

@@ -1,0 +1,72 @@
+"""The figures of pictures (12 to 14) run small and are drawn again from their data."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+from seeing import encoder_folder, picture_folder, reader_folder
+from test_analyses import ENDINGS, ROOT, call, plots, script
+from tiny import files_in
+
+from latentcomm.publishing import check_replot
+
+NAMES = ("fig12_crossmodal", "fig13_block_layer_map", "fig14_training_pairs")
+PATHS = [ROOT / "analyses" / f"{name}.py" for name in NAMES]
+every_script = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return reader_folder(tmp_path_factory.mktemp("models") / "tiny-reader")
+
+
+def small(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script with as few updates of the small encoder as can be."""
+    module = script(path)
+    monkeypatch.setattr(module, "SMOKE", dataclasses.replace(module.SMOKE, vision_steps=2))
+    return module
+
+
+@every_script
+def test_digits_are_published_as_their_data_give_them_and_drawn_again_without_a_model(
+    path: Path, reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = small(path, monkeypatch)
+    call(module, monkeypatch, "--smoke", "--out", tmp_path, "--receiver", reader)
+    name = f"{module.NAME}_digits"
+    assert [each for each in files_in(tmp_path) if ".unfinished" not in each] == sorted(name + end for end in ENDINGS)
+    check_replot(name, tmp_path, plots(module)[name])
+    meta = json.loads((tmp_path / f"{name}.meta.json").read_text("utf-8"))
+    assert meta["settings"]["vision"] == "small-vit-0" and meta["settings"]["receiver"] == "tiny-reader"
+    before = (tmp_path / f"{name}.json").read_bytes()
+    (tmp_path / f"{name}.json").unlink()
+    call(module, monkeypatch, "--replot", "--out", tmp_path)
+    assert (tmp_path / f"{name}.json").read_bytes() == before
+
+
+def test_a_folder_is_seen_by_the_encoder_that_is_named(
+    reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = small(PATHS[0], monkeypatch)
+    pictures, eye = picture_folder(tmp_path / "flags"), encoder_folder(tmp_path / "tiny-vit")
+    told = ("--data", "flags", "--folder", pictures, "--vision", eye, "--receiver", reader)
+    call(module, monkeypatch, "--smoke", "--out", tmp_path / "out", *told)
+    table = pd.read_csv(tmp_path / "out" / "fig12_crossmodal_flags.csv")
+    assert set(table["part"]) == {"flags, other views", "flags, new pictures"}
+    assert set(table["question"]) == {"country", "capital", "region"}
+    meta = (tmp_path / "out" / "fig12_crossmodal_flags.meta.json").read_text("utf-8")
+    assert str(tmp_path) not in meta
+
+
+def test_more_pairs_are_another_row_of_the_same_channels(
+    reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = small(PATHS[2], monkeypatch)
+    call(module, monkeypatch, "--smoke", "--out", tmp_path, "--receiver", reader)
+    table = pd.read_csv(tmp_path / "fig14_training_pairs_digits.csv")
+    assert set(table["pairs"]) == {15, 30}
+    assert set(table["channel"]) == {"blind", *module.SMOKE.channels}
+    assert (table.groupby("part")["block"].nunique() == 1).all()  # chosen once, on all pairs
