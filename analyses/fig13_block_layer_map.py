@@ -69,7 +69,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         null=[float(chosen.loc[measure, "null_95"]) for measure in table["measure"]],
     )
     said = [
-        f"{measure.replace('_', ' ')} {row['held_out']:.2f} at block {row['block']}, layer {row['layer']} "
+        f"{str(measure).replace('_', ' ')} {row['held_out']:.2f} at block {row['block']}, layer {row['layer']} "
         f"(null {row['null_mean']:.2f}, p = {row['p']:.2g})"
         for measure, row in chosen.iterrows()
     ]

@@ -84,6 +84,10 @@ def country_pictures(n: int = 24, *, kind: str = "RGB") -> PictureSet:
     )  # fmt: skip
 
 
+NAMES = (
+    "Peru", "Italy", "Greece", "Japan", "Egypt", "France", "Spain", "India",
+    "Chile", "Kenya", "Nepal", "Ghana", "Cuba", "Laos", "Malta", "Togo",
+)  # fmt: skip
 NAMED = [
     {
         "file": f"{place}.png",
@@ -91,7 +95,7 @@ NAMED = [
         "capital": [f"{name} city", f"{name} town"],
         "region": ("north", "south")[place % 2],
     }
-    for place, name in enumerate(("Peru", "Italy", "Greece", "Japan", "Egypt", "France", "Spain", "India"))
+    for place, name in enumerate(NAMES)
 ]
 
 

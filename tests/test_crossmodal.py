@@ -147,7 +147,7 @@ def test_items_of_the_commonest_answer_leave_until_all_can_be_exchanged() -> Non
     task = exchangeable(picture_task(pictures, WHERE))
     assert [item.sender for item in task.items] == ["0", "1", "2", "7", "8", "9"]
     assert exchangeable(task) == task
-    with pytest.raises(ValueError, match="all 3 pictures asked about in .* have the answer 'Greece'"):
+    with pytest.raises(ValueError, match=r"all 3 pictures asked about in .* have the answer 'Greece'"):
         exchangeable(replace(task, items=task.items[:3]))
 
 

@@ -61,13 +61,13 @@ def test_views_are_others_of_the_same_thing(tmp_path: Path) -> None:
 
 def test_no_view_is_on_both_sides_and_of_new_pictures_no_name(tmp_path: Path) -> None:
     seen, new = folder_parts(folder(tmp_path), n_views=3, fitting_share=0.5)
-    assert (len(seen.fitting), len(seen.testing)) == (16, 8)
+    assert (len(seen.fitting), len(seen.testing)) == (32, 16)
     assert not {each.id for each in seen.fitting} & {each.id for each in seen.testing}
     assert {each.caption for each in seen.fitting} == {each.caption for each in seen.testing}
-    assert (len(new.fitting), len(new.testing)) == (8, 4)
+    assert (len(new.fitting), len(new.testing)) == (16, 8)
     assert not {each.caption for each in new.fitting} & {each.caption for each in new.testing}
     assert {each.caption for each in new.testing} <= set(new.captions)
-    assert len({each.group for each in new.fitting}) == 4  # views of one picture part on no choice, either
+    assert len({each.group for each in new.fitting}) == 8  # views of one picture part on no choice, either
     assert new.questions[0].answers == tuple(sorted(row["name"] for row in ROWS))
 
 
@@ -89,7 +89,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_skipped_only_if_asked(
     (place / "pictures" / "3.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"3.png cannot be read"):
         read_folder(place)
-    assert len(read_folder(place, skip_unreadable=True)) == 7
+    assert len(read_folder(place, skip_unreadable=True)) == 15
     assert "3.png" in capsys.readouterr().err
 
 

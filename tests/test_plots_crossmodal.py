@@ -47,7 +47,7 @@ def test_every_axis_says_what_it_shows_and_no_panel_covers_another(plot, given) 
     assert [name for name in untitled(figure) if not titled_below(figure, name)] == []
     assert overlaps(figure) == []
     assert 300 <= figure.layout.width <= 900
-    assert heads(figure) == [f"{part}: {question} (n = 40)" for part, question, _ in QUESTIONS]
+    assert heads(figure) == [f"{part}<br>{question} (n = 40)" for part, question, _ in QUESTIONS]
 
 
 def test_a_dot_is_a_channel_at_its_accuracy_and_the_other_picture_an_open_one_beside_it() -> None:

@@ -156,11 +156,13 @@ class Fitted:
         """The layer that a graft writes into."""
         if self.plan.write_layer is not None:
             return self.plan.write_layer
-        how = {"template": self.plan.template, "seed": self.plan.seed}
         return self._kept.number(
             "write_layer",
-            lambda: choose_write_layer(self.vision, self.vectors, self.receiver, self.part, self.block, **how),
-        )
+            lambda: choose_write_layer(
+                self.vision, self.vectors, self.receiver, self.part, self.block,
+                template=self.plan.template, seed=self.plan.seed,
+            ),
+        )  # fmt: skip
 
     @cached_property
     def site(self) -> VisionSite:

@@ -12,6 +12,7 @@ from latentcomm.sheets import (
     FOOT,
     GRID,
     LETTER,
+    LINE,
     MUTED,
     TICK_SIZE,
     Style,
@@ -26,8 +27,8 @@ from latentcomm.sheets import (
 NUMBERS = ["accuracy", "low", "high", "n"]
 QUESTION = ["part", "question", "channel", "condition", "metric"]
 SHARE = {"range": [-0.03, 1.03], "dtick": 0.5, "showgrid": True, "gridcolor": GRID}
-ACROSS, GAP = 3, 24
-"""Panels in a row, and px between two."""
+ACROSS, GAP, HEAD = 3, 24, 28 + LINE
+"""Panels in a row, px between two, and of the two lines above each."""
 WIDTH, STEP = 200, 20
 """px across a panel, and from one channel to the next."""
 OTHER = Style(MUTED, "circle-open")
@@ -72,14 +73,14 @@ def accuracy_by_question(
     questions = list(dict.fromkeys((row["part"], row["question"]) for row in rows))
     looks = _looks(channels)
     n_across, n_down = min(ACROSS, len(questions)), math.ceil(len(questions) / ACROSS)
-    height, between = STEP * len(channels), 44
+    height, between = STEP * len(channels), HEAD + 16
     across, down = n_across * (WIDTH + GAP) - GAP, n_down * (height + between) - between
     left = 48 + round(LETTER[TICK_SIZE] * max(len(spoken(name)) for name in channels))
     other = f"the same, {control} picture"
     has_chance = any(not math.isnan(row["chance"]) for row in rows)
     entries = ["its own picture", other, *(["chance"] if has_chance else [])]
     right = max(24, 480 - left - across)
-    sheet = blank_sheet(title, note, entries, across=across, down=down, left=left, right=right, head=28, foot=FOOT)
+    sheet = blank_sheet(title, note, entries, across=across, down=down, left=left, right=right, head=HEAD, foot=FOOT)
     share_axis = SHARE | {"title": {"text": "accuracy"}}
     name_axis = names_axis([spoken(name) for name in channels], "channel")
     sheet_axes: dict[str, str] = {}
@@ -88,7 +89,7 @@ def accuracy_by_question(
         column, line = place % ACROSS, place // ACROSS
         lowest = place + ACROSS >= len(questions)
         spot = (column * (WIDTH + GAP), down - height - line * (height + between), WIDTH, height)
-        head = f"{part}: {question} (n = {here[0]['n']})"
+        head = f"{part}<br>{question} (n = {here[0]['n']})"
         axes = sheet.panel(
             place, spot, share_axis if lowest else bare(share_axis), bare(name_axis) if column else name_axis, head
         )
@@ -140,11 +141,11 @@ def accuracy_against_pairs(table: pd.DataFrame, *, title: str, note: str = "", m
     questions = list(dict.fromkeys((row["part"], row["question"]) for row in rows))
     looks = _looks(channels)
     n_across, n_down = min(ACROSS, len(questions)), math.ceil(len(questions) / ACROSS)
-    height, between = 190, 44
+    height, between = 190, HEAD + 16
     across, down = n_across * (WIDTH + GAP) - GAP, n_down * (height + between) - between
     entries = [*map(spoken, channels), "chance"]
     right = max(24, 480 - 66 - across)
-    sheet = blank_sheet(title, note, entries, across=across, down=down, left=66, right=right, head=28, foot=FOOT)
+    sheet = blank_sheet(title, note, entries, across=across, down=down, left=66, right=right, head=HEAD, foot=FOOT)
     pairs = sorted({int(row["pairs"]) for row in rows})
     ends = [math.log10(pairs[0]) - 0.08, math.log10(pairs[-1]) + 0.08]
     pairs_axis = {"type": "log", "range": ends, "tickvals": pairs, "title": {"text": "training pairs"}}
@@ -156,7 +157,7 @@ def accuracy_against_pairs(table: pd.DataFrame, *, title: str, note: str = "", m
         spot = (column * (WIDTH + GAP), down - height - line * (height + between), WIDTH, height)
         axes = sheet.panel(
             place, spot, pairs_axis if lowest else bare(pairs_axis), bare(share_axis) if column else share_axis,
-            f"{part}: {question} (n = {here[0]['n']})",
+            f"{part}<br>{question} (n = {here[0]['n']})",
         )  # fmt: skip
         guess = next((row["chance"] for row in here if not math.isnan(row["chance"])), None)
         line_of = {"color": MUTED, "dash": "dot", "width": 1.5}
