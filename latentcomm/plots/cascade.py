@@ -34,7 +34,7 @@ WITHOUT = "only items whose opening lacks the answer"
 BESIDE = "shares of items"
 IN_OPENING, FIRED = "answer in the opening", "stop fired"
 NUMBERS = ("accuracy", "low", "high", "n", "tokens")
-SHARES = ("fired", "in_opening", "accuracy_without", "n_without")
+SHARES = ("fired", "in_opening", "without_accuracy", "without_n")
 STEP, ROOM = 30, 10
 """px from one n to the next at most, and beside the outermost."""
 
@@ -53,7 +53,7 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
             interval; a row twice.
 
     >>> row = {"hand_off": "none", "stop": "0", "condition": "small alone", "accuracy": 0.1, "low": 0.0, "high": 0.3}
-    >>> row |= {"n": 9, "tokens": 0.0, "fired": 1.0, "in_opening": 0.0, "accuracy_without": 0.1, "n_without": 9}
+    >>> row |= {"n": 9, "tokens": 0.0, "fired": 1.0, "in_opening": 0.0, "without_accuracy": 0.1, "without_n": 9}
     >>> rows = [row, row | {"condition": "large alone", "high": 1.0}]
     >>> rows += [row | {"hand_off": "text", "condition": "message", "stop": stop} for stop in ("0", "8")]
     >>> cascade_curves(pd.DataFrame(rows), title="Two numbers").layout.xaxis.ticktext
@@ -333,11 +333,11 @@ def _shares(
     """Accuracy without the items whose opening holds the answer; below, their share and that of stops that fired."""
     mine = {row["stop"]: row for row in rows if row["condition"] == MESSAGE}
     mine = {stop: mine[stop] for stop in places if stop in mine}
-    left = [row for row in mine.values() if row["n_without"] > 0 and not math.isnan(row["accuracy_without"])]
+    left = [row for row in mine.values() if row["without_n"] > 0 and not math.isnan(row["without_accuracy"])]
     marker = {"color": look.colour, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}}
     open_dots = {"x": [places[row["stop"]] for row in left] or [None], "mode": "markers", "marker": marker}
-    open_dots |= {"y": [row["accuracy_without"] for row in left] or [None], "name": WITHOUT}
-    told = {"customdata": [[row["n_without"]] for row in left], "hovertemplate": "%{y:.3f}, n = %{customdata[0]}"}
+    open_dots |= {"y": [row["without_accuracy"] for row in left] or [None], "name": WITHOUT}
+    told = {"customdata": [[row["without_n"]] for row in left], "hovertemplate": "%{y:.3f}, n = %{customdata[0]}"}
     sheet.figure.add_trace(go.Scatter(open_dots | told | upper, legendgroup=WITHOUT, showlegend=named))
     for column, name, dash in (("in_opening", IN_OPENING, "solid"), ("fired", FIRED, "dot")):
         known = [row for row in mine.values() if not math.isnan(row[column])]
