@@ -38,7 +38,7 @@ class Settings:
     task: str = "countries"
     channels: tuple[str, ...] | None = None
     learned: tuple[str, ...] = LEARNED
-    n_sheets: int = 300
+    n_sheets: int = 200
     plan: Plan = field(default_factory=lambda: Plan(n_tune=40, n_test=100))
     learning: LearningPlan = field(default_factory=LearningPlan)
 

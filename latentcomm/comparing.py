@@ -24,7 +24,7 @@ from latentcomm.channels.base import Channel
 from latentcomm.channels.coconut import marker
 from latentcomm.channels.merged import fit_predictability
 from latentcomm.comparison import Comparison, compare
-from latentcomm.controls import CONTROLS, exchanged
+from latentcomm.controls import CONTROLS, exchanged, exchanged_alike
 from latentcomm.corpus import read_corpus
 from latentcomm.cost import ModelSize, paper_activation_flops, paper_forward_flops, paper_text_flops
 from latentcomm.evaluation import MESSAGE, Trial
@@ -132,6 +132,8 @@ def compare_named(
     if plan.n_test is not None and plan.n_test < len(test.items):
         test = test.take(plan.n_test, seed=plan.seed)
     exchanged(test, seed=plan.seed)  # refuses now what would fail after the sweep
+    if "same-label" in plan.controls:
+        exchanged_alike(test, seed=plan.seed)
     kept = None if checkpoint is None else Path(checkpoint)
     cell, alignment, predictable = None, None, None
     if any(needs_cell(name) for name in names):

@@ -46,6 +46,18 @@ def shuffled(exchange: Exchange) -> Message:
     return exchange.message.select(exchanged(exchange.task, seed=exchange.seed))
 
 
+def same_label(exchange: Exchange) -> Message:
+    """Every item gets the message of another item that has the same answer and whose sender read another text: what is
+    left of the message when only the answer itself may pass.
+
+    Raises:
+        ValueError: the message is silence, or an item is alone with its answer.
+    """
+    if exchange.message.is_silent:
+        raise ValueError(f"a message of {exchange.message.origin} has no content to exchange for another item's")
+    return exchange.message.select(exchanged_alike(exchange.task, seed=exchange.seed))
+
+
 def zero(exchange: Exchange) -> Message:
     """The zero vector: what interrupting the receiver does by itself."""
     return _with(exchange.message, torch.zeros_like)
@@ -83,7 +95,33 @@ def exchanged(task: Task, *, seed: int) -> list[int]:
     return derangement([label(item) for item in task.items], texts=[item.sender for item in task.items], seed=seed)
 
 
-def derangement(labels: Sequence[str], *, seed: int, texts: Sequence[str] | None = None) -> list[int]:
+def exchanged_alike(task: Task, *, seed: int) -> list[int]:
+    """For each item another of the same answer and with another sender's text; every item is used once.
+
+    Raises:
+        ValueError: an item is alone with its answer, or most items of an answer share one text.
+    """
+    groups: dict[str, list[int]] = {}
+    for row, item in enumerate(task.items):
+        groups.setdefault(label(item), []).append(row)
+    if alone := [name for name, rows in groups.items() if len(rows) == 1]:
+        raise ValueError(
+            f"{len(alone)} of {len(task.items)} items are alone with their answer, such as {alone[0]!r}, and cannot be "
+            "given the message of another with it; bring more items an answer, or leave out the same-label control"
+        )
+    order = list(range(len(task.items)))
+    for name, rows in groups.items():
+        inside = derangement(
+            [task.items[row].sender for row in rows], seed=seed, what=f"text, for the answer {name!r},"
+        )
+        for place, source in zip(rows, inside, strict=True):
+            order[place] = rows[source]
+    return order
+
+
+def derangement(
+    labels: Sequence[str], *, seed: int, texts: Sequence[str] | None = None, what: str = "answer"
+) -> list[int]:
     """A random order in which no item gets an item of its own label, or of its own text; every item is used once.
 
     Raises:
@@ -96,8 +134,8 @@ def derangement(labels: Sequence[str], *, seed: int, texts: Sequence[str] | None
     commonest = max(set(labels), key=list(labels).count)
     if 2 * list(labels).count(commonest) > len(labels):
         raise ValueError(
-            f"{list(labels).count(commonest)} of {len(labels)} items share the answer {commonest!r}, "
-            "so their messages cannot all be exchanged for others'; bring items with other answers"
+            f"{list(labels).count(commonest)} of {len(labels)} items share the {what} {commonest!r}, "
+            "so their messages cannot all be exchanged for others'; bring other items"
         )
 
     def alike(i: int, j: int) -> bool:
@@ -141,5 +179,8 @@ CONTROLS: dict[str, Callable[[Exchange], Message]] = {
     "zero": zero,
     "random": norm_matched_random,
     SELF: self_message,
+    "same-label": same_label,
 }
 """The controls of a channel that says something, in the order in which tables show them."""
+USUAL = ("shuffled", "zero", "random", SELF)
+"""Those that every task allows; "same-label" needs two items of every answer, and is run where it is asked for."""

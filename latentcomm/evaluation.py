@@ -13,7 +13,7 @@ import torch
 
 from latentcomm.channels.base import Channel, Deciding, Sharing, label
 from latentcomm.channels.message import Message, join
-from latentcomm.controls import CONTROLS, SELF, Exchange, applies, true_message
+from latentcomm.controls import CONTROLS, SELF, USUAL, Exchange, applies, true_message
 from latentcomm.cost import flops
 from latentcomm.decoding import decode
 from latentcomm.files import digest, write_text
@@ -72,7 +72,7 @@ def evaluate(
     *,
     n: int | None = None,
     seed: int = 0,
-    controls: Sequence[str] = tuple(CONTROLS),
+    controls: Sequence[str] = USUAL,
     reply_tokens: int | None = None,
     temperature: float | int = 0.0,
     top_p: float | int = 1.0,

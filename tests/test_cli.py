@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 
 from latentcomm import diagnosis, evaluation, layer_sweep, sweeps, weights
 from latentcomm.alignment import fit_ridge
-from latentcomm.cli import FUSION_NAMES, app
+from latentcomm.cli import app
+from latentcomm.cli.sweep import FUSION_NAMES
 from latentcomm.diagnosis import grafts
 from latentcomm.fusion import Mean, NormMatched, Replace, RightAligned, Sum
 from latentcomm.models import Model, load_model

@@ -206,6 +206,22 @@ class TestTrain:
         assert all((kept[0][0][key] == kept[1][0][key]).all() for key in kept[0][0])
         assert files_in(tmp_path / "parts") == ["gated.safetensors"]
 
+    def test_a_channel_that_is_done_is_not_trained_again_after_a_stop_in_the_next(
+        self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stop(monkeypatch, training, "_update", 3)  # two updates a channel: the second stops in its first
+        assert self.train(tiny, tmp_path, "gated,concatenated").exit_code == 130
+        before, _ = learning.load_weights(tmp_path / "gated.safetensors", kind=learning.KIND)
+        again = Counter(training._update)
+        monkeypatch.setattr(training, "_update", again)
+        assert self.train(tiny, tmp_path, "gated,concatenated").exit_code == 0
+        assert again.calls == 2
+        after, _ = learning.load_weights(tmp_path / "gated.safetensors", kind=learning.KIND)
+        assert all((after[key] == before[key]).all() for key in before)
+        assert files_in(tmp_path) == ["concatenated.safetensors", "gated.safetensors"]
+        assert self.train(tiny, tmp_path, "gated").exit_code == 0
+        assert again.calls == 4  # nothing of it is kept once all are done
+
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [

@@ -16,10 +16,13 @@ from latentcomm.capture import capture
 from latentcomm.channels import Activation, Message, Silent
 from latentcomm.controls import (
     CONTROLS,
+    USUAL,
     Exchange,
     applies,
     derangement,
+    exchanged_alike,
     norm_matched_random,
+    same_label,
     self_message,
     shuffled,
     true_message,
@@ -109,6 +112,32 @@ class TestTheShuffledMessage:
         given = exchange(replace(toy(), items=aliases))
         same = (vectors(shuffled(given))[:, None] == vectors(given.message)[None]).all(-1)
         assert all((place + int(source)) % 2 for place, source in enumerate(same.int().argmax(1)))
+
+
+class TestTheSameLabelControl:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_gives_each_item_the_message_of_another_with_its_answer_each_used_once(self, seed: int) -> None:
+        given = exchange(seed=seed)
+        same = (vectors(same_label(given))[:, None] == vectors(given.message)[None]).all(-1)
+        assert torch.equal(same.sum(0), torch.ones(8)) and torch.equal(same.sum(1), torch.ones(8))
+        sources = same.int().argmax(1).tolist()
+        assert sources == [4, 5, 6, 7, 0, 1, 2, 3]  # of each answer there are two
+
+    def test_is_refused_where_an_item_is_alone_with_its_answer(self) -> None:
+        with pytest.raises(ValueError, match="1 of 3 items are alone with their answer, such as 'Italy'"):
+            same_label(exchange(toy(("Greece", "Greece", "Italy"))))
+
+    def test_never_gives_an_item_its_own_text_and_says_where_it_must(self) -> None:
+        task = toy(("Greece",) * 4, openings=("The", " The note says", "The", " The note says"))
+        order = exchanged_alike(task, seed=0)
+        assert all(task.items[row].sender != task.items[other].sender for row, other in enumerate(order))
+        with pytest.raises(ValueError, match="2 of 2 items share the text, for the answer 'Greece', 'The Greece"):
+            exchanged_alike(toy(("Greece",) * 2, openings=("The",)), seed=0)
+
+    def test_a_message_of_nothing_is_refused(self) -> None:
+        given = exchange()
+        with pytest.raises(ValueError, match="a message of nothing has no content to exchange"):
+            same_label(replace(given, message=Silent().send(given.sender, REPEATED)))
 
 
 class TestTheOtherControls:
@@ -223,5 +252,5 @@ class TestMessagesOfOtherKinds:
         ids=["silence", "texts", "parts", "ids", "vectors"],
     )
     def test_a_control_applies_where_it_takes_something_away(self, message: Message, expected: list[str]) -> None:
-        assert [name for name in CONTROLS if applies(name, CHANNEL, model("llama"), message)] == expected
+        assert [name for name in USUAL if applies(name, CHANNEL, model("llama"), message)] == expected
         assert not applies("self", Silent(), model("llama"), message)

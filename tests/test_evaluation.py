@@ -21,7 +21,7 @@ from toys import Counter, toy
 from latentcomm import evaluation
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, Silent, Skyline
-from latentcomm.controls import CONTROLS
+from latentcomm.controls import USUAL
 from latentcomm.cost import flops
 from latentcomm.evaluation import METRICS, Trial, evaluate, summarise, to_table
 from latentcomm.fusion import Linear, Mean, Replace, Sum
@@ -33,7 +33,7 @@ from latentcomm.tasks.base import REPLY_TOKENS
 
 TASK = toy()
 GRAFT = Activation("replace", Site(2), Site(0), Replace())
-CONDITIONS = ["message", *CONTROLS]
+CONDITIONS = ["message", *USUAL]
 
 
 def hf_forward(raw: Any, ids: list[int], place: int, vector: Tensor | None, layer: int) -> Tensor:
@@ -226,7 +226,7 @@ class TestWhatIsEvaluated:
     def test_an_unknown_control_is_refused_before_anything_runs(self, forwards: Callable[..., Forwards]) -> None:
         count = forwards(tiny := build("llama"))
         with pytest.raises(
-            ValueError, match="there is no control 'shufled'; choose among shuffled, zero, random, self"
+            ValueError, match="there is no control 'shufled'; choose among shuffled, zero, random, self, same-label"
         ):
             evaluate(GRAFT, tiny, tiny, TASK, controls=("shuffled", "shufled"))
         assert count.calls == 0

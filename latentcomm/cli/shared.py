@@ -1,0 +1,137 @@
+"""What several commands do: say what is wrong, load a pair, make a task, keep unfinished work."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from latentcomm.cli.options import Fame, SenderForm, TaskName, TemplateName
+from latentcomm.files import digest
+from latentcomm.models import Model
+from latentcomm.tasks.base import Task
+
+WITH_DATA = (TaskName.gsm8k, TaskName.mmlu, TaskName.biographies)
+WITH_SHOTS = (TaskName.gsm8k, TaskName.mmlu)
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """Turn what a user can mend into one sentence on standard error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nlatentcomm: stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"latentcomm: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def unfinished(out: Path, *settings: Any) -> Iterator[Path]:
+    """A folder in `out` for the work of these settings: gone when the block ends well, kept when it does not.
+
+    It is of its own, so that another stopped run in `out` keeps its work when this one is done.
+    """
+    kept = out / ".unfinished" / digest(*settings)[:16]
+    yield kept
+    shutil.rmtree(kept, ignore_errors=True)
+    with suppress(OSError):  # another stopped run's work is in it
+        kept.parent.rmdir()
+
+
+def console(width: int) -> Console:
+    """Where tables are printed: as wide as the terminal, or of this width where there is none."""
+    return Console(width=None if sys.stdout.isatty() else width)
+
+
+def check_file_name(name: str) -> None:
+    """Refuse a `--name` that is no plain file name.
+
+    Raises:
+        ValueError: it is empty or has a folder in it.
+    """
+    if not name or Path(name).name != name:
+        raise ValueError(f"--name is {name!r}; give a plain file name, and the folder by --out")
+
+
+def listed(text: str) -> list[str]:
+    """The entries of a comma-separated list.
+
+    >>> listed("replace, norm-matched,")
+    ['replace', 'norm-matched']
+    """
+    return [each.strip() for each in text.split(",") if each.strip()]
+
+
+def names(text: str) -> list[str]:
+    """The entries of a comma-separated list as the library's names, which have no dashes.
+
+    >>> names("replace, norm-matched,")
+    ['replace', 'norm_matched']
+    """
+    return [each.replace("-", "_") for each in listed(text)]
+
+
+def layer_or_none(layer: int) -> int | None:
+    """A layer, or None where it is to be chosen: any negative number says so, `options.CHOSEN` by default."""
+    return None if layer < 0 else layer
+
+
+def load_pair(sender: str, receiver: str, *, device: str, dtype: str = "float32") -> tuple[Model, Model]:
+    """Both models; one model twice where the receiver is empty or named as the sender.
+
+    Raises:
+        ValueError: what `load_model` refuses.
+    """
+    from latentcomm.models import load_model
+
+    first = load_model(sender, dtype=dtype, device=device)
+    return first, first if receiver in ("", sender) else load_model(receiver, dtype=dtype, device=device)
+
+
+def make_task(
+    task: TaskName,
+    template: TemplateName,
+    sender_form: SenderForm,
+    fame: Fame,
+    seed: int,
+    data: str = "",
+    subjects: str = "",
+    n_shots: int = 0,
+) -> Task:
+    """The task that the options of a command describe.
+
+    Raises:
+        ValueError: an option that the task does not have, or what the task refuses.
+    """
+    from latentcomm.tasks import biographies, countries, gsm8k, kv_math, mmlu, prosqa, tip_sheets
+    from latentcomm.tasks.mmlu import SUBJECTS
+
+    if data and task not in WITH_DATA:
+        raise ValueError(f"the task {task.value} makes its own items; leave --data out")
+    if (subjects and task is not TaskName.mmlu) or (n_shots and task not in WITH_SHOTS):
+        raise ValueError(f"--subjects is for mmlu and --n-shots for gsm8k and mmlu; leave them out for {task.value}")
+    source = data or None
+    if task is TaskName.countries:
+        which = None if fame is Fame.all else fame.value
+        return countries(template=template.value, sender_form=sender_form.value, fame=which)
+    if fame is not Fame.all or sender_form is SenderForm.entity:
+        raise ValueError(f"--fame and --sender-form entity are for the task countries; leave them out for {task.value}")
+    if task is TaskName.gsm8k:
+        return gsm8k(source, template=template.value, n_shots=n_shots, seed=seed)
+    if task is TaskName.mmlu:
+        chosen = listed(subjects) or SUBJECTS
+        return mmlu(source, subjects=chosen, template=template.value, n_shots=n_shots, seed=seed)
+    if task is TaskName.biographies:
+        return biographies(source, template=template.value)
+    if task is TaskName.kv_math:
+        return kv_math(template=template.value, seed=seed)
+    if task is TaskName.prosqa:
+        return prosqa(seed=seed, template=template.value)
+    return tip_sheets(n=200, seed=seed, template=template.value, sender_form=sender_form.value)
