@@ -18,6 +18,7 @@ from latentcomm.cascade import (  # noqa: E402
     Oracle,
     SentenceEnd,
     TextHandOff,
+    fit_hand_off,
     sweep_cascade,
 )
 from latentcomm.channels import Activation, Message, Silent, Skyline  # noqa: E402
@@ -78,6 +79,7 @@ __all__ = [
     "encode",
     "evaluate",
     "fusion",
+    "fit_hand_off",
     "generate",
     "grafted",
     "learn",

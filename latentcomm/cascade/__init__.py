@@ -1,5 +1,6 @@
 """The reverse cascade: a large model opens the reasoning and a small one finishes it."""
 
+from latentcomm.cascade.fitting import fit_hand_off
 from latentcomm.cascade.hand_offs import HandOff, KVHandOff, LatentHandOff, TextHandOff
 from latentcomm.cascade.openings import Opening, Openings, write_openings
 from latentcomm.cascade.run import Cascade, CascadeSweep, sweep_cascade
@@ -23,6 +24,7 @@ __all__ = [
     "SentenceEnd",
     "Stop",
     "TextHandOff",
+    "fit_hand_off",
     "sweep_cascade",
     "write_openings",
 ]
