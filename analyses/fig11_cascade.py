@@ -135,7 +135,9 @@ def compute(
     )
 
 
-FIGURES = {f"{NAME}_{task.replace('-', '_')}{ending}": plot for task in (WORKED, GSM8K) for ending, plot in PLOTS.items()}
+FIGURES = {
+    f"{NAME}_{task.replace('-', '_')}{ending}": plot for task in (WORKED, GSM8K) for ending, plot in PLOTS.items()
+}
 """Every figure that this script can write."""
 
 

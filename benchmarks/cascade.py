@@ -7,9 +7,7 @@ greedy run of so many tokens, and over separate runs of each n and stop. The sma
 text hand-off as the sweep runs them, where what is alike is read and written once, over separate runs of each. Seconds
 are the median of three turns, operations those of the passes that were run. Both models are SmolLM2-135M-Instruct, on
 the problems of GSM8K's kind that come with the package: of one model the continuations are the openings' own, so that
-as much is shared as can be; behind the opening of another item as
-little is as can be. Writes
-benchmarks/cascade.json.
+as much is shared as can be; behind the opening of another item as little is as can be. Writes benchmarks/cascade.json.
 """
 
 import argparse
@@ -137,7 +135,9 @@ def small_side(
 
     same = sum(a == b for one, two in zip(shared(), separate(), strict=True) for a, b in zip(one, two, strict=True))
     n = sum(map(len, wanted))
-    return {"continuations": n, "of equal tokens": same} | compared({"shared": shared, "separate runs": separate}, turns)
+    return {"continuations": n, "of equal tokens": same} | compared(
+        {"shared": shared, "separate runs": separate}, turns
+    )
 
 
 def compared(ways: dict[str, Callable[[], Any]], turns: int) -> dict[str, Any]:

@@ -142,7 +142,18 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
         "item's opening",
         caption="operations are means of an item, as if run for this n alone; not corrected for multiple tests",
     )
-    heads = ("hand-off", "stop", "tokens", "accuracy", "answer in opening", "accuracy without", "other", "own", "vote", "p")
+    heads = (
+        "hand-off",
+        "stop",
+        "tokens",
+        "accuracy",
+        "answer in opening",
+        "accuracy without",
+        "other",
+        "own",
+        "vote",
+        "p",
+    )
     for head in (*heads, "GFLOP"):
         shown.add_column(head, justify="left" if head in heads[:2] else "right", no_wrap=head in ("accuracy", "p"))
     beside = {(row["hand_off"], row["stop"], row["condition"]): row for row in rows}
@@ -166,7 +177,9 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
     for row in rows:
         if row["condition"] in (SMALL_ALONE, LARGE_ALONE) and row["parsed"] < 1:
             unread = 1 - row["parsed"]
-            console.print(f"{row['condition']}: no answer could be read in {unread:.0%} of the replies", highlight=False)
+            console.print(
+                f"{row['condition']}: no answer could be read in {unread:.0%} of the replies", highlight=False
+            )
 
 
 def _p(value: float) -> str:

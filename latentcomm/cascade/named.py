@@ -50,8 +50,7 @@ def hand_offs_named(
     Raises:
         ValueError: an unknown name, or what `fit_hand_off` refuses.
     """
-    if unknown := [name for name in names if name not in HAND_OFFS]:
-        raise ValueError(f"there is no hand-off {unknown[0]!r}; choose among {', '.join(HAND_OFFS)}")
+    refuse_hand_offs(names)
     read = depth_of(large) if read_layer is None else read_layer
     write = depth_of(small) if write_layer is None else write_layer
     found: dict[str, HandOff] = {}
@@ -64,6 +63,18 @@ def hand_offs_named(
             place = EMBEDDINGS if name == LATENT else write
             found[name] = fit_hand_off(large, small, documents, read=read, write=place, name=name, seed=seed)
     return found
+
+
+def refuse_hand_offs(names: Sequence[str]) -> None:
+    """Refuse names that no hand-off has, before a model is loaded.
+
+    Raises:
+        ValueError: none is named, or an unknown one.
+    """
+    if unknown := [name for name in names if name not in HAND_OFFS]:
+        raise ValueError(f"there is no hand-off {unknown[0]!r}; choose among {', '.join(HAND_OFFS)}")
+    if not names:
+        raise ValueError(f"no hand-off is named; choose among {', '.join(HAND_OFFS)}")
 
 
 def depth_of(model: Model) -> int:

@@ -85,9 +85,7 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
         upper = sheet.panel(
             number, (at, strip + 16, width, height), bare(x_axis), bare(y_axis) if number else y_axis, spoken(off)
         )
-        lower = sheet.panel(
-            len(offs) + number, (at, 0, width, strip), x_axis, bare(share) if number else share, ""
-        )
+        lower = sheet.panel(len(offs) + number, (at, 0, width, strip), x_axis, bare(share) if number else share, "")
         for alone in (SMALL, LARGE):
             _alone(sheet, _one(rows, alone), upper, looks[alone], len(stops), named=not number)
         mine = [row for row in rows if row["hand_off"] == off]
@@ -121,7 +119,9 @@ def cascade_front(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figu
     rows = _rows(table, ("flops",))
     require_numbers(rows, ["flops"])
     if wrong := [row for row in rows if not row["flops"] > 0]:
-        raise ValueError(f"{wrong[0]['condition']} has flops {wrong[0]['flops']}; a logarithmic axis needs costs above 0")
+        raise ValueError(
+            f"{wrong[0]['condition']} has flops {wrong[0]['flops']}; a logarithmic axis needs costs above 0"
+        )
     offs = _hand_offs(rows)
     looks = _looks(offs)
     stops = [stop for stop in _stops(rows) if not stop.isdigit()]
@@ -158,7 +158,9 @@ def cascade_front(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figu
         look = {"marker": {"symbol": shape, "size": 12, "color": MUTED, "line": {"width": 2}}}
         sheet.figure.add_trace(go.Scatter(key | look | axes))
     if votes:
-        mine = [row for row in rows if row["condition"] == VOTE and row["hand_off"] == offs[0] and row["stop"].isdigit()]
+        mine = [
+            row for row in rows if row["condition"] == VOTE and row["hand_off"] == offs[0] and row["stop"].isdigit()
+        ]
         mine.sort(key=lambda row: row["flops"])
         trace = _dots(mine, axes, looks[VOTE], ENTRIES[VOTE], size=7)
         dotted = {"color": looks[VOTE].colour, "width": 1.5, "dash": "dot"}
@@ -347,9 +349,7 @@ def _shares(
         sheet.figure.add_trace(go.Scatter(line | lower, legendgroup=name, showlegend=named))
 
 
-def _dots(
-    rows: Sequence[Mapping[str, Any]], axes: dict[str, str], look: Style, name: str, *, size: int
-) -> go.Scatter:
+def _dots(rows: Sequence[Mapping[str, Any]], axes: dict[str, str], look: Style, name: str, *, size: int) -> go.Scatter:
     bar = {"type": "data", "symmetric": False, "array": [row["high"] - row["accuracy"] for row in rows]}
     bar |= {"arrayminus": [row["accuracy"] - row["low"] for row in rows], "color": look.colour, "width": 0}
     marker = {"color": look.colour, "symbol": look.symbol, "size": size, "line": {"width": 2 * ("open" in look.symbol)}}

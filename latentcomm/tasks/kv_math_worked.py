@@ -216,7 +216,7 @@ class _Sums:
     _tested_numbers: frozenset[frozenset[int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.n_terms or len(set(self.n_terms)) < len(self.n_terms) or not 2 <= min(self.n_terms):
+        if not self.n_terms or len(set(self.n_terms)) < len(self.n_terms) or min(self.n_terms) < 2:
             raise ValueError(f"n_terms are {self.n_terms}; give one or more different numbers of keys from 2")
         table = worked_table(n_keys=self.n_keys, highest=self.highest, seed=self.seed)
         if max(self.n_terms) > self.n_keys:
@@ -231,7 +231,9 @@ class _Sums:
         tested = tuple(random.Random(f"kv_math_worked:{self.seed}:tested").sample(pairs, n_tested))
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "tested", tested)
-        object.__setattr__(self, "_tested_numbers", frozenset(frozenset(map(table.__getitem__, pair)) for pair in tested))
+        object.__setattr__(
+            self, "_tested_numbers", frozenset(frozenset(map(table.__getitem__, pair)) for pair in tested)
+        )
 
     def adds_a_tested_pair(self, numbers: Sequence[int]) -> bool:
         """Whether two of the numbers, or a partial sum and the number added to it, are those of a tested pair."""
@@ -250,7 +252,7 @@ class _Sums:
         raise ValueError(f"almost every sum of {terms} keys holds a tested pair; lower test_fraction")
 
     def different(self, n: int, part: Part) -> list[tuple[str, ...]]:
-        """n different sums of a part, of every length in turn; a larger n only adds."""
+        """Different sums of a part, n of them, of every length in turn; a larger n only adds."""
         rng, found = random.Random(f"kv_math_worked:{self.seed}:{part}"), {}
         while len(found) < n:
             terms = self.n_terms[len(found) % len(self.n_terms)]
