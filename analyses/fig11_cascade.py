@@ -1,4 +1,4 @@
-"""Figure 11: a large model opens the reasoning, a small one finishes: accuracy against n, against cost, and the signals.
+"""Figure 11: a large model opens the reasoning, a small one finishes: accuracy against n and cost, and the signals.
 
     python analyses/fig11_cascade.py [--smoke] [--replot] [--out DIR] [--task NAME] [--large NAME] [--small NAME]
         [--data FILE] [--shots FILE] [--work DIR]

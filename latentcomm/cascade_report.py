@@ -69,8 +69,8 @@ def curves_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure
         table,
         title=f"How much must the large model write? {_pair(settings)}",
         note=f"{_items(table)}; 95 % Wilson intervals over items. Tokens of a stop: the mean that it hands over. "
-        "Another item's opening, the small model's own and its vote at equal cost stand beside every number; the oracle "
-        "knows the answers and is no policy.",
+        "Another item's opening, the small model's own and its vote at equal cost stand beside every number; the "
+        "oracle knows the answers and is no policy.",
     )
 
 

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from latentcomm.models import Model, wrap_model
 
@@ -93,16 +94,18 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
     inner = getattr(model.hooked, "original_model", None)
     if not isinstance(inner, LlamaForCausalLM):
         raise ValueError(f"{model.name} was not made by small_model; save it with the library that made it")
-    weights = {name.replace("._original_component", ""): value for name, value in inner.state_dict().items()}
-    plain = LlamaForCausalLM(inner.config)
-    plain.load_state_dict(weights)
+    named = inner.named_parameters(remove_duplicate=False)  # each also under the names of the bridge
+    weights = {name.replace("._original_component", ""): value.detach() for name, value in named}
+    wanted = LlamaForCausalLM(inner.config).state_dict()
     folder = Path(folder)
     if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds something that is no model; give another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as draft:
         whole = Path(draft) / "model"
-        plain.save_pretrained(whole)
+        inner.config.save_pretrained(whole)
+        plain = {name: weights[name].cpu().contiguous().clone() for name in wanted}
+        save_file(plain, whole / "model.safetensors", metadata={"format": "pt"})
         model.require_tokenizer().save_pretrained(whole)
         shutil.rmtree(folder, ignore_errors=True)
         whole.rename(folder)

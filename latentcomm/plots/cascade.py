@@ -42,9 +42,9 @@ STEP, ROOM = 30, 10
 def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figure:
     """Accuracy against the number of tokens that the large model writes before the small one goes on.
 
-    The table is that of `CascadeSweep.table`: a row a hand-off, stop and condition. A column of panels a hand-off; along
-    it the fixed numbers of tokens in even steps, then the other stops with the mean number that each hands over. Dots
-    with 95 % intervals are the cascade, the bands across the two models alone; small shapes the controls. Open dots
+    The table is that of `CascadeSweep.table`: a row a hand-off, stop and condition. A column of panels a hand-off;
+    along it the fixed numbers of tokens in even steps, then the other stops with the mean number that each hands over.
+    Dots with 95 % intervals are the cascade, the bands across the two models alone; small shapes the controls. Open dots
     count only the items in whose opening the answer does not yet stand. Below: in what share it does, and in what share
     the stop fired.
 
@@ -174,7 +174,8 @@ def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fi
     The table has columns `signal`, `token`, `median`, `low`, `high` and `n`: of a signal the median over the n openings
     that are so long and its quartiles, and of a stop, whose signal is "handed over by " and its name, the share of all
     openings that it has handed over by then (median, low and high alike). A panel a signal, bands between the
-    quartiles, and one for all stops; vertical lines mark the token by which a stop has handed half of the openings over.
+    quartiles, and one for all stops; vertical lines mark the token by which a stop has handed half of the openings
+    over.
 
     Raises:
         ValueError: the table is empty, lacks a column or a number, or has a token twice.

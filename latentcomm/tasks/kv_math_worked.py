@@ -45,9 +45,9 @@ def kv_math_worked(
     for t keys, either can finish. Both read the sum of keys; the skyline is the same sum in numbers. The reply is
     judged by its last number.
 
-    The pairs of different keys are divided once by `seed`: a share `test_fraction` of them is tested. The first two keys
-    of a tested sum are such a pair; in what either model trains on, no two keys of a sum are one, and no two numbers,
-    partial sums among them, are added that are the numbers of one. `part="train"` gives sums of that kind. Sums of each
+    The pairs of different keys are divided once by `seed`: a share `test_fraction` of them is tested. The first two
+    keys of a tested sum are such a pair; in what either model trains on, no two keys of a sum are one, and no two
+    numbers, partial sums among them, are added that are the numbers of one. `part="train"` gives sums of that kind. Sums of each
     of `n_terms` lengths come equally often. Tags: terms, keys; splits keep the share of the terms.
 
     After the key-value task of Bansal et al. 2024, arXiv:2401.02412 (`kv_math`).
