@@ -26,7 +26,7 @@ def fit_hand_off(
     *,
     read: int,
     write: int | Literal["embeddings"] = EMBEDDINGS,
-    fusion: Callable[..., Any] = Replace(),
+    fusion: Callable[..., Any] | None = None,
     max_tokens: int | None = None,
     folds: int = MAP_FOLDS,
     measures_drift: bool = True,
@@ -50,7 +50,8 @@ def fit_hand_off(
             `paired.pair_tokens`, `alignment.fit_ridge` or `drift.fit_drift_reference` refuse.
     """
     check_pair(large, small)
-    LatentHandOff(read, write, fusion=fusion)  # refuses layers that are none before anything is read
+    fused = Replace() if fusion is None else fusion
+    LatentHandOff(read, write, fusion=fused)  # refuses layers that are none before anything is read
     if read != EMBEDDING:
         large.check_site(Site(read))
     if isinstance(write, int):
@@ -73,7 +74,7 @@ def fit_hand_off(
         own = [_states(small, twice.sender, layer, twice.document, twice.sender_position) for layer in (depth, place)]
         back = fit_ridge(own[0][kept], own[1][kept], folds=folds, groups=twice.document[kept], seed=seed)
         itself = LatentHandOff(depth, write, back, reference=reference, name=name)
-    return LatentHandOff(read, write, alignment, fusion, reference, itself, name)
+    return LatentHandOff(read, write, alignment, fused, reference, itself, name)
 
 
 def _states(

@@ -385,18 +385,19 @@ def _places(
         if openings.rows[row].ids[:n] == ids and openings.vocabulary == vocabulary_of(small):
             both = [(place, place) for place in range(len(ids))]
         else:
-            mine, theirs = _ends(openings.rows[row].pieces[:n]), _ends(pieces_of(small, ids))
+            opening = openings.rows[row]
+            mine, theirs = _ends(opening.pieces[:n], opening.whole[:n]), _ends(*pieces_of(small, ids))
             both = [(mine[end], theirs[end]) for end in sorted(mine.keys() & theirs.keys())]
         pairs = torch.tensor(both, dtype=torch.long).reshape(-1, 2)
         found.append((pairs[:, 0], pairs[:, 1]))
     return found
 
 
-def _ends(pieces: Sequence[str]) -> dict[int, int]:
-    """The token that ends at each character: `{characters: token}`."""
+def _ends(pieces: Sequence[str], whole: Sequence[bool]) -> dict[int, int]:
+    """The token that ends at each character: `{characters: token}`; one that ends inside a character ends nowhere."""
     ends, held = {}, 0
-    for token, piece in enumerate(pieces):
+    for token, (piece, is_whole) in enumerate(zip(pieces, whole, strict=True)):
         held += len(piece)
-        if piece:
+        if piece and is_whole:
             ends[held] = token
     return ends

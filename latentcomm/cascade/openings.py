@@ -43,6 +43,7 @@ class Opening:
         entropy: of the distribution that each token was drawn from, in nats.
         margin: the probability of each token, the likeliest, less that of the second.
         pieces: what each token adds to the text; a character of several tokens comes with its last one.
+        whole: whether each token ends where a character does.
         written: the whole as the tokenizer gives it, with whatever its last character lacks.
         states: of some layers, the residual stream after the block at each token.
         cache: keys and values `[layer head pos d_head]` of the prompt and all tokens but the last, or None.
@@ -54,6 +55,7 @@ class Opening:
     entropy: Float[Tensor, " n"]
     margin: Float[Tensor, " n"]
     pieces: tuple[str, ...]
+    whole: tuple[bool, ...]
     written: str
     states: dict[int, Float[Tensor, "_ d_model"]] = field(default_factory=dict)
     cache: tuple[Tensor, Tensor] | None = None
@@ -113,6 +115,7 @@ class Opening:
             entropy=self.entropy[:n],
             margin=self.margin[:n],
             pieces=self.pieces[:n],
+            whole=self.whole[:n],
             written=self.text(n),
             states={layer: states[:n] for layer, states in self.states.items()},
             cache=None if self.cache is None else self.past(n),
@@ -156,7 +159,7 @@ class Openings:
         records = []
         for number, row in enumerate(self.rows):
             records.append(
-                {"ids": row.ids, "ended": row.ended, "n_prompt": row.n_prompt, "pieces": row.pieces,
+                {"ids": row.ids, "ended": row.ended, "n_prompt": row.n_prompt, "pieces": row.pieces, "whole": row.whole,
                  "written": row.written}
             )  # fmt: skip
             tensors |= {f"{number}.entropy": row.entropy, f"{number}.margin": row.margin}
@@ -196,6 +199,7 @@ class Openings:
                         signals[0],
                         signals[1],
                         tuple(record["pieces"]),
+                        tuple(record["whole"]),
                         record["written"],
                         states,
                         cache,
@@ -308,7 +312,7 @@ def _write(
                 n_prompt,
                 torch.stack([step.entropy[place] for step in steps[:n]]) if n else _NONE.clone(),
                 torch.stack([step.margin[place] for step in steps[:n]]) if n else _NONE.clone(),
-                pieces_of(large, ids),
+                *pieces_of(large, ids),
                 large.decode(ids),
                 {
                     layer: torch.stack([step.states[layer][place] for step in steps[:n]])
@@ -390,16 +394,19 @@ def _of_row(large: Model, layers: Sequence[Tensor], place: int, positions: Tenso
     return torch.stack(own).detach().cpu()
 
 
-def pieces_of(model: Model, ids: Sequence[int]) -> tuple[str, ...]:
-    """What each token adds to the text of those before it; a character of several tokens comes with its last one.
+def pieces_of(model: Model, ids: Sequence[int]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+    """What each token adds to the text of those before it, and whether it ends where a character does.
+
+    A character of several tokens comes with its last one.
 
     Raises:
         RuntimeError: the tokenizer writes the text of earlier tokens in another way once later ones are there.
     """
     tokenizer = model.require_tokenizer()
-    pieces, before = [], ""
+    pieces, whole, before = [], [], ""
     for n in range(1, len(ids) + 1):
         told = tokenizer.decode(ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        whole.append(not told.endswith(_HELD_BACK))
         told = told.rstrip(_HELD_BACK)
         if not told.startswith(before):
             raise RuntimeError(
@@ -408,4 +415,4 @@ def pieces_of(model: Model, ids: Sequence[int]) -> tuple[str, ...]:
             )
         pieces.append(told[len(before) :])
         before = told
-    return tuple(pieces)
+    return tuple(pieces), tuple(whole)

@@ -10,9 +10,7 @@ from typing import Protocol, runtime_checkable
 from latentcomm.cascade.openings import Opening
 
 _SENTENCE_END = re.compile(r"(?P<mark>[.!?])[\"'\u201d\u2019)\]*_]*(?=\s)|\n")
-_ABBREVIATIONS = frozenset(
-    {"e.g", "i.e", "etc", "vs", "mr", "mrs", "ms", "dr", "prof", "st", "no", "approx", "cf", "fig", "eq"}
-)
+_ABBREVIATIONS = frozenset({"e.g", "i.e", "etc", "vs", "mr", "mrs", "ms", "dr", "prof", "st", "approx", "cf", "eq"})
 """What stands before a point that ends no sentence, in lower case."""
 _LAST_WORD = re.compile(r"[^\s(\[\"']*$")
 _NUMBERING = re.compile(r"(?:^|\n)[ \t*_#]*(?:step )?\d+$", re.IGNORECASE)

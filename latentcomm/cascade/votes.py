@@ -17,8 +17,6 @@ from latentcomm.tasks.base import Task
 
 TEMPERATURE = 0.7
 """Of the sampled replies, as in Wang et al. 2022 (arXiv:2203.11171) for models without truncation."""
-SEEDS_APART = 1_000_003
-"""Between the seeds of two replies to one item."""
 
 Reply = tuple[str, int]
 """A sampled reply and how many tokens it has."""
@@ -99,7 +97,7 @@ def _sampled(
         receiver_prompts(small, task),
         max_new_tokens=task.reply_tokens,
         temperature=TEMPERATURE,
-        seeds=[item_seed(item, seed + SEEDS_APART * number) for item in task.items],
+        seeds=[item_seed(item, seed, number) for item in task.items],
     )
     replies = list(zip(said.texts, said.n_tokens, strict=True))
     if file is not None:
