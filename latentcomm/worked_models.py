@@ -41,7 +41,7 @@ class Size:
     learning_rate: float = 2e-3
 
 
-LARGE, SMALL = Size(n_layers=4, d_model=128), Size(n_layers=2, d_model=64)
+LARGE, SMALL = Size(n_layers=3, d_model=128), Size(n_layers=2, d_model=64)
 """The larger has some eight times as many weights in its blocks."""
 
 

@@ -29,13 +29,13 @@ MESSAGE, OTHER, OWN, VOTE = "message", "other", "own", "self-consistency"
 SMALL, LARGE = "small alone", "large alone"
 LOOKS = {"none": "silent", SMALL: "silent", LARGE: "skyline", OTHER: "shuffled", OWN: "self", VOTE: "random"}
 """Whose colour and shape of other figures each has; a hand-off has its own."""
-ENTRIES = {OTHER: "another item's opening", OWN: "the small model's own", VOTE: "small model's vote, equal cost"}
-WITHOUT = "only items whose opening lacks the answer"
+ENTRIES = {OTHER: "other item's opening", OWN: "small model's own", VOTE: "vote at equal cost"}
+WITHOUT = "answer not in opening"
 BESIDE = "shares of items"
-IN_OPENING, FIRED = "answer in the opening", "stop fired"
+IN_OPENING, FIRED = "answer in opening", "stop fired"
 NUMBERS = ("accuracy", "low", "high", "n", "tokens")
 SHARES = ("fired", "in_opening", "without_accuracy", "without_n")
-STEP, ROOM = 30, 10
+STEP, ROOM = 50, 10
 """px from one n to the next at most, and beside the outermost."""
 
 
@@ -44,9 +44,9 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
 
     The table is that of `CascadeSweep.table`: a row a hand-off, stop and condition. A column of panels a hand-off;
     along it the fixed numbers of tokens in even steps, then the other stops with the mean number that each hands over.
-    Dots with 95 % intervals are the cascade, the bands across the two models alone; small shapes the controls. Open dots
-    count only the items in whose opening the answer does not yet stand. Below: in what share it does, and in what share
-    the stop fired.
+    Dots with 95 % intervals are the cascade, the bands across the two models alone; small shapes the controls: another
+    item's opening, the small model's own, and its vote at equal cost. Open dots count only the items in whose opening
+    the answer does not yet stand. Below: in what share it does, and in what share the stop fired.
 
     Raises:
         ValueError: the table is empty, lacks a column, a number, or the two models alone; an accuracy outside its
@@ -63,7 +63,7 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     offs = _hand_offs(rows)
     stops = _stops(rows)
     looks = _looks(offs)
-    gap, left, right, height, strip = 26, 66, 24, 230, 84
+    gap, left, right, height, strip = 26, 66, 24, 220, 80
     step = min(STEP, (PAGE - left - right - (len(offs) - 1) * gap) // len(offs) // max(1, len(stops)))
     width = max(150, step * len(stops) + 2 * ROOM)
     across = len(offs) * (width + gap) - gap
@@ -71,7 +71,7 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     shown = [condition for condition in ENTRIES if any(row["condition"] == condition for row in rows)]
     entries = [*map(spoken, offs), WITHOUT, SMALL, LARGE, *(ENTRIES[each] for each in shown), IN_OPENING, FIRED]
     labels = {stop: _label(stop, rows) for stop in stops}
-    foot = 34 + round(LETTER[TICK_SIZE] * max(map(len, labels.values())))
+    foot = 30 + round(0.9 * LETTER[TICK_SIZE] * max(map(len, labels.values())))
     down = height + strip + 16
     sheet = blank_sheet(title, note, entries, across=across, down=down, left=left, right=right, head=28, foot=foot)
     sheet.figure.update_layout(legend=TIGHT_LEGEND)
@@ -146,10 +146,11 @@ def cascade_front(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figu
     for off in offs:
         mine = [row for row in rows if row["hand_off"] == off and row["condition"] == MESSAGE]
         fixed = sorted((row for row in mine if row["stop"].isdigit()), key=lambda row: int(row["stop"]))
-        trace = _dots(fixed, axes, looks[off], spoken(off), size=9)
-        sheet.figure.add_trace(trace.update(mode="lines+markers+text", line={"color": looks[off].colour, "width": 1.5}))
-        trace = sheet.figure.data[-1]
-        trace.update(text=[row["stop"] for row in fixed], textposition="top center", textfont={"size": TICK_SIZE})
+        look = looks[off]
+        trace = _dots(fixed, axes, look, spoken(off), size=9)
+        trace.update(mode="lines+markers+text", line={"color": look.colour, "width": 1.5})
+        written = {"textposition": "top left", "textfont": {"size": TICK_SIZE, "color": look.colour}}
+        sheet.figure.add_trace(trace.update(text=[row["stop"] for row in fixed], **written))
         for row in (row for row in mine if row["stop"] in shapes):
             style = Style(looks[off].colour, shapes[row["stop"]])
             sheet.figure.add_trace(_dots([row], axes, style, spoken(row["stop"]), size=12).update(showlegend=False))

@@ -11,10 +11,12 @@ from latentcomm.tasks.base import Item, Task
 from latentcomm.tasks.judging import Number
 from latentcomm.tasks.kv_math import TEST_FRACTION, Part
 
-N_KEYS, HIGHEST = 30, 30
+N_KEYS, HIGHEST = 20, 30
 """Keys, and the largest number that one of them may stand for."""
 TERMS = (2, 3, 4)
 """Keys of a sum; a sum of t of them is worked out in t² + t - 1 words."""
+EVERY = 3
+"""Of what either model learns, every third sum is in numbers alone."""
 MOST_DRAWS = 1000
 """Draws in a row that brought nothing new, after which there is taken to be nothing new."""
 
@@ -133,20 +135,29 @@ def knowing_texts(
     seed: int = 0,
     text_seed: int = 0,
 ) -> tuple[Worked, ...]:
-    """What the large model learns: n sums of keys of the training part, worked out. Sums may come twice.
+    """What the large model learns: n sums of keys of the training part, worked out, every third in numbers. Some come
+    twice.
 
-    The options are those of the task; `text_seed` draws other sums of the same division.
+    The sums in numbers are those of which `reckoning_texts` has some without keys. The options are those of the task;
+    `text_seed` draws other sums of the same division.
 
     Raises:
         ValueError: as `kv_math_worked`.
 
-    >>> knowing_texts(1)[0].prompt.startswith("<k")
-    True
+    >>> [text.prompt[0] for text in knowing_texts(3)].count("<")
+    2
     """
     sums = _Sums(n_keys, highest, tuple(n_terms), test_fraction, seed)
     rng = random.Random(f"kv_math_worked:{seed}:knowing:{text_seed}")
-    drawn = (sums.draw(rng.choice(sums.n_terms), "train", rng) for _ in range(n))
-    return tuple(Worked(_asked(keys), worked_out([sums.table[key] for key in keys])) for keys in drawn)
+    texts = []
+    for number in range(n):
+        terms = rng.choice(sums.n_terms)
+        if number % EVERY == 0:
+            texts.append(_begun(sums.draw_numbers(terms, rng)))
+        else:
+            keys = sums.draw(terms, "train", rng)
+            texts.append(Worked(_asked(keys), worked_out([sums.table[key] for key in keys])))
+    return tuple(texts)
 
 
 def reckoning_texts(
@@ -173,18 +184,15 @@ def reckoning_texts(
     """
     sums = _Sums(n_keys, highest, tuple(n_terms), test_fraction, seed)
     rng = random.Random(f"kv_math_worked:{seed}:reckoning:{text_seed}")
-    names, texts = list(sums.table), []
-    while len(texts) < n:
-        terms = rng.choice(n_terms)
-        numbers = [rng.randint(1, highest) for _ in range(terms)]
-        if sums.adds_a_tested_pair(numbers):
-            continue
-        words = worked_out(numbers).split()
-        if len(texts) % 3 == 0:
-            cut, before = 2 * terms, []
+    texts = []
+    for number in range(n):
+        numbers = sums.draw_numbers(rng.choice(sums.n_terms), rng)
+        if number % EVERY == 0:
+            texts.append(_begun(numbers))
         else:
-            cut, before = rng.randrange(len(words)), [_asked(rng.sample(names, terms))]
-        texts.append(Worked(" ".join([*before, *words[:cut]]), " ".join(words[cut:])))
+            words, keys = worked_out(numbers).split(), rng.sample(list(sums.table), len(numbers))
+            cut = rng.randrange(len(words))
+            texts.append(Worked(" ".join([_asked(keys), *words[:cut]]), " ".join(words[cut:])))
     return tuple(texts)
 
 
@@ -196,6 +204,12 @@ def worked_out(numbers: Sequence[int]) -> str:
     """
     steps = [(sum(numbers[: done + 1]), *numbers[done + 1 :]) for done in range(len(numbers))]
     return " = ".join(" + ".join(map(str, step)) for step in steps)
+
+
+def _begun(numbers: Sequence[int]) -> Worked:
+    """A sum in numbers, to go on with where the skyline's breaks off."""
+    begun, _, rest = worked_out(numbers).partition(" = ")
+    return Worked(f"{begun} =", rest)
 
 
 def _asked(terms: Sequence[str | int]) -> str:
@@ -250,6 +264,14 @@ class _Sums:
             if not self.adds_a_tested_pair([self.table[key] for key in keys]):
                 return keys
         raise ValueError(f"almost every sum of {terms} keys holds a tested pair; lower test_fraction")
+
+    def draw_numbers(self, terms: int, rng: random.Random) -> list[int]:
+        """Numbers to add, at random, that are no tested pair's."""
+        for _ in range(MOST_DRAWS):
+            numbers = [rng.randint(1, self.highest) for _ in range(terms)]
+            if not self.adds_a_tested_pair(numbers):
+                return numbers
+        raise ValueError(f"almost every sum of {terms} numbers holds a tested pair; lower test_fraction")
 
     def different(self, n: int, part: Part) -> list[tuple[str, ...]]:
         """Different sums of a part, n of them, of every length in turn; a larger n only adds."""
