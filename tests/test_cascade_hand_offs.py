@@ -128,9 +128,7 @@ class TestByHand:
             for one in each:
                 ids = prompt_ids(reader, item)
                 vectors = mapped(row.states[read][: one.n])
-
-                pairs = {len(ids) + ends[end]: mapped(row.states[2][n]) for end, n in places.items()}
-                write = written(pairs, fusion)
+                write = written({len(ids) + at: vector for at, vector in enumerate(vectors)}, Replace())
                 said: list[int] = []
                 while len(said) < LIMIT - one.n:
                     tokens = torch.tensor([[*ids, *[0] * one.n, *said]])
@@ -159,18 +157,8 @@ class TestByHand:
                 }
                 n_places.append((len(places), len(told)))
 
-                def write(
-                    value: torch.Tensor,
-                    hook: object,
-                    pairs: list[tuple[int, torch.Tensor]] = [  # noqa: B006 (bound now, for this row)
-                        (len(ids) + ends[end], mapped(row.states[2][n])) for end, n in places.items()
-                    ],
-                ) -> object:
-                    value = value.clone()
-                    for at, vector in pairs:
-                        value[0, at] = fusion(value[0, at], vector)
-                    return value
-
+                pairs = {len(ids) + ends[end]: mapped(row.states[2][n]) for end, n in places.items()}
+                write = written(pairs, fusion)
                 said: list[int] = []
                 while len(said) < LIMIT - one.n:
                     tokens = torch.tensor([[*ids, *told, *said]])
