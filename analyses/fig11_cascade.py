@@ -41,6 +41,7 @@ class Settings:
         hand_offs, ns, stops, controls: of the sweep.
         n_documents: texts that maps are fitted on: of worked sums those that the large model learns, else of the
             packaged corpus.
+        measures_drift: whether mapped states are held to the small model's own, which takes many documents.
         trained: the sizes of the large and the small model of worked sums; none where they are given.
     """
 
@@ -53,7 +54,8 @@ class Settings:
     ns: tuple[int, ...] = (0, 1, 2, 3, 5, 7, 9, 12, 16)
     stops: tuple[str, ...] = ("entropy-drop", "confident", "oracle")
     controls: tuple[str, ...] = ("other", "own", "self-consistency")
-    n_documents: int = 400
+    n_documents: int = 1000
+    measures_drift: bool = True
     trained: tuple[Size, ...] = (LARGE, SMALL)
     seed: int = 0
 
@@ -75,12 +77,15 @@ SMOKE = replace(
     n_items=6,
     ns=(0, 2, 5),
     n_documents=24,
+    measures_drift=False,
     trained=(
         Size(n_layers=2, d_model=32, n_heads=2, n_texts=64, steps=4, batch_size=8),
         Size(n_layers=1, d_model=16, n_heads=2, n_texts=64, steps=4, batch_size=8),
     ),
 )
-SMOKE_ON_GSM8K = replace(ON_GSM8K, n_items=4, n_shots=0, reply_tokens=12, ns=(0, 4, 8), n_documents=12)
+SMOKE_ON_GSM8K = replace(
+    ON_GSM8K, n_items=4, n_shots=0, reply_tokens=12, ns=(0, 4, 8), n_documents=12, measures_drift=False
+)
 
 
 def settings_of(name: str) -> Settings:
@@ -120,7 +125,14 @@ def compute(
     settings: Settings, large: lc.Model, small: lc.Model, task: Task, *, checkpoint: Path | None = None
 ) -> CascadeSweep:
     """All trials, and what the large model wrote."""
-    hand_offs = hand_offs_named(settings.hand_offs, large, small, documents_of(settings), seed=settings.seed)
+    hand_offs = hand_offs_named(
+        settings.hand_offs,
+        large,
+        small,
+        documents_of(settings),
+        measures_drift=settings.measures_drift,
+        seed=settings.seed,
+    )
     return sweep_cascade(
         large,
         small,

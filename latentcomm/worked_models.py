@@ -45,6 +45,10 @@ LARGE, SMALL = Size(n_layers=3, d_model=128), Size(n_layers=2, d_model=64)
 """The larger has some eight times as many weights in its blocks."""
 
 
+WEIGHT_DECAY = 0.5
+"""Without much of it, sums that were met are learnt by heart, and those that were not come out nearly right."""
+
+
 class WorkedPair(NamedTuple):
     """The model that knows the keys, and the one that only reckons."""
 
@@ -106,7 +110,7 @@ def _trained(model: Model, texts: Sequence[Worked], size: Size, seed: int, path:
         learning_rate=size.learning_rate,
         warmup=min(50, size.steps // 2),
         final_rate=0.05,
-        weight_decay=0.1,
+        weight_decay=WEIGHT_DECAY,
         seed=seed,
     )
     train(learner, schedule, checkpoint=path, progress=progress, name=model.name)

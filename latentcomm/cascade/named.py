@@ -40,6 +40,7 @@ def hand_offs_named(
     *,
     read_layer: int | None = None,
     write_layer: int | None = None,
+    measures_drift: bool = True,
     seed: int = 0,
 ) -> dict[str, HandOff]:
     """The hand-offs of `HAND_OFFS` with these names; maps are fitted on the documents, the packaged corpus by default.
@@ -61,7 +62,9 @@ def hand_offs_named(
             found[name] = KVHandOff()
         else:
             place = EMBEDDINGS if name == LATENT else write
-            found[name] = fit_hand_off(large, small, documents, read=read, write=place, name=name, seed=seed)
+            found[name] = fit_hand_off(
+                large, small, documents, read=read, write=place, measures_drift=measures_drift, name=name, seed=seed
+            )
     return found
 
 

@@ -49,8 +49,8 @@ def kv_math_worked(
 
     The pairs of different keys are divided once by `seed`: a share `test_fraction` of them is tested. The first two
     keys of a tested sum are such a pair; in what either model trains on, no two keys of a sum are one, and no two
-    numbers, partial sums among them, are added that are the numbers of one. `part="train"` gives sums of that kind. Sums of each
-    of `n_terms` lengths come equally often. Tags: terms, keys; splits keep the share of the terms.
+    numbers, partial sums among them, are added that are the numbers of one. `part="train"` gives sums of that kind.
+    Sums of each of `n_terms` lengths come equally often. Tags: terms, keys; splits keep the share of the terms.
 
     After the key-value task of Bansal et al. 2024, arXiv:2401.02412 (`kv_math`).
 
@@ -135,11 +135,10 @@ def knowing_texts(
     seed: int = 0,
     text_seed: int = 0,
 ) -> tuple[Worked, ...]:
-    """What the large model learns: n sums of keys of the training part, worked out, every third in numbers. Some come
-    twice.
+    """What the large model learns: n sums of keys of the training part, worked out. Sums may come twice.
 
-    The sums in numbers are those of which `reckoning_texts` has some without keys. The options are those of the task;
-    `text_seed` draws other sums of the same division.
+    Every third is in numbers, to go on with where the skyline's breaks off, as in `reckoning_texts`. The options are
+    those of the task; `text_seed` draws other sums of the same division.
 
     Raises:
         ValueError: as `kv_math_worked`.
