@@ -17,7 +17,7 @@ from latentcomm.cascade.handing import Errand, Handed, hand_over
 from latentcomm.cascade.openings import EMBEDDING, Openings
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.decoding import EMBEDDED
-from latentcomm.fusion import Mean, Sum
+from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.models import Model
 from latentcomm.sites import Site
 
