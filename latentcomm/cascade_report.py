@@ -87,7 +87,7 @@ def front_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
 
 def signals_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
     """Entropy and margin along the openings, and the stops."""
-    n = int(table["n"].max())
+    n = max(table["n"].tolist())
     return opening_signals(
         table,
         title=f"When is the large model sure? {_pair(settings)}",
@@ -191,4 +191,4 @@ def _pair(settings: Mapping[str, Any]) -> str:
 
 
 def _items(table: pd.DataFrame) -> str:
-    return f"{int(table['n'].iloc[0])} items"
+    return f"{table['n'].tolist()[0]} items"

@@ -202,7 +202,8 @@ def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fi
     last = max(row["token"] for row in rows)
     x_axis = {"range": [0, last + 1], "title": {"text": "token of the opening"}}
     halves = {name: next((row["token"] for row in part if row["median"] >= 0.5), None) for name, part in stops.items()}
-    for place, name in enumerate([*signals, *([HANDED] if stops else [])]):
+    panels: list[str] = [*signals, *([HANDED] if stops else [])]
+    for place, name in enumerate(panels):
         bottom = down - height - place * (height + gap)
         title_of = {"title": {"text": UNITS.get(name, spoken(name))}, "rangemode": "tozero"}
         y_axis = title_of if name != HANDED else SHARE_AXIS | {"title": {"text": "share handed over"}}
