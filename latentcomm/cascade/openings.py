@@ -81,7 +81,7 @@ class Opening:
         texts = tuple(pieces if pieces is not None else [""] * n)
         return cls(
             (0,) * n, False, 1, nothing if entropy is None else entropy, nothing if margin is None else margin,
-            texts, "".join(texts),
+            texts, (True,) * n, "".join(texts),
         )  # fmt: skip
 
     def __len__(self) -> int:
