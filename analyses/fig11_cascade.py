@@ -63,7 +63,7 @@ class Settings:
 SETTINGS = Settings()
 ON_GSM8K = Settings(
     task=GSM8K,
-    n_items=100,
+    n_items=60,
     template="raw",
     n_shots=4,
     reply_tokens=160,

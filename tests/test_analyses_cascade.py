@@ -36,7 +36,8 @@ class TestASmallRun:
     ) -> None:
         smoke(monkeypatch, tmp_path, work)
         names = [f"{STEM}{ending}" for ending in PLOTS]
-        assert files_in(tmp_path) == sorted([f"{n}{e}" for n in names for e in ENDINGS] + [f"{STEM}_trials.jsonl"])
+        written = [name for name in files_in(tmp_path) if name != ".unfinished"]
+        assert written == sorted([f"{n}{e}" for n in names for e in ENDINGS] + [f"{STEM}_trials.jsonl"])
         for name in names:
             check_replot(name, tmp_path, MODULE.FIGURES[name])
         meta = json.loads((tmp_path / f"{STEM}.meta.json").read_text("utf-8"))
