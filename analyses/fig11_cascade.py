@@ -46,7 +46,7 @@ class Settings:
     """
 
     task: str = WORKED
-    n_items: int = 300
+    n_items: int = 210
     template: Template = "raw"
     n_shots: int = 0
     reply_tokens: int = 20
