@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import typer
 
+from latentcomm.cli.cascade import cascade
 from latentcomm.cli.compare import compare
 from latentcomm.cli.diagnose import diagnose
 from latentcomm.cli.models import models
 from latentcomm.cli.sweep import sweep
 from latentcomm.cli.train import train
 
-COMMANDS: tuple[Callable[..., None], ...] = (sweep, diagnose, compare, train, models)
+COMMANDS: tuple[Callable[..., None], ...] = (sweep, diagnose, compare, cascade, train, models)
 """In the order of the help."""
 
 app = typer.Typer(
