@@ -64,11 +64,10 @@ SETTINGS = Settings()
 ON_GSM8K = Settings(
     task=GSM8K,
     n_items=60,
-    template="raw",
-    n_shots=4,
-    reply_tokens=160,
-    ns=(0, 8, 16, 32, 64, 128),
-    stops=("entropy-drop", "confident", "sentence-end", "oracle"),
+    template="chat",
+    reply_tokens=180,
+    ns=(0, 8, 32, 96),
+    stops=("entropy-drop", "sentence-end", "oracle"),
     n_documents=64,
     trained=(),
 )
