@@ -11,9 +11,7 @@ the shuffled message alone. Maps are fitted on the packaged corpus, which holds 
 stopped.
 """
 
-import argparse
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +23,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from common import arguments, publish_pair, replot_found, unfinished
 from torch import Tensor
 
 import latentcomm as lc
@@ -42,10 +41,9 @@ from latentcomm.linalg import centred, squared_size, thin_svd
 from latentcomm.paired import PairedStates, capture_paired, pair_tokens
 from latentcomm.plots import condition_bars
 from latentcomm.progress import say, track
-from latentcomm.publishing import plain, publish, replot
+from latentcomm.publishing import plain
 from latentcomm.sites import Site
 from latentcomm.stats import mcnemar_exact, paired_bootstrap
-from latentcomm.sweep_report import describe
 from latentcomm.sweeps import best_cell, cell_table
 from latentcomm.tasks import Task, countries, draw_choices
 
@@ -139,7 +137,7 @@ def _fitted(
 ) -> Way:
     """Every map of every cell of one direction."""
     reads, writes = (_layers(model.n_layers, settings.depths) for model in (sender, receiver))
-    rows = (states.sender_position > 0) & (states.receiver_position > 0)
+    rows = states.after_first
     documents, seed = states.document[rows], settings.seed
     sources = {read: states.x[read, rows] for read in reads}
     targets = {write: states.y[write, rows] for write in writes}
@@ -317,44 +315,30 @@ FIGURES = {NAME: plot, f"{NAME}_back": plot}
 
 def main() -> None:
     """Compute and publish both directions, or rebuild the figures from their CSVs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few cells and items, to see that it runs")
-    parser.add_argument(
-        "--replot", action="store_true", help="rebuild the figures that are there from their CSVs alone"
-    )
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
-    parser.add_argument("--sender", default=SETTINGS.first, help="a built-in name, a folder, a .gguf file or a hub id")
-    parser.add_argument("--receiver", help="a model of another family; without one there is nothing to do")
-    options = parser.parse_args()
+    options = arguments(
+        __doc__,
+        smoke="a few cells and items",
+        sender=SETTINGS.first,
+        receiver="a model of another family; without one there is nothing to do",
+    ).parse_args()
     if options.replot:
-        for name in FIGURES:
-            if (options.out / f"{name}.csv").exists():
-                replot(name, options.out, plot)
+        replot_found(FIGURES, options.out)
         return
     if options.receiver is None:
         say(f"{NAME} needs two models; name one of another family with --receiver")
         return
     settings = replace(SMOKE if options.smoke else SETTINGS, first=options.sender)
     first, second = lc.load_model(options.sender), lc.load_model(options.receiver)
-    kept = options.out / ".unfinished" / (f"{NAME}_smoke" if options.smoke else NAME)
-    states = captured(settings, first, second, checkpoint=kept)
-    shown = plain(asdict(settings) | {"first": first.name, "second": second.name})
-    for name, sender, receiver, seen in (
-        (f"{NAME}_back", second, first, turned(states)),
-        (NAME, first, second, states),
-    ):
-        began = time.monotonic()
-        table = compute(settings, sender, receiver, seen, checkpoint=kept)
-        publish(
-            plot(table, shown),
-            table,
-            name=name,
-            folder=options.out,
-            settings=shown,
-            measured={"wall_seconds": round(time.monotonic() - began, 1)},
-            models={"sender": describe(sender), "receiver": describe(receiver)},
-        )
-    shutil.rmtree(kept, ignore_errors=True)
+    known = plain(asdict(settings) | {"first": first.name, "second": second.name})
+    with unfinished(NAME, options) as kept:
+        states = captured(settings, first, second, checkpoint=kept)
+        for name, sender, receiver, seen in (
+            (f"{NAME}_back", second, first, turned(states)),
+            (NAME, first, second, states),
+        ):
+            began, pair = time.monotonic(), {"sender": sender, "receiver": receiver}
+            table = compute(settings, **pair, states=seen, checkpoint=kept)
+            publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
 
 
 if __name__ == "__main__":

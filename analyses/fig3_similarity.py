@@ -8,8 +8,6 @@ another one, token by token; that of the maximum is what the best pair of layers
 cores with a receiver of 0.5 billion parameters.
 """
 
-import argparse
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,15 +16,15 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from common import arguments, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
 from latentcomm.corpus import read_corpus
 from latentcomm.paired import PairedStates, capture_paired, pair_tokens
 from latentcomm.plots import pair_map
 from latentcomm.progress import track
-from latentcomm.publishing import plain, publish, replot
+from latentcomm.publishing import plain
 from latentcomm.similarity import MinibatchPairs, NullMaps, exchanged_documents, raw, residual_view, rms_normalised
-from latentcomm.sweep_report import describe
 
 NAME = "fig3_similarity"
 VIEWS = {
@@ -123,19 +121,14 @@ FIGURES = {NAME: plot, f"{NAME}_pair": plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few documents, to see that it runs")
-    parser.add_argument(
-        "--replot", action="store_true", help="rebuild the figures that are there from their CSVs alone"
-    )
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
-    parser.add_argument("--sender", default=SETTINGS.sender, help="a built-in name, a folder, a .gguf file or a hub id")
-    parser.add_argument("--receiver", help="a model to compare the sender with, besides itself")
-    options = parser.parse_args()
+    options = arguments(
+        __doc__,
+        smoke="a few documents",
+        sender=SETTINGS.sender,
+        receiver="a model to compare the sender with, besides itself",
+    ).parse_args()
     if options.replot:
-        for name in FIGURES:
-            if (options.out / f"{name}.csv").exists():
-                replot(name, options.out, plot)
+        replot_found(FIGURES, options.out)
         return
     settings = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender)
     sender = lc.load_model(settings.sender)
@@ -143,20 +136,11 @@ def main() -> None:
         if given is None:
             continue
         began = time.monotonic()
-        receiver = sender if given == settings.sender else lc.load_model(given)
-        kept = options.out / ".unfinished" / (f"{name}_smoke" if options.smoke else name)
-        table = compute(settings, sender, receiver, checkpoint=kept)
+        pair = {"sender": sender, "receiver": sender if given == settings.sender else lc.load_model(given)}
         known = plain(asdict(settings) | {"receiver": given})
-        publish(
-            plot(table, known),
-            table,
-            name=name,
-            folder=options.out,
-            settings=known,
-            measured={"wall_seconds": round(time.monotonic() - began, 1)},
-            models={"sender": describe(sender), "receiver": describe(receiver)},
-        )
-        shutil.rmtree(kept, ignore_errors=True)
+        with unfinished(name, options) as kept:
+            table = compute(settings, **pair, checkpoint=kept)
+            publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
 
 
 if __name__ == "__main__":

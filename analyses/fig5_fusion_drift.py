@@ -9,8 +9,6 @@ relative depth: no cell is chosen. Of the sender with itself or, where a receive
 maps fitted on the other half of the documents. It goes on where it was stopped.
 """
 
-import argparse
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -20,6 +18,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from common import arguments, publish_pair, replot_found, unfinished
 from torch import Tensor
 
 import latentcomm as lc
@@ -34,11 +33,10 @@ from latentcomm.drift import COMBINED, DETECTORS
 from latentcomm.paired import capture_paired, pair_tokens
 from latentcomm.plots import drift_violins
 from latentcomm.progress import track
-from latentcomm.publishing import plain, publish, replot
+from latentcomm.publishing import plain
 from latentcomm.sheets import LETTER, LINE, TICK_SIZE, bare, blank_sheet, colour_axis, layer_axis, names_axis
 from latentcomm.sheets import places as layer_places
 from latentcomm.stats import paired_bootstrap
-from latentcomm.sweep_report import describe
 
 NAME = "fig5_fusion_drift"
 RARE = 0.95
@@ -176,38 +174,24 @@ FIGURES |= {f"{NAME}_pair_detectors": detectors_plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few layers and states, to see that it runs")
-    parser.add_argument(
-        "--replot", action="store_true", help="rebuild the figures that are there from their CSVs alone"
-    )
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
-    parser.add_argument("--sender", default=SETTINGS.sender, help="a built-in name, a folder, a .gguf file or a hub id")
-    parser.add_argument("--receiver", help="a model to graft into, in place of the sender itself")
-    options = parser.parse_args()
+    options = arguments(
+        __doc__,
+        smoke="a few layers and states",
+        sender=SETTINGS.sender,
+        receiver="a model to graft into, in place of the sender itself",
+    ).parse_args()
     if options.replot:
-        for name, draw in FIGURES.items():
-            if (options.out / f"{name}.csv").exists():
-                replot(name, options.out, draw)
+        replot_found(FIGURES, options.out)
         return
     settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
     sender = lc.load_model(settings.sender)
-    receiver = lc.load_model(options.receiver) if options.receiver else sender
+    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
     named = f"{NAME}_pair" if options.receiver else NAME
-    kept = options.out / ".unfinished" / (f"{named}_smoke" if options.smoke else named)
-    tables = compute(settings, sender, receiver, checkpoint=kept)
     known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
-    for name, table in zip((named, f"{named}_detectors"), tables, strict=True):
-        publish(
-            FIGURES[name](table, known),
-            table,
-            name=name,
-            folder=options.out,
-            settings=known,
-            measured={"wall_seconds": round(time.monotonic() - began, 1)},
-            models={"sender": describe(sender), "receiver": describe(receiver)},
-        )
-    shutil.rmtree(kept, ignore_errors=True)
+    with unfinished(named, options) as kept:
+        tables = compute(settings, **pair, checkpoint=kept)
+        for name, table in zip((named, f"{named}_detectors"), tables, strict=True):
+            publish_pair(FIGURES[name], table, name=name, folder=options.out, settings=known, began=began, **pair)
 
 
 if __name__ == "__main__":

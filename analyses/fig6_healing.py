@@ -9,8 +9,6 @@ is read at the same relative depth: no cell is chosen. Of the sender with itself
 that, through ridge maps fitted on the other half of the documents. It goes on where it was stopped.
 """
 
-import argparse
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from common import arguments, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
 from latentcomm.alignment import fit_ridge
@@ -29,8 +28,7 @@ from latentcomm.diagnosis.kept import Kept
 from latentcomm.diagnosis.rows import ordinary_rows
 from latentcomm.paired import capture_paired, pair_tokens
 from latentcomm.plots import healing_curves
-from latentcomm.publishing import plain, publish, replot
-from latentcomm.sweep_report import describe
+from latentcomm.publishing import plain
 
 NAME = "fig6_healing"
 LATER, NEXT = "later layers", "next token"
@@ -100,37 +98,23 @@ FIGURES = {NAME: plot, f"{NAME}_pair": plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few layers and texts, to see that it runs")
-    parser.add_argument(
-        "--replot", action="store_true", help="rebuild the figures that are there from their CSVs alone"
-    )
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
-    parser.add_argument("--sender", default=SETTINGS.sender, help="a built-in name, a folder, a .gguf file or a hub id")
-    parser.add_argument("--receiver", help="a model to graft into, in place of the sender itself")
-    options = parser.parse_args()
+    options = arguments(
+        __doc__,
+        smoke="a few layers and texts",
+        sender=SETTINGS.sender,
+        receiver="a model to graft into, in place of the sender itself",
+    ).parse_args()
     if options.replot:
-        for name, draw in FIGURES.items():
-            if (options.out / f"{name}.csv").exists():
-                replot(name, options.out, draw)
+        replot_found(FIGURES, options.out)
         return
     settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
     sender = lc.load_model(settings.sender)
-    receiver = lc.load_model(options.receiver) if options.receiver else sender
+    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
     name = f"{NAME}_pair" if options.receiver else NAME
-    kept = options.out / ".unfinished" / (f"{name}_smoke" if options.smoke else name)
-    table = compute(settings, sender, receiver, checkpoint=kept)
     known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
-    publish(
-        plot(table, known),
-        table,
-        name=name,
-        folder=options.out,
-        settings=known,
-        measured={"wall_seconds": round(time.monotonic() - began, 1)},
-        models={"sender": describe(sender), "receiver": describe(receiver)},
-    )
-    shutil.rmtree(kept, ignore_errors=True)
+    with unfinished(name, options) as kept:
+        table = compute(settings, **pair, checkpoint=kept)
+        publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
 
 
 if __name__ == "__main__":

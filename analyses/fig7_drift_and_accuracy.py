@@ -9,8 +9,6 @@ alone would tell. Of the sender with itself or, where a receiver is named, with 
 It goes on where it was stopped.
 """
 
-import argparse
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +19,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from common import arguments, publish_pair, replot_found, unfinished
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,10 +40,9 @@ from latentcomm.paired import capture_paired, pair_tokens
 from latentcomm.plots import drift_against_accuracy
 from latentcomm.progress import track
 from latentcomm.prompts import Prompts
-from latentcomm.publishing import plain, publish, replot
+from latentcomm.publishing import plain
 from latentcomm.sheets import GRID, INK, LETTER, LINE, TICK_SIZE, bare, blank_sheet, dots, names_axis, styles
 from latentcomm.stats import cell_rank_correlation
-from latentcomm.sweep_report import describe
 from latentcomm.tasks import Task, countries, draw_choices
 
 NAME = "fig7_drift_and_accuracy"
@@ -357,38 +355,24 @@ FIGURES = {NAME: plot, f"{NAME}_cells": cells_plot, f"{NAME}_pair": plot, f"{NAM
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few cells and items, to see that it runs")
-    parser.add_argument(
-        "--replot", action="store_true", help="rebuild the figures that are there from their CSVs alone"
-    )
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
-    parser.add_argument("--sender", default=SETTINGS.sender, help="a built-in name, a folder, a .gguf file or a hub id")
-    parser.add_argument("--receiver", help="a model to graft into, in place of the sender itself")
-    options = parser.parse_args()
+    options = arguments(
+        __doc__,
+        smoke="a few cells and items",
+        sender=SETTINGS.sender,
+        receiver="a model to graft into, in place of the sender itself",
+    ).parse_args()
     if options.replot:
-        for name, draw in FIGURES.items():
-            if (options.out / f"{name}.csv").exists():
-                replot(name, options.out, draw)
+        replot_found(FIGURES, options.out)
         return
     settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
     sender = lc.load_model(settings.sender)
-    receiver = lc.load_model(options.receiver) if options.receiver else sender
+    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
     named = f"{NAME}_pair" if options.receiver else NAME
-    kept = options.out / ".unfinished" / (f"{named}_smoke" if options.smoke else named)
-    tables = compute(settings, sender, receiver, checkpoint=kept)
     known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
-    for name, table in zip((named, f"{named}_cells"), tables, strict=True):
-        publish(
-            FIGURES[name](table, known),
-            table,
-            name=name,
-            folder=options.out,
-            settings=known,
-            measured={"wall_seconds": round(time.monotonic() - began, 1)},
-            models={"sender": describe(sender), "receiver": describe(receiver)},
-        )
-    shutil.rmtree(kept, ignore_errors=True)
+    with unfinished(named, options) as kept:
+        tables = compute(settings, **pair, checkpoint=kept)
+        for name, table in zip((named, f"{named}_cells"), tables, strict=True):
+            publish_pair(FIGURES[name], table, name=name, folder=options.out, settings=known, began=began, **pair)
 
 
 if __name__ == "__main__":

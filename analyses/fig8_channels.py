@@ -8,8 +8,6 @@ items of the other half, with the shuffled message beside each. Those that learn
 It goes on where it was stopped.
 """
 
-import argparse
-import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,14 +15,14 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from common import arguments, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
 from latentcomm.catalogue import LEARNED
 from latentcomm.comparing import Plan, compare_named, names_for
 from latentcomm.learning import LearningPlan, learn
 from latentcomm.plots import accuracy_against_cost
-from latentcomm.publishing import plain, publish, replot
-from latentcomm.sweep_report import describe
+from latentcomm.publishing import plain
 from latentcomm.tasks import countries, tip_sheets
 
 NAME = "fig8_channels"
@@ -38,7 +36,7 @@ class Settings:
     task: str = "countries"
     channels: tuple[str, ...] | None = None
     learned: tuple[str, ...] = LEARNED
-    n_sheets: int = 200
+    n_sheets: int = 300
     plan: Plan = field(default_factory=lambda: Plan(n_tune=40, n_test=100))
     learning: LearningPlan = field(default_factory=LearningPlan)
 
@@ -55,7 +53,7 @@ SMOKE = replace(
 
 def settings_of(name: str) -> Settings:
     """The settings of a figure: nothing is trained on Tip sheets, where this model is at chance whatever it reads."""
-    return replace(SETTINGS, task="tip_sheets", learned=()) if "tip_sheets" in name else SETTINGS
+    return replace(SETTINGS, task="tip_sheets", learned=(), n_sheets=200) if "tip_sheets" in name else SETTINGS
 
 
 def compute(
@@ -98,38 +96,27 @@ FIGURES = {f"{NAME}_{task}{pair}": plot for task in ("countries", "tip_sheets") 
 
 
 def main() -> None:
-    """Compute and publish, or rebuild the figure from its CSV."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Compute and publish, or rebuild the figures from their CSVs."""
+    parser = arguments(
+        __doc__,
+        smoke="a few channels and items",
+        sender=SETTINGS.sender,
+        receiver="another model, in place of the sender itself",
+    )
     parser.add_argument("--task", choices=("countries", "tip_sheets"), default=SETTINGS.task)
-    parser.add_argument("--smoke", action="store_true", help="a few channels and items, to see that it runs")
-    parser.add_argument("--replot", action="store_true", help="rebuild the figure from its CSV alone")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
-    parser.add_argument("--sender", default=SETTINGS.sender, help="a built-in name, a folder, a .gguf file or a hub id")
-    parser.add_argument("--receiver", help="another model, in place of the sender itself")
     options = parser.parse_args()
-    name = f"{NAME}_{options.task}" + ("" if options.receiver is None else "_pair")
     if options.replot:
-        for each in FIGURES:
-            if (options.out / f"{each}.csv").exists():
-                replot(each, options.out, plot)
+        replot_found(FIGURES, options.out)
         return
+    name = f"{NAME}_{options.task}" + ("_pair" if options.receiver else "")
     chosen, began = SMOKE if options.smoke else settings_of(name), time.monotonic()
     settings = replace(chosen, sender=options.sender, task=options.task)
-    sender = lc.load_model(options.sender)
-    receiver = sender if options.receiver is None else lc.load_model(options.receiver)
-    kept = options.out / ".unfinished" / (f"{name}_smoke" if options.smoke else name)
-    table = compute(settings, sender, receiver, checkpoint=kept)
-    shown = plain(asdict(settings) | {"sender": sender.name, "receiver": receiver.name})
-    publish(
-        plot(table, shown),
-        table,
-        name=name,
-        folder=options.out,
-        settings=shown,
-        measured={"wall_seconds": round(time.monotonic() - began, 1)},
-        models={"sender": describe(sender), "receiver": describe(receiver)},
-    )
-    shutil.rmtree(kept, ignore_errors=True)
+    sender = lc.load_model(settings.sender)
+    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
+    known = plain(asdict(settings) | {role: model.name for role, model in pair.items()})
+    with unfinished(name, options) as kept:
+        table = compute(settings, **pair, checkpoint=kept)
+        publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
 
 
 if __name__ == "__main__":

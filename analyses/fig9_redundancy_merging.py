@@ -10,8 +10,6 @@ differences are to replace, and to that of replace, mean and sum which is best o
 was stopped.
 """
 
-import argparse
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from common import arguments, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
 from latentcomm.alignment import AffineMap
@@ -35,11 +34,10 @@ from latentcomm.layer_sweep import Cell
 from latentcomm.paired import capture_paired, pair_tokens
 from latentcomm.plots import condition_bars
 from latentcomm.progress import track
-from latentcomm.publishing import plain, publish, replot
+from latentcomm.publishing import plain
 from latentcomm.redundancy import fit_predictable
 from latentcomm.sites import Site
 from latentcomm.stats import mcnemar_exact, paired_bootstrap
-from latentcomm.sweep_report import describe
 from latentcomm.tasks import Task, countries, draw_choices, tip_sheets
 
 NAME = "fig9_redundancy_merging"
@@ -113,7 +111,7 @@ def _predicted(
     kept = Kept(None if checkpoint is None else checkpoint / f"maps-{asked[:16]}")
     tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
     states = capture_paired(sender, receiver, tokens)
-    rows = (states.sender_position > 0) & (states.receiver_position > 0)
+    rows = states.after_first
     found = {}
     for read, write in track(cells, "maps of what is predictable", total=len(cells)):
         incoming, own = states.x[read, rows], states.y[write, rows]
@@ -246,36 +244,24 @@ FIGURES = {NAME: plot, f"{NAME}_pair": plot}
 
 
 def main() -> None:
-    """Compute and publish, or rebuild the figure from its CSV."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few cells and items, to see that it runs")
-    parser.add_argument("--replot", action="store_true", help="rebuild the figure from its CSV alone")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
-    parser.add_argument("--sender", default=SETTINGS.sender, help="a built-in name, a folder, a .gguf file or a hub id")
-    parser.add_argument("--receiver", help="another model, in place of the sender itself")
-    options = parser.parse_args()
-    name = NAME if options.receiver is None else f"{NAME}_pair"
+    """Compute and publish, or rebuild the figures from their CSVs."""
+    options = arguments(
+        __doc__,
+        smoke="a few cells and items",
+        sender=SETTINGS.sender,
+        receiver="another model, in place of the sender itself",
+    ).parse_args()
     if options.replot:
-        for each in FIGURES:
-            if (options.out / f"{each}.csv").exists():
-                replot(each, options.out, plot)
+        replot_found(FIGURES, options.out)
         return
     settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
-    sender = lc.load_model(options.sender)
-    receiver = sender if options.receiver is None else lc.load_model(options.receiver)
-    kept = options.out / ".unfinished" / (f"{name}_smoke" if options.smoke else name)
-    table = compute(settings, sender, receiver, checkpoint=kept)
-    shown = plain(asdict(settings) | {"sender": sender.name, "receiver": receiver.name})
-    publish(
-        plot(table, shown),
-        table,
-        name=name,
-        folder=options.out,
-        settings=shown,
-        measured={"wall_seconds": round(time.monotonic() - began, 1)},
-        models={"sender": describe(sender), "receiver": describe(receiver)},
-    )
-    shutil.rmtree(kept, ignore_errors=True)
+    sender = lc.load_model(settings.sender)
+    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
+    name = f"{NAME}_pair" if options.receiver else NAME
+    known = plain(asdict(settings) | {role: model.name for role, model in pair.items()})
+    with unfinished(name, options) as kept:
+        table = compute(settings, **pair, checkpoint=kept)
+        publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
 
 
 if __name__ == "__main__":

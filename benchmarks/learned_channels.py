@@ -84,12 +84,8 @@ def compared(a: Sequence[lc.Trial], b: Sequence[lc.Trial], metric: str, conditio
 
 def facts(training: Training) -> dict[str, Any]:
     """What a training was."""
-    losses = training.losses
-    tenth = max(1, len(losses) // 10)
-    means = [
-        round(sum(losses[at : at + tenth]) / len(losses[at : at + tenth]), 4) for at in range(0, len(losses), tenth)
-    ]
-    return {"updates": len(losses), "seconds": round(training.seconds), "mean_loss_by_tenths": means}
+    means = [round(loss, 4) for loss in training.mean_losses]
+    return {"updates": len(training.losses), "seconds": round(training.seconds), "mean_loss_by_tenths": means}
 
 
 def interlat(work: Path, quick: bool) -> dict[str, Any]:

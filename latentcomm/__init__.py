@@ -23,7 +23,7 @@ from latentcomm.cascade import (  # noqa: E402
 )
 from latentcomm.channels import Activation, Message, Silent, Skyline  # noqa: E402
 from latentcomm.comparison import Comparison, compare  # noqa: E402
-from latentcomm.decoding import Decoded, ReceiverInput, decode, generate, next_token_logits  # noqa: E402
+from latentcomm.decoding import Decoded, decode, generate, next_token_logits  # noqa: E402
 from latentcomm.diagnosis import Diagnosis, diagnose  # noqa: E402
 from latentcomm.effects import Effects, measure_effects  # noqa: E402
 from latentcomm.evaluation import Trial, evaluate, summarise, to_table  # noqa: E402
@@ -32,6 +32,7 @@ from latentcomm.layer_sweep import LayerSweep, sweep_layers  # noqa: E402
 from latentcomm.learning import LearningPlan, learn, load_learned  # noqa: E402
 from latentcomm.models import Model, encode, load_model, wrap_model  # noqa: E402
 from latentcomm.prompts import Prompts  # noqa: E402
+from latentcomm.receiver_input import ReceiverInput  # noqa: E402
 from latentcomm.sites import Site  # noqa: E402
 from latentcomm.sweeps import SweepReport, sweep_and_judge  # noqa: E402
 

@@ -168,27 +168,25 @@ def compare_named(
             [channel], sender, receiver, test, seed=plan.seed, controls=plan.controls, checkpoint=kept, told=told
         ).trials
     found = Comparison.of(trials, seed=plan.seed)
-    formula = {name: _paper_flops(name, sender, receiver, test, cell, plan, found.trials) for name in names}
+    formula = _paper_flops(names, sender, receiver, test, cell, plan, found.trials)
     return replace(
         found, table=found.table.assign(paper_flops=[formula[name] for name in found.table["channel"]])
     ), cell
 
 
 def _paper_flops(
-    name: str,
+    names: Sequence[str],
     sender: Model,
     receiver: Model,
     task: Task,
     cell: Cell | None,
     plan: Plan,
     trials: Sequence[Trial],
-) -> float:
-    """Operations of an item by the paper's formulas, without a cache, at mean lengths; NaN where it has none.
+) -> dict[str, float]:
+    """Of each channel the operations of an item by the paper's formulas, without a cache, at mean lengths.
 
-    A text counts as long as it may get.
+    NaN for a channel that has no formula. A text counts as long as it may get.
     """
-    counts = [trial.reply_tokens for trial in trials if trial.channel == name and trial.condition == MESSAGE]
-    reply = sum(counts) / len(counts)
     first, second = ModelSize.of(sender), ModelSize.of(receiver)
 
     def length(model: Model, texts: list[str]) -> int:
@@ -198,15 +196,21 @@ def _paper_flops(
         length(sender, [item.sender for item in task.items]),
         length(receiver, [item.receiver for item in task.items]),
     )
-    if name == "silent":
-        return reply * paper_forward_flops(second, asked)
-    if name == "skyline":
-        return reply * paper_forward_flops(second, length(receiver, [item.skyline for item in task.items]))
-    if name == "text":
-        return paper_text_flops(first, second, prompt=read, message=plan.message_tokens, reply=reply, asked=asked)
-    if cell is not None and needs_cell(name):
-        return paper_activation_flops(first, second, prompt=read, read=cell[0], reply=reply, asked=asked)
-    return math.nan
+
+    def of(name: str) -> float:
+        counts = [trial.reply_tokens for trial in trials if trial.channel == name and trial.condition == MESSAGE]
+        reply = sum(counts) / len(counts)
+        if name == "silent":
+            return reply * paper_forward_flops(second, asked)
+        if name == "skyline":
+            return reply * paper_forward_flops(second, length(receiver, [item.skyline for item in task.items]))
+        if name == "text":
+            return paper_text_flops(first, second, prompt=read, message=plan.message_tokens, reply=reply, asked=asked)
+        if cell is not None and needs_cell(name):
+            return paper_activation_flops(first, second, prompt=read, read=cell[0], reply=reply, asked=asked)
+        return math.nan
+
+    return {name: of(name) for name in names}
 
 
 def choose_cell(
@@ -281,7 +285,7 @@ def fit_maps(sender: Model, receiver: Model, cells: Sequence[Cell], seed: int) -
     """Of every cell the ridge map from the sender's states to the receiver's on the packaged corpus, sinks left out."""
     tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
     states = capture_paired(sender, receiver, tokens)
-    rows = (states.sender_position > 0) & (states.receiver_position > 0)
+    rows = states.after_first
     return {
         (read, write): fit_ridge(
             states.x[read, rows], states.y[write, rows], folds=MAP_FOLDS, groups=states.document[rows], seed=seed

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from latentcomm.channels import Channel
-from latentcomm.controls import CONTROLS
+from latentcomm.controls import USUAL
 from latentcomm.cost import cost_front
-from latentcomm.evaluation import MESSAGE, METRICS, NAN, Trial, evaluate, to_table
+from latentcomm.evaluation import MESSAGE, METRICS, NAN, Trial, by_condition, evaluate, to_table
 from latentcomm.models import Model
 from latentcomm.stats import mcnemar_exact, paired_bootstrap, proportion_interval
 from latentcomm.tasks.base import Task
@@ -50,7 +50,7 @@ def compare(
     *,
     n: int | None = None,
     seed: int = 0,
-    controls: Sequence[str] = tuple(CONTROLS),
+    controls: Sequence[str] = USUAL,
     reply_tokens: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     told: MutableMapping[str, Any] | None = None,
@@ -101,18 +101,7 @@ def compare_trials(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
     Raises:
         ValueError: channels that were not evaluated on the same items, or share a name.
     """
-    outcomes: dict[tuple[str, str], dict[str, Trial]] = {}
-    for trial in trials:
-        answered = outcomes.setdefault((trial.channel, trial.condition), {})
-        if trial.item in answered:
-            raise ValueError(
-                f"item {trial.item!r} stands twice under {trial.channel}, {trial.condition}; give every channel a name "
-                "of its own, and each of its trials once"
-            )
-        answered[trial.item] = trial
-    items = list(next(iter(outcomes.values()), ()))
-    if any(set(answered) != set(items) for answered in outcomes.values()):
-        raise ValueError("the channels were evaluated on different items and cannot be compared in pairs")
+    outcomes, items = by_condition(trials)
     records = [
         _record(outcomes, key, metric, items, seed)
         for key, answered in outcomes.items()

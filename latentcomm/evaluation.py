@@ -17,7 +17,7 @@ from latentcomm.controls import CONTROLS, SELF, USUAL, Exchange, applies, true_m
 from latentcomm.cost import flops
 from latentcomm.decoding import decode
 from latentcomm.files import digest, write_text
-from latentcomm.models import Model, check_pair, recorded_passes
+from latentcomm.models import Model, check_pair, fingerprints, recorded_passes
 from latentcomm.progress import track
 from latentcomm.stats import mcnemar_exact, paired_bootstrap, proportion_interval
 from latentcomm.tasks.base import Task, draw_choices
@@ -98,15 +98,14 @@ def evaluate(
     task = task if n is None else task.take(n, seed=seed)
     choices = draw_choices(task, receiver.first_token, seed=seed) if task.has_choices else [()] * len(task.items)
     reply_tokens = task.reply_tokens if reply_tokens is None else reply_tokens
-    asked = (channel, task, seed)
-    folder = None if checkpoint is None else Path(checkpoint)
-    prints = None if folder is None else _prints(sender, receiver)
+    how = (reply_tokens, temperature, top_p)
+    prints = None if checkpoint is None else _prints(sender, receiver)
 
-    def kept(name: str, *what: Any, shared: str | None = None) -> Path | None:
-        if folder is None:
+    def kept(name: str, *what: Any, end: str = "", shared: str | None = None) -> Path | None:
+        if checkpoint is None:
             return None
-        unique = digest(prints, *asked, *what) if shared is None else digest(prints, shared)
-        return folder / f"{name}-{unique[:16]}"
+        unique = digest(prints, channel, task, seed, *what) if shared is None else digest(prints, shared)
+        return Path(checkpoint) / f"{name}-{unique[:16]}{end}"
 
     def sent(part: Task) -> Message:
         return channel.send(sender, part, receiver=receiver)
@@ -114,7 +113,7 @@ def evaluate(
     def sent_to_itself(part: Task) -> Message:
         return channel.own(receiver, part)
 
-    conditions = kept("conditions", choices, list(controls), reply_tokens, temperature, top_p)
+    conditions = kept("conditions", choices, list(controls), *how, end=".json")
     if conditions is not None and (done := _finished(conditions)) is not None:
         return done
     key = digest("said", channel.said, task, seed) if isinstance(channel, Sharing) else None
@@ -129,8 +128,10 @@ def evaluate(
         name: CONTROLS[name] for name in controls if applies(name, channel, receiver, message)
     }
     trials: list[Trial] = []
+    files: list[str] = []
     for name in track(wanted, channel.name, total=len(wanted), shown=progress and len(wanted) > 1):
-        records = None if folder is None else _records(kept, choices, name, reply_tokens, temperature, top_p)
+        records = kept("trials", choices, name, *how, end=".jsonl")
+        files += [] if records is None else [records.name]
         done = _read(records)
         if len(done) < len(task.items):
             if name == SELF:  # it is made by running the receiver: kept, too, and paid for
@@ -147,8 +148,7 @@ def evaluate(
                     write_text(records, "".join(f"{line}\n" for line in lines))
         trials += done
     if conditions is not None:  # nothing of it is sent or received again, even without the messages
-        files = [_records(kept, choices, name, reply_tokens, temperature, top_p).name for name in wanted]
-        write_text(conditions.with_suffix(".json"), json.dumps({"trials": files, "n": len(task.items)}))
+        write_text(conditions, json.dumps({"trials": files, "n": len(task.items)}))
     return trials
 
 
@@ -160,17 +160,8 @@ class Cost:
     seconds: float
 
 
-def _records(kept: Callable[..., Path | None], choices: Sequence[Any], name: str, *how: Any) -> Path:
-    """Where the trials of a condition are kept."""
-    path = kept("trials", choices, name, *how)
-    if path is None:
-        raise ValueError("trials are kept in a checkpoint alone")
-    return path.with_suffix(".jsonl")
-
-
-def _finished(conditions: Path) -> list[Trial] | None:
+def _finished(path: Path) -> list[Trial] | None:
     """All trials of an evaluation that has ended, where all of them are there."""
-    path = conditions.with_suffix(".json")
     if not path.exists():
         return None
     facts = json.loads(path.read_text(encoding="utf-8"))
@@ -290,8 +281,7 @@ def _read(path: Path | None) -> list[Trial]:
 def _prints(sender: Model, receiver: Model) -> list[str]:
     if sender.has_hooks or receiver.has_hooks:
         raise ValueError("trials of a model with hooks attached cannot be kept: they are not in the checkpoint's name")
-    one = sender.fingerprint
-    return [one, one if receiver is sender else receiver.fingerprint]
+    return list(fingerprints(sender, receiver))
 
 
 def to_table(trials: Sequence[Trial]) -> pd.DataFrame:
@@ -299,13 +289,8 @@ def to_table(trials: Sequence[Trial]) -> pd.DataFrame:
     return pd.DataFrame([asdict(trial) for trial in trials])
 
 
-def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
-    """One row a channel, condition and metric: how often it was right, how sure that is, and what it is better than.
-
-    Columns: channel, condition, metric, n, correct, accuracy with its 95 % Wilson interval (low, high); the paired
-    difference to silent with its 95 % bootstrap interval over items (over_silent, over_silent_low, over_silent_high);
-    the exact McNemar p-values against silent and against this channel's own shuffled message (p_silent, p_shuffled),
-    not corrected for the number of comparisons. What does not apply is NaN.
+def by_condition(trials: Sequence[Trial]) -> tuple[dict[tuple[str, str], dict[str, Trial]], list[str]]:
+    """Of each channel and condition the trials by their items, and the items, which are the same under all.
 
     Raises:
         ValueError: channels that were not evaluated on the same items, or share a name.
@@ -322,6 +307,21 @@ def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
     items = list(next(iter(outcomes.values()), ()))
     if any(set(answered) != set(items) for answered in outcomes.values()):
         raise ValueError("the channels were evaluated on different items and cannot be compared in pairs")
+    return outcomes, items
+
+
+def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
+    """One row a channel, condition and metric: how often it was right, how sure that is, and what it is better than.
+
+    Columns: channel, condition, metric, n, correct, accuracy with its 95 % Wilson interval (low, high); the paired
+    difference to silent with its 95 % bootstrap interval over items (over_silent, over_silent_low, over_silent_high);
+    the exact McNemar p-values against silent and against this channel's own shuffled message (p_silent, p_shuffled),
+    not corrected for the number of comparisons. What does not apply is NaN.
+
+    Raises:
+        ValueError: channels that were not evaluated on the same items, or share a name.
+    """
+    outcomes, items = by_condition(trials)
     records = []
     for (channel, condition), answered in outcomes.items():
         silent = outcomes.get(("silent", MESSAGE)) if channel != "silent" else None

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -93,8 +94,7 @@ def _feed(state: "hashlib._Hash", value: Any) -> None:
         state.update(f"fingerprint {fingerprint};".encode())
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         state.update(f"record {type(value).__module__}.{type(value).__qualname__}".encode())
-        with contextlib.suppress(OSError, TypeError):  # a rule whose formula changed is another rule
-            state.update(inspect.getsource(type(value)).encode())
+        state.update(_source(type(value)))
         for entry in dataclasses.fields(value):
             state.update(entry.name.encode())
             _feed(state, getattr(value, entry.name))
@@ -111,3 +111,15 @@ def _feed(state: "hashlib._Hash", value: Any) -> None:
         state.update(f"{type(value).__name__} {value!r};".encode())
     else:
         raise TypeError(f"{type(value).__name__} has no digest; give plain values, tensors or dataclasses")
+
+
+@cache
+def _source(kind: type) -> bytes:
+    """The source of a class, where there is one: a rule whose formula changed is another rule.
+
+    Python parses the whole file to find it, and a task holds a record an item: each class is looked up once.
+    """
+    try:
+        return inspect.getsource(kind).encode()
+    except (OSError, TypeError):
+        return b""

@@ -208,6 +208,22 @@ def _on_prompt(graft: Graft, number: int, fired: list[int]) -> Hook:
     return graft.site.hook_name, write
 
 
+def counting_hooks(grafts: Sequence[Graft]) -> tuple[list[Hook], list[int]]:
+    """The hooks of the grafts, in order, and how often each has fired, for `check_fired`."""
+    fired = [0] * len(grafts)
+
+    def counted(number: int) -> Hook:
+        ((name, write),) = grafts[number].fwd_hooks()
+
+        def fire(value: Tensor, hook: object) -> Tensor:
+            fired[number] += 1
+            return write(value, hook)
+
+        return name, fire
+
+    return [counted(number) for number in range(len(grafts))], fired
+
+
 def check_fired(grafts: Sequence[Graft], fired: Sequence[int]) -> None:
     """Refuse to go on when a graft did not fire.
 

@@ -15,7 +15,7 @@ from latentcomm.capture import capture_positions
 from latentcomm.files import digest, written_whole
 from latentcomm.fusion import Fusion
 from latentcomm.grafting import LAST, Graft
-from latentcomm.models import Model, check_pair
+from latentcomm.models import Model, check_pair, fingerprints
 from latentcomm.progress import track
 from latentcomm.prompts import Prompts
 from latentcomm.sites import Site
@@ -381,7 +381,7 @@ def _checkpoint(
     if sender.has_hooks or receiver.has_hooks:
         raise ValueError("a sweep of a model with hooks attached cannot be kept: they are not in its checkpoint's name")
     asked = digest(
-        [sender.fingerprint, receiver.fingerprint, str(receiver.dtype)],
+        [*fingerprints(sender, receiver), str(receiver.dtype)],
         [sender_prompts.ids(row) for row in range(len(sender_prompts))],
         [receiver_prompts.ids(row) for row in range(len(receiver_prompts))],
         [plan.reads, plan.writes, plan.fusion, plan.alignment, plan.columns, plan.top_token],

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm.alignment import AffineMap
-from latentcomm.decoding import ReceiverInput
 from latentcomm.files import digest
-from latentcomm.grafting import Graft, check_fired
+from latentcomm.grafting import Graft, check_fired, counting_hooks
 from latentcomm.models import Model
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.training import Schedule, train
 
 
@@ -47,9 +47,9 @@ def answer_logits(
     tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     most = max(map(len, answers))
     wanted = (lengths[:, None] - 1 + torch.arange(most)[None]).clamp(max=width - 1).to(model.device)
-    embedded, fired = [0], [0] * len(given.grafts)
-    hooks = [] if given.soft is None else [given.soft.hook(embedded)]
-    hooks += [_counted(_placed(graft, lengths), number, fired) for number, graft in enumerate(given.grafts)]
+    embedded = [0]
+    grafts, fired = counting_hooks([_placed(graft, lengths) for graft in given.grafts])
+    hooks = [*([] if given.soft is None else [given.soft.hook(embedded)]), *grafts]
     hooks += [hook for each in given.standing for hook in each.fwd_hooks()]
 
     def keep_wanted(value: Tensor, hook: Any) -> Tensor:
@@ -205,13 +205,3 @@ def _placed(graft: Graft, lengths: Tensor) -> Graft:
     if len({each.shape[1] for each in index}) != 1:
         raise ValueError(f"the graft at {graft.site.hook_name} names another number of positions in each prompt")
     return replace(graft, position=torch.cat(index))
-
-
-def _counted(graft: Graft, number: int, fired: list[int]) -> Any:
-    ((name, write),) = graft.fwd_hooks()
-
-    def fire(value: Tensor, hook: Any) -> Tensor:
-        fired[number] += 1
-        return write(value, hook)
-
-    return name, fire

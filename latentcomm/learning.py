@@ -21,7 +21,7 @@ from latentcomm.files import without_folder
 from latentcomm.fusion import Concat, Fusion, Gated, Replace
 from latentcomm.layer_sweep import Cell
 from latentcomm.learners import LinearRows, xavier
-from latentcomm.models import Model, check_pair, one_vocabulary
+from latentcomm.models import Model, check_pair, fingerprints, one_vocabulary
 from latentcomm.paired import capture_paired, pair_tokens
 from latentcomm.publishing import plain
 from latentcomm.sites import Site
@@ -125,12 +125,13 @@ def learn(
         made.learner, schedule, frozen=[sender, receiver], checkpoint=path, every=20, progress=progress, name=name
     )
     weights = {key: value.detach().clone() for key, value in {**made.learner.parameters, **made.fixed}.items()}
+    prints = fingerprints(sender, receiver)
     facts = {
         "name": name,
         "sender": without_folder(sender.name),
-        "sender_fingerprint": sender.fingerprint,
+        "sender_fingerprint": prints[0],
         "receiver": without_folder(receiver.name),
-        "receiver_fingerprint": receiver.fingerprint,
+        "receiver_fingerprint": prints[1],
         "task": task.name,
         "template": task.template,
         "trained_on": [] if name == "learned_linear" else [item.id for item in tune.items],
@@ -153,14 +154,7 @@ def load_learned(path: str | os.PathLike[str], sender: Model, receiver: Model) -
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {path}; `latentcomm train` writes it")
-    weights, facts = load_weights(path, kind=KIND)
-    for role, model in (("sender", sender), ("receiver", receiver)):
-        if facts[f"{role}_fingerprint"] != model.fingerprint:
-            raise ValueError(
-                f"{Path(path).name} was trained for the {role} {facts[role]} and {model.name} has other weights; "
-                "train one for this pair"
-            )
-    return Learned(_channel(facts["name"], weights, facts, receiver), weights, facts)
+    return _load([Path(path)], sender, receiver)[0]
 
 
 def load_folder(folder: str | os.PathLike[str], sender: Model, receiver: Model) -> dict[str, Learned]:
@@ -169,11 +163,24 @@ def load_folder(folder: str | os.PathLike[str], sender: Model, receiver: Model) 
     Raises:
         ValueError: there is none, or what `load_learned` refuses.
     """
-    paths = [Path(folder) / f"{name}.safetensors" for name in LEARNED]
-    found = {path.stem: load_learned(path, sender, receiver) for path in paths if path.exists()}
-    if not found:
+    paths = [path for name in LEARNED if (path := Path(folder) / f"{name}.safetensors").exists()]
+    if not paths:
         raise ValueError(f"the folder {folder} holds no trained channel; `latentcomm train` writes them")
-    return found
+    return {path.stem: each for path, each in zip(paths, _load(paths, sender, receiver), strict=True)}
+
+
+def _load(paths: Sequence[Path], sender: Model, receiver: Model) -> list[Learned]:
+    """The trained channels of these files; all weights of the models are hashed once for all of them."""
+    files = [load_weights(path, kind=KIND) for path in paths]
+    sides = list(zip(("sender", "receiver"), (sender, receiver), fingerprints(sender, receiver), strict=True))
+    for path, (_, facts) in zip(paths, files, strict=True):
+        for role, model, fingerprint in sides:
+            if facts[f"{role}_fingerprint"] != fingerprint:
+                raise ValueError(
+                    f"{path.name} was trained for the {role} {facts[role]} and {model.name} has other weights; "
+                    "train one for this pair"
+                )
+    return [Learned(_channel(facts["name"], weights, facts, receiver), weights, facts) for weights, facts in files]
 
 
 def check_unseen(learned: Learned, test: Task) -> None:
@@ -225,7 +232,7 @@ def _linear(asked: _Asked) -> _Made:
         asked.sender, asked.receiver, map_documents(), max_tokens=map_tokens(asked.sender, asked.receiver)
     )
     states = capture_paired(asked.sender, asked.receiver, tokens)
-    rows = (states.sender_position > 0) & (states.receiver_position > 0)
+    rows = states.after_first
     source, target = states.x[asked.cell[0], rows].float(), states.y[asked.cell[1], rows].float()
     weight = xavier(target.shape[1], source.shape[1], generator=torch.Generator().manual_seed(asked.plan.seed))
     return _Made(LinearRows(source, target, weight, torch.zeros(target.shape[1])))
@@ -287,8 +294,7 @@ def _channel(name: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any],
     if name == "interlat":
         return Interlat(name, Adapter(AdapterShape(**shape), dict(weights)), facts["plan"]["plan_tokens"])
     if name == "calm":
-        shape["pairs"] = tuple((int(read), int(write)) for read, write in shape["pairs"])
-        return Calm(name, Bridge(BridgeShape(**shape), dict(weights)))
+        return Calm(name, Bridge(BridgeShape.of(shape), dict(weights)))
     read, write = (Site(layer) for layer in facts["cell"])
     learnt = AffineMap(weights["weight"], weights["bias"])
     if name == "learned_linear":
@@ -318,11 +324,8 @@ def _schedule(name: str, plan: LearningPlan) -> Schedule:
 
 
 def _facts(training: Training) -> dict[str, Any]:
-    losses: Sequence[float] = training.losses
-    tenth = max(1, len(losses) // 10)
-    parts = [losses[at : at + tenth] for at in range(0, len(losses), tenth)]
     return {
-        "updates": len(losses),
+        "updates": len(training.losses),
         "seconds": round(training.seconds, 1),
-        "mean_loss_by_tenths": [round(sum(part) / len(part), 5) for part in parts],
+        "mean_loss_by_tenths": [round(loss, 5) for loss in training.mean_losses],
     }

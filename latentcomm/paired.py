@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -48,6 +48,11 @@ class PairedTokens:
     def __len__(self) -> int:
         return len(self.document)
 
+    @property
+    def after_first(self) -> Bool[Tensor, " row"]:
+        """Which rows are of no document's first token in either model, where attention sinks stand."""
+        return (self.sender_position > 0) & (self.receiver_position > 0)
+
 
 @dataclass(frozen=True, eq=False)
 class PairedStates:
@@ -69,6 +74,11 @@ class PairedStates:
 
     def __len__(self) -> int:
         return len(self.document)
+
+    @property
+    def after_first(self) -> Bool[Tensor, " row"]:
+        """Which rows are of no document's first token in either model, where attention sinks stand."""
+        return (self.sender_position > 0) & (self.receiver_position > 0)
 
 
 def pair_tokens(

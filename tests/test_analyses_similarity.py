@@ -14,11 +14,10 @@ from test_analyses import FIGURES, ROOT, call, plots, script
 from test_paired import byte_level
 from tiny import files_in, transformers_model
 from torch import Tensor
-from toys import countries_folder
 
 import latentcomm as lc
 from latentcomm.corpus import read_corpus
-from latentcomm.models import load_model, wrap_model
+from latentcomm.models import wrap_model
 from latentcomm.paired import pair_tokens
 from latentcomm.publishing import check_replot
 from latentcomm.similarity import LayerPairs, debiased_cka, exchanged_documents, rms_normalised
@@ -26,11 +25,6 @@ from latentcomm.similarity import LayerPairs, debiased_cka, exchanged_documents,
 PATHS = [ROOT / "analyses" / f"{name}.py" for name in ("fig3_similarity", "fig4_predictability")]
 every_script = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 SMALL = {"fig3_similarity": {"documents": 12, "null_rows": 100}, "fig4_predictability": {"layer_step": 1}}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> lc.Model:
-    return load_model(countries_folder(tmp_path_factory.mktemp("models") / "tiny-countries"))
 
 
 @pytest.fixture(scope="module")

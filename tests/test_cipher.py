@@ -19,10 +19,11 @@ from latentcomm.channels.soft_decoding import (
     table,
     with_slot,
 )
-from latentcomm.decoding import ReceiverInput, decode, next_token_logits
+from latentcomm.decoding import decode, next_token_logits
 from latentcomm.evaluation import evaluate
 from latentcomm.models import Model, encode, recorded_passes, wrap_model
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.tasks import Task
 
 TASK = toy()
@@ -251,7 +252,7 @@ class TestTheSlot:
             with_slot(tiny, ["Alice"], [vector.expand(40, -1)], template="raw")
         deaf = tokenizer()
         deaf.chat_template = "{% for message in messages %}<user>{% endfor %}"
-        with pytest.raises(ValueError, match="drops part of what a user says"):
+        with pytest.raises(ValueError, match="drops or changes what a user says"):
             with_slot(wrap_model(transformers_model("llama"), deaf, name="t"), ["Alice"], [vector], template="chat")
 
 

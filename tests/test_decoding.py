@@ -24,11 +24,12 @@ from torch import Tensor
 
 from latentcomm import decoding
 from latentcomm.capture import capture
-from latentcomm.decoding import ReceiverInput, Run, _choose, decode, generate, next_token_logits
+from latentcomm.decoding import Run, _choose, decode, generate, next_token_logits
 from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.grafting import LAST, Graft, grafted
 from latentcomm.models import Model, encode, wrap_model
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.sites import Site
 
 ROWS = ids(6, 2, 9, 6, 1, seed=5)

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import inspect
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import files_in
+from toys import Counter
 
 from latentcomm.files import digest, write_json, write_text, written_whole
 from latentcomm.fusion import Mean, RightAligned, Weighted
@@ -209,6 +211,16 @@ class TestDigest:
         assert record_of("one_module", "+") == record_of("one_module", "+")
         assert record_of("one_module", "+") != record_of("one_module", "-")
         assert record_of("one_module", "+") != record_of("two_module", "+")
+
+    def test_the_source_of_a_class_is_looked_up_once_for_all_its_records(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        @dataclass(frozen=True)
+        class Line:
+            text: str
+
+        looked_up = Counter(inspect.getsource)
+        monkeypatch.setattr(inspect, "getsource", looked_up)
+        assert digest(Line("a"), [Line("b")]) == digest(Line("a"), [Line("b")]) != digest(Line("b"), [Line("b")])
+        assert looked_up.calls == 1
 
     @pytest.mark.parametrize("value", [lambda: 0, {1, 2}, object(), [print], Mean])
     def test_what_has_no_stable_content_is_refused(self, value: object) -> None:

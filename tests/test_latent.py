@@ -16,8 +16,9 @@ from latentcomm.channels import Channel, Message
 from latentcomm.channels.latent import Adapter, AdapterShape, Interlat, new_adapter
 from latentcomm.channels.latent_training import InterlatLearner, InterlatLoss, jensen_shannon, warm_start
 from latentcomm.channels.slots import filled, with_gap
-from latentcomm.decoding import ReceiverInput, next_token_logits
+from latentcomm.decoding import next_token_logits
 from latentcomm.models import Model
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.training import Schedule, Trainable, frozen_weights, train
 
 TASK = toy()
@@ -54,7 +55,7 @@ class TestTheGap:
     def test_a_template_that_changes_the_words_is_refused(self) -> None:
         tiny = build("llama")
         tiny.tokenizer.chat_template = "{% for message in messages %}<user>hello{% endfor %}"
-        with pytest.raises(ValueError, match="changes what the user says"):
+        with pytest.raises(ValueError, match="changes what a user says"):
             with_gap(tiny, [ASKED], template="chat")
 
 

@@ -31,6 +31,7 @@ LAYOUT = (  # a module may import those that stand before it, and none that stan
     "capture",
     "paired",
     "grafting",
+    "receiver_input",
     "decoding",
     "training",
     "learners",

@@ -105,6 +105,16 @@ class TestWhoItIsFor:
             with pytest.raises(ValueError, match="has other weights; train one for this pair"):
                 load_learned(tmp_path / "gated.safetensors", *who)
 
+    def test_each_model_is_hashed_once_for_a_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        sender, receiver = pair()
+        for name in ("gated", "concatenated"):
+            learn(name, sender, receiver, asked(), plan=PLAN).save(tmp_path / f"{name}.safetensors")
+        hashed: list[Model] = []
+        real = vars(Model)["fingerprint"].fget
+        monkeypatch.setattr(Model, "fingerprint", property(lambda self: (hashed.append(self), real(self))[1]))
+        assert len(load_folder(tmp_path, sender, receiver)) == 2
+        assert len(hashed) == 2 and {id(each) for each in hashed} == {id(sender), id(receiver)}
+
     def test_what_is_no_trained_channel_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="holds no trained channel"):
             load_folder(tmp_path, *pair())

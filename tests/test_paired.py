@@ -245,6 +245,16 @@ class TestPairingTokens:
             pair_tokens(sender, receiver, ["Colosseum"], max_tokens=1)
 
 
+def test_rows_at_the_first_token_of_either_model_are_told_from_the_others() -> None:
+    document, sender, receiver = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 0, 4])
+    states = PairedStates(torch.ones(2, 4, 3), torch.ones(1, 4, 5), document, sender, receiver)
+    assert states.after_first.tolist() == [False, True, False, True]
+    tokens = pair_tokens(*different_pair(), TEXTS)
+    pairs = zip(tokens.sender_position.tolist(), tokens.receiver_position.tolist(), strict=True)
+    assert tokens.after_first.tolist() == [0 not in places for places in pairs]
+    assert 0 < int(tokens.after_first.sum()) < len(tokens)
+
+
 def letters() -> Any:
     """A tokenizer in plain Python, a token a letter, which cannot tell the places of its tokens."""
     from transformers import PreTrainedTokenizer

@@ -9,11 +9,12 @@ import torch
 from tiny import BACKENDS, EVERY_MODEL, build, ids, left_padded, model, states, transformers_model
 from torch import Tensor
 
-from latentcomm.decoding import Past, ReceiverInput, SoftTokens, Standing, decode, next_token_logits
+from latentcomm.decoding import decode, next_token_logits
 from latentcomm.fusion import Mean
 from latentcomm.grafting import LAST, Graft
 from latentcomm.models import Hook, Model
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import Past, ReceiverInput, SoftTokens, Standing
 from latentcomm.sites import Site
 
 ROWS = ids(6, 3, 6, 1, seed=5)

@@ -14,13 +14,13 @@ from toys import toy
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.channels import Activation
 from latentcomm.channels.fusion_training import FusionLearner
-from latentcomm.decoding import Past, ReceiverInput, SoftTokens
 from latentcomm.fusion import Concat, Gated, Replace
 from latentcomm.grafting import LAST, Graft
 from latentcomm.learners import TextLearner, answer_logits, cross_entropy, train_linear
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import Past, ReceiverInput, SoftTokens
 from latentcomm.sites import Site
-from latentcomm.training import Schedule, Trainable, frozen_weights, load_weights, save_weights, train
+from latentcomm.training import Schedule, Trainable, Training, frozen_weights, load_weights, save_weights, train
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +192,11 @@ class TestTheTrainer:
         with pytest.raises(RuntimeError, match="loss of update 0 is"):
             train(learner, Schedule(steps=4, batch_size=2))
         assert (tmp_path / "c").read_bytes() == kept
+
+
+def test_the_mean_loss_goes_by_tenths_and_updates_left_over_are_parts_of_their_own():
+    assert Training(tuple(map(float, range(20))), seconds=0.0).mean_losses == tuple(0.5 + 2 * n for n in range(10))
+    assert Training(tuple(map(float, range(23))), seconds=0.0).mean_losses[-2:] == (20.5, 22.0)
 
 
 class TestCheckpoints:

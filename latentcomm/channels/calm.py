@@ -12,14 +12,14 @@ from torch import Tensor
 
 from latentcomm.channels.base import asked_itself, receiver_prompts, sender_prompts
 from latentcomm.channels.message import Message, made_by
-from latentcomm.decoding import ReceiverInput
 from latentcomm.files import digest
 from latentcomm.learners import answer_ids, answer_logits, cross_entropy, xavier
 from latentcomm.models import Hook, Model, record_products
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
-from latentcomm.training import load_weights, save_weights
+from latentcomm.training import check_weights, load_weights, save_weights
 
 KIND = "calm bridge"
 
@@ -72,6 +72,11 @@ class BridgeShape:
         if self.n_heads < 1 or self.d_receiver % self.n_heads:
             raise ValueError(f"{self.n_heads} heads do not divide the width {self.d_receiver}; give a divisor of it")
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "BridgeShape":
+        """The shape of plain values, as a file holds them, the pairs as lists."""
+        return cls(**{**values, "pairs": tuple((int(read), int(write)) for read, write in values["pairs"])})
+
 
 @dataclass(frozen=True, eq=False)
 class Bridge:
@@ -91,11 +96,7 @@ class Bridge:
     weights: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        wanted = _shapes(self.shape)
-        for name in sorted(wanted.keys() | self.weights.keys()):
-            found = tuple(self.weights[name].shape) if name in self.weights else None
-            if found != wanted.get(name):
-                raise ValueError(f"the bridge's {name} is {found}, but {self.shape} needs {wanted.get(name)}")
+        check_weights(self.weights, _shapes(self.shape), of="bridge", shape=self.shape)
 
     @classmethod
     def initial(cls, shape: BridgeShape, *, seed: int = 0) -> "Bridge":
@@ -138,8 +139,7 @@ class Bridge:
             ValueError: the file is no saved bridge.
         """
         weights, shape = load_weights(path, kind=KIND)
-        pairs = tuple((int(read), int(write)) for read, write in shape["pairs"])
-        return cls(BridgeShape(**{**shape, "pairs": pairs}), weights)
+        return cls(BridgeShape.of(shape), weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from latentcomm.channels.base import asked_itself
 from latentcomm.channels.message import Message, made_by
-from latentcomm.channels.slots import Halves, with_gap
-from latentcomm.decoding import EMBEDDED, ReceiverInput, SoftTokens
+from latentcomm.channels.slots import with_gap
 from latentcomm.files import digest
-from latentcomm.models import Model
+from latentcomm.models import Halves, Model
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import EMBEDDED, ReceiverInput, SoftTokens
 from latentcomm.tasks.base import Task
 
 

@@ -12,17 +12,16 @@ from torch import Tensor
 from latentcomm.channels.base import asked_itself
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.text import asked_prompts, check_length, item_seed, refuse_silence
-from latentcomm.decoding import ReceiverInput, decode
+from latentcomm.decoding import decode
 from latentcomm.files import digest
-from latentcomm.models import Hook, Model, encode
+from latentcomm.models import Hook, Model, around_gap, encode
 from latentcomm.prompts import Prompts, Template
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
 
 FACTS = "state_deltas"
 """Where in a message's manifest it says what its tokens and deltas are of."""
-_MARK = "\x1e"
-"""Stands for the user's text while a chat template is cut in two: the record separator, which no template holds."""
 
 
 @dataclass(frozen=True)
@@ -251,26 +250,9 @@ def _spliced(
     if not ids:
         return encode(receiver, [asked], template=template).ids(0).tolist(), 0
     whole = encode(receiver, [f"{text}{between}{asked}"], template=template).ids(0).tolist()
-    head, tail = _around(receiver, f"{between}{asked}", template)
+    head, tail = around_gap(receiver, "", f"{between}{asked}", template=template)
     start = len(head)
     return (whole if whole[start : start + len(ids)] == ids else [*head, *ids, *tail]), start
-
-
-def _around(receiver: Model, after: str, template: Template) -> tuple[list[int], list[int]]:
-    """The ids that stand before a message and after it."""
-    tokenizer = receiver.require_tokenizer()
-    if template == "chat":
-        turn = [{"role": "user", "content": _MARK}]
-        rendered = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        before, _, closing = rendered.partition(_MARK)
-        return _plain(tokenizer, before), _plain(tokenizer, after + closing)
-    plain, special = _plain(tokenizer, after), list(tokenizer(after).input_ids)
-    n_before = next(n for n in range(len(special) + 1) if special[n : n + len(plain)] == plain)
-    return special[:n_before], special[n_before:]
-
-
-def _plain(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _vocabulary(model: Model) -> str:

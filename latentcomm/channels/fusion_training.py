@@ -11,13 +11,13 @@ from torch import Tensor
 from latentcomm.alignment import AffineMap
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.message import Message
-from latentcomm.decoding import ReceiverInput
 from latentcomm.files import digest
 from latentcomm.fusion import Fusion
 from latentcomm.grafting import LAST, Graft
 from latentcomm.learners import answer_ids, answer_logits, cross_entropy
 from latentcomm.models import Model
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from latentcomm.channels.base import asked_itself, sender_prompts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.slots import filled, with_gap
-from latentcomm.decoding import ReceiverInput, decode
+from latentcomm.decoding import decode
 from latentcomm.learners import xavier
 from latentcomm.models import Model, record_products
 from latentcomm.prompts import Prompts
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.tasks.base import Task
-from latentcomm.training import load_weights, save_weights
+from latentcomm.training import check_weights, load_weights, save_weights
 
 KIND = "interlat adapter"
 LIMIT_IN_SPREADS = 8.0
@@ -78,11 +79,7 @@ class Adapter:
     weights: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        wanted = _shapes(self.shape)
-        for name in sorted(wanted.keys() | self.weights.keys()):
-            found = tuple(self.weights[name].shape) if name in self.weights else None
-            if found != wanted.get(name):
-                raise ValueError(f"the adapter's {name} is {found}, but {self.shape} needs {wanted.get(name)}")
+        check_weights(self.weights, _shapes(self.shape), of="adapter", shape=self.shape)
 
     @classmethod
     def initial(cls, shape: AdapterShape, table: Float[Tensor, "d_vocab d_receiver"], *, seed: int = 0) -> "Adapter":

@@ -14,11 +14,11 @@ from latentcomm.alignment import fit_ridge
 from latentcomm.channels.base import label
 from latentcomm.channels.latent import Adapter, AdapterShape, states_of
 from latentcomm.channels.message import Message
-from latentcomm.channels.slots import Halves, filled, with_gap
-from latentcomm.decoding import ReceiverInput
+from latentcomm.channels.slots import filled, with_gap
 from latentcomm.files import digest
 from latentcomm.learners import answer_ids, answer_logits, cross_entropy
-from latentcomm.models import Model
+from latentcomm.models import Halves, Model
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.tasks.base import Item, Task
 
 FAINT = 0.1

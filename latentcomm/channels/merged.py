@@ -10,10 +10,10 @@ from latentcomm.capture import capture
 from latentcomm.channels.activation import Activation
 from latentcomm.channels.message import Message
 from latentcomm.channels.senders import FurtherSender, OfEach
-from latentcomm.decoding import ReceiverInput
 from latentcomm.fusion import Fusion, OrthogonalResidual, Replace, TaskArithmetic, Ties
 from latentcomm.models import Model
 from latentcomm.paired import MAX_TOKENS, pair_tokens
+from latentcomm.receiver_input import ReceiverInput
 from latentcomm.redundancy import fit_predictable
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
@@ -116,7 +116,7 @@ def fit_predictability(
         ValueError: a site that a model lacks, or as `pair_tokens` and `fit_predictable`.
     """
     tokens = pair_tokens(sender, receiver, documents, max_tokens=max_tokens)
-    rows = (tokens.sender_position > 0) & (tokens.receiver_position > 0)
+    rows = tokens.after_first
     document = tokens.document[rows]
     incoming = capture(sender, tokens.sender, [read]).values[read][document, tokens.sender_position[rows]]
     own = capture(receiver, tokens.receiver, [write]).values[write][document, tokens.receiver_position[rows]]

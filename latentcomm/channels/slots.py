@@ -6,17 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.decoding import SoftTokens
-from latentcomm.models import Model, encode
+from latentcomm.models import Halves, Model, around_gap, encode
 from latentcomm.prompts import Prompts, Template
+from latentcomm.receiver_input import SoftTokens
 
 PLACEHOLDER = 0
 """The id that stands where a soft token enters; which one does not matter."""
-GAP = "\N{OBJECT REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
-"""Stands in the user's turn where the gap is, until the chat template has been written around it."""
-
-Halves = tuple[list[int], list[int]]
-"""The ids of a prompt before its gap and behind it; the second is empty for raw text."""
 
 
 def with_gap(model: Model, texts: Sequence[str], *, template: Template) -> list[Halves]:
@@ -26,20 +21,8 @@ def with_gap(model: Model, texts: Sequence[str], *, template: Template) -> list[
     Raises:
         ValueError: what `encode` refuses, or a chat template that changes the user's words.
     """
-    if template == "raw":
-        prompts = encode(model, texts)
-        return [(prompts.ids(row).tolist(), []) for row in range(len(prompts))]
     encode(model, texts, template=template)  # refuses what cannot be a prompt
-    tokenizer = model.require_tokenizer()
-    halves = []
-    for text in texts:
-        turn = [{"role": "user", "content": text + GAP}]
-        written = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        before, gap, after = written.partition(GAP)
-        if not gap:
-            raise ValueError(f"the chat template of {model.name} changes what the user says; use template='raw'")
-        halves.append(tuple(list(tokenizer(half, add_special_tokens=False).input_ids) for half in (before, after)))
-    return halves
+    return [around_gap(model, text, "", template=template) for text in texts]
 
 
 def filled(halves: Sequence[Halves], vectors: Sequence[Float[Tensor, "_ d_receiver"]]) -> tuple[Prompts, SoftTokens]:

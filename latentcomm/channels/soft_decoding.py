@@ -10,12 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.decoding import EMBEDDED, Read, ReceiverInput, Run, SoftTokens, runs
-from latentcomm.models import Hook, Model, encode, record_products
+from latentcomm.decoding import Read, Run, runs
+from latentcomm.models import Hook, Model, around_gap, encode, record_products
 from latentcomm.prompts import Prompts, Template
-
-SLOT = "\ue000"
-"""Stands for the vectors while a chat template is filled in: a private character, in no text that means something."""
+from latentcomm.receiver_input import EMBEDDED, ReceiverInput, SoftTokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +143,9 @@ def with_slot(
             rows.append(encode(model, [text], template=template).ids(0).tolist())
             places.append(torch.arange(0))
             continue
-        before, after = _around(model, between + text, template)
+        if not (between + text).strip():
+            raise ValueError("a prompt is empty; give every prompt at least one word")
+        before, after = around_gap(model, "", between + text, template=template)
         rows.append([*before, *[after[0]] * len(soft), *after])
         places.append(torch.arange(len(before), len(before) + len(soft)))
         if len(rows[-1]) > model.n_ctx:
@@ -154,29 +154,6 @@ def with_slot(
             )
     soft = SoftTokens(tuple(places), tuple(vectors)) if any(map(len, places)) else None
     return ReceiverInput(Prompts.from_ids(rows), soft=soft)
-
-
-def _around(model: Model, text: str, template: Template) -> tuple[list[int], list[int]]:
-    """Token ids of what stands before and after a message that is followed by `text`."""
-    tokenizer = model.require_tokenizer()
-    if not text.strip():
-        raise ValueError("a prompt is empty; give every prompt at least one word")
-    if template == "chat":
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(f"the tokenizer of {model.name} has no chat template; use template='raw'")
-        turn = [{"role": "user", "content": SLOT + text}]
-        said = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        before, slot, after = said.partition(SLOT)
-        if not slot:
-            raise ValueError(f"the chat template of {model.name} drops part of what a user says; use template='raw'")
-        bare = [list(tokenizer(part, add_special_tokens=False).input_ids) if part else [] for part in (before, after)]
-        return bare[0], bare[1]
-    whole = list(tokenizer(text).input_ids)
-    bare = list(tokenizer(text, add_special_tokens=False).input_ids)
-    start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), None)
-    if start is None:
-        raise ValueError(f"the tokenizer of {model.name} changes a text when it adds special tokens; use a chat prompt")
-    return whole[:start], whole[start:]
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ from latentcomm.diagnosis.verdicts import ALARM, Recommendation, Situation, cell
 from latentcomm.drift import reference as drift_reference
 from latentcomm.files import digest, without_folder
 from latentcomm.fusion import Fusion
-from latentcomm.models import Model, check_pair
+from latentcomm.models import Model, check_pair, fingerprints
 from latentcomm.paired import PairedTokens, capture_paired, pair_tokens
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -136,7 +136,7 @@ def diagnose(
             f"so give at least {FEWEST_DOCUMENTS}"
         )
     tokens = pair_tokens(sender, receiver, documents, max_tokens=n_tokens)
-    prints = {"sender": sender.fingerprint, "receiver": receiver.fingerprint}
+    prints: dict[str, str] = dict(zip(("sender", "receiver"), fingerprints(sender, receiver), strict=True))
     choices = {
         "corpus": texts.name,
         "corpus_sha256": texts.sha256,

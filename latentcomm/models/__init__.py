@@ -5,22 +5,26 @@ from latentcomm.models.base import (
     Model,
     Pass,
     check_pair,
+    fingerprints,
     one_model,
     one_vocabulary,
     record_products,
     recorded_passes,
 )
-from latentcomm.models.encoding import encode
+from latentcomm.models.encoding import Halves, around_gap, encode
 from latentcomm.models.loading import load_model, wrap_model
 from latentcomm.prompts import Template
 
 __all__ = [
+    "Halves",
     "Hook",
     "Model",
     "Pass",
     "Template",
+    "around_gap",
     "check_pair",
     "encode",
+    "fingerprints",
     "load_model",
     "one_model",
     "one_vocabulary",

@@ -388,6 +388,12 @@ def one_model(a: Model, b: Model) -> bool:
     return shapes[0] == shapes[1] and a.fingerprint == b.fingerprint
 
 
+def fingerprints(sender: Model, receiver: Model) -> tuple[str, str]:
+    """The fingerprints of both; all weights are hashed, once where both are one object."""
+    first = sender.fingerprint
+    return first, first if receiver is sender else receiver.fingerprint
+
+
 def one_vocabulary(a: Model, b: Model) -> bool:
     """Whether an id stands for the same token in both."""
     mine, theirs = a.require_tokenizer(), b.require_tokenizer()

@@ -6,6 +6,11 @@ from typing import Any
 from latentcomm.models.base import Model
 from latentcomm.prompts import Prompts, Template
 
+Halves = tuple[list[int], list[int]]
+"""The ids of a prompt before a gap and behind it."""
+_GAP = "\N{OBJECT REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+"""Stands in the user's turn where the gap is, until the chat template has been written around it."""
+
 
 def encode(
     model: Model, texts: Sequence[str], *, template: Template = "raw", prepend_bos: bool | None = None
@@ -34,15 +39,32 @@ def encode(
     return Prompts.from_ids(rows)
 
 
-def _token_ids(model: Model, tokenizer: Any, text: str, template: Template, prepend_bos: bool | None) -> list[int]:
+def around_gap(model: Model, before: str, after: str, *, template: Template) -> Halves:
+    """The ids of a prompt on either side of a gap in the user's words, which stands between two texts.
+
+    The halves are cut into tokens by themselves. Special tokens that the tokenizer adds to raw text stand around both.
+
+    Raises:
+        ValueError: no chat template, one that does not hold what the user says, or a tokenizer that changes a text when
+            it adds special tokens.
+    """
+    tokenizer = model.require_tokenizer()
     if template == "chat":
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(f"the tokenizer of {model.name} has no chat template; use template='raw'")
-        turn = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    else:
-        ids = list(tokenizer(text).input_ids)
+        head, gap, tail = _as_turn(model, before + _GAP + after).partition(_GAP)
+        if not gap:
+            raise ValueError(f"the chat template of {model.name} drops or changes what a user says; use template='raw'")
+        return _bare(tokenizer, head), _bare(tokenizer, tail)
+    if not after:
+        return list(tokenizer(before).input_ids), []
+    whole, bare = list(tokenizer(after).input_ids), _bare(tokenizer, after)
+    start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), None)
+    if start is None:
+        raise ValueError(f"the tokenizer of {model.name} changes a text when it adds special tokens; use a chat prompt")
+    return [*whole[:start], *_bare(tokenizer, before)], whole[start:]
+
+
+def _token_ids(model: Model, tokenizer: Any, text: str, template: Template, prepend_bos: bool | None) -> list[int]:
+    ids = _bare(tokenizer, _as_turn(model, text)) if template == "chat" else list(tokenizer(text).input_ids)
     if prepend_bos is None:
         return ids
     if tokenizer.bos_token_id is None:
@@ -51,3 +73,17 @@ def _token_ids(model: Model, tokenizer: Any, text: str, template: Template, prep
     if prepend_bos and not starts:
         return [tokenizer.bos_token_id, *ids]
     return ids[1:] if starts and not prepend_bos else ids
+
+
+def _as_turn(model: Model, text: str) -> str:
+    """The text as the user's turn, with the assistant's opened."""
+    tokenizer = model.require_tokenizer()
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"the tokenizer of {model.name} has no chat template; use template='raw'")
+    turn = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+
+def _bare(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text alone, without special tokens."""
+    return list(tokenizer(text, add_special_tokens=False).input_ids) if text else []
