@@ -10,12 +10,13 @@ at equal cost beside each. Nothing is chosen on any item. It goes on where it wa
 """
 
 import argparse
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from common import FOLDER, replot_found, unfinished
 
 import latentcomm as lc
 from latentcomm.cascade import CascadeSweep, sweep_cascade
@@ -23,7 +24,6 @@ from latentcomm.cascade.named import hand_offs_named, stops_named
 from latentcomm.cascade_report import PLOTS, write_cascade
 from latentcomm.comparing import map_documents
 from latentcomm.prompts import Template
-from latentcomm.publishing import replot
 from latentcomm.tasks import Task, gsm8k, kv_math_worked
 from latentcomm.tasks.kv_math_worked import knowing_texts
 from latentcomm.worked_models import LARGE, SMALL, Size, worked_pair
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--task", choices=(WORKED, GSM8K), default=WORKED)
     parser.add_argument("--smoke", action="store_true", help="few items and short trainings, to see that it runs")
     parser.add_argument("--replot", action="store_true", help="rebuild the figures from their CSVs alone")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
+    parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--large", help="of gsm8k: a built-in name, a folder, a .gguf file or a hub id")
     parser.add_argument("--small", default="smollm2-135m-instruct", help="the same")
     parser.add_argument("--data", help="of gsm8k: its test file")
@@ -166,34 +166,35 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder of the trained models; by default in --out, and then removed")
     options = parser.parse_args()
     if options.replot:
-        for each, plot in FIGURES.items():
-            if (options.out / f"{each}.csv").exists():
-                replot(each, options.out, plot)
+        replot_found(FIGURES, options.out)
         return
     began, is_worked = time.monotonic(), options.task == WORKED
     if not is_worked and (options.large is None or options.data is None):
         parser.error("--task gsm8k needs --large and --data")
     settings = {WORKED: (SETTINGS, SMOKE), GSM8K: (ON_GSM8K, SMOKE_ON_GSM8K)}[options.task][options.smoke]
     name = f"{NAME}_{options.task.replace('-', '_')}"
-    kept = options.out / ".unfinished" / (f"{name}_smoke" if options.smoke else name)
     task = task_of(settings, options.data, options.shots)
-    if settings.trained:
-        sizes = dict(zip(("large", "small"), settings.trained, strict=True))
-        large, small = worked_pair(options.work or kept, **sizes, seed=settings.seed, progress=True)
-    else:
-        large, small = lc.load_model(options.large), lc.load_model(options.small)
-    found = compute(settings, large, small, task, checkpoint=kept)
-    shown: dict[str, Any] = asdict(settings) | {"large": large.name, "small": small.name, "asked": dict(task.settings)}
-    write_cascade(
-        found,
-        stops_named(settings.stops),
-        name=name,
-        folder=options.out,
-        settings=shown,
-        measured={"wall_seconds": round(time.monotonic() - began, 1)},
-        models={"large": large, "small": small},
-    )
-    shutil.rmtree(kept, ignore_errors=True)
+    with unfinished(name, options) as kept:
+        if settings.trained:
+            sizes = dict(zip(("large", "small"), settings.trained, strict=True))
+            large, small = worked_pair(options.work or kept, **sizes, seed=settings.seed, progress=True)
+        else:
+            large, small = lc.load_model(options.large), lc.load_model(options.small)
+        found = compute(settings, large, small, task, checkpoint=kept)
+        shown: dict[str, Any] = asdict(settings) | {
+            "large": large.name,
+            "small": small.name,
+            "asked": dict(task.settings),
+        }
+        write_cascade(
+            found,
+            stops_named(settings.stops),
+            name=name,
+            folder=options.out,
+            settings=shown,
+            measured={"wall_seconds": round(time.monotonic() - began, 1)},
+            models={"large": large, "small": small},
+        )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Size:
     weight_decay: float = 0.1
 
 
-LARGE, SMALL = Size(3, 128, steps=2500, weight_decay=0.5), Size(2, 80, steps=4000)
+LARGE, SMALL = Size(3, 128, steps=2500, weight_decay=0.5), Size(2, 80, n_texts=60_000, steps=4000)
 """The larger has some four times as many weights in its blocks. Without much decay it learns the sums that it met by
 heart, and those that it did not come out nearly right; the smaller has no room to."""
 
