@@ -66,6 +66,7 @@ ON_GSM8K = Settings(
     n_items=60,
     template="chat",
     reply_tokens=180,
+    hand_offs=("text", "latent"),
     ns=(0, 8, 32, 96),
     stops=("entropy-drop", "sentence-end", "oracle"),
     n_documents=64,
