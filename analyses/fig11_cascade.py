@@ -68,7 +68,7 @@ ON_GSM8K = Settings(
     reply_tokens=180,
     hand_offs=("text", "latent"),
     ns=(0, 8, 32, 96),
-    stops=("entropy-drop", "sentence-end", "oracle"),
+    stops=("entropy-drop", "oracle"),
     n_documents=64,
     trained=(),
 )
