@@ -139,10 +139,12 @@ def sweep_cascade(
     `task.reply_tokens`, its reply stands and nothing is left to do. Each pair of item and n is run once a hand-off.
 
     Controls, beside "small alone" and "large alone" which are always there, at every n above 0: "other", the opening
-    of another item with another answer, n tokens of it or all where it is shorter; "own", the small model's own opening
+    of another item with another answer, n tokens of it (where it ended before, it stands as the reply, which is then
+    wrong by construction: the share `finished` says how often); "own", the small model's own opening
     through the same hand-off (by text, by keys and values, and by `Replace` at a layer that is the small model alone by
     construction: the same replies at another price); "self-consistency", the majority of m sampled replies of
-    the small model (temperature 0.7), m the mean cost of the cascade over that of a reply, rounded, at least 1.
+    the small model (temperature 0.7), m the mean cost of the cascade over that of a reply, rounded, at least 1. A vote
+    of one or two is hardly more than one sampled reply; there "small alone" is the stronger control.
 
     With `checkpoint` what is done is kept there and not run again. Same seed, same trials.
 
