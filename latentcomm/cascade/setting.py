@@ -137,8 +137,9 @@ class Setting:
             file = None
             if self.folder is not None:
                 ids = [side.openings.rows[row].ids for row in rows]
+                whose = [self.task.items[row] for row in rows]
                 key = digest(
-                    self.prints, errand.task, side.hand_off, condition, ids, errand.wanted, side.openings.layers
+                    self.prints, errand.task, side.hand_off, condition, whose, ids, errand.wanted, side.openings.layers
                 )
                 file = self.folder / f"handed-{key[:16]}.jsonl"
             done = kept_or_handed(file, side.hand_off, self.small, side.openings, errand)
