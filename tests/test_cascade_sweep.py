@@ -104,6 +104,14 @@ class TestStops:
         assert [trial.fired for trial in never] == [False] * 5
         assert [trial.reply for trial in never] == [trial.reply for trial in of(swept, "text", str(LIMIT))]
 
+    def test_one_that_would_fire_after_the_largest_n_does_not_see_so_far(self) -> None:
+        late = {"late": Confident(0, window=5), "soon": Confident(0, window=2)}
+        found = sweep_cascade(
+            large(), small(), task(), hand_offs={"text": TextHandOff()}, ns=(0, 3), stops=late, controls=()
+        )
+        assert {(trial.n, trial.fired) for trial in of(found, "text", "late")} == {(3, False)}
+        assert {(trial.n, trial.fired) for trial in of(found, "text", "soon")} == {(2, True)}
+
     def test_one_that_fires_hands_over_where_it_says(self, swept: CascadeSweep) -> None:
         drop = of(swept, "text", "drop")
         for trial, row in zip(drop, swept.openings.rows, strict=True):
@@ -314,7 +322,13 @@ class TestTheTable:
             for condition, marks in right.items()
             for number, mark in enumerate(marks)
         ]  # fmt: skip
-        table = cascade_table(trials, seed=0)
+        decoys = [
+            replace(trial, hand_off=hand_off, stop=stop, free=True)
+            for hand_off, stop in (("text", "9"), ("graft", "8"))
+            for trial in trials
+            if trial.condition == "other"
+        ]
+        table = cascade_table([*decoys, *trials], seed=0)
         row = table[table["condition"] == "message"].iloc[0]
         low, high = proportion_interval(3, 4)
         assert (row["n"], row["correct"], row["accuracy"], row["low"], row["high"]) == (4, 3, 0.75, low, high)
