@@ -140,7 +140,8 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
     shown = Table(
         title=f"{_items(table)}; 95 % Wilson intervals; exact McNemar p against small alone / large alone / another "
         "item's opening",
-        caption="operations are means of an item, as if run for this n alone; not corrected for multiple tests",
+        caption="operations are means of an item, as if run for this n alone; not corrected for multiple tests; an "
+        "oracle is chosen by the answers, so that its p test nothing",
     )
     heads = (
         "hand-off",
@@ -168,7 +169,7 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
             f"{row['tokens']:.1f}",
             f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
             "" if is_alone else f"{row['in_opening']:.2f}",
-            "" if is_alone or not row["without_n"] else f"{row['without_accuracy']:.2f} (n = {row['without_n']})",
+            "" if is_alone or not row["without_n"] else _without(row),
             *("" if each is None else f"{each['accuracy']:.2f}" for each in controls),
             " / ".join(_p(row[f"p_{name}"]) for name in ("small", "large", "other")),
             f"{row['flops'] / 1e9:.3g}",
@@ -180,6 +181,10 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
             console.print(
                 f"{row['condition']}: no answer could be read in {unread:.0%} of the replies", highlight=False
             )
+
+
+def _without(row: Mapping[str, Any]) -> str:
+    return f"{row['without_accuracy']:.2f} (n = {row['without_n']}, small alone {row['without_small']:.2f})"
 
 
 def _p(value: float) -> str:

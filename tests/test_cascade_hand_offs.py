@@ -158,6 +158,7 @@ class TestByHand:
                 n_places.append((len(places), len(told)))
 
                 pairs = {len(ids) + ends[end]: mapped(row.states[2][n]) for end, n in places.items()}
+                assert one.multiply_adds == len(pairs) * 16 * 32  # the others need not be mapped
                 write = written(pairs, fusion)
                 said: list[int] = []
                 while len(said) < LIMIT - one.n:

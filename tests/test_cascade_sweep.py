@@ -29,15 +29,17 @@ from latentcomm.cascade import (
 from latentcomm.cascade.continuing import go_on
 from latentcomm.cascade.hand_offs import HandOff
 from latentcomm.cascade.openings import EMBEDDING, Opening
+from latentcomm.cascade.setting import Setting, Side
 from latentcomm.cascade.tables import cascade_table
 from latentcomm.cascade.trials import (
     CascadeTrial,
     holds_answer,
     opening_flops,
 )
-from latentcomm.cascade.votes import _vote
+from latentcomm.cascade.votes import _vote, held_votes
+from latentcomm.channels.text import item_seed
 from latentcomm.cost import ModelSize, flops
-from latentcomm.decoding import generate
+from latentcomm.decoding import decode, generate
 from latentcomm.models import Model, encode, recorded_passes
 from latentcomm.stats import mcnemar_exact, proportion_interval
 from latentcomm.tasks import Item
@@ -101,6 +103,14 @@ class TestStops:
         never = of(swept, "text", "never")
         assert [trial.fired for trial in never] == [False] * 5
         assert [trial.reply for trial in never] == [trial.reply for trial in of(swept, "text", str(LIMIT))]
+
+    def test_one_that_would_fire_after_the_largest_n_does_not_see_so_far(self) -> None:
+        late = {"late": Confident(0, window=5), "soon": Confident(0, window=2)}
+        found = sweep_cascade(
+            large(), small(), task(), hand_offs={"text": TextHandOff()}, ns=(0, 3), stops=late, controls=()
+        )
+        assert {(trial.n, trial.fired) for trial in of(found, "text", "late")} == {(3, False)}
+        assert {(trial.n, trial.fired) for trial in of(found, "text", "soon")} == {(2, True)}
 
     def test_one_that_fires_hands_over_where_it_says(self, swept: CascadeSweep) -> None:
         drop = of(swept, "text", "drop")
@@ -199,6 +209,41 @@ class TestControls:
             assert [trial.reply for trial in found] == alone(small())
             assert all(trial.large_flops == 0 < trial.small_flops for trial in found)
 
+    @pytest.mark.parametrize("name", HAND_OFFS)
+    def test_it_costs_what_a_cascade_of_the_small_model_with_itself_costs(self, swept: CascadeSweep, name: str) -> None:
+        own = HAND_OFFS[name].own()
+        assert own is not None
+        both = Cascade(small(), small(), own, FixedTokens(5)).run(task())
+        assert [trial.small_flops for trial in of(swept, name, "5", "own")] == [trial.flops for trial in both]
+
+    def test_the_answer_is_looked_for_in_the_opening_alone(self, swept: CascadeSweep) -> None:
+        lasts = [row.text(5).split()[-1] for row in swept.openings.rows]
+        items = tuple(replace(item, answers=(last,)) for item, last in zip(task().items, lasts, strict=True))
+        asked = replace(task(), items=items)
+        found = sweep_cascade(large(), small(), asked, hand_offs={"text": TextHandOff()}, ns=(1, 5), controls=())
+        for stop in ("1", "5"):
+            for item, trial in zip(items, of(found, "text", stop), strict=True):
+                assert trial.answer_in_opening is holds_answer(trial.opening, item.answers, asked.judge)
+        assert all(trial.answer_in_opening for trial in of(found, "text", "5"))
+        assert not all(trial.answer_in_opening for trial in of(found, "text", "1"))
+
+    def test_a_vote_costs_what_its_replies_cost_one_by_one(self) -> None:
+        asked, trial, ended = single(task().items[0]), TestTheTable.TRIAL, []
+        told, alone_trials = [replace(trial, small_flops=2.0, large_flops=1.0)], [replace(trial, large_flops=0.0)]
+        for seed in range(3):
+            (vote,) = held_votes(small(), asked, told, alone_trials, seed=seed, folder=None, prints=())
+            prompts, item = encode(small(), [asked.items[0].receiver]), asked.items[0]
+            with recorded_passes() as passes:
+                said = [
+                    decode(small(), prompts, max_new_tokens=LIMIT, temperature=0.7, seeds=[item_seed(item, seed, nr)])
+                    for nr in range(3)
+                ]
+            assert (vote.votes, vote.small_flops) == (3, flops(passes))
+            assert vote.reply_tokens == sum(each.n_tokens[0] for each in said)
+            ended += [each.n_tokens[0] < LIMIT for each in said]
+        assert True in ended
+        assert False in ended
+
     def test_soft_tokens_without_a_map_for_itself_have_no_own(self) -> None:
         found = sweep_cascade(
             large(), small(), task(), hand_offs={"soft": LatentHandOff(0)}, ns=(2,), controls=("own",)
@@ -277,7 +322,13 @@ class TestTheTable:
             for condition, marks in right.items()
             for number, mark in enumerate(marks)
         ]  # fmt: skip
-        table = cascade_table(trials, seed=0)
+        decoys = [
+            replace(trial, hand_off=hand_off, stop=stop, free=True)
+            for hand_off, stop in (("text", "9"), ("graft", "8"))
+            for trial in trials
+            if trial.condition == "other"
+        ]
+        table = cascade_table([*decoys, *trials], seed=0)
         row = table[table["condition"] == "message"].iloc[0]
         low, high = proportion_interval(3, 4)
         assert (row["n"], row["correct"], row["accuracy"], row["low"], row["high"]) == (4, 3, 0.75, low, high)
@@ -288,6 +339,9 @@ class TestTheTable:
         assert row["p_large"] == mcnemar_exact([1, 1, 0, 1], [1, 1, 1, 1]).p_value
         assert row["p_other"] == mcnemar_exact([1, 1, 0, 1], [1, 0, 0, 0]).p_value
         assert row["over_small"] == 0.5
+        assert (
+            row["without_small"] == 0
+        )  # the small model alone was right on the item that is left out, and on no other
         assert table["condition"].tolist()[:2] == ["small alone", "large alone"]
         assert table[table["condition"] == "small alone"]["p_small"].isna().all()
 
@@ -335,6 +389,13 @@ def test_a_sweep_that_was_stopped_goes_on_and_one_that_is_done_runs_nothing(
     again.save_trials(tmp_path / "trials.jsonl")
     lines = (tmp_path / "trials.jsonl").read_text("utf-8").splitlines()
     assert [CascadeTrial(**json.loads(line)) for line in lines] == list(swept.trials)
+    kept = next((tmp_path / "kept").glob("votes-*.json"))
+    replies = kept.read_text("utf-8")
+    for broken in ("nonsense\n", "[]\n"):
+        kept.write_text(broken, "utf-8")
+        with pytest.raises(ValueError, match=f"{kept.name} holds no replies"):
+            sweep()
+    kept.write_text(replies, "utf-8")
     kept = next((tmp_path / "kept").glob("handed-*.jsonl"))
     kept.write_text("nonsense\n", "utf-8")
     with pytest.raises(ValueError, match=f"{kept.name} holds no hand-overs"):
@@ -358,6 +419,30 @@ def test_the_same_seed_gives_the_same_trials_and_another_other_votes(swept: Casc
     assert votes(0) != votes(1)
 
 
+def test_what_is_kept_of_one_items_opening_is_not_taken_for_anothers_of_the_same_words(tmp_path: Path) -> None:
+    openings = write_openings(large(), task(3), keep_cache=True)
+    alike = replace(openings, rows=tuple(replace(row, ids=openings.rows[0].ids) for row in openings.rows))
+
+    def said(rows: tuple[int, ...], kept: Path | None) -> list[CascadeTrial]:
+        side = Side(alike, rows, KVHandOff(), is_small=False)
+        setting = Setting.of(large(), small(), task(3), kept, shown=False)
+        return setting.trials(side, "other", "kv", {"3": [(3, True)] * 3}, {})
+
+    assert said((1, 2, 0), tmp_path) == said((1, 2, 0), None)
+    assert said((2, 0, 1), tmp_path) == said((2, 0, 1), None)
+    assert said((2, 0, 1), None) != said((1, 2, 0), None)
+
+
+def test_another_small_model_is_not_given_what_was_kept_of_the_first(tmp_path: Path) -> None:
+    def replies(reader: Model, kept: Path | None) -> list[str]:
+        found = Cascade(large(), reader, TextHandOff(), FixedTokens(3)).run(task(3), checkpoint=kept)
+        return [trial.reply for trial in found]
+
+    assert replies(small(), tmp_path) == replies(small(), None)
+    another = tiny.model("llama", seed=4)
+    assert replies(another, tmp_path) == replies(another, None) != replies(small(), None)
+
+
 class TestRefusals:
     def test_an_n_beyond_what_is_written_is_refused(self) -> None:
         with pytest.raises(ValueError, match="n is 11, and the large model writes 10 tokens at most in task 'opened'"):
@@ -374,6 +459,27 @@ class TestRefusals:
             Cascade(large(), small(), TextHandOff(), FixedTokens(1)).run(
                 task(3), openings=write_openings(large(), task(4))
             )
+
+    def test_openings_of_another_model_or_longer_than_a_reply_are_refused(self) -> None:
+        openings = write_openings(large(), task(), longest=LIMIT + 2)
+        assert any(len(row) > LIMIT for row in openings.rows)
+        with pytest.raises(ValueError, match="an opening has 12 tokens, and a reply of task 'opened' 10 at most"):
+            Cascade(large(), small(), TextHandOff(), FixedTokens(1)).run(task(), openings=openings)
+        with pytest.raises(ValueError, match="the openings are by somebody, not by tiny-llama"):
+            Cascade(large(), small(), TextHandOff(), FixedTokens(1)).run(
+                task(), openings=replace(openings, large="somebody")
+            )
+
+    @pytest.mark.parametrize("hand_off", HAND_OFFS)
+    def test_an_empty_opening_of_one_item_is_its_whole_reply(self, hand_off: str) -> None:
+        whole = write_openings(large(), task(2), layers=(EMBEDDING, 1), keep_cache=True)
+        openings = replace(whole, rows=(replace(whole.rows[0].cut(0), ended=True), whole.rows[1]))
+        found = Cascade(large(), small(), HAND_OFFS[hand_off], FixedTokens(3)).run(task(2), openings=openings)
+        assert [(trial.n, trial.finished, trial.reply == "") for trial in found] == [(0, True, True), (3, False, False)]
+        with recorded_passes() as passes:
+            tokens = encode(large(), [task().items[0].receiver]).tokens
+            large().forward(tokens, cache=large().new_cache(1), last_only=True)
+        assert (found[0].flops, found[0].entropy) == (flops(passes), None)  # it has read its prompt
 
     def test_a_large_model_that_writes_nothing_is_refused(self) -> None:
         mute = tiny.build("llama")

@@ -380,9 +380,9 @@ def _places(
     told: Sequence[tuple[int, ...]],
 ) -> list[tuple[Int[Tensor, " place"], Int[Tensor, " place"]]]:
     """Of each row the tokens of the large and of the small model that end at the same character of the opening."""
-    found = []
+    found, one_vocabulary = [], openings.vocabulary == vocabulary_of(small)
     for row, n, ids in zip(rows, ns, told, strict=True):
-        if openings.rows[row].ids[:n] == ids and openings.vocabulary == vocabulary_of(small):
+        if one_vocabulary:
             both = [(place, place) for place in range(len(ids))]
         else:
             opening = openings.rows[row]

@@ -9,39 +9,29 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from latentcomm.cascade.continuing import Continuation
 from latentcomm.cascade.hand_offs import HandOff
-from latentcomm.cascade.handing import ITEMS_AT_ONCE, Errand, Handed, kept_or_handed
 from latentcomm.cascade.openings import Opening, Openings, write_openings
+from latentcomm.cascade.setting import ALL, Setting, Side
 from latentcomm.cascade.stops import FixedTokens, Oracle, Stop
 from latentcomm.cascade.tables import cascade_table
 from latentcomm.cascade.trials import (
     CONTROLS,
-    LARGE_ALONE,
     NO_HAND_OFF,
     OTHER,
     OWN,
     SELF_CONSISTENCY,
     SMALL_ALONE,
     CascadeTrial,
-    going_on_flops,
-    holds_answer,
-    opening_flops,
-    signals_at,
 )
 from latentcomm.cascade.votes import held_votes
 from latentcomm.controls import derangement
-from latentcomm.cost import ModelSize
 from latentcomm.evaluation import MESSAGE
-from latentcomm.files import digest, write_text
+from latentcomm.files import write_text
 from latentcomm.models import Model, check_pair
-from latentcomm.progress import track
 from latentcomm.tasks.base import Task
 
 NS = (0, 8, 16, 32, 64, 128)
 """Tokens of the opening at which a sweep hands over."""
-ALONE, ALL = "0", "all"
-"""The stops of the two models alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +63,8 @@ class Cascade:
         `task.reply_tokens` tokens at most.
 
         Raises:
-            ValueError: a fixed n beyond the openings, openings of other items or without what the hand-off needs, or
-                what `HandOff.check` refuses.
+            ValueError: a fixed n beyond the openings, openings of another model, of other items, longer than a reply or
+                without what the hand-off needs, or what `HandOff.check` refuses.
         """
         self.hand_off.check(self.large, self.small, task)
         if openings is None:
@@ -84,6 +74,13 @@ class Cascade:
             )  # fmt: skip
         if openings.items != tuple(item.id for item in task.items):
             raise ValueError(f"the openings are of other items than those of task {task.name!r}; write them for these")
+        if openings.large != self.large.name:
+            raise ValueError(f"the openings are by {openings.large}, not by {self.large.name}; write them with that")
+        if (longest := max(map(len, openings.rows), default=0)) > task.reply_tokens:
+            raise ValueError(
+                f"an opening has {longest} tokens, and a reply of task {task.name!r} {task.reply_tokens} at most; let "
+                "its replies be longer, or write shorter openings"
+            )
         _refuse_silence(openings)
         chosen = [choose(self.stop, opening, openings.longest, openings.longest) for opening in openings.rows]
         needed = [row for row, (n, _) in enumerate(chosen) if n == 0]
@@ -142,10 +139,12 @@ def sweep_cascade(
     `task.reply_tokens`, its reply stands and nothing is left to do. Each pair of item and n is run once a hand-off.
 
     Controls, beside "small alone" and "large alone" which are always there, at every n above 0: "other", the opening
-    of another item with another answer, n tokens of it or all where it is shorter; "own", the small model's own opening
+    of another item with another answer, n tokens of it (where it ended before, it stands as the reply, which is then
+    wrong by construction: the share `finished` says how often); "own", the small model's own opening
     through the same hand-off (by text, by keys and values, and by `Replace` at a layer that is the small model alone by
     construction: the same replies at another price); "self-consistency", the majority of m sampled replies of
-    the small model (temperature 0.7), m the mean cost of the cascade over that of a reply, rounded, at least 1.
+    the small model (temperature 0.7), m the mean cost of the cascade over that of a reply, rounded, at least 1. A vote
+    of one or two is hardly more than one sampled reply; there "small alone" is the stronger control.
 
     With `checkpoint` what is done is kept there and not run again. Same seed, same trials.
 
@@ -214,169 +213,6 @@ def choose(stop: Stop, opening: Opening, most: int, longest: int) -> tuple[int, 
         return stop.n, True
     found = stop.at(opening.cut(most))
     return (most, False) if found is None else (found, True)
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """Whose openings are handed over, to which item each, and how."""
-
-    openings: Openings
-    rows: Sequence[int]
-    hand_off: HandOff
-    is_small: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """The two models and the task, their sizes, and where what is done is kept."""
-
-    large: Model
-    small: Model
-    task: Task
-    sizes: tuple[ModelSize, ModelSize]
-    folder: Path | None
-    prints: tuple[str, ...]
-    shown: bool
-
-    @classmethod
-    def of(
-        cls,
-        large: Model,
-        small: Model,
-        task: Task,
-        checkpoint: str | os.PathLike[str] | None,
-        shown: bool,
-    ) -> "Setting":
-        """With the weights of both hashed where something is kept."""
-        folder = None if checkpoint is None else Path(checkpoint)
-        prints: tuple[str, ...] = ()
-        if folder is not None:
-            if large.has_hooks or small.has_hooks:
-                raise ValueError("trials of a model with hooks attached cannot be kept: they are in no name")
-            prints = (large.fingerprint, large.fingerprint if small is large else small.fingerprint)
-        return cls(large, small, task, (ModelSize.of(large), ModelSize.of(small)), folder, prints, shown)
-
-    def alone(self, openings: Openings, alone: Mapping[int, Opening]) -> list[CascadeTrial]:
-        """The trials of the two models alone."""
-        trials = [
-            replace(self._of_small(row, alone[row]), hand_off=NO_HAND_OFF, stop=ALONE, condition=SMALL_ALONE)
-            for row in range(len(openings))
-        ]
-        for row, opening in enumerate(openings.rows):
-            trial = self._trial(row, opening, len(opening), reply=opening.written, finished=True)
-            cost = opening_flops(self.sizes[0], opening, len(opening), finished=True)
-            trials.append(
-                replace(
-                    trial, hand_off=NO_HAND_OFF, stop=ALL, condition=LARGE_ALONE, large_flops=cost,
-                    reply_tokens=len(opening),
-                )
-            )  # fmt: skip
-        return trials
-
-    def trials(
-        self,
-        side: Side,
-        condition: str,
-        hand_off: str,
-        plan: Mapping[str, Sequence[tuple[int, bool]]],
-        alone: Mapping[int, Opening],
-    ) -> list[CascadeTrial]:
-        """The trials of one hand-off under one condition: of every stop, item by item."""
-        settled = {
-            stop: [self._settled(side, row, n) for row, (n, _) in enumerate(chosen)] for stop, chosen in plan.items()
-        }
-        wanted: list[list[int]] = []
-        for row in range(len(self.task.items)):
-            ns = {each[row][0] for each in settled.values() if not each[row][1]}
-            wanted.append(sorted(ns - {0}))
-        handed = self._handed(side, condition, hand_off, wanted, alone)
-        trials = []
-        for stop, chosen in plan.items():
-            for row, (_, fired) in enumerate(chosen):
-                n, finished = settled[stop][row]
-                trial = self._one(side, row, n, finished, handed[row], alone)
-                trials.append(replace(trial, hand_off=hand_off, stop=stop, condition=condition, fired=fired))
-        return trials
-
-    def _settled(self, side: Side, row: int, n: int) -> tuple[int, bool]:
-        """How many tokens there are to hand over, and whether they are the whole reply."""
-        opening = side.openings.rows[side.rows[row]]
-        return min(n, len(opening)), n > len(opening) or n >= self.task.reply_tokens
-
-    def _handed(
-        self, side: Side, condition: str, hand_off: str, wanted: Sequence[Sequence[int]], alone: Mapping[int, Opening]
-    ) -> list[dict[int, Handed]]:
-        """Of each item what was written behind each number of tokens, in parts that are kept."""
-        parts = [range(at, min(at + ITEMS_AT_ONCE, len(wanted))) for at in range(0, len(wanted), ITEMS_AT_ONCE)]
-        handed: list[dict[int, Handed]] = []
-        for part in track(parts, f"{hand_off}, {condition}", total=len(parts), shown=self.shown):
-            rows = [side.rows[row] for row in part]
-            known = [Continuation(alone[row].ids, alone[row].ended) for row in part if row in alone]
-            errand = Errand(
-                replace(self.task, items=self.task.items[part.start : part.stop]),
-                rows,
-                [wanted[row] for row in part],
-                known if len(known) == len(part) else None,
-                self.task.reply_tokens,
-                measures_surprise=condition != OWN,
-            )
-            file = None
-            if self.folder is not None:
-                ids = [side.openings.rows[row].ids for row in rows]
-                key = digest(
-                    self.prints, errand.task, side.hand_off, condition, ids, errand.wanted, side.openings.layers
-                )
-                file = self.folder / f"handed-{key[:16]}.jsonl"
-            done = kept_or_handed(file, side.hand_off, self.small, side.openings, errand)
-            handed += [{one.n: one for one in each} for each in done]
-        return handed
-
-    def _one(
-        self,
-        side: Side,
-        row: int,
-        n: int,
-        finished: bool,
-        handed: Mapping[int, Handed],
-        alone: Mapping[int, Opening],
-    ) -> CascadeTrial:
-        """The trial of an item after n tokens."""
-        if n == 0 and not finished:
-            return self._of_small(row, alone[row])
-        opening = side.openings.rows[side.rows[row]]
-        size = self.sizes[1] if side.is_small else self.sizes[0]
-        opened = opening_flops(size, opening, n, finished=finished, layers=side.hand_off.layers)
-        said = None if finished else handed[n]
-        trial = self._trial(row, opening, n, reply=opening.written if said is None else said.reply, finished=finished)
-        went_on = 0.0
-        if said is not None:
-            went_on = going_on_flops(
-                self.sizes[1], said.said, n_prompt=said.n_prompt, n_past=said.n_past, multiply_adds=said.multiply_adds
-            )
-        return replace(
-            trial,
-            large_flops=0.0 if side.is_small else opened,
-            small_flops=went_on + (opened if side.is_small else 0.0),
-            reply_tokens=0 if said is None else len(said.ids),
-            surprise=None if said is None else said.surprise,
-            drift=None if said is None else said.drift,
-        )
-
-    def _of_small(self, row: int, opening: Opening) -> CascadeTrial:
-        """The trial of the small model alone."""
-        trial = self._trial(row, opening, 0, reply=opening.written, finished=False)
-        cost = opening_flops(self.sizes[1], opening, len(opening), finished=True)
-        return replace(trial, small_flops=cost, reply_tokens=len(opening))
-
-    def _trial(self, row: int, opening: Opening, n: int, *, reply: str, finished: bool) -> CascadeTrial:
-        """A trial without names and costs."""
-        item = self.task.items[row]
-        verdict, text = self.task.judge(reply, item.answers), opening.text(n)
-        entropy, margin = signals_at(opening, n)
-        return CascadeTrial(
-            item.id, "", "", "", n, True, finished, text, reply, verdict.is_right, verdict.is_parsed, verdict.found,
-            holds_answer(text, item.answers, self.task.judge), 0.0, 0.0, 0, entropy, margin,
-        )  # fmt: skip
 
 
 def _written(

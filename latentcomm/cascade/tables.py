@@ -20,11 +20,13 @@ def cascade_table(trials: Sequence[CascadeTrial], *, seed: int = 0) -> pd.DataFr
     high); parsed, the share with an answer at all; tokens, the mean n of the opening; fired, finished and in_opening,
     shares of items whose stop fired, whose opening was the whole reply, and whose opening held the answer already; the
     accuracy of the items without such an answer, with their number and interval (without_n, without_accuracy,
-    without_low, without_high); large_flops, small_flops and flops, means an item; reply_tokens, votes, entropy, margin,
+    without_low, without_high), and that of the small model alone on the same items, which are not like the others
+    (without_small); large_flops, small_flops and flops, means an item; reply_tokens, votes, entropy, margin,
     surprise and drift, means of the trials that have them; the paired difference to the small model alone with its 95 %
     bootstrap interval over items (over_small, over_small_low, over_small_high); the exact McNemar p-values against the
     small model alone, the large model alone, and the same hand-off and stop with another item's opening (p_small,
-    p_large, p_other), not corrected for the number of comparisons. What does not apply is NaN.
+    p_large, p_other), not corrected for the number of comparisons. What does not apply is NaN. An oracle's row was
+    chosen by the answers, so that its p-values and differences test nothing.
 
     Raises:
         ValueError: trials of different items, or an item twice under one name.
@@ -62,6 +64,8 @@ def _row(
     row |= {name: _mean([getattr(trial, name) for trial in trials]) for name in ("fired", "finished")}
     row |= {"in_opening": _mean([trial.answer_in_opening for trial in trials]), "without_n": len(without)}
     row |= _accuracy(without, "without_accuracy", "without_low", "without_high")
+    held = [trial.item for trial in trials if not trial.answer_in_opening]
+    row["without_small"] = _mean([ones[SMALL_ALONE][item].free for item in held]) if SMALL_ALONE in ones else NAN
     means = ("large_flops", "small_flops", "flops", "reply_tokens", "votes", "entropy", "margin", "surprise", "drift")
     row |= {name: _mean([getattr(trial, name) for trial in trials]) for name in means}
     row |= dict.fromkeys(("over_small", "over_small_low", "over_small_high", "p_small", "p_large", "p_other"), NAN)

@@ -37,7 +37,13 @@ def held_votes(
 
     m is the mean cost of the trials of a stop over the mean cost of the small model `alone`, rounded, at least 1. The
     answer is what most of the first m sampled replies give, among those in which the judge finds one; of equals the
-    first. Each reply is paid for with its prompt. Source: Wang et al. 2022, arXiv:2203.11171.
+    first. So a vote of one or two is hardly more than one sampled reply, and the small model alone, which is greedy,
+    the stronger control. Each reply is paid for with its prompt, as if asked anew: replies that share one reading of
+    it would be more at the same cost, the more the longer the prompts are beside the replies. Source: Wang et al. 2022,
+    arXiv:2203.11171.
+
+    Raises:
+        ValueError: a kept file holds something else.
     """
     one = sum(trial.flops for trial in alone) / len(alone)
     of_stop: dict[tuple[str, str], list[CascadeTrial]] = {}
@@ -91,7 +97,7 @@ def _sampled(
         key = digest(list(prints[-1:]), asked, task.template, task.reply_tokens, TEMPERATURE, seed, number)
         file = folder / f"votes-{key[:16]}.json"
         if file.exists():
-            return [(text, n) for text, n in json.loads(file.read_text(encoding="utf-8"))]
+            return _kept(file, len(task.items))
     said = decode(
         small,
         receiver_prompts(small, task),
@@ -102,4 +108,17 @@ def _sampled(
     replies = list(zip(said.texts, said.n_tokens, strict=True))
     if file is not None:
         write_text(file, json.dumps(replies, ensure_ascii=False) + "\n")
+    return replies
+
+
+def _kept(file: Path, n_items: int) -> list[Reply]:
+    """The replies that were written there."""
+    try:
+        replies = [(str(text), int(n)) for text, n in json.loads(file.read_text(encoding="utf-8"))]
+        if len(replies) != n_items:
+            raise ValueError(f"it has {len(replies)} of {n_items}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the kept file {file} holds no replies ({error}); delete it, and they are sampled again"
+        ) from error
     return replies
