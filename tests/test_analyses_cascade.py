@@ -93,7 +93,9 @@ class TestSettings:
     def test_the_items_are_as_many_as_asked_and_maps_see_none_of_them(self) -> None:
         settings = dataclasses.replace(MODULE.SETTINGS, n_documents=50)
         task, documents = MODULE.task_of(settings), MODULE.documents_of(settings)
-        assert len(task.items) == settings.n_items and task.reply_tokens == settings.reply_tokens and len(documents) == 50
+        assert (
+            len(task.items) == settings.n_items and task.reply_tokens == settings.reply_tokens and len(documents) == 50
+        )
         assert not any(item.receiver in text for item in task.items for text in documents)
         table = worked_table()
         pairs = {frozenset(item.tags["keys"].split()[:2]) for item in task.items}
