@@ -115,7 +115,7 @@ def cascade_rows(task: str) -> list[str]:
     lines = [[*head, "cost", "p small", "p large", "p other's"]]
     for name, stop, condition in [("none", "0", "small alone"), ("none", "all", "large alone"), *rows]:
         row = rows[name, stop, condition]
-        if condition == "message" and (stop != "0") or len(lines) < 3:
+        if (condition == "message" and (stop != "0")) or len(lines) < 3:
             controls = [rows.get((name, stop, each)) for each in ("other", "own", "self-consistency")]
             lines.append(
                 [
