@@ -98,7 +98,7 @@ class Confident:
         ValueError: a margin outside [0, 1], or a window below 1.
 
     >>> import torch
-    >>> Confident(margin=0.9, window=2).at(Opening.of_signals(margin=torch.tensor([0.95, 0.2, 0.9, 0.99, 0.1])))
+    >>> Confident(margin=0.9, window=2).at(Opening.of_signals(margin=torch.tensor([0.95, 0.2, 0.92, 0.99, 0.1])))
     4
     """
 
