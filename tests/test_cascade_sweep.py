@@ -96,6 +96,14 @@ class TestTheEnds:
         assert ended
         assert all(trial.finished and trial.reply == row.written and trial.n == len(row) for trial, row in ended)
         assert all(trial.finished is row.ended for trial, row in zip(found, rows, strict=True))
+        number = next(number for number, row in enumerate(rows) if row.ended and len(row) > 0)
+        n, item = len(rows[number]), task().items[number]
+        (at,), (after,) = (
+            Cascade(writer, small(), TextHandOff(), FixedTokens(each)).run(single(item)) for each in (n, n + 1)
+        )
+        assert (at.n, at.finished, after.n, after.finished) == (n, False, n, True)  # nobody knows yet that it ends
+        assert at.small_flops > 0 == after.small_flops
+        assert at.large_flops < after.large_flops
 
 
 class TestStops:
