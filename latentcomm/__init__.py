@@ -4,8 +4,23 @@ from jaxtyping import install_import_hook
 
 install_import_hook("latentcomm", "beartype.beartype")  # every shape in a signature is checked at the call
 
-from latentcomm import alignment, channels, drift, fusion, redundancy, similarity, stats, tasks  # noqa: E402
+from latentcomm import alignment, cascade, channels, drift, fusion, redundancy, similarity, stats, tasks  # noqa: E402
 from latentcomm.capture import Activations, ActivationStore, capture, capture_to_disk  # noqa: E402
+from latentcomm.cascade import (  # noqa: E402
+    Cascade,
+    CascadeSweep,
+    CascadeTrial,
+    Confident,
+    EntropyDrop,
+    FixedTokens,
+    KVHandOff,
+    LatentHandOff,
+    Oracle,
+    SentenceEnd,
+    TextHandOff,
+    fit_hand_off,
+    sweep_cascade,
+)
 from latentcomm.channels import Activation, Message, Silent, Skyline  # noqa: E402
 from latentcomm.comparison import Comparison, compare  # noqa: E402
 from latentcomm.decoding import Decoded, decode, generate, next_token_logits  # noqa: E402
@@ -26,25 +41,37 @@ __all__ = [
     "Activation",
     "ActivationStore",
     "Activations",
+    "Cascade",
+    "CascadeSweep",
+    "CascadeTrial",
     "Comparison",
+    "Confident",
     "Decoded",
     "Diagnosis",
     "Effects",
+    "EntropyDrop",
+    "FixedTokens",
     "Graft",
+    "KVHandOff",
+    "LatentHandOff",
     "LayerSweep",
     "LearningPlan",
     "Message",
     "Model",
+    "Oracle",
     "Prompts",
     "ReceiverInput",
+    "SentenceEnd",
     "Silent",
     "Site",
     "Skyline",
     "SweepReport",
+    "TextHandOff",
     "Trial",
     "alignment",
     "capture",
     "capture_to_disk",
+    "cascade",
     "channels",
     "compare",
     "decode",
@@ -53,6 +80,7 @@ __all__ = [
     "encode",
     "evaluate",
     "fusion",
+    "fit_hand_off",
     "generate",
     "grafted",
     "learn",
@@ -66,6 +94,7 @@ __all__ = [
     "stats",
     "summarise",
     "sweep_and_judge",
+    "sweep_cascade",
     "sweep_layers",
     "tasks",
     "to_table",

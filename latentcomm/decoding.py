@@ -105,7 +105,7 @@ def decode(
     generators = [torch.Generator().manual_seed(each) for each in seeds]
     texts, ids = [""] * len(given.prompts), [[] for _ in range(len(given.prompts))]
     logits: list[Tensor | None] = [None] * len(given.prompts)
-    for run in runs(model, given, max_new_tokens, _read_prompts):
+    for run in runs(model, given, max_new_tokens, read_prompts):
         replies = _replies(model, run, max_new_tokens, temperature, top_p, [generators[row] for row in run.rows])
         for row, row_logits, reply in zip(run.rows, run.logits, replies, strict=True):
             texts[row], logits[row] = model.decode(reply) if model.tokenizer is not None else "", row_logits
@@ -193,7 +193,7 @@ def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int],
     return Run(model, rows, logits, model.cache_from_layers(joined), hooks, past_mask)
 
 
-def _read_prompts(model: Model, given: ReceiverInput) -> Read:
+def read_prompts(model: Model, given: ReceiverInput) -> Read:
     """The prompt pass of rows of one length, under all that they are given."""
     hooks, fired = counting_hooks(given.grafts)
     standing = [hook for each in given.standing for hook in each.fwd_hooks()]

@@ -1,9 +1,14 @@
 """Small untrained transformers with a vocabulary of whole words, for tasks that a processor learns in minutes."""
 
+import os
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from latentcomm.models import Model, wrap_model
 
@@ -74,3 +79,33 @@ def small_model(
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     return wrap_model(model, tokenizer, name=name)
+
+
+def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
+    """Write a model that `small_model` made, as it is now, as a transformers folder that `load_model` reads.
+
+    The folder is written whole or not at all; what stood there is replaced.
+
+    Raises:
+        ValueError: another kind of model, or a folder that holds something else.
+    """
+    from transformers import LlamaForCausalLM
+
+    inner = getattr(model.hooked, "original_model", None)
+    if not isinstance(inner, LlamaForCausalLM):
+        raise ValueError(f"{model.name} was not made by small_model; save it with the library that made it")
+    named = inner.named_parameters(remove_duplicate=False)  # each also under the names of the bridge
+    weights = {name.replace("._original_component", ""): value.detach() for name, value in named}
+    wanted = LlamaForCausalLM(inner.config).state_dict()
+    folder = Path(folder)
+    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds something that is no model; give another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as draft:
+        whole = Path(draft) / "model"
+        inner.config.save_pretrained(whole)
+        plain = {name: weights[name].cpu().contiguous().clone() for name in wanted}
+        save_file(plain, whole / "model.safetensors", metadata={"format": "pt"})
+        model.require_tokenizer().save_pretrained(whole)
+        shutil.rmtree(folder, ignore_errors=True)
+        whole.rename(folder)

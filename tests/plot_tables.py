@@ -74,3 +74,38 @@ def cells_table(detectors: tuple[str, ...] = ("cosine", "combined")) -> pd.DataF
             rho = 0.5 - d % 2
             rows.append(row | {"rho": rho, "rho_low": rho - 0.25, "rho_high": rho + 0.25})
     return pd.DataFrame(rows)
+
+
+def cascade_rows(hand_offs: tuple[str, ...] = ("text", "latent")) -> pd.DataFrame:
+    """As `CascadeSweep.table` gives it; every accuracy is another."""
+    rows: list[dict] = []
+
+    def row(hand_off: str, stop: str, condition: str, tokens: float, cost: float, **more: float) -> None:
+        right = 3 + len(rows)
+        one = {"hand_off": hand_off, "stop": stop, "condition": condition, "n": 100, "accuracy": right / 100}
+        one |= {"low": right / 200, "high": (right + 100) / 200, "tokens": tokens, "fired": 1.0, "in_opening": 0.0}
+        rows.append(one | {"without_accuracy": right / 110, "without_n": 90, "flops": cost} | more)
+
+    row("none", "0", "small alone", 0.0, 1e9)
+    row("none", "all", "large alone", 70.0, 9e9)
+    for off, hand_off in enumerate(hand_offs):
+        for stop, tokens in (("0", 0.0), ("8", 8.0), ("16", 15.5), ("entropy-drop", 11.0 + off), ("oracle", 6.0)):
+            cost = 1e9 + 1e8 * tokens + 1e7 * off
+            fired = 0.7 if stop == "entropy-drop" else 1.0
+            row(hand_off, stop, "message", tokens, cost, fired=fired, in_opening=tokens / 20)
+            if stop not in ("0", "oracle"):
+                for condition in ("other", "own", "self-consistency"):
+                    row(hand_off, stop, condition, tokens, cost + 1e7)
+    return pd.DataFrame(rows)
+
+
+def signal_rows() -> pd.DataFrame:
+    """Three tokens of two signals, and a stop that has handed a quarter, half and three quarters over by them."""
+    rows = []
+    for token in (1, 2, 3):
+        for signal, value in (("entropy", 2 / token), ("margin", token / 4)):
+            ends = {"median": value, "low": value / 2, "high": 1.5 * value}
+            rows.append({"signal": signal, "token": token, "n": 9} | ends)
+        share = dict.fromkeys(("median", "low", "high"), token / 4)
+        rows.append({"signal": "handed over by entropy-drop", "token": token, "n": 9} | share)
+    return pd.DataFrame(rows)

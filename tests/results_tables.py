@@ -106,6 +106,32 @@ def channels_table(task: str) -> list[str]:
     return markdown(lines)
 
 
+def cascade_rows(task: str) -> list[str]:
+    """Figure 11, one task: a line a hand-off and stop; p-values are of the cascade against others on the same items."""
+    table = pd.read_csv(FIGURES / f"fig11_cascade_{task}.csv", dtype={"stop": str})
+    rows = {(row["hand_off"], row["stop"], row["condition"]): row for row in table.to_dict("records")}
+    large = rows["none", "all", "large alone"]
+    head = ["hand-off", "n or stop", "tokens", "accuracy", "answer not in opening", "other's", "own", "vote"]
+    lines = [[*head, "cost", "p small", "p large", "p other's"]]
+    for name, stop, condition in [("none", "0", "small alone"), ("none", "all", "large alone"), *rows]:
+        row = rows[name, stop, condition]
+        if (condition == "message" and (stop != "0")) or len(lines) < 3:
+            controls = [rows.get((name, stop, each)) for each in ("other", "own", "self-consistency")]
+            lines.append(
+                [
+                    condition if name == "none" else name,
+                    "" if name == "none" else stop,
+                    f"{row['tokens']:.1f}",
+                    share(row),
+                    f"{row['without_accuracy']:.2f} of {row['without_n']:.0f}" if row["without_n"] else "",
+                    *("" if each is None else f"{each['accuracy']:.2f}" for each in controls),
+                    f"{row['flops'] / large['flops']:.2f}",
+                    *("" if stop == "oracle" else p_value(row[f"p_{each}"]) for each in ("small", "large", "other")),
+                ]
+            )
+    return markdown(lines)
+
+
 LEARNED = Path(__file__).resolve().parent.parent / "benchmarks" / "learned_channels.json"
 
 
@@ -193,6 +219,9 @@ def markdown(lines: list[list[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
+    for task in ("kv_math_worked", "gsm8k"):
+        if (FIGURES / f"fig11_cascade_{task}.csv").exists():
+            print(task, *cascade_rows(task), "", sep="\n")
     for task in ("countries", "tip_sheets"):
         if (FIGURES / f"fig8_channels_{task}.csv").exists():
             print(task, *channels_table(task), "", sep="\n")

@@ -11,6 +11,7 @@ from latentcomm.weights import BUILT_IN
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 UNLISTED = {
+    "cascade_report",
     "cli",
     "comparison_report",
     "crossmodal_report",

@@ -5,10 +5,29 @@ import json
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from plot_tables import calibration_table, cells_table, drift_table, effects_table, healing_table, pairs
+from plot_tables import (
+    calibration_table,
+    cascade_rows,
+    cells_table,
+    drift_table,
+    effects_table,
+    healing_table,
+    pairs,
+    signal_rows,
+)
 
 from figures import SIGHT, lab, linear, luminance, nearest, overlaps, parsed, titled_below, untitled
-from latentcomm.plots import detector_table, drift_against_accuracy, drift_violins, healing_curves, pair_map, with_kl
+from latentcomm.plots import (
+    cascade_curves,
+    cascade_front,
+    detector_table,
+    drift_against_accuracy,
+    drift_violins,
+    healing_curves,
+    opening_signals,
+    pair_map,
+    with_kl,
+)
 from latentcomm.publishing import check_replot, publish, replot
 from latentcomm.sheets import DEPTH, TEMPLATE
 
@@ -27,6 +46,9 @@ DRAWN = {
     "healing_curves": (healing_curves, healed),
     "detector_table": (detector_table, calibration_table),
     "drift_against_accuracy": (drift_against_accuracy, cells_table),
+    "cascade_curves": (cascade_curves, cascade_rows),
+    "cascade_front": (cascade_front, cascade_rows),
+    "opening_signals": (opening_signals, signal_rows),
 }
 
 

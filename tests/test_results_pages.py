@@ -3,7 +3,16 @@
 from pathlib import Path
 
 import pytest
-from results_tables import CROSS, FIGURES, MERGING, channels_table, cross_table, learned_tables, merging_table
+from results_tables import (
+    CROSS,
+    FIGURES,
+    MERGING,
+    cascade_rows,
+    channels_table,
+    cross_table,
+    learned_tables,
+    merging_table,
+)
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -41,6 +50,13 @@ def test_the_table_between_families_is_that_of_the_figures_data(direction: str) 
     if not (FIGURES / f"{CROSS[direction]}.csv").exists():
         pytest.skip("not committed yet; run the analysis that writes it")
     assert cross_table(direction) in tables()
+
+
+@pytest.mark.parametrize("task", ["kv_math_worked", "gsm8k"])
+def test_the_table_of_a_cascade_is_that_of_the_figures_data(task: str) -> None:
+    if not (FIGURES / f"fig11_cascade_{task}.csv").exists():
+        pytest.skip("not committed yet; run the analysis that writes it")
+    assert cascade_rows(task) in tables("results_cascade.md")
 
 
 def test_a_table_shows_what_its_csv_says() -> None:

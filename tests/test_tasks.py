@@ -372,7 +372,7 @@ class TestDrawingChoices:
 
 OPTIONS = {"gsm8k": {"source": "sample"}, "mmlu": {"source": "sample"}}
 """What the tasks need that have no items of their own."""
-ANSWERS_IN_TEXTS = ("gsm8k", "mmlu", "kv_math", "prosqa")
+ANSWERS_IN_TEXTS = ("gsm8k", "mmlu", "kv_math", "kv_math_worked", "prosqa")
 """Tasks whose models all read the same, where a letter or a number may well stand in what is asked."""
 
 
@@ -401,7 +401,7 @@ class TestTheTable:
                 assert is_correct(one.answers[0], (one.choice.strip(),))
                 assert one.choice.startswith(" ") == (template == "raw")
             assert one.skyline.endswith(one.receiver) != (
-                name in ("kv_math", "prosqa")  # whose skylines read the numbers, or the steps
+                name in ("kv_math", "kv_math_worked", "prosqa")  # whose skylines read the numbers, or the steps
             )
             if name not in ANSWERS_IN_TEXTS:
                 assert not any(answer in one.receiver for answer in one.answers if one.candidates is None)

@@ -68,9 +68,9 @@ class KeyValues:
                 f"the channel {self.name} sends layer {layers[-1]}, which is outside {sender.name}, whose layers are 0 "
                 f"to {sender.n_layers - 1}"
             )
-        facts = _layout(sender) | {"layers": list(layers)}
+        facts = layout_of(sender) | {"layers": list(layers)}
         if receiver is not None:
-            _check_layout(facts, sender.name, receiver)
+            check_layout(facts, sender.name, receiver)
         parts = _read(sender, sender_prompts(sender, task), layers)
         made = made_by(sender, site="keys and values", position="every prompt token") | {FACTS: facts}
         return Message(None, f"{sender.name} keys and values", parts=parts, made_by=made)
@@ -93,7 +93,7 @@ class KeyValues:
         facts = message.made_by.get(FACTS)
         if message.parts is None or facts is None:
             raise ValueError(f"the channel {self.name} needs a message of keys and values and got {message.origin}")
-        _check_layout(facts, str(message.made_by["model"]), receiver)
+        check_layout(facts, str(message.made_by["model"]), receiver)
         layers = {layer: place for place, layer in enumerate(facts["layers"])}
         rows, lengths = [], []
         for part in message.parts:
@@ -103,7 +103,7 @@ class KeyValues:
                 (keys[layers[layer]][None], values[layers[layer]][None]) if layer in layers else (nothing, nothing)
                 for layer in range(receiver.n_layers)
             ]
-            rows.append([(_swapped(receiver, key), _swapped(receiver, value)) for key, value in pairs])
+            rows.append([(swapped(receiver, key), swapped(receiver, value)) for key, value in pairs])
             lengths.append(keys.shape[2])
         unseen = tuple(layer for layer in range(receiver.n_layers) if layer not in layers)
         standing = (Hidden(unseen, tuple(lengths)),) if unseen else ()
@@ -246,7 +246,7 @@ class _ReadError(Exception):
 
 def _read(model: Model, prompts: Prompts, layers: Sequence[int]) -> tuple[dict[str, Tensor], ...]:
     """Keys and values `[layer head pos d_head]` of each prompt; rows of one length run together."""
-    layout = _layout(model)
+    layout = layout_of(model)
     parts: list[dict[str, Tensor]] = [{} for _ in range(len(prompts))]
     for group in prompts.groups_of_equal_length():
         length = int(prompts.lengths[group[0]])
@@ -276,15 +276,15 @@ def _pass(model: Model, prompts: Prompts, deepest: int) -> list[tuple[Tensor, Te
         hooks = [(Site(deepest).hook_name, stop)]
         model.forward(prompts.tokens, hooks=hooks, cache=cache, n_layers_run=deepest + 1)
     found = model.cache_layers(cache)[: deepest + 1]
-    return [(_swapped(model, keys.detach()), _swapped(model, values.detach())) for keys, values in found]
+    return [(swapped(model, keys.detach()), swapped(model, values.detach())) for keys, values in found]
 
 
-def _swapped(model: Model, tensor: Float[Tensor, "row _ _ d_head"]) -> Float[Tensor, "row _ _ d_head"]:
+def swapped(model: Model, tensor: Float[Tensor, "row _ _ d_head"]) -> Float[Tensor, "row _ _ d_head"]:
     """Between the backend's own order of heads and positions and that of a message; its own inverse."""
     return tensor if model.is_bridge else tensor.transpose(1, 2)
 
 
-def _layout(model: Model) -> dict[str, Any]:
+def layout_of(model: Model) -> dict[str, Any]:
     """What two models must share for one's keys and values to stand in the other's cache."""
     cfg = model.hooked.cfg
     return {
@@ -312,13 +312,13 @@ def _positions(model: Model) -> str:
     return "rotary, in the keys: " + ", ".join(f"{name} {rope[name]}" for name in sorted(rope))
 
 
-def _check_layout(facts: Mapping[str, Any], sender: str, receiver: Model) -> None:
+def check_layout(facts: Mapping[str, Any], sender: str, receiver: Model) -> None:
     """Refuse keys and values that do not fit the receiver's cache.
 
     Raises:
         ValueError: with the first thing that differs.
     """
-    mine = _layout(receiver)
+    mine = layout_of(receiver)
     words = {"n_layers": "layers", "n_heads": "key-value heads", "d_head": "entries a head"}
     for name, word in words.items():
         if facts[name] != mine[name]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import typer
 
+from latentcomm.cli.cascade import cascade
 from latentcomm.cli.compare import compare
 from latentcomm.cli.crossmodal import crossmodal
 from latentcomm.cli.diagnose import diagnose
@@ -14,7 +15,7 @@ from latentcomm.cli.models import models
 from latentcomm.cli.sweep import sweep
 from latentcomm.cli.train import train
 
-COMMANDS: tuple[Callable[..., None], ...] = (sweep, diagnose, compare, train, crossmodal, models)
+COMMANDS: tuple[Callable[..., None], ...] = (sweep, diagnose, compare, cascade, crossmodal, train, models)
 """In the order of the help."""
 
 app = typer.Typer(

@@ -18,6 +18,7 @@ class TaskName(StrEnum):
     gsm8k = "gsm8k"
     mmlu = "mmlu"
     kv_math = "kv-math"
+    kv_math_worked = "kv-math-worked"
     prosqa = "prosqa"
 
 

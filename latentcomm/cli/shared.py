@@ -110,7 +110,7 @@ def make_task(
     Raises:
         ValueError: an option that the task does not have, or what the task refuses.
     """
-    from latentcomm.tasks import biographies, countries, gsm8k, kv_math, mmlu, prosqa, tip_sheets
+    from latentcomm.tasks import biographies, countries, gsm8k, kv_math, kv_math_worked, mmlu, prosqa, tip_sheets
     from latentcomm.tasks.mmlu import SUBJECTS
 
     if data and task not in WITH_DATA:
@@ -132,6 +132,8 @@ def make_task(
         return biographies(source, template=template.value)
     if task is TaskName.kv_math:
         return kv_math(template=template.value, seed=seed)
+    if task is TaskName.kv_math_worked:
+        return kv_math_worked(template=template.value, seed=seed)
     if task is TaskName.prosqa:
         return prosqa(seed=seed, template=template.value)
     return tip_sheets(n=200, seed=seed, template=template.value, sender_form=sender_form.value)

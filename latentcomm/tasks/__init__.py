@@ -8,6 +8,7 @@ from latentcomm.tasks.countries import Fame, SenderForm, countries
 from latentcomm.tasks.gsm8k import gsm8k
 from latentcomm.tasks.judging import Begins, Contains, Judge, Letter, Mentions, Number, Verdict, is_correct
 from latentcomm.tasks.kv_math import kv_math
+from latentcomm.tasks.kv_math_worked import kv_math_worked
 from latentcomm.tasks.mmlu import mmlu
 from latentcomm.tasks.model_judge import JudgedBy
 from latentcomm.tasks.prosqa import prosqa
@@ -35,6 +36,7 @@ __all__ = [
     "gsm8k",
     "is_correct",
     "kv_math",
+    "kv_math_worked",
     "mmlu",
     "prosqa",
     "tip_sheets",
@@ -47,6 +49,7 @@ TASKS: Mapping[str, Callable[..., Task]] = {
     "gsm8k": gsm8k,
     "mmlu": mmlu,
     "kv_math": kv_math,
+    "kv_math_worked": kv_math_worked,
     "prosqa": prosqa,
 }
 """Every task by its name. All take `template`; gsm8k and mmlu need a source, a file or a hub data set."""

@@ -1,0 +1,79 @@
+"""Signals along openings as a table, and hand-offs and stops by name."""
+
+import pytest
+import torch
+from cascades import large, small, task
+
+from latentcomm.cascade import Confident, KVHandOff, Opening, Openings, Oracle, TextHandOff
+from latentcomm.cascade.named import depth_of, hand_offs_named, stops_named
+from latentcomm.cascade.stops import STOPS, FixedTokens
+from latentcomm.cascade_report import signal_table
+from latentcomm.small_models import small_model
+
+ENTROPIES = ([4.0, 2.0, 1.0], [2.0, 1.0], [8.0, 3.0, 5.0, 6.0])
+
+
+def openings() -> Openings:
+    rows = [
+        Opening.of_signals(entropy=torch.tensor(each), margin=torch.tensor(each) / 8) for each in map(list, ENTROPIES)
+    ]
+    return Openings(("a", "b", "c"), tuple(rows), 4, "large", "")
+
+
+class TestSignals:
+    def test_medians_and_quartiles_are_those_of_the_openings_that_are_so_long(self) -> None:
+        table = signal_table(openings(), {}, most=4).query("signal == 'entropy'")
+        for row in table.to_dict("records"):
+            there = torch.tensor([each[row["token"] - 1] for each in ENTROPIES if len(each) >= row["token"]])
+            quartiles = there.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+            assert [row["low"], row["median"], row["high"]] == pytest.approx(quartiles)
+            assert row["n"] == len(there)
+        assert list(table["token"]) == [1, 2, 3, 4]
+
+    def test_a_stop_has_handed_over_the_share_of_openings_at_which_it_fired_by_then(self) -> None:
+        stops = {"confident": Confident(margin=0.5, window=1), "two": FixedTokens(2), "oracle": Oracle()}
+        table = signal_table(openings(), stops, most=4)
+        shares = {name: list(part["median"]) for name, part in table.groupby("signal")}
+        assert shares["handed over by confident"] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2 / 3])  # b never fires
+        assert shares["handed over by two"] == [0, 1, 1, 1]
+        assert "handed over by oracle" not in shares
+
+    def test_a_stop_that_would_fire_after_the_most_has_not(self) -> None:
+        late = {"confident": Confident(margin=0.5, window=2)}
+        for most, last in ((4, 1 / 3), (3, 0.0)):
+            table = signal_table(openings(), late, most=most).query("signal == 'handed over by confident'")
+            assert table["median"].iloc[-1] == pytest.approx(last)
+
+    def test_openings_without_a_token_are_refused(self) -> None:
+        nothing = Openings(("a",), (Opening.of_signals(entropy=torch.zeros(0)),), 4, "large", "")
+        with pytest.raises(ValueError, match="no opening has a token"):
+            signal_table(nothing, {}, most=4)
+
+
+class TestNames:
+    def test_a_stop_is_found_by_how_its_name_begins_and_by_nothing_that_two_begin_with(self) -> None:
+        assert stops_named(["sentence", "oracle"]) == {name: STOPS[name] for name in ("sentence-end", "oracle")}
+        for name in ("", "soon", "sentence-ends"):
+            with pytest.raises(ValueError, match="there is no stop"):
+                stops_named([name])
+
+    def test_hand_offs_come_in_the_order_asked_and_refuse_what_they_cannot_pass_between(self) -> None:
+        found = hand_offs_named(["kv", "text", "kv"], large(), small())
+        assert list(found) == ["kv", "text"]
+        assert isinstance(found["kv"], KVHandOff) and isinstance(found["text"], TextHandOff)
+        found["kv"].check(large(), small(), task())
+        with pytest.raises(ValueError, match="no hand-off 'thought'"):
+            hand_offs_named(["thought"], large(), small())
+
+    def test_maps_go_from_the_layer_asked_to_the_embeddings_or_a_layer(self) -> None:
+        documents = [f"Alice is at the Colosseum. {' '.join(['The note says'] * n)}" for n in range(1, 7)]
+        found = hand_offs_named(
+            ["latent", "graft"], large(), small(), documents, read_layer=0, write_layer=1, measures_drift=False
+        )
+        assert (found["latent"].layers, found["graft"].layers) == ((0,), (0,))
+        assert (found["latent"].write, found["graft"].write) == ("embeddings", 1)
+        assert (found["latent"].name, found["graft"].name) == ("latent", "graft")
+
+    @pytest.mark.parametrize(("n_layers", "layer"), [(1, 0), (2, 0), (3, 1), (6, 3), (30, 19)])
+    def test_where_no_layer_is_given_two_thirds_of_the_blocks_are_done(self, n_layers: int, layer: int) -> None:
+        assert depth_of(small_model(["a"], name="one", n_layers=n_layers, d_model=16)) == layer

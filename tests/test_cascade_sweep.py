@@ -1,0 +1,518 @@
+"""The sweep: its ends, its costs against recorded passes, its controls and its table by hand, and what it refuses."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from cascades import LIMIT, greedy, large, of_bytes, prompt_ids, single, small, task
+
+from latentcomm.alignment import AffineMap
+from latentcomm.cascade import (
+    Cascade,
+    CascadeSweep,
+    Confident,
+    EntropyDrop,
+    FixedTokens,
+    KVHandOff,
+    LatentHandOff,
+    Oracle,
+    SentenceEnd,
+    TextHandOff,
+    handing,
+    sweep_cascade,
+    write_openings,
+)
+from latentcomm.cascade.continuing import go_on
+from latentcomm.cascade.hand_offs import HandOff
+from latentcomm.cascade.openings import EMBEDDING, Opening
+from latentcomm.cascade.setting import Setting, Side
+from latentcomm.cascade.tables import cascade_table
+from latentcomm.cascade.trials import (
+    CascadeTrial,
+    holds_answer,
+    opening_flops,
+)
+from latentcomm.cascade.votes import _vote, held_votes
+from latentcomm.channels.text import item_seed
+from latentcomm.cost import ModelSize, flops
+from latentcomm.decoding import decode, generate
+from latentcomm.models import Model, encode, recorded_passes
+from latentcomm.stats import mcnemar_exact, proportion_interval
+from latentcomm.tasks import Item
+from latentcomm.tasks.judging import Begins, Letter, Number
+
+HAND_OFFS: dict[str, HandOff] = {
+    "text": TextHandOff(),
+    "graft": LatentHandOff(1, 1),
+    "soft": LatentHandOff(EMBEDDING, itself=LatentHandOff(EMBEDDING)),
+    "kv": KVHandOff(),
+}
+NS = (0, 2, 5, LIMIT)
+STOPS = {"drop": EntropyDrop(0.9, 2, 3), "never": Confident(1.0, 9), "first": FixedTokens(2), "oracle": Oracle()}
+
+
+@pytest.fixture(scope="module")
+def swept() -> CascadeSweep:
+    return sweep_cascade(large(), small(), task(), hand_offs=HAND_OFFS, ns=NS, stops=STOPS)
+
+
+def of(swept: CascadeSweep, hand_off: str, stop: str, condition: str = "message") -> list[CascadeTrial]:
+    return [
+        trial for trial in swept.trials if (trial.hand_off, trial.stop, trial.condition) == (hand_off, stop, condition)
+    ]
+
+
+def alone(model: Model) -> list[str]:
+    return generate(model, encode(model, [item.receiver for item in task().items]), max_new_tokens=LIMIT)
+
+
+class TestTheEnds:
+    @pytest.mark.parametrize("hand_off", HAND_OFFS)
+    def test_no_token_is_the_small_model_alone_and_all_tokens_the_large_one(
+        self, swept: CascadeSweep, hand_off: str
+    ) -> None:
+        assert [trial.reply for trial in of(swept, hand_off, "0")] == alone(small())
+        assert [trial.reply for trial in of(swept, hand_off, str(LIMIT))] == alone(large())
+        assert alone(small()) != alone(large())
+        assert all(trial.finished and trial.small_flops == 0 for trial in of(swept, hand_off, str(LIMIT)))
+        assert all(trial.large_flops == 0 and not trial.finished for trial in of(swept, hand_off, "0"))
+
+    def test_both_stand_beside_it_once_an_item(self, swept: CascadeSweep) -> None:
+        assert [trial.reply for trial in of(swept, "none", "0", "small alone")] == alone(small())
+        assert [trial.reply for trial in of(swept, "none", "all", "large alone")] == alone(large())
+
+    def test_what_ends_before_n_is_the_large_models_whole_reply(self) -> None:
+        for seed in range(1, 6):
+            writer = tiny.model("llama", seed=seed)
+            rows = write_openings(writer, task()).rows
+            if any(row.ended for row in rows):
+                break
+        found = Cascade(writer, small(), TextHandOff(), FixedTokens(LIMIT - 1)).run(task())
+        ended = [(trial, row) for trial, row in zip(found, rows, strict=True) if row.ended]
+        assert ended
+        assert all(trial.finished and trial.reply == row.written and trial.n == len(row) for trial, row in ended)
+        assert all(trial.finished is row.ended for trial, row in zip(found, rows, strict=True))
+        number = next(number for number, row in enumerate(rows) if row.ended and len(row) > 0)
+        n, item = len(rows[number]), task().items[number]
+        (at,), (after,) = (
+            Cascade(writer, small(), TextHandOff(), FixedTokens(each)).run(single(item)) for each in (n, n + 1)
+        )
+        assert (at.n, at.finished, after.n, after.finished) == (n, False, n, True)  # nobody knows yet that it ends
+        assert at.small_flops > 0 == after.small_flops
+        assert at.large_flops < after.large_flops
+
+
+class TestStops:
+    def test_one_that_never_fires_hands_over_at_the_longest_n_and_says_so(self, swept: CascadeSweep) -> None:
+        never = of(swept, "text", "never")
+        assert [trial.fired for trial in never] == [False] * 5
+        assert [trial.reply for trial in never] == [trial.reply for trial in of(swept, "text", str(LIMIT))]
+
+    def test_one_that_would_fire_after_the_largest_n_does_not_see_so_far(self) -> None:
+        late = {"late": Confident(0, window=5), "soon": Confident(0, window=2)}
+        found = sweep_cascade(
+            large(), small(), task(), hand_offs={"text": TextHandOff()}, ns=(0, 3), stops=late, controls=()
+        )
+        assert {(trial.n, trial.fired) for trial in of(found, "text", "late")} == {(3, False)}
+        assert {(trial.n, trial.fired) for trial in of(found, "text", "soon")} == {(2, True)}
+
+    def test_one_that_fires_hands_over_where_it_says(self, swept: CascadeSweep) -> None:
+        drop = of(swept, "text", "drop")
+        for trial, row in zip(drop, swept.openings.rows, strict=True):
+            at = EntropyDrop(0.9, 2, 3).at(row)
+            assert (trial.fired, trial.n) == ((True, at) if at is not None else (False, len(row)))
+        assert any(trial.fired for trial in drop)
+
+    def test_a_stop_at_a_number_is_that_number(self, swept: CascadeSweep) -> None:
+        assert [replace(trial, stop="2") for trial in of(swept, "kv", "first")] == of(swept, "kv", "2")
+
+    def test_the_oracle_takes_the_smallest_right_n_or_the_smallest(self, swept: CascadeSweep) -> None:
+        for hand_off in HAND_OFFS:
+            grid = [of(swept, hand_off, str(n)) for n in NS]
+            for number, trial in enumerate(of(swept, hand_off, "oracle")):
+                right = next((each[number] for each in grid if each[number].free), None)
+                assert trial == replace(right or grid[0][number], stop="oracle", fired=right is not None)
+
+    def test_a_cascade_is_the_row_of_the_sweep(self, swept: CascadeSweep) -> None:
+        for stop, name in ((EntropyDrop(0.9, 2, 3), "drop"), (FixedTokens(5), "5"), (FixedTokens(0), "0")):
+            found = Cascade(large(), small(), TextHandOff(), stop).run(task(), openings=swept.openings)
+            wanted = of(swept, "text", name)
+            for mine, theirs in zip(found, wanted, strict=True):
+                assert mine.surprise == pytest.approx(theirs.surprise)
+                assert replace(mine, stop=name, surprise=theirs.surprise) == theirs
+
+
+class TestCosts:
+    @pytest.mark.parametrize("n", [1, 4, LIMIT - 1])
+    @pytest.mark.parametrize("name", [*HAND_OFFS, "mapped"])
+    def test_flops_are_those_of_the_passes_of_this_n_run_alone(self, name: str, n: int) -> None:
+        mapped = LatentHandOff(1, alignment=AffineMap(tiny.states(16, 32), tiny.states(16)))
+        hand_off, reader = (mapped, of_bytes()) if name == "mapped" else (HAND_OFFS[name], small())
+        asked = single(task().items[1])
+        (trial,) = Cascade(large(), reader, hand_off, FixedTokens(n)).run(asked)
+        assert not trial.finished
+        with recorded_passes() as passes:
+            opened = write_openings(large(), asked, longest=n, layers=hand_off.layers, keep_cache=hand_off.needs_cache)
+        assert trial.large_flops == flops(passes)
+        received = hand_off.receive(reader, asked, opened, [0], [n])
+        with recorded_passes() as passes:
+            go_on(reader, received.given, [LIMIT - n])
+        assert trial.small_flops == flops(passes) + (2 * n * 16 * 32 if name == "mapped" else 0)
+
+    def test_so_are_those_of_the_two_alone_whether_they_end_or_are_cut(self) -> None:
+        kinds = []
+        for seed in range(5):
+            writer = tiny.model("llama", seed=seed)
+            with recorded_passes() as passes:
+                (row,) = write_openings(writer, single(task().items[0])).rows
+            assert opening_flops(ModelSize.of(writer), row, len(row), finished=True) == flops(passes)
+            kinds.append(row.ended)
+        assert True in kinds
+        assert False in kinds
+
+    def test_the_large_model_runs_once_whatever_is_swept(self) -> None:
+        def passes_of(ns: tuple[int, ...], stops: dict[str, SentenceEnd]) -> int:
+            with recorded_passes() as passes:
+                sweep_cascade(
+                    large(), small(), task(), hand_offs={"text": TextHandOff()}, ns=ns, stops=stops, controls=()
+                )
+            return sum(each.rows * each.n_new for each in passes if each.model is large())
+
+        assert passes_of((0, 1, 2, 3, 5, LIMIT), {"end": SentenceEnd()}) == passes_of((LIMIT,), {})
+
+    def test_each_pair_of_item_and_n_is_run_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[tuple[int, ...]] = []
+        done = handing.hand_over
+
+        def counted(*given: Any) -> Any:
+            asked.extend(tuple(ns) for ns in given[3].wanted)
+            return done(*given)
+
+        monkeypatch.setattr(handing, "hand_over", counted)
+        stops = {"a": FixedTokens(2), "b": FixedTokens(3), "c": FixedTokens(5), "none": Confident(1.0, 9)}
+        sweep_cascade(large(), small(), task(), hand_offs={"kv": KVHandOff()}, ns=(2, 5), stops=stops, controls=())
+        assert asked == [(2, 3, 5)] * 5
+
+
+class TestControls:
+    def test_another_items_opening_stands_behind_the_own_prompt(self, swept: CascadeSweep) -> None:
+        texts = {row.text(5): item for row, item in zip(swept.openings.rows, task().items, strict=True)}
+        for item, trial in zip(task().items, of(swept, "text", "5", "other"), strict=True):
+            whose = texts[trial.opening]
+            assert whose.answers != item.answers
+            row = swept.openings.rows[swept.openings.items.index(whose.id)]
+            said, _ = greedy(small(), [*prompt_ids(small(), item), *row.ids[:5]], LIMIT - 5)
+            assert trial.reply == small().decode([*row.ids[:5], *said])
+        used = Counter(trial.opening for trial in of(swept, "text", "5", "other"))
+        assert set(used.values()) == {1}
+
+    @pytest.mark.parametrize("hand_off", HAND_OFFS)
+    def test_the_small_models_own_opening_is_the_small_model_alone(self, swept: CascadeSweep, hand_off: str) -> None:
+        for stop in ("2", "5", "drop"):
+            found = of(swept, hand_off, stop, "own")
+            assert [trial.reply for trial in found] == alone(small())
+            assert all(trial.large_flops == 0 < trial.small_flops for trial in found)
+
+    @pytest.mark.parametrize("name", HAND_OFFS)
+    def test_it_costs_what_a_cascade_of_the_small_model_with_itself_costs(self, swept: CascadeSweep, name: str) -> None:
+        own = HAND_OFFS[name].own()
+        assert own is not None
+        both = Cascade(small(), small(), own, FixedTokens(5)).run(task())
+        assert [trial.small_flops for trial in of(swept, name, "5", "own")] == [trial.flops for trial in both]
+
+    def test_the_answer_is_looked_for_in_the_opening_alone(self, swept: CascadeSweep) -> None:
+        lasts = [row.text(5).split()[-1] for row in swept.openings.rows]
+        items = tuple(replace(item, answers=(last,)) for item, last in zip(task().items, lasts, strict=True))
+        asked = replace(task(), items=items)
+        found = sweep_cascade(large(), small(), asked, hand_offs={"text": TextHandOff()}, ns=(1, 5), controls=())
+        for stop in ("1", "5"):
+            for item, trial in zip(items, of(found, "text", stop), strict=True):
+                assert trial.answer_in_opening is holds_answer(trial.opening, item.answers, asked.judge)
+        assert all(trial.answer_in_opening for trial in of(found, "text", "5"))
+        assert not all(trial.answer_in_opening for trial in of(found, "text", "1"))
+
+    def test_a_vote_costs_what_its_replies_cost_one_by_one(self) -> None:
+        asked, trial, ended = single(task().items[0]), TestTheTable.TRIAL, []
+        told, alone_trials = [replace(trial, small_flops=2.0, large_flops=1.0)], [replace(trial, large_flops=0.0)]
+        for seed in range(3):
+            (vote,) = held_votes(small(), asked, told, alone_trials, seed=seed, folder=None, prints=())
+            prompts, item = encode(small(), [asked.items[0].receiver]), asked.items[0]
+            with recorded_passes() as passes:
+                said = [
+                    decode(small(), prompts, max_new_tokens=LIMIT, temperature=0.7, seeds=[item_seed(item, seed, nr)])
+                    for nr in range(3)
+                ]
+            assert (vote.votes, vote.small_flops) == (3, flops(passes))
+            assert vote.reply_tokens == sum(each.n_tokens[0] for each in said)
+            ended += [each.n_tokens[0] < LIMIT for each in said]
+        assert True in ended
+        assert False in ended
+
+    def test_soft_tokens_without_a_map_for_itself_have_no_own(self) -> None:
+        found = sweep_cascade(
+            large(), small(), task(), hand_offs={"soft": LatentHandOff(0)}, ns=(2,), controls=("own",)
+        )
+        assert {trial.condition for trial in found.trials} == {"small alone", "large alone", "message"}
+
+    def test_a_vote_is_held_among_as_many_replies_as_the_cascade_costs(self, swept: CascadeSweep) -> None:
+        single_cost = [trial.flops for trial in of(swept, "none", "0", "small alone")]
+        for stop in ("2", "5", "drop", str(LIMIT)):
+            told, votes = of(swept, "text", stop), of(swept, "text", stop, "self-consistency")
+            wanted = max(1, round(sum(trial.flops for trial in told) / sum(single_cost)))
+            assert [trial.votes for trial in votes] == [wanted] * 5
+            assert all(trial.large_flops == 0 for trial in votes)
+
+    def test_the_majority_of_what_was_found_wins_and_of_equals_the_first(self) -> None:
+        asked = replace(single(Item("x", "s", "r", "s r", ("4",), "")), judge=Number())
+        assert _vote(asked, 0, ["so 5", "so 4", "no idea", "4.0"]).free
+        assert not _vote(asked, 0, ["so 5", "so 4"]).free
+        assert _vote(asked, 0, ["no", "so 4"]).free
+        nothing = _vote(asked, 0, ["no", "nor this"])
+        assert (nothing.free, nothing.parsed, nothing.reply, nothing.votes) == (False, False, "no", 2)
+
+    def test_no_control_stands_at_no_tokens(self, swept: CascadeSweep) -> None:
+        assert {trial.condition for trial in swept.trials if trial.stop == "0" and trial.hand_off != "none"} == {
+            "message"
+        }
+
+
+class TestSignals:
+    def test_entropy_and_margin_are_those_of_the_last_four_tokens(self, swept: CascadeSweep) -> None:
+        for trial, row in zip(of(swept, "graft", "5"), swept.openings.rows, strict=True):
+            assert trial.entropy == pytest.approx(float(row.entropy[1:5].mean()))
+            assert trial.margin == pytest.approx(float(row.margin[1:5].mean()))
+        assert all(trial.entropy is None for trial in of(swept, "graft", "0"))
+
+    def test_surprise_is_that_of_the_opening_under_the_small_model(self, swept: CascadeSweep) -> None:
+        import torch
+
+        for item, trial, row in zip(task().items, of(swept, "text", "5"), swept.openings.rows, strict=True):
+            ids = prompt_ids(small(), item)
+            log_p = small().forward(torch.tensor([[*ids, *row.ids[:5]]]))[0].double().log_softmax(-1)
+            wanted = [-float(log_p[len(ids) - 1 + at, token]) for at, token in enumerate(row.ids[:5])]
+            assert trial.surprise == pytest.approx(sum(wanted) / 5, rel=1e-5)
+
+    @pytest.mark.parametrize(
+        ("text", "answers", "found"),
+        [
+            ("so 18 eggs", ("18",), True),
+            ("so $1,018", ("18",), False),
+            ("so 1,000 eggs", ("1000",), True),
+            ("3.5 or 13", ("3",), False),
+            ("so 18.0", ("18",), True),
+        ],
+    )
+    def test_a_number_stands_in_an_opening_as_that_number(self, text: str, answers: tuple[str], found: bool) -> None:
+        assert holds_answer(text, answers, Number()) is found
+
+    def test_a_word_stands_there_as_a_word_and_a_letter_as_a_choice(self) -> None:
+        assert holds_answer("she is in Niger now", ("Niger",), Begins())
+        assert not holds_answer("she is in Nigeria", ("Niger",), Begins())
+        assert holds_answer("**B**, because", ("B",), Letter())
+        assert not holds_answer("A man", ("B",), Letter())
+
+
+class TestTheTable:
+    TRIAL = CascadeTrial("", "text", "8", "message", 8, True, False, "", "", True, True, "", False, 2.0, 1.0, 3)
+
+    def test_a_row_is_what_its_trials_say(self) -> None:
+        right = {"small alone": "1000", "large alone": "1111", "message": "1101", "other": "1000"}
+        trials = [
+            replace(
+                self.TRIAL, item=str(number), condition=condition, free=mark == "1", n=number,
+                answer_in_opening=condition == "message" and number == 0, fired=number > 0,
+                hand_off="text" if condition in ("message", "other") else "none",
+            )
+            for condition, marks in right.items()
+            for number, mark in enumerate(marks)
+        ]  # fmt: skip
+        decoys = [
+            replace(trial, hand_off=hand_off, stop=stop, free=True)
+            for hand_off, stop in (("text", "9"), ("graft", "8"))
+            for trial in trials
+            if trial.condition == "other"
+        ]
+        table = cascade_table([*decoys, *trials], seed=0)
+        row = table[table["condition"] == "message"].iloc[0]
+        low, high = proportion_interval(3, 4)
+        assert (row["n"], row["correct"], row["accuracy"], row["low"], row["high"]) == (4, 3, 0.75, low, high)
+        assert (row["tokens"], row["fired"], row["in_opening"]) == (1.5, 0.75, 0.25)
+        assert (row["without_n"], row["without_accuracy"]) == (3, 2 / 3)
+        assert (row["large_flops"], row["small_flops"], row["flops"]) == (2, 1, 3)
+        assert row["p_small"] == mcnemar_exact([1, 1, 0, 1], [1, 0, 0, 0]).p_value
+        assert row["p_large"] == mcnemar_exact([1, 1, 0, 1], [1, 1, 1, 1]).p_value
+        assert row["p_other"] == mcnemar_exact([1, 1, 0, 1], [1, 0, 0, 0]).p_value
+        assert row["over_small"] == 0.5
+        assert (
+            row["without_small"] == 0
+        )  # the small model alone was right on the item that is left out, and on no other
+        assert table["condition"].tolist()[:2] == ["small alone", "large alone"]
+        assert table[table["condition"] == "small alone"]["p_small"].isna().all()
+
+    def test_items_that_differ_or_repeat_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="stands twice"):
+            cascade_table([self.TRIAL, self.TRIAL])
+        with pytest.raises(ValueError, match="of different items"):
+            cascade_table([self.TRIAL, replace(self.TRIAL, item="b", stop="9")])
+
+    def test_every_hand_off_stop_and_condition_has_its_row(self, swept: CascadeSweep) -> None:
+        table = swept.table()
+        assert len(table) == len({(t.hand_off, t.stop, t.condition) for t in swept.trials})
+        assert (table["n"] == 5).all()
+        assert table["flops"].tolist() == pytest.approx((table["large_flops"] + table["small_flops"]).tolist())
+
+
+def test_a_sweep_that_was_stopped_goes_on_and_one_that_is_done_runs_nothing(
+    swept: CascadeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sweep() -> CascadeSweep:
+        return sweep_cascade(
+            large(), small(), task(), hand_offs=HAND_OFFS, ns=NS, stops=STOPS, checkpoint=tmp_path / "kept"
+        )
+
+    done = handing.hand_over
+    calls = [0]
+
+    def interrupted(*given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return done(*given)
+
+    monkeypatch.setattr(handing, "hand_over", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep()
+    first = calls[0]
+    assert sweep().trials == swept.trials
+    whole = calls[0] - first
+    assert whole == 4 * 3 - 3  # of four hand-offs under three conditions, three were kept
+    with recorded_passes() as passes:
+        again = sweep()
+    assert passes == []
+    assert again.trials == swept.trials
+    again.save_trials(tmp_path / "trials.jsonl")
+    lines = (tmp_path / "trials.jsonl").read_text("utf-8").splitlines()
+    assert [CascadeTrial(**json.loads(line)) for line in lines] == list(swept.trials)
+    kept = next((tmp_path / "kept").glob("votes-*.json"))
+    replies = kept.read_text("utf-8")
+    for broken in ("nonsense\n", "[]\n"):
+        kept.write_text(broken, "utf-8")
+        with pytest.raises(ValueError, match=f"{kept.name} holds no replies"):
+            sweep()
+    kept.write_text(replies, "utf-8")
+    kept = next((tmp_path / "kept").glob("handed-*.jsonl"))
+    kept.write_text("nonsense\n", "utf-8")
+    with pytest.raises(ValueError, match=f"{kept.name} holds no hand-overs"):
+        sweep()
+
+
+def test_the_same_seed_gives_the_same_trials_and_another_other_votes(swept: CascadeSweep) -> None:
+    def votes(seed: int) -> list[dict[str, object]]:
+        found = sweep_cascade(
+            large(),
+            small(),
+            task(),
+            hand_offs={"text": TextHandOff()},
+            ns=(5,),
+            controls=("self-consistency",),
+            seed=seed,
+        )
+        return [asdict(trial) for trial in found.trials if trial.condition == "self-consistency"]
+
+    assert votes(0) == [asdict(trial) for trial in of(swept, "text", "5", "self-consistency")]
+    assert votes(0) != votes(1)
+
+
+def test_what_is_kept_of_one_items_opening_is_not_taken_for_anothers_of_the_same_words(tmp_path: Path) -> None:
+    openings = write_openings(large(), task(3), keep_cache=True)
+    alike = replace(openings, rows=tuple(replace(row, ids=openings.rows[0].ids) for row in openings.rows))
+
+    def said(rows: tuple[int, ...], kept: Path | None) -> list[CascadeTrial]:
+        side = Side(alike, rows, KVHandOff(), is_small=False)
+        setting = Setting.of(large(), small(), task(3), kept, shown=False)
+        return setting.trials(side, "other", "kv", {"3": [(3, True)] * 3}, {})
+
+    assert said((1, 2, 0), tmp_path) == said((1, 2, 0), None)
+    assert said((2, 0, 1), tmp_path) == said((2, 0, 1), None)
+    assert said((2, 0, 1), None) != said((1, 2, 0), None)
+
+
+def test_another_small_model_is_not_given_what_was_kept_of_the_first(tmp_path: Path) -> None:
+    def replies(reader: Model, kept: Path | None) -> list[str]:
+        found = Cascade(large(), reader, TextHandOff(), FixedTokens(3)).run(task(3), checkpoint=kept)
+        return [trial.reply for trial in found]
+
+    assert replies(small(), tmp_path) == replies(small(), None)
+    another = tiny.model("llama", seed=4)
+    assert replies(another, tmp_path) == replies(another, None) != replies(small(), None)
+
+
+class TestRefusals:
+    def test_an_n_beyond_what_is_written_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="n is 11, and the large model writes 10 tokens at most in task 'opened'"):
+            sweep_cascade(large(), small(), task(), hand_offs={"text": TextHandOff()}, ns=(0, 11))
+        with pytest.raises(ValueError, match="n is -1"):
+            sweep_cascade(large(), small(), task(), hand_offs={"text": TextHandOff()}, ns=(-1,))
+        short = write_openings(large(), task(), longest=3)
+        with pytest.raises(ValueError, match="n is 4, and the large model wrote 3 tokens at most"):
+            Cascade(large(), small(), TextHandOff(), FixedTokens(4)).run(task(), openings=short)
+        assert len(Cascade(large(), small(), TextHandOff(), FixedTokens(3)).run(task(), openings=short)) == 5
+
+    def test_openings_of_other_items_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="of other items than those of task 'opened'"):
+            Cascade(large(), small(), TextHandOff(), FixedTokens(1)).run(
+                task(3), openings=write_openings(large(), task(4))
+            )
+
+    def test_openings_of_another_model_or_longer_than_a_reply_are_refused(self) -> None:
+        openings = write_openings(large(), task(), longest=LIMIT + 2)
+        assert any(len(row) > LIMIT for row in openings.rows)
+        with pytest.raises(ValueError, match="an opening has 12 tokens, and a reply of task 'opened' 10 at most"):
+            Cascade(large(), small(), TextHandOff(), FixedTokens(1)).run(task(), openings=openings)
+        with pytest.raises(ValueError, match="the openings are by somebody, not by tiny-llama"):
+            Cascade(large(), small(), TextHandOff(), FixedTokens(1)).run(
+                task(), openings=replace(openings, large="somebody")
+            )
+
+    @pytest.mark.parametrize("hand_off", HAND_OFFS)
+    def test_an_empty_opening_of_one_item_is_its_whole_reply(self, hand_off: str) -> None:
+        whole = write_openings(large(), task(2), layers=(EMBEDDING, 1), keep_cache=True)
+        openings = replace(whole, rows=(replace(whole.rows[0].cut(0), ended=True), whole.rows[1]))
+        found = Cascade(large(), small(), HAND_OFFS[hand_off], FixedTokens(3)).run(task(2), openings=openings)
+        assert [(trial.n, trial.finished, trial.reply == "") for trial in found] == [(0, True, True), (3, False, False)]
+        with recorded_passes() as passes:
+            tokens = encode(large(), [task().items[0].receiver]).tokens
+            large().forward(tokens, cache=large().new_cache(1), last_only=True)
+        assert (found[0].flops, found[0].entropy) == (flops(passes), None)  # it has read its prompt
+
+    def test_a_large_model_that_writes_nothing_is_refused(self) -> None:
+        mute = tiny.build("llama")
+        mute.__dict__["stop_ids"] = frozenset(range(64))
+        with pytest.raises(ValueError, match="wrote an empty opening for every item"):
+            sweep_cascade(mute, small(), task(), hand_offs={"text": TextHandOff()}, ns=(2,))
+
+    def test_names_that_could_not_be_told_apart_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="no hand-off was given"):
+            sweep_cascade(large(), small(), task(), hand_offs={})
+        with pytest.raises(ValueError, match="name the hand-off otherwise"):
+            sweep_cascade(large(), small(), task(), hand_offs={"none": TextHandOff()})
+        with pytest.raises(ValueError, match="a stop is named '8'"):
+            sweep_cascade(large(), small(), task(), hand_offs={"text": TextHandOff()}, stops={"8": SentenceEnd()})
+        with pytest.raises(ValueError, match="there is no control 'shuffled'"):
+            sweep_cascade(large(), small(), task(), hand_offs={"text": TextHandOff()}, controls=("shuffled",))
+
+    def test_two_models_that_a_hand_off_refuses_are_refused_before_anything_runs(self) -> None:
+        with recorded_passes() as passes, pytest.raises(ValueError, match="has no alignment"):
+            sweep_cascade(large(), of_bytes(), task(), hand_offs={"soft": LatentHandOff(1)}, ns=(2,))
+        assert passes == []
+
+    def test_items_that_cannot_be_exchanged_are_refused_unless_nobody_asks(self) -> None:
+        alike = replace(task(), items=tuple(replace(item, answers=("Peru",)) for item in task().items))
+        with pytest.raises(ValueError, match="5 of 5 items share the answer"):
+            sweep_cascade(large(), small(), alike, hand_offs={"text": TextHandOff()}, ns=(2,))
+        found = sweep_cascade(large(), small(), alike, hand_offs={"text": TextHandOff()}, ns=(2,), controls=())
+        assert isinstance(found.openings.rows[0], Opening)
