@@ -71,8 +71,9 @@ def print_crossmodal(found: CrossModal, console: Console) -> None:
     """A table a question: of every channel both accuracies with intervals, the shuffled picture's, and tests."""
     table = found.table
     metrics = list(dict.fromkeys(table["metric"]))
-    for (part, question), rows in table.groupby(["part", "question"], sort=False):
+    for _, rows in table.groupby(["part", "question"], sort=False):
         records = rows.to_dict("records")
+        part, question = records[0]["part"], records[0]["question"]
         guess = next((row["chance"] for row in records if not math.isnan(row["chance"])), math.nan)
         chance = "" if math.isnan(guess) else f"; guessing {guess:.2f}"
         shown = Table(title=f"{part}: {question} ({records[0]['type']}), {records[0]['n']} pictures{chance}")
