@@ -10,6 +10,7 @@ from seeing import NAMED as ROWS
 from seeing import noise
 from seeing import picture_folder as folder
 
+from latentcomm.crossmodal.parts import Part
 from latentcomm.crossmodal.picture_folder import (
     COLUMN_QUESTIONS,
     counted_part,
@@ -19,7 +20,7 @@ from latentcomm.crossmodal.picture_folder import (
     read_table,
     views,
 )
-from latentcomm.crossmodal.pictures import Picture
+from latentcomm.crossmodal.pictures import Picture, PictureSet
 from latentcomm.crossmodal.questions import Question, picture_task
 
 
@@ -69,6 +70,35 @@ def test_no_view_is_on_both_sides_and_of_new_pictures_no_name(tmp_path: Path) ->
     assert {each.caption for each in new.testing} <= set(new.captions)
     assert len({each.group for each in new.fitting}) == 8  # views of one picture part on no choice, either
     assert new.questions[0].answers == tuple(sorted(row["name"] for row in ROWS))
+
+
+def test_of_pictures_that_look_the_same_one_is_kept_and_the_others_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = folder(tmp_path / "flags")
+    assert read_folder(place).left_out == () and "left out" not in capsys.readouterr().err
+    for copy in (5, 12):  # France and Cuba look as Peru does, Spain as Italy
+        noise(0, 24, 16).save(place / "pictures" / f"{copy}.png")
+    noise(1, 24, 16).save(place / "pictures" / "6.png")
+    pictures = read_folder(place)
+    assert set(pictures.left_out) == {"France", "Cuba", "Spain"}
+    assert "left out 3 of 16 pictures" in (told := capsys.readouterr().err) and "France" in told
+    names = [each.facts["name"] for each in pictures]
+    assert {"Peru", "Italy"} <= set(names) and len(names) == 13
+    assert len({each.image.tobytes() for each in pictures}) == 13
+    assert len(read_folder(place, n_pictures=13)) == 13  # drawn from those that differ
+    for part in folder_parts(place):
+        sides = [{each.image.tobytes() for each in side} for side in (part.fitting, part.testing)]
+        assert not sides[0] & sides[1]
+        assert part.fitting.left_out == pictures.left_out
+
+
+def test_a_part_with_equal_pictures_on_both_sides_is_refused() -> None:
+    question = (Question("identity", "It is", "identity", ("a", "b")),)
+    one, same, other = (Picture(name, noise(seed), name) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert Part("fine", PictureSet("x", (one,)), PictureSet("x", (other,)), question).name == "fine"
+    with pytest.raises(ValueError, match="'a' for fitting and 'b' for testing of 'bad' are equal in every pixel"):
+        Part("bad", PictureSet("x", (one,)), PictureSet("x", (other, same)), question)
 
 
 def test_what_is_counted_is_there_as_often_and_no_name_on_both_sides(tmp_path: Path) -> None:

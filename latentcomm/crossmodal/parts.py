@@ -20,7 +20,7 @@ class Part:
         captions: what may be said of a picture beside the captions of the fitting ones: names never seen.
 
     Raises:
-        ValueError: a picture, or a group of pictures, on both sides.
+        ValueError: a picture, one that looks the same, or a group of pictures, on both sides.
     """
 
     name: str
@@ -35,6 +35,12 @@ class Part:
         both = {each.group for each in self.fitting} & {each.group for each in self.testing}
         if both:
             raise ValueError(f"the pictures of {min(both)!r} are in the fitting and in the testing set; split by group")
+        seen = {each.pixels: each.id for each in self.fitting}
+        if same := [(seen[each.pixels], each.id) for each in self.testing if each.pixels in seen]:
+            raise ValueError(
+                f"the pictures {same[0][0]!r} for fitting and {same[0][1]!r} for testing of {self.name!r} are equal in "
+                "every pixel; keep one of them, as PictureSet.distinct does"
+            )
 
 
 def digit_parts(*, n_fitting: int = 400, n_composed: int = 240, n_testing: int = 60, seed: int = 0) -> tuple[Part, ...]:

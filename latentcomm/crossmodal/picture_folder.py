@@ -14,6 +14,7 @@ from PIL import Image, ImageEnhance
 from latentcomm.crossmodal.parts import Part
 from latentcomm.crossmodal.pictures import BACKGROUND, Picture, PictureSet, read_pictures
 from latentcomm.crossmodal.questions import Question
+from latentcomm.progress import say
 
 TABLES = ("table.csv", "table.json")
 """What the table of a folder may be called; the pictures lie beside it or in "pictures"."""
@@ -77,16 +78,15 @@ def read_folder(
 ) -> PictureSet:
     """The pictures of a folder's table, all facts with them; `n_pictures` draws as many.
 
-    Captions are made of facts; pictures of one name are a group, which no split parts. A picture that cannot be read is
-    an error, unless such are to be skipped: then they are named.
+    Captions are made of facts; pictures of one name are a group, which no split parts. Of pictures with equal pixels
+    one is kept (see `PictureSet.distinct`), and the others are told: what one side shows the other must not name
+    otherwise. A picture that cannot be read is an error, unless such are to be skipped: then they are named.
 
     Raises:
         ValueError: what `read_table` refuses, a picture that cannot be read, or a caption of a fact that is missing.
     """
     place = Path(folder)
     rows = read_table(place)
-    if n_pictures is not None and n_pictures < len(rows):
-        rows = random.Random(f"folder:{seed}").sample(rows, n_pictures)
     where = place / "pictures" if (place / "pictures").is_dir() else place
     images = read_pictures([where / row["file"] for row in rows], skip_unreadable=skip_unreadable)
     pictures = []
@@ -100,7 +100,16 @@ def read_folder(
         except KeyError as error:
             raise ValueError(f"{row['file']} has no {error.args[0]}, which the caption {caption!r} names") from error
         pictures.append(Picture(row["file"], image, words, facts, f"name {row['name']}"))
-    return PictureSet(place.resolve().name, tuple(pictures))
+    found = PictureSet(place.resolve().name, tuple(pictures)).distinct()
+    if found.left_out:
+        say(
+            f"left out {len(found.left_out)} of {len(pictures)} pictures, each equal in every pixel to one that is "
+            f"kept: {', '.join(found.left_out)}"
+        )
+    if n_pictures is None or n_pictures >= len(found):
+        return found
+    drawn = random.Random(f"folder:{seed}").sample(found.pictures, n_pictures)
+    return replace(found, pictures=tuple(drawn))
 
 
 def folder_questions(pictures: PictureSet, questions: Sequence[Question] | None = None) -> tuple[Question, ...]:
@@ -185,13 +194,21 @@ def folder_parts(
     name = pictures.name
     known, new = pictures.split(seed=seed, fraction=fitting_share)
     of_known = [replace(view, group=each.group) for each in known for view in views(each, n=n_views - 1, seed=seed)]
-    first = PictureSet(name, tuple(view for each in seen for view in each[1:]))
-    other_views = Part(
-        f"{name}, other views", first, PictureSet(name, tuple(each[0] for each in seen)), asked, captions=names
+    shown = random.Random(f"asked:{seed}").sample(new.pictures, len(new))
+    sides = {
+        "other views": ([view for each in seen for view in each[1:]], [each[0] for each in seen]),
+        "new pictures": (of_known, shown),
+    }
+    first, second = (
+        Part(
+            f"{name}, {part}",
+            *(PictureSet(name, tuple(side), pictures.left_out) for side in both),
+            asked,
+            captions=names,
+        )
+        for part, both in sides.items()
     )
-    shown = PictureSet(name, tuple(random.Random(f"asked:{seed}").sample(new.pictures, len(new))))
-    new_pictures = Part(f"{name}, new pictures", PictureSet(name, tuple(of_known)), shown, asked, captions=names)
-    return other_views, new_pictures
+    return first, second
 
 
 def counted_part(pictures: PictureSet, *, n_fitting: int, n_testing: int, seed: int = 0) -> Part:

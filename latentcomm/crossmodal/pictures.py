@@ -68,6 +68,13 @@ class Picture:
     facts: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
 
+    @property
+    def pixels(self) -> str:
+        """SHA-256 of the size and the pixels: equal where nobody could tell two pictures apart."""
+        shown = hashlib.sha256(repr((self.image.size, self.image.mode)).encode())
+        shown.update(self.image.tobytes())
+        return shown.hexdigest()
+
     def __post_init__(self) -> None:
         if not self.id.strip() or not self.caption.strip():
             raise ValueError(f"the picture {self.id!r} has the caption {self.caption!r}; give it an id and a caption")
@@ -79,6 +86,11 @@ class Picture:
 class PictureSet:
     """Named pictures in order, found by id.
 
+    Attributes:
+        name: in tables.
+        pictures: in order.
+        left_out: the names of pictures that were left out because they look as another one does.
+
     Raises:
         ValueError: no picture, or two of one id.
 
@@ -89,6 +101,7 @@ class PictureSet:
 
     name: str
     pictures: tuple[Picture, ...]
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.pictures:
@@ -155,6 +168,29 @@ class PictureSet:
                 "pairs on one side; bring more pictures or change the share"
             )
         return PictureSet(f"{self.name} (fitting)", sides[0]), PictureSet(f"{self.name} (testing)", sides[1])
+
+    def distinct(self) -> "PictureSet":
+        """The set with one of the pictures of equal pixels: the one of the shortest name, the first among equals.
+
+        A picture's name is its fact "name", its caption where it has none. So of a country and of territories that fly
+        its flag the country stays. The names of the others join `left_out`.
+
+        >>> seen = [Picture(word, Image.new("RGB", (1, 1)), word) for word in ("Bouvet Island", "Norway")]
+        >>> found = PictureSet("flags", tuple(seen)).distinct()
+        >>> [each.id for each in found], found.left_out
+        (['Norway'], ('Bouvet Island',))
+        """
+        alike: dict[str, list[Picture]] = {}
+        for each in self.pictures:
+            alike.setdefault(each.pixels, []).append(each)
+        kept = {min(same, key=lambda each: len(_name(each))).id for same in alike.values()}
+        others = tuple(_name(each) for each in self.pictures if each.id not in kept)
+        pictures = tuple(each for each in self.pictures if each.id in kept)
+        return PictureSet(self.name, pictures, (*self.left_out, *others))
+
+
+def _name(picture: Picture) -> str:
+    return picture.facts.get("name", picture.caption)
 
 
 def read_pictures(paths: Sequence[str | os.PathLike[str]], *, skip_unreadable: bool = False) -> dict[Path, Image.Image]:
