@@ -10,7 +10,6 @@ from seeing import NAMED as ROWS
 from seeing import noise
 from seeing import picture_folder as folder
 
-from latentcomm.crossmodal.parts import Part
 from latentcomm.crossmodal.picture_folder import (
     COLUMN_QUESTIONS,
     counted_part,
@@ -20,7 +19,7 @@ from latentcomm.crossmodal.picture_folder import (
     read_table,
     views,
 )
-from latentcomm.crossmodal.pictures import Picture, PictureSet
+from latentcomm.crossmodal.pictures import Picture
 from latentcomm.crossmodal.questions import Question, picture_task
 
 
@@ -91,14 +90,6 @@ def test_of_pictures_that_look_the_same_one_is_kept_and_the_others_are_told(
         sides = [{each.image.tobytes() for each in side} for side in (part.fitting, part.testing)]
         assert not sides[0] & sides[1]
         assert part.fitting.left_out == pictures.left_out
-
-
-def test_a_part_with_equal_pictures_on_both_sides_is_refused() -> None:
-    question = (Question("identity", "It is", "identity", ("a", "b")),)
-    one, same, other = (Picture(name, noise(seed), name) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
-    assert Part("fine", PictureSet("x", (one,)), PictureSet("x", (other,)), question).name == "fine"
-    with pytest.raises(ValueError, match="'a' for fitting and 'b' for testing of 'bad' are equal in every pixel"):
-        Part("bad", PictureSet("x", (one,)), PictureSet("x", (other, same)), question)
 
 
 def test_what_is_counted_is_there_as_often_and_no_name_on_both_sides(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from latentcomm.crossmodal.pictures import Picture, PictureSet
+from latentcomm.crossmodal.pictures import Picture, PictureSet, in_turn
 from latentcomm.crossmodal.questions import Question
 
 EDGE = 16
@@ -67,7 +67,7 @@ def one_digit(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "d
     scans, labels = _scans()
     rng = random.Random(f"one digit:{seed}")
     pictures = []
-    for place, number in enumerate(_drawn(numbers, n, rng)):
+    for place, number in enumerate(in_turn(numbers, n, rng)):
         ink, word = rng.choice(list(INKS)), WORDS[labels[number]]
         image = Image.fromarray(_inked(scans[number], ink)).resize((EDGE, EDGE), Image.Resampling.NEAREST)
         facts = {"identity": word, "category": ("even", "odd")[labels[number] % 2], "colour": ink}
@@ -88,9 +88,10 @@ def four_cells(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "
     for place in range(n):
         filled = sorted(rng.sample(range(4), place % 4 + 1))
         canvas = np.zeros((EDGE, EDGE, 3), dtype=np.uint8)
-        said = ["nothing"] * 4
+        said, scanned = ["nothing"] * 4, []
         for cell in filled:
             number = rng.choice(numbers)
+            scanned.append(f"scan {number}")
             top, left = 8 * (cell // 2), 8 * (cell % 2)
             canvas[top : top + 8, left : left + 8] = _inked(scans[number], rng.choice(list(INKS)))
             said[cell] = WORDS[labels[number]]
@@ -98,7 +99,8 @@ def four_cells(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "
         facts = {"count": WORDS[len(filled)], "cell": CELLS[asked], "there": said[asked]}
         cells = ", ".join(f"{cell} {word}" for cell, word in zip(CELLS, said, strict=True))
         caption = f"{facts['count']} digits, {cells}"  # of as many tokens whatever it says, so that places line up
-        pictures.append(Picture(f"{place}-composed", Image.fromarray(canvas), caption, facts))
+        image, sources = Image.fromarray(canvas), tuple(dict.fromkeys(scanned))
+        pictures.append(Picture(f"{place}-composed", image, caption, facts, sources=sources))
     return PictureSet(name, tuple(pictures))
 
 
@@ -114,14 +116,6 @@ def _scans() -> tuple[UInt8[np.ndarray, "scan 8 8"], tuple[int, ...]]:
 def _inked(scan: UInt8[np.ndarray, "8 8"], ink: str) -> UInt8[np.ndarray, "8 8 3"]:
     """A scan on black: as much of the ink as the pen left."""
     return (scan[:, :, None].astype(np.float64) / 255 * np.array(INKS[ink])).round().astype(np.uint8)
-
-
-def _drawn(numbers: tuple[int, ...], n: int, rng: random.Random) -> list[int]:
-    """As many of the numbers as asked for, each as often as the others to within one."""
-    order: list[int] = []
-    while len(order) < n:
-        order += rng.sample(numbers, len(numbers))
-    return order[:n]
 
 
 def _require(numbers: tuple[int, ...], n: int) -> None:

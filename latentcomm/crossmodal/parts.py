@@ -20,7 +20,8 @@ class Part:
         captions: what may be said of a picture beside the captions of the fitting ones: names never seen.
 
     Raises:
-        ValueError: a picture, one that looks the same, or a group of pictures, on both sides.
+        ValueError: a picture, one that looks the same, a group of pictures, or what pictures are composed of, on both
+            sides.
     """
 
     name: str
@@ -32,7 +33,8 @@ class Part:
     captions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        both = {each.group for each in self.fitting} & {each.group for each in self.testing}
+        made_of = [{name for each in side for name in (each.group, *each.sources)} for side in self._sides]
+        both = made_of[0] & made_of[1]
         if both:
             raise ValueError(f"the pictures of {min(both)!r} are in the fitting and in the testing set; split by group")
         seen = {each.pixels: each.id for each in self.fitting}
@@ -41,6 +43,11 @@ class Part:
                 f"the pictures {same[0][0]!r} for fitting and {same[0][1]!r} for testing of {self.name!r} are equal in "
                 "every pixel; keep one of them, as PictureSet.distinct does"
             )
+
+
+    @property
+    def _sides(self) -> tuple[PictureSet, PictureSet]:
+        return self.fitting, self.testing
 
 
 def digit_parts(*, n_fitting: int = 400, n_composed: int = 240, n_testing: int = 60, seed: int = 0) -> tuple[Part, ...]:

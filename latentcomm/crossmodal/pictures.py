@@ -57,6 +57,7 @@ class Picture:
         caption: what it shows, in words: "a red three".
         facts: by name, in words, such as {"colour": "red"}; several accepted words with "|" between them.
         group: pictures of one group never part in a split: views of one drawing, or of one drawn from it.
+        sources: what it is composed of where that is more than one thing, such as scans of digits, by their groups.
 
     Raises:
         ValueError: an empty id or caption.
@@ -67,6 +68,7 @@ class Picture:
     caption: str
     facts: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
+    sources: tuple[str, ...] = ()
 
     @property
     def pixels(self) -> str:
@@ -191,6 +193,18 @@ class PictureSet:
 
 def _name(picture: Picture) -> str:
     return picture.facts.get("name", picture.caption)
+
+
+def in_turn[Thing](things: Sequence[Thing], n: int, rng: random.Random) -> list[Thing]:
+    """As many of the things as asked for, in random order, each as often as the others to within one.
+
+    >>> sorted(in_turn("ab", 3, random.Random(0)))[::2]
+    ['a', 'b']
+    """
+    order: list[Thing] = []
+    while len(order) < n:
+        order += rng.sample(things, len(things))
+    return order[:n]
 
 
 def read_pictures(paths: Sequence[str | os.PathLike[str]], *, skip_unreadable: bool = False) -> dict[Path, Image.Image]:

@@ -1,0 +1,40 @@
+"""A part keeps what is fitted on and what is asked about asunder: by group, by look, and by what pictures are made of."""
+
+import pytest
+from seeing import noise
+
+from latentcomm.crossmodal.digits import FOUR_CELLS, four_cells
+from latentcomm.crossmodal.parts import Part, digit_parts
+from latentcomm.crossmodal.pictures import Picture, PictureSet
+from latentcomm.crossmodal.questions import Question
+
+QUESTION = (Question("identity", "It is", "identity", ("a", "b")),)
+
+
+def test_a_part_with_equal_pictures_on_both_sides_is_refused() -> None:
+    one, same, other = (Picture(name, noise(seed), name) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert Part("fine", PictureSet("x", (one,)), PictureSet("x", (other,)), QUESTION).name == "fine"
+    with pytest.raises(ValueError, match="'a' for fitting and 'b' for testing of 'bad' are equal in every pixel"):
+        Part("bad", PictureSet("x", (one,)), PictureSet("x", (other, same)), QUESTION)
+
+
+def test_no_scan_is_on_both_sides_of_digits_alone_or_composed() -> None:
+    one, four = digit_parts(n_fitting=40, n_composed=200, n_testing=100)
+    scans = [{each.group for each in side} for side in (one.fitting, one.testing)]
+    assert not scans[0] & scans[1] and all(name.startswith("scan ") for name in scans[0] | scans[1])
+    for side in (four.fitting, four.testing):
+        assert all(1 <= len(each.sources) <= 4 for each in side)
+    composed = [{scan for each in side for scan in each.sources} for side in (four.fitting, four.testing)]
+    assert min(map(len, composed)) > 100 and not composed[0] & composed[1]
+
+
+def test_composed_pictures_of_the_same_scans_may_not_stand_on_both_sides() -> None:
+    first, second = (four_cells((1, 2, 3), n=4, seed=seed, name=str(seed)) for seed in (0, 1))
+    other = four_cells((4, 5, 6), n=4, seed=1, name="other")
+    for second, refused in ((second, True), (other, False)):
+        renamed = PictureSet("b", tuple(Picture(f"b{e.id}", e.image, e.caption, e.facts, "", e.sources) for e in second))
+        if refused:
+            with pytest.raises(ValueError, match="scan . are in the fitting and in the testing"):
+                Part("bad", first, renamed, FOUR_CELLS)
+        else:
+            assert Part("fine", first, renamed, FOUR_CELLS).testing is renamed
