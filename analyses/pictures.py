@@ -15,7 +15,7 @@ from common import FOLDER, replot_found, unfinished
 import latentcomm as lc
 from latentcomm.crossmodal import IMAGENET, PictureSet, VisionSender, load_vision
 from latentcomm.crossmodal.parts import Part, digit_parts
-from latentcomm.crossmodal.picture_folder import counted_part, folder_parts, read_folder
+from latentcomm.crossmodal.picture_folder import counted_part, folder_parts, read_folder, recoloured_part
 from latentcomm.crossmodal.questions import Question
 from latentcomm.crossmodal.small_vit import small_vit
 from latentcomm.crossmodal_report import describe_vision
@@ -50,15 +50,16 @@ def parts_of(
         return digit_parts(n_fitting=n_fitting, n_composed=n_composed, n_testing=200, seed=seed)
     if data not in DATA or not folder:
         raise ValueError(f"the set is {data!r} in {folder!r}; give one of {', '.join(DATA)}, and --folder for a folder")
-    pictures = read_folder(folder, caption=CAPTIONS[data], seed=seed)
+    whole = replace(read_folder(folder, caption=CAPTIONS[data], seed=seed), name=data)
     if data == "emoji":
-        chosen = [each for each in pictures if _is_plain(each.facts["name"], each.facts.get("category", ""))]
-        pictures = PictureSet(data, tuple(chosen))
-    pictures = _some(pictures, n_pictures, seed)
-    parts = folder_parts(pictures, questions=FLAGS if data == "flags" else EMOJI, seed=seed)
+        chosen = [each for each in whole if _is_plain(each.facts["name"], each.facts.get("category", ""))]
+        whole = replace(whole, pictures=tuple(chosen))
+    parts = folder_parts(_some(whole, n_pictures, seed), questions=FLAGS if data == "flags" else EMOJI, seed=seed)
     if data == "flags":
         return parts
-    return *parts, counted_part(pictures, n_fitting=n_composed, n_testing=100, seed=seed)
+    return *parts, *(
+        make(whole, n_fitting=n_composed, n_testing=100, seed=seed) for make in (counted_part, recoloured_part)
+    )
 
 
 def encoder_of(vision: str, work: Path | None, *, steps: int, seed: int) -> VisionSender:
@@ -125,4 +126,4 @@ def _is_plain(name: str, category: str) -> bool:
 def _some(pictures: PictureSet, n: int, seed: int) -> PictureSet:
     """At most so many of them, in seeded order."""
     drawn: Sequence[Any] = random.Random(f"some:{seed}").sample(pictures.pictures, min(n, len(pictures)))
-    return PictureSet(pictures.name, tuple(drawn))
+    return replace(pictures, pictures=tuple(drawn))

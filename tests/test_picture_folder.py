@@ -17,6 +17,7 @@ from latentcomm.crossmodal.picture_folder import (
     folder_questions,
     read_folder,
     read_table,
+    recoloured_part,
     views,
 )
 from latentcomm.crossmodal.pictures import Picture
@@ -101,6 +102,45 @@ def test_what_is_counted_is_there_as_often_and_no_name_on_both_sides(tmp_path: P
         assert ("one", "two", "three", "four")[sum(filled) - 1] == picture.facts["count"]
         assert picture.caption == f"{picture.facts['count']} {picture.facts['name']}"
     assert {each.facts["count"] for each in part.testing} == {"one", "two", "three", "four"}
+
+
+@pytest.mark.parametrize("make", [counted_part, recoloured_part])
+def test_of_composed_pictures_every_thing_is_asked_about_once_and_is_its_group(make: Any, tmp_path: Path) -> None:
+    pictures = read_folder(folder(tmp_path))
+    part = make(pictures, n_fitting=30, n_testing=100)
+    asked = [each.facts["name"] for each in part.testing]
+    assert len(set(asked)) == len(asked) == 5  # of sixteen things three tenths, each once
+    assert len(part.fitting) == 30 and len({each.group for each in part.fitting}) == 11
+    assert all(each.group == f"name {each.facts['name']}" for each in (*part.fitting, *part.testing))
+    assert make(pictures, n_fitting=30, n_testing=100).fitting.fingerprint == part.fitting.fingerprint
+    assert make(pictures, n_fitting=30, n_testing=100, seed=1).fitting.fingerprint != part.fitting.fingerprint
+
+
+def test_the_colour_that_is_asked_is_drawn_and_seen_and_no_name_says_it(tmp_path: Path) -> None:
+    rows = [*ROWS, {"file": "16.png", "name": "red Apple"}, {"file": "17.png", "name": "apple"}]
+    part = recoloured_part(read_folder(folder(tmp_path, rows)), n_fitting=120, n_testing=20)
+    (question,) = part.questions
+    assert question.type == "colour" and set(question.answers) == {each.facts["colour"] for each in part.fitting}
+    assert (
+        len(
+            {
+                each.facts["colour"]
+                for each in part.fitting
+                if each.facts["name"] == part.fitting.pictures[0].facts["name"]
+            }
+        )
+        > 1
+    )
+    for picture in (*part.fitting, *part.testing):
+        ink, name = picture.facts["colour"], picture.facts["name"]
+        assert picture.caption == f"{ink} {name}" and name != "red Apple"
+        red, green, blue = np.asarray(picture.image).reshape(-1, 3).mean(0)
+        order = {
+            "red": red > max(green, blue), "green": green > max(red, blue), "blue": blue > max(red, green),
+            "yellow": min(red, green) > blue, "purple": min(red, blue) > green, "orange": red > green > blue,
+        }  # fmt: skip
+        assert order[ink], (ink, red, green, blue)
+    assert {each.facts["name"] for each in (*part.fitting, *part.testing)} >= {"apple", "Peru"}
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_skipped_only_if_asked(

@@ -33,7 +33,9 @@ class Part:
     captions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        made_of = [{name for each in side for name in (each.group, *each.sources)} for side in self._sides]
+        made_of = [
+            {name for each in side for name in (each.group, *each.sources)} for side in (self.fitting, self.testing)
+        ]
         both = made_of[0] & made_of[1]
         if both:
             raise ValueError(f"the pictures of {min(both)!r} are in the fitting and in the testing set; split by group")
@@ -43,11 +45,6 @@ class Part:
                 f"the pictures {same[0][0]!r} for fitting and {same[0][1]!r} for testing of {self.name!r} are equal in "
                 "every pixel; keep one of them, as PictureSet.distinct does"
             )
-
-
-    @property
-    def _sides(self) -> tuple[PictureSet, PictureSet]:
-        return self.fitting, self.testing
 
 
 def digit_parts(*, n_fitting: int = 400, n_composed: int = 240, n_testing: int = 60, seed: int = 0) -> tuple[Part, ...]:

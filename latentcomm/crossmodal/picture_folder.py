@@ -4,15 +4,16 @@ import csv
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
+from latentcomm.crossmodal.digits import INKS
 from latentcomm.crossmodal.parts import Part
-from latentcomm.crossmodal.pictures import BACKGROUND, Picture, PictureSet, read_pictures
+from latentcomm.crossmodal.pictures import BACKGROUND, Picture, PictureSet, in_turn, read_pictures
 from latentcomm.crossmodal.questions import Question
 from latentcomm.progress import say
 
@@ -20,6 +21,10 @@ TABLES = ("table.csv", "table.json")
 """What the table of a folder may be called; the pictures lie beside it or in "pictures"."""
 NEEDED = ("file", "name")
 COUNTS = ("one", "two", "three", "four")
+COLOUR_WORDS = {*INKS, "black", "white", "brown", "grey", "gray", "pink", "gold", "golden", "silver"}
+"""A name with one of these says a colour."""
+FULL_INK = 200
+"""The grey, of 255, that becomes the pure ink: emoji are light, and yellow ones lighter than most."""
 COLUMN_QUESTIONS: Mapping[str, Question] = {
     question.fact: question
     for question in (
@@ -214,18 +219,16 @@ def folder_parts(
 def counted_part(pictures: PictureSet, *, n_fitting: int, n_testing: int, seed: int = 0) -> Part:
     """Pictures with one to four times the same thing in a square of cells: how many, and what; no name on both sides.
 
-    Captions are the count and the name, "three cats" without the plural: every name keeps its form.
+    Captions are the count and the name, "three cats" without the plural: every name keeps its form. In testing a thing
+    is seen once, so there are at most as many pictures as things.
 
     Raises:
         ValueError: too few pictures for both sides.
     """
-    known, new = pictures.split(seed=seed, fraction=0.7)
     sides = []
-    for side, part, n in (("fit", known, n_fitting), ("test", new, n_testing)):
-        rng = random.Random(f"counted:{side}:{seed}")
+    for side, things, rng in _composed_of(pictures, "counted", n_fitting, n_testing, seed):
         made = []
-        for number in range(n):
-            drawn = rng.choice(part.pictures)
+        for number, drawn in enumerate(things):
             cells = sorted(rng.sample(range(4), number % 4 + 1))
             count = COUNTS[len(cells) - 1]
             edge = max(drawn.image.size)
@@ -237,6 +240,51 @@ def counted_part(pictures: PictureSet, *, n_fitting: int, n_testing: int, seed: 
         sides.append(PictureSet(pictures.name, tuple(made)))
     count_of = Question("count", "The number of things in the picture is", "count", COUNTS)
     return Part(f"{pictures.name}, counted", sides[0], sides[1], (count_of,), "patches", 2)
+
+
+def recoloured_part(pictures: PictureSet, *, n_fitting: int, n_testing: int, seed: int = 0) -> Part:
+    """Pictures in one ink, drawn at random, and the question which; no name on both sides.
+
+    Light and dark stay (see `in_ink`), and the caption is the ink and the name: "red cat". Pictures whose name says a
+    colour are not drawn. In testing a thing is seen once, so there are at most as many pictures as things.
+
+    Raises:
+        ValueError: too few pictures for both sides.
+    """
+    plain = [each for each in pictures if not COLOUR_WORDS & set(each.facts["name"].lower().split())]
+    sides = []
+    for side, things, rng in _composed_of(
+        PictureSet(pictures.name, tuple(plain)), "recoloured", n_fitting, n_testing, seed
+    ):
+        made = []
+        for number, drawn in enumerate(things):
+            ink, name = rng.choice(list(INKS)), drawn.facts["name"]
+            facts = {"colour": ink, "name": name}
+            made.append(Picture(f"{side}-{number}", in_ink(drawn.image, ink), f"{ink} {name}", facts, drawn.group))
+        sides.append(PictureSet(pictures.name, tuple(made)))
+    colour = replace(COLUMN_QUESTIONS["colour"], answers=tuple(INKS))
+    return Part(f"{pictures.name}, recoloured", sides[0], sides[1], (colour,))
+
+
+def in_ink(image: Image.Image, ink: str) -> Image.Image:
+    """The picture in shades of one of the inks of digits: black stays black, a light grey is the ink, white stays.
+
+    >>> in_ink(Image.new("RGB", (1, 1), (FULL_INK,) * 3), "red").getpixel((0, 0))
+    (255, 40, 40)
+    >>> in_ink(Image.new("RGB", (1, 1), "white"), "red").getpixel((0, 0))
+    (255, 255, 255)
+    """
+    return ImageOps.colorize(ImageOps.grayscale(image), "black", "white", mid=INKS[ink], midpoint=FULL_INK)
+
+
+def _composed_of(
+    pictures: PictureSet, what: str, n_fitting: int, n_testing: int, seed: int
+) -> Iterator[tuple[str, list[Picture], random.Random]]:
+    """For each side its name, the pictures to compose from, no name on both sides, and what draws the rest."""
+    known, new = pictures.split(seed=seed, fraction=0.7)
+    for side, part, n in (("fit", known, n_fitting), ("test", new, min(n_testing, len(new)))):
+        rng = random.Random(f"{what}:{side}:{seed}")
+        yield side, in_turn(part.pictures, n, rng), rng
 
 
 def _in_words(value: Any) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from latentcomm.progress import say
 
+Thing = TypeVar("Thing")
 PictureLike = Image.Image | str | os.PathLike[str]
 """A picture in memory, or where one lies."""
 BACKGROUND = (255, 255, 255)
@@ -195,7 +197,7 @@ def _name(picture: Picture) -> str:
     return picture.facts.get("name", picture.caption)
 
 
-def in_turn[Thing](things: Sequence[Thing], n: int, rng: random.Random) -> list[Thing]:
+def in_turn(things: Sequence[Thing], n: int, rng: random.Random) -> list[Thing]:
     """As many of the things as asked for, in random order, each as often as the others to within one.
 
     >>> sorted(in_turn("ab", 3, random.Random(0)))[::2]
