@@ -1,11 +1,13 @@
 """Questions about pictures as tasks: what a receiver that cannot see is asked, its choices, and the true caption."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from latentcomm.crossmodal.pictures import Picture, PictureSet
 from latentcomm.prompts import Template
 from latentcomm.tasks.base import DEFAULT_N_CHOICES, Item, Task
+from latentcomm.tasks.judging import is_correct
 
 QUESTION_TYPES = ("identity", "category", "colour", "count", "position")
 """What questions are told apart by in tables: what it is, of what kind, in what colour, how many, and where."""
@@ -124,3 +126,58 @@ def _item(picture: Picture, question: Question, lead: str, candidates: tuple[str
 def asked_of(pictures: PictureSet, questions: Sequence[Question]) -> tuple[Question, ...]:
     """Those of the questions that at least one picture answers."""
     return tuple(each for each in questions if any(each.fact in picture.facts for picture in pictures))
+
+
+def distinct_choices(task: Task, first_token: Callable[[str], int], *, seed: int = 0) -> Task:
+    """The task with choices that a reader can tell apart by their first tokens, equally many for every item.
+
+    Where answers share a first token, one of them is drawn for each item: its own answer, or any that is not right. So
+    an item has as many choices as there are different first tokens, 20 at most, in the order of the answers. A task
+    whose choices all differ stays as it is.
+
+    Args:
+        task: of `picture_task`.
+        first_token: of a choice; see `Model.first_token`.
+        seed: of the draws.
+
+    Raises:
+        ValueError: an item with fewer than two choices that differ.
+
+    >>> items = tuple(Item(a, "s", "r", "s r", (a,), f" {a}") for a in ("Niger", "Nigeria", "Peru"))
+    >>> task = Task("toy", items, (" Niger", " Nigeria", " Peru"), "raw")
+    >>> [item.candidates for item in distinct_choices(task, lambda choice: ord(choice[1])).items]
+    [(' Niger', ' Peru'), (' Nigeria', ' Peru'), (' Nigeria', ' Peru')]
+    """
+    tokens = {choice: first_token(choice) for item in task.items for choice in item.candidates or task.candidates}
+    drawn = [_differing(item, task, tokens, random.Random(f"distinct:{seed}:{item.id}")) for item in task.items]
+    n = min(DEFAULT_N_CHOICES, *map(len, drawn))
+    if n < 2:
+        raise ValueError(
+            f"the choices of {task.name!r} begin with the same token for this reader, as do "
+            f"{' and '.join(choice.strip() for choice in sorted(tokens)[:2])}; leave the question out, or give answers "
+            "that begin differently"
+        )
+    pools = [item.candidates or task.candidates for item in task.items]
+    if all(
+        len(pool) == n if item.candidates else n == DEFAULT_N_CHOICES
+        for item, pool in zip(task.items, pools, strict=True)
+    ):
+        return task
+    kept = [set(choices[:n]) for choices in drawn]
+    return replace(
+        task,
+        items=tuple(
+            replace(item, candidates=tuple(choice for choice in pool if choice in chosen))
+            for item, pool, chosen in zip(task.items, pools, kept, strict=True)
+        ),
+    )
+
+
+def _differing(item: Item, task: Task, tokens: Mapping[str, int], rng: random.Random) -> list[str]:
+    """The item's own choice, then others in random order, each with a first token of its own."""
+    pool = item.candidates or task.candidates
+    by_token = {tokens[item.choice]: item.choice}
+    for choice in rng.sample(pool, len(pool)):
+        if tokens[choice] not in by_token and not is_correct(choice, item.answers):
+            by_token[tokens[choice]] = choice
+    return list(by_token.values())
