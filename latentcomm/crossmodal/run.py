@@ -10,7 +10,7 @@ import pandas as pd
 from latentcomm.channels import Message
 from latentcomm.crossmodal.fitted import CHANNELS, FITTED_CONTROLS, USUAL, Fitted, Plan
 from latentcomm.crossmodal.parts import Part, digit_parts
-from latentcomm.crossmodal.questions import picture_task
+from latentcomm.crossmodal.questions import distinct_choices, picture_task
 from latentcomm.crossmodal.table import picture_table
 from latentcomm.crossmodal.vision import VisionSender
 from latentcomm.evaluation import Cost, Trial, evaluate, to_table
@@ -80,6 +80,7 @@ def cross_modal(
             say(f"{part.name}: {places}")
         for question in part.questions:
             task = exchangeable(picture_task(fitted.asked, question, template=plan.template))
+            task = distinct_choices(task, receiver.first_token, seed=plan.seed)
             told: dict[str, tuple[Message, Cost]] = {}
             found: list[Trial] = []
             for channel in track(channels, f"{part.name}: {question.name}", total=len(channels), shown=progress):
