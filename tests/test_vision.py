@@ -50,6 +50,36 @@ def test_the_shorter_edge_and_the_middle_are_cut_as_clips_processor_does(picture
     assert not torch.allclose(bilinear, expected, atol=1e-2)
 
 
+@pytest.mark.parametrize(("kind", "edges"), [("vit", (24, 24)), ("clip", (24, 24))])
+def test_a_size_of_one_number_is_what_the_processor_of_the_file_makes_of_it(kind: str, edges: tuple[int, int]) -> None:
+    old = {"size": 24, "crop_size": 24, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    named = {
+        "vit": {"feature_extractor_type": "ViTFeatureExtractor"},
+        "clip": {"image_processor_type": "CLIPImageProcessor"},
+    }
+    facts = old if kind == "clip" else {key: value for key, value in old.items() if key != "crop_size"}
+    pictures = [noise(0, 61, 40), noise(1, 40, 61)]
+    expected = processed_by_transformers(pictures, facts, kind)
+    found = Preprocessing.of(facts | named[kind])
+    assert tuple(expected.shape[2:]) == edges and torch.allclose(found(pictures), expected, rtol=0, atol=1e-6)
+    other = Preprocessing.of(facts | named["clip" if kind == "vit" else "vit"])
+    assert other != found  # the class is what decides
+    with pytest.raises(ValueError, match="both edges or the shorter one, and it names no processor"):
+        Preprocessing.of({"size": 24, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    assert Preprocessing.of(old | {"do_center_crop": True}).size == 24
+
+
+@pytest.mark.parametrize(("kind", "name"), [("vit", "ViTImageProcessor"), ("clip", "CLIPImageProcessorFast")])
+def test_what_a_file_does_not_say_its_processor_does_and_nobody_else(kind: str, name: str) -> None:
+    pictures = [noise(0, 300, 260)]
+    found = Preprocessing.of({"image_processor_type": name})
+    assert torch.allclose(found(pictures), processed_by_transformers(pictures, {}, kind), rtol=0, atol=1e-6)
+    for named in ({}, {"image_processor_type": "StrangeImageProcessor"}):
+        with pytest.raises(ValueError, match="no stated image_mean and image_std, and it"):
+            Preprocessing.of({"size": {"height": 8, "width": 8}} | named)
+        assert Preprocessing.of({"size": {"height": 8, "width": 8}, "do_normalize": False} | named).mean == ()
+
+
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     for each in (IMAGENET, TO_16, Preprocessing(mean=(0.1,) * 3, std=(0.2,) * 3), Preprocessing(size=7)):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(each.written()))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,24 @@ from latentcomm.crossmodal.pictures import PictureLike, read_picture
 
 FILE = "preprocessor_config.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_HALF: Mapping[str, Any] = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "resample": Image.Resampling.BICUBIC}
+_SQUARE, _EDGE = {"height": 224, "width": 224}, {"shortest_edge": 224}
+_CLIP: Mapping[str, Any] = {
+    "size": _EDGE, "do_center_crop": True, "crop_size": _SQUARE, "resample": Image.Resampling.BICUBIC,
+    "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
+}  # fmt: skip
+PROCESSORS: Mapping[str, Mapping[str, Any]] = {
+    "ViT": {**_HALF, "size": _SQUARE, "resample": Image.Resampling.BILINEAR},
+    "DeiT": {**_HALF, "size": {"height": 256, "width": 256}, "do_center_crop": True, "crop_size": _SQUARE},
+    "Beit": {**_HALF, "size": _SQUARE, "crop_size": _SQUARE},
+    "Siglip": {**_HALF, "size": _SQUARE},
+    "CLIP": _CLIP,
+    "Bit": _CLIP,
+}
+"""What transformers' image processors (5.23) do where a file does not say, by the name before "ImageProcessor"."""
+SQUARES = ("ViT", "DeiT", "Beit")
+"""Processors to which a size of one number is both edges; to the others it is the shorter one."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +92,38 @@ class Preprocessing:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Preprocessing":
-        """What the fields of a preprocessor_config.json say.
+        """What the fields of a preprocessor_config.json say, and where one is missing, the processor that it names.
 
         Raises:
-            ValueError: a size of no known form.
+            ValueError: a size of no known form; or no mean and standard deviation, or one number for the size of the
+                whole picture, and no processor known here that says what is meant.
         """
+        named = str(facts.get("image_processor_type") or facts.get("feature_extractor_type") or "")
+        processor = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", named)
+        facts = {**PROCESSORS.get(processor, {}), **facts}
+        who = f"its processor {named} is not known here" if named else "it names no processor"
         size = _size(facts.get("size"), shortest=True) if facts.get("do_resize", True) else None
+        if isinstance(facts.get("size"), int) and size is not None:
+            if processor in SQUARES:
+                size = (int(facts["size"]),) * 2
+            elif processor not in PROCESSORS and not facts.get("do_center_crop", False):
+                raise ValueError(
+                    f"{FILE} gives the size {size}, which may be both edges or the shorter one, and {who}; give "
+                    "preprocessing="
+                )
         crop = _size(facts.get("crop_size"), shortest=False) if facts.get("do_center_crop", False) else None
         if isinstance(crop, int):
             crop = (crop, crop)
         normalised = facts.get("do_normalize", True)
+        if normalised and not {"image_mean", "image_std"} <= set(facts):
+            raise ValueError(f"{FILE} normalises by no stated image_mean and image_std, and {who}; give preprocessing=")
         return cls(
             size=size,
             resample=int(facts.get("resample", Image.Resampling.BILINEAR)),
             crop=crop,
             rescale=facts.get("rescale_factor", 1 / 255) if facts.get("do_rescale", True) else 1.0,
-            mean=tuple(facts.get("image_mean", IMAGENET_MEAN)) if normalised else (),
-            std=tuple(facts.get("image_std", IMAGENET_STD)) if normalised else (),
+            mean=tuple(facts["image_mean"]) if normalised else (),
+            std=tuple(facts["image_std"]) if normalised else (),
         )
 
     def written(self) -> dict[str, Any]:
