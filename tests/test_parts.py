@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from seeing import noise
+from seeing import noise, sender
 
 from latentcomm.crossmodal.digits import FOUR_CELLS, four_cells
-from latentcomm.crossmodal.parts import Part, digit_parts
+from latentcomm.crossmodal.parts import Part, digit_parts, pooled_for
 from latentcomm.crossmodal.pictures import Picture, PictureSet
 from latentcomm.crossmodal.questions import Question
 
@@ -18,6 +18,22 @@ def test_a_part_with_equal_pictures_on_both_sides_is_refused() -> None:
     assert Part("fine", PictureSet("x", (one,)), PictureSet("x", (other,)), QUESTION).name == "fine"
     with pytest.raises(ValueError, match="'a' for fitting and 'b' for testing of 'bad' are equal in every pixel"):
         Part("bad", PictureSet("x", (one,)), PictureSet("x", (other, same)), QUESTION)
+
+
+def test_an_encoder_without_a_class_token_is_read_by_its_patches_and_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parts = digit_parts(n_fitting=8, n_composed=8, n_testing=4)
+    found = pooled_for(sender("vit"), parts)
+    assert [(each.pooling, each.grid) for each in found] == [("class", 1), ("patches", 2)]
+    assert capsys.readouterr().err == ""
+    found = pooled_for(sender("siglip"), parts)
+    assert [(each.pooling, each.grid) for each in found] == [("patches", 1), ("patches", 2)]
+    assert "digits: tiny-siglip has no class token; the mean of the patches is read" in capsys.readouterr().err
+    assert {each.pooling for each in pooled_for(sender("vit"), parts, "patches")} == {"patches"}
+    assert {(each.pooling, each.grid) for each in pooled_for(sender("vit"), parts, "class")} == {("class", 1)}
+    with pytest.raises(ValueError, match="has no class token; pool its patches"):
+        pooled_for(sender("siglip"), parts, "class")
 
 
 def test_no_scan_is_on_both_sides_of_digits_alone_or_composed() -> None:

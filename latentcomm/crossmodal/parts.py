@@ -1,11 +1,14 @@
 """Pictures of one kind with their questions, divided for fitting and testing: what a run is made of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from latentcomm.crossmodal.digits import FOUR_CELLS, ONE_DIGIT, digit_halves, four_cells, one_digit
 from latentcomm.crossmodal.pictures import Picture, PictureSet
 from latentcomm.crossmodal.questions import Question
+from latentcomm.crossmodal.vision import VisionSender
+from latentcomm.progress import say
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,31 @@ class Part:
                 f"the pictures {same[0][0]!r} for fitting and {same[0][1]!r} for testing of {self.name!r} are equal in "
                 "every pixel; keep one of them, as PictureSet.distinct does"
             )
+
+
+def pooled_for(
+    vision: VisionSender, parts: Sequence[Part], pooling: Literal["class", "patches"] | None = None
+) -> tuple[Part, ...]:
+    """The parts, read from this encoder by the class token or the patches; without `pooling` as each part says.
+
+    A part that says the class token is read by the mean of the patches where the encoder has none, as SigLIP's.
+
+    Raises:
+        ValueError: the class token is asked for and there is none, or another pooling.
+    """
+    if pooling not in (None, "class", "patches"):
+        raise ValueError(f"the pooling is {pooling!r}; give class or patches")
+    has_class = "class" in vision.states([parts[0].fitting.pictures[0].image], blocks=[0]).tokens
+    if pooling == "class" and not has_class:
+        raise ValueError(f"{vision.name} has no class token; pool its patches")
+    found = []
+    for part in parts:
+        chosen = pooling or part.pooling
+        if chosen == "class" and not has_class:
+            chosen = "patches"
+            say(f"{part.name}: {vision.name} has no class token; the mean of the patches is read")
+        found.append(replace(part, pooling=chosen, grid=1 if chosen == "class" else part.grid))
+    return tuple(found)
 
 
 def digit_parts(*, n_fitting: int = 400, n_composed: int = 240, n_testing: int = 60, seed: int = 0) -> tuple[Part, ...]:
