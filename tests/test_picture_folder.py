@@ -179,3 +179,6 @@ def test_a_folder_without_a_table_or_with_a_broken_one_is_refused(tmp_path: Path
         folder_parts(folder(tmp_path / "whole"), n_views=1)
     with pytest.raises(ValueError, match="which the caption"):
         read_folder(tmp_path / "whole", caption="{colour}")
+    for caption in ("{0}", "{}", "{name", "{name.size}"):
+        with pytest.raises(ValueError, match="cannot be filled in .*; name columns in braces"):
+            read_folder(tmp_path / "whole", caption=caption)

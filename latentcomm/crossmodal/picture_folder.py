@@ -103,7 +103,14 @@ def read_folder(
         try:
             words = caption.format(**facts)
         except KeyError as error:
-            raise ValueError(f"{row['file']} has no {error.args[0]}, which the caption {caption!r} names") from error
+            raise ValueError(
+                f"{row['file']} has no {error.args[0]}, which the caption {caption!r} names; give it one, or name "
+                f"others of {', '.join(facts)}"
+            ) from error
+        except (IndexError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"the caption {caption!r} cannot be filled in ({error}); name columns in braces, such as {{name}}"
+            ) from error
         pictures.append(Picture(row["file"], image, words, facts, f"name {row['name']}"))
     found = PictureSet(place.resolve().name, tuple(pictures)).distinct()
     if found.left_out:
