@@ -180,5 +180,5 @@ def test_a_folder_without_a_table_or_with_a_broken_one_is_refused(tmp_path: Path
     with pytest.raises(ValueError, match="which the caption"):
         read_folder(tmp_path / "whole", caption="{colour}")
     for caption in ("{0}", "{}", "{name", "{name.size}"):
-        with pytest.raises(ValueError, match="cannot be filled in .*; name columns in braces"):
+        with pytest.raises(ValueError, match=r"cannot be filled in .*; name columns in braces"):
             read_folder(tmp_path / "whole", caption=caption)
