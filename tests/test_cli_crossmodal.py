@@ -51,6 +51,7 @@ def test_digits_need_no_other_encoder_and_every_question_is_in_one_table(reader:
     assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
     check_replot("c", tmp_path, crossmodal_figure)
     meta = json.loads((tmp_path / "c.meta.json").read_text("utf-8"))
+    assert meta["settings"]["vision_steps"] == 3 and meta["settings"]["pooling"]["digits"] == "class"
     assert meta["models"]["vision"]["name"] == "small-vit-0" and set(meta["settings"]["chosen"]) == {
         "digits", "composed digits",
     }  # fmt: skip
@@ -76,6 +77,24 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives
     assert total.calls == 36 - 4  # two parts, three questions, silence, the oracle, and two channels twice
     assert crossmodal(reader, parts, *asked).exit_code == 0
     assert total.calls == 36 - 4
+
+
+def test_what_decides_the_numbers_is_in_the_settings(reader: Path, eye: Path, tmp_path: Path) -> None:
+    place = picture_folder(tmp_path / "pictures")
+    (place / "pictures" / "2.png").write_bytes((place / "pictures" / "3.png").read_bytes())
+    (place / "pictures" / "5.png").write_text("no picture")
+    told = ("--vision", eye, "--data", place, "--skip-unreadable", "--n-pictures", "12", "--composed")
+    result = crossmodal(reader, tmp_path / "out", *told, "--pooling", "patches", channels="blind")
+    assert result.exit_code == 0, result.output
+    settings = json.loads((tmp_path / "out" / "c.meta.json").read_text("utf-8"))["settings"]
+    assert settings["skip_unreadable"] is True and settings["n_pictures"] == 12
+    assert settings["left_out"] == ["Greece"] and settings["vision_steps"] is None
+    assert settings["pooling"] == {
+        "pictures, other views": "patches", "pictures, new pictures": "patches",
+        "pictures, counted": "patches 2 x 2", "pictures, recoloured": "patches",
+    }  # fmt: skip
+    table = pd.read_csv(tmp_path / "out" / "c.csv")
+    assert set(table["type"]) == {"identity", "category", "count", "colour"}
 
 
 def test_a_folder_is_asked_about_other_views_and_new_pictures(reader: Path, eye: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 DIGITS = "digits"
 
 
+class Pooling(StrEnum):
+    """How an encoder's tokens become one vector."""
+
+    auto = "auto"
+    class_token = "class"
+    patches = "patches"
+
+
 def crossmodal(
     vision: Annotated[
         str,
@@ -42,11 +51,17 @@ def crossmodal(
         str, typer.Option(help="Comma-separated; by default all that need no training through the reader.")
     ] = "",
     template: TemplateOption = TemplateName.raw,
+    pooling: Annotated[
+        Pooling, typer.Option(help="What is read of the encoder: its class token where it has one, else its patches.")
+    ] = Pooling.auto,
     block: Annotated[int, typer.Option(help="Of the encoder; chosen on fitting pictures where left out.")] = CHOSEN,
     write_layer: WriteLayerOption = CHOSEN,
     n_fitting: Annotated[int, typer.Option(help="Pictures of digits that maps are fitted on.", min=8)] = 400,
     n_test: Annotated[int, typer.Option(help="Other pictures that are asked about, of each part.", min=2)] = 60,
     n_pictures: Annotated[int, typer.Option(help="Of a folder, at most; 0: all.", min=0)] = 250,
+    composed: Annotated[
+        bool, typer.Option(help="Of a folder, also ask how many of a thing are shown, and in what ink.")
+    ] = False,
     reply_tokens: Annotated[int, typer.Option(help="Of a free reply.", min=1)] = 4,
     train_steps: Annotated[int, typer.Option(help="Updates of soft-prompt-trained.", min=1)] = 200,
     vision_steps: Annotated[int, typer.Option(help="Updates of the small encoder of digits.", min=1)] = 1200,
@@ -65,8 +80,8 @@ def crossmodal(
     with errors_as_sentences():
         began = time.monotonic()
         check_file_name(name)
-        from latentcomm.crossmodal.parts import digit_parts
-        from latentcomm.crossmodal.picture_folder import folder_parts
+        from latentcomm.crossmodal.parts import Part, digit_parts, pooled_for
+        from latentcomm.crossmodal.picture_folder import counted_part, folder_parts, read_folder, recoloured_part
         from latentcomm.crossmodal.run import USUAL, Plan, cross_modal
         from latentcomm.crossmodal_report import print_crossmodal, write_crossmodal
         from latentcomm.evaluation import forget_messages
@@ -82,25 +97,35 @@ def crossmodal(
             train_steps=train_steps,
             seed=seed,
         )
+        n_composed = max(8, round(0.6 * n_fitting))
         if data == DIGITS:
-            composed = max(8, round(0.6 * n_fitting))
-            parts = digit_parts(n_fitting=n_fitting, n_composed=composed, n_testing=n_test, seed=seed)
+            parts = digit_parts(n_fitting=n_fitting, n_composed=n_composed, n_testing=n_test, seed=seed)
         else:
             if not vision:
                 raise ValueError("only digits come with an encoder; name one by --vision, a directory or a hub id")
-            parts = folder_parts(data, n_pictures=n_pictures or None, seed=seed, skip_unreadable=skip_unreadable)
+            pictures = read_folder(data, n_pictures=n_pictures or None, seed=seed, skip_unreadable=skip_unreadable)
+            parts: tuple[Part, ...] = folder_parts(pictures, seed=seed)
+            if composed:
+                sizes = {"n_fitting": n_composed, "n_testing": n_test, "seed": seed}
+                parts = (*parts, counted_part(pictures, **sizes), recoloured_part(pictures, **sizes))
         work = out / ".crossmodal"
         sender = _encoder(vision, work, steps=vision_steps, seed=seed, device=device, dtype=dtype)
+        parts = pooled_for(sender, parts, None if pooling is Pooling.auto else pooling.value)
         reader = load_model(receiver, dtype=dtype, device=device)
         settings = {
             "vision": sender.name,
             "receiver": reader.name,
             "data": without_folder(data),
             "n_fitting": {part.name: len(part.fitting) for part in parts},
+            "pooling": {part.name: f"{part.pooling} {part.grid} x {part.grid}".replace(" 1 x 1", "") for part in parts},
+            "left_out": list(parts[0].fitting.left_out),
+            "n_pictures": n_pictures,
+            "skip_unreadable": skip_unreadable,
+            "vision_steps": None if vision else vision_steps,
             "device": device,
             "dtype": dtype,
         } | asdict(plan)
-        kept = work / digest(sender, reader, [part.fitting for part in parts])[:16]
+        kept = work / digest(sender, reader, [(part.fitting, part.pooling, part.grid) for part in parts])[:16]
         found = cross_modal(sender, reader, parts, plan=plan, checkpoint=kept, progress=True)
         published = write_crossmodal(
             found,
