@@ -76,6 +76,19 @@ def test_a_line_goes_through_its_accuracies_in_the_order_of_the_pairs() -> None:
     assert len(named(figure, "soft prompt")) == len(QUESTIONS)
 
 
+def test_other_pictures_messages_are_a_thin_line_beside_the_channels_own() -> None:
+    both = pd.concat([table().assign(names=names, pairs=2 * names) for names in (30, 15)])
+    figure = accuracy_against_pairs(both, title="t", over="names")
+    drawn = named(figure, "the same, shuffled picture")
+    assert len(drawn) == 2 * len(QUESTIONS) + 1  # the soft prompt's, the caption's, and the entry of the legend
+    first = drawn[0]
+    assert first["x"] == [15, 30] and first["y"] == pytest.approx([0.25, 0.25])
+    assert first["line"]["color"] == LOOKS["soft_prompt"].colour and first["line"]["dash"] == "dash"
+    assert [line["showlegend"] for line in drawn].count(True) == 1
+    assert named(figure, "soft prompt")[0]["y"] == pytest.approx([0.4, 0.4])
+    assert figure.layout.xaxis4.title.text == "training names"
+
+
 @every
 @pytest.mark.parametrize(
     ("change", "said"),

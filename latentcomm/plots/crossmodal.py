@@ -115,11 +115,20 @@ def accuracy_by_question(
     return sheet.figure
 
 
-def accuracy_against_pairs(table: pd.DataFrame, *, title: str, note: str = "", metric: str = "choices") -> go.Figure:
+def accuracy_against_pairs(
+    table: pd.DataFrame,
+    *,
+    title: str,
+    note: str = "",
+    metric: str = "choices",
+    control: str = "shuffled",
+    over: str = "pairs",
+) -> go.Figure:
     """Accuracy with its interval against the number of pictures that maps were fitted on: a panel a question.
 
-    The table is that of `crossmodal.table.picture_table` with a column `pairs`. A line a channel, its own pictures'
-    messages alone; the dotted line is guessing among the choices.
+    The table is that of `crossmodal.table.picture_table` with a column `over`: "pairs", or "names" of which there may
+    be several pictures each. A line a channel, a thin dashed one in its colour for the `control`; the dotted line is
+    guessing among the choices.
 
     Raises:
         ValueError: as in `accuracy_by_question`, and where a number of pairs is not above 0.
@@ -129,26 +138,27 @@ def accuracy_against_pairs(table: pd.DataFrame, *, title: str, note: str = "", m
     >>> accuracy_against_pairs(pd.DataFrame([row]), title="One dot").data[1].y
     (0.5,)
     """
-    rows = rows_of(records(table, QUESTION, [*NUMBERS, "chance", "pairs"]), "metric", metric)
-    rows = rows_of(rows, "condition", "message")
-    require_numbers(rows, [*NUMBERS, "pairs"])
-    require_once(rows, [*QUESTION, "pairs"])
+    rows = rows_of(records(table, QUESTION, [*NUMBERS, "chance", over]), "metric", metric)
+    rows = [row for row in rows if row["condition"] in ("message", control)]
+    require_numbers(rows, [*NUMBERS, over])
+    require_once(rows, [*QUESTION, over])
     for row in rows:
         _require_share(row)
-        if not row["pairs"] > 0:
-            raise ValueError(f"{row['channel']} has {row['pairs']} pairs; a logarithmic axis needs numbers above 0")
+        if not row[over] > 0:
+            raise ValueError(f"{row['channel']} has {row[over]} {over}; a logarithmic axis needs numbers above 0")
     channels = seen(rows, "channel")
     questions = list(dict.fromkeys((row["part"], row["question"]) for row in rows))
     looks = _looks(channels)
     n_across, n_down = min(ACROSS, len(questions)), math.ceil(len(questions) / ACROSS)
     height, between = 190, HEAD + 16
     across, down = n_across * (WIDTH + GAP) - GAP, n_down * (height + between) - between
-    entries = [*map(spoken, channels), "chance"]
+    other = f"the same, {control} picture"
+    entries = [*map(spoken, channels), "chance", other]
     right = max(24, 480 - 66 - across)
     sheet = blank_sheet(title, note, entries, across=across, down=down, left=66, right=right, head=HEAD, foot=FOOT)
-    pairs = sorted({int(row["pairs"]) for row in rows})
+    pairs = sorted({int(row[over]) for row in rows})
     ends = [math.log10(pairs[0]) - 0.08, math.log10(pairs[-1]) + 0.08]
-    pairs_axis = {"type": "log", "range": ends, "tickvals": pairs, "title": {"text": "training pairs"}}
+    pairs_axis = {"type": "log", "range": ends, "tickvals": pairs, "title": {"text": f"training {over}"}}
     share_axis = SHARE | {"title": {"text": "accuracy"}}
     for place, (part, question) in enumerate(questions):
         here = [row for row in rows if (row["part"], row["question"]) == (part, question)]
@@ -164,17 +174,39 @@ def accuracy_against_pairs(table: pd.DataFrame, *, title: str, note: str = "", m
         flat = {"x": [pairs[0], pairs[-1]], "y": [guess, guess], "mode": "lines", "line": line_of, "name": "chance"}
         sheet.figure.add_trace(go.Scatter(flat | axes, showlegend=not place, hoverinfo="skip", legendgroup="chance"))
         for channel in channels:
-            found = sorted((row for row in here if row["channel"] == channel), key=lambda row: row["pairs"])
-            sheet.figure.add_trace(_line(found, looks[channel], axes, channel, named=not place))
+            found = sorted((row for row in here if row["channel"] == channel), key=lambda row: row[over])
+            own = [row for row in found if row["condition"] == "message"]
+            sheet.figure.add_trace(_line(own, over, looks[channel], axes, channel, named=not place))
+            if len(own) < len(found):
+                controls = [row for row in found if row["condition"] != "message"]
+                sheet.figure.add_trace(_thin(controls, over, axes, other, looks[channel].colour))
+        if not place:
+            sheet.figure.add_trace(_thin([], over, axes, other, MUTED, named=True))
     return sheet.figure
 
 
+def _thin(
+    rows: Sequence[Mapping[str, Any]],
+    over: str,
+    axes: Mapping[str, str],
+    name: str,
+    colour: str,
+    *,
+    named: bool = False,
+) -> go.Scatter:
+    """What is beside a channel's line; without rows, what stands for such in the legend."""
+    drawn = {"x": [row[over] for row in rows] or [None], "y": [row["accuracy"] for row in rows] or [None]}
+    drawn |= {"mode": "lines+markers", "line": {"color": colour, "width": 1, "dash": "dash"}, "name": name}
+    drawn |= {"marker": {"color": colour, "symbol": "circle-open", "size": 5}, "legendgroup": name}
+    return go.Scatter(drawn | dict(axes), showlegend=named)
+
+
 def _line(
-    rows: Sequence[Mapping[str, Any]], look: Style, axes: Mapping[str, str], channel: str, *, named: bool
+    rows: Sequence[Mapping[str, Any]], over: str, look: Style, axes: Mapping[str, str], channel: str, *, named: bool
 ) -> go.Scatter:
     bar = {"type": "data", "symmetric": False, "array": [row["high"] - row["accuracy"] for row in rows]}
     bar |= {"arrayminus": [row["accuracy"] - row["low"] for row in rows], "thickness": 1, "width": 0}
-    drawn = {"x": [row["pairs"] for row in rows] or [None], "y": [row["accuracy"] for row in rows] or [None]}
+    drawn = {"x": [row[over] for row in rows] or [None], "y": [row["accuracy"] for row in rows] or [None]}
     drawn |= {"mode": "lines+markers", "line": {"color": look.colour, "width": 2}, "name": spoken(channel)}
     drawn |= {"marker": {"color": look.colour, "symbol": look.symbol, "size": 8}, "legendgroup": channel}
     return go.Scatter(drawn | dict(axes), error_y=bar | {"color": look.colour}, showlegend=named)
