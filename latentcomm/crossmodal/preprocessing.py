@@ -105,7 +105,7 @@ class Preprocessing:
         size = _size(facts.get("size"), shortest=True) if facts.get("do_resize", True) else None
         if isinstance(facts.get("size"), int) and size is not None:
             if processor in SQUARES:
-                size = (int(facts["size"]),) * 2
+                size = (int(facts["size"]), int(facts["size"]))
             elif processor not in PROCESSORS and not facts.get("do_center_crop", False):
                 raise ValueError(
                     f"{FILE} gives the size {size}, which may be both edges or the shorter one, and {who}; give "
