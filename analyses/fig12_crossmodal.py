@@ -2,7 +2,7 @@
 
     python analyses/fig12_crossmodal.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
 
-Accuracy by question on pictures on which nothing was fitted or chosen: a soft prompt and a graft through ridge maps, a
+Accuracy by question on held-out pictures: a soft prompt and a graft through ridge maps, a
 soft prompt trained through the reader, and two captions from the same latents, with silence, the true caption, other
 pictures' messages, an untrained encoder with a map of its own, and a map fitted to shuffled names. The set digits needs
 nothing else: a small encoder is trained first. For flags and emoji give --folder, with table.json and pictures, and
@@ -19,7 +19,7 @@ from pictures import DATA, RECEIVER, run
 
 import latentcomm as lc
 from latentcomm.crossmodal import VisionSender
-from latentcomm.crossmodal.parts import Part
+from latentcomm.crossmodal.parts import Part, held_out
 from latentcomm.crossmodal.run import CHANNELS, Plan, cross_modal
 from latentcomm.plots import accuracy_by_question
 
@@ -75,7 +75,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     return accuracy_by_question(
         table,
         title=f"What does a reader know of pictures? {settings['vision']} to {settings['receiver']}",
-        note="Choices; pictures on which nothing was fitted or chosen; 95 % Wilson intervals over pictures.",
+        note=f"Choices; 95 % Wilson intervals over pictures. {held_out(table['part'].unique())}",
     )
 
 

@@ -1,6 +1,6 @@
 """Pictures of one kind with their questions, divided for fitting and testing: what a run is made of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,6 +9,9 @@ from latentcomm.crossmodal.pictures import Picture, PictureSet
 from latentcomm.crossmodal.questions import Question
 from latentcomm.crossmodal.vision import VisionSender
 from latentcomm.progress import say
+
+OTHER_VIEWS = "other views"
+"""How the name of a part ends whose pictures are views of drawings that maps were fitted on views of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,20 @@ class Part:
                 f"the pictures {same[0][0]!r} for fitting and {same[0][1]!r} for testing of {self.name!r} are equal in "
                 "every pixel; keep one of them, as PictureSet.distinct does"
             )
+
+
+def held_out(parts: Iterable[str]) -> str:
+    """A sentence on what was kept from the maps of these parts, by name: the pictures, or their views alone.
+
+    >>> held_out(["digits"])
+    'Nothing was fitted or chosen on the pictures asked about.'
+    """
+    kept = "Nothing was fitted or chosen on the pictures asked about"
+    ends = [part.endswith(OTHER_VIEWS) for part in parts]
+    if not any(ends):
+        return f"{kept}."
+    views = "those of other views are the drawings of the fitting pictures, turned, cut and lit otherwise"
+    return f"{kept}; {views}." if not all(ends) else f"{kept}, but {views}."
 
 
 def pooled_for(

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageEnhance, ImageOps
 
 from latentcomm.crossmodal.digits import INKS
-from latentcomm.crossmodal.parts import Part
+from latentcomm.crossmodal.parts import OTHER_VIEWS, Part
 from latentcomm.crossmodal.pictures import BACKGROUND, Picture, PictureSet, in_turn, read_pictures
 from latentcomm.crossmodal.questions import Question
 from latentcomm.progress import say
@@ -207,20 +207,13 @@ def folder_parts(
     known, new = pictures.split(seed=seed, fraction=fitting_share)
     of_known = [replace(view, group=each.group) for each in known for view in views(each, n=n_views - 1, seed=seed)]
     shown = random.Random(f"asked:{seed}").sample(new.pictures, len(new))
-    sides = {
-        "other views": ([view for each in seen for view in each[1:]], [each[0] for each in seen]),
-        "new pictures": (of_known, shown),
-    }
-    first, second = (
-        Part(
-            f"{name}, {part}",
-            *(PictureSet(name, tuple(side), pictures.left_out) for side in both),
-            asked,
-            captions=names,
-        )
-        for part, both in sides.items()
-    )
-    return first, second
+
+    def part(what: str, fitting: Sequence[Picture], testing: Sequence[Picture]) -> Part:
+        sides = [PictureSet(name, tuple(side), pictures.left_out) for side in (fitting, testing)]
+        return Part(f"{name}, {what}", sides[0], sides[1], asked, captions=names)
+
+    others = part(OTHER_VIEWS, [view for each in seen for view in each[1:]], [each[0] for each in seen])
+    return others, part("new pictures", of_known, shown)
 
 
 def counted_part(pictures: PictureSet, *, n_fitting: int, n_testing: int, seed: int = 0) -> Part:
