@@ -2,12 +2,14 @@
 
     python analyses/fig14_training_pairs.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
 
-Accuracy by question against the number of pictures that maps are fitted on, for the soft prompt, the graft and both
-captions from the same latents. The block and the layer are chosen once, on all fitting pictures. It goes on where it
-was stopped.
+Accuracy by question against the number of names that maps are fitted on, each with all its fitting pictures, for the
+soft prompt, the graft and both captions from the same latents, and for the same with other pictures' messages. A name
+is that of a folder's table; of digits it is one scan, or one composed picture. The table has the pictures too, as
+`pairs`. The block and the layer are chosen once, on all fitting pictures. It goes on where it was stopped.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ import plotly.graph_objects as go
 from pictures import DATA, RECEIVER, run
 
 import latentcomm as lc
-from latentcomm.crossmodal import PictureSet, VisionSender
+from latentcomm.crossmodal import Picture, PictureSet, VisionSender
 from latentcomm.crossmodal.fitted import Fitted
-from latentcomm.crossmodal.parts import Part
+from latentcomm.crossmodal.parts import Part, held_out
 from latentcomm.crossmodal.run import Plan, cross_modal
 from latentcomm.plots import accuracy_against_pairs
 
@@ -32,7 +34,7 @@ class Settings:
 
     data: str = "digits"
     channels: tuple[str, ...] = ("soft_prompt", "graft", "caption", "caption_by_map")
-    pairs: tuple[int, ...] = (15, 30, 60, 120, 240)
+    names: tuple[int, ...] = (15, 30, 60, 120, 240)
     n_fitting: int = 240
     n_composed: int = 240
     n_pictures: int = 250
@@ -43,7 +45,7 @@ class Settings:
 
 
 SETTINGS = Settings()
-SMOKE = replace(SETTINGS, pairs=(15, 30), n_fitting=40, n_composed=40, n_pictures=24, n_test=6)
+SMOKE = replace(SETTINGS, names=(15, 30), n_fitting=40, n_composed=40, n_pictures=24, n_test=6)
 
 
 def compute(
@@ -54,26 +56,45 @@ def compute(
     *,
     checkpoint: Path | None = None,
 ) -> pd.DataFrame:
-    """The tables of the runs, one below the other, with the number of pairs of each."""
+    """The tables of the runs, one below the other, with the number of names and of pairs of each."""
     tables = []
     for part in parts:
         whole = Plan(channels=settings.channels, n_test=settings.n_test, reply_tokens=1, seed=settings.seed)
         chosen = Fitted(vision, receiver, part, whole, checkpoint).chosen()
-        order = random.Random(f"pairs:{settings.seed}").sample(part.fitting.pictures, len(part.fitting))
-        for pairs in sorted({min(n, len(order)) for n in settings.pairs}):
-            fewer = replace(part, fitting=PictureSet(part.fitting.name, tuple(order[:pairs])))
+        order = drawn_names(part.fitting, settings.seed)
+        for names in sorted({min(n, len(order)) for n in settings.names}):
+            fewer = replace(part, fitting=of_names(part.fitting, order[:names]))
             plan = replace(whole, **chosen)
             found = cross_modal(vision, receiver, [fewer], plan=plan, checkpoint=checkpoint, progress=True)
-            tables.append(found.table.assign(pairs=pairs, **chosen))
+            tables.append(found.table.assign(names=names, pairs=len(fewer.fitting), **chosen))
     return pd.concat(tables, ignore_index=True)
 
 
+def drawn_names(pictures: PictureSet, seed: int) -> list[str]:
+    """The names of the pictures in seeded order."""
+    names = list(dict.fromkeys(map(_name, pictures)))
+    return random.Random(f"pairs:{seed}").sample(names, len(names))
+
+
+def of_names(pictures: PictureSet, names: Sequence[str]) -> PictureSet:
+    """All pictures of these names, in the order that they have."""
+    return replace(pictures, pictures=tuple(each for each in pictures if _name(each) in set(names)))
+
+
+def _name(picture: Picture) -> str:
+    return picture.facts.get("name", picture.group)
+
+
 def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
-    """A panel a question, a line a channel."""
+    """A panel a question, a line a channel, and a thin one for other pictures' messages."""
+    rates = table["pairs"] / table["names"]
+    each = [f"{part} {round(rate, 1):g}" for part, rate in rates.groupby(table["part"], sort=False).mean().items()]
     return accuracy_against_pairs(
         table,
         title=f"How many pairs does a map need? {settings['vision']} to {settings['receiver']}",
-        note="Choices; pictures on which nothing was fitted or chosen; 95 % Wilson intervals over pictures.",
+        note=f"Choices; 95 % Wilson intervals over pictures. {held_out(table['part'].unique())} "
+        f"Pictures of a name: {'; '.join(each)}.",
+        over="names",
     )
 
 

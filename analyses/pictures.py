@@ -14,7 +14,7 @@ from common import FOLDER, replot_found, unfinished
 
 import latentcomm as lc
 from latentcomm.crossmodal import IMAGENET, PictureSet, VisionSender, load_vision
-from latentcomm.crossmodal.parts import Part, digit_parts
+from latentcomm.crossmodal.parts import Part, digit_parts, pooled_for
 from latentcomm.crossmodal.picture_folder import counted_part, folder_parts, read_folder, recoloured_part
 from latentcomm.crossmodal.questions import Question
 from latentcomm.crossmodal.small_vit import small_vit
@@ -80,6 +80,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--folder", default="", help="of flags and emoji: pictures with table.json")
     parser.add_argument("--vision", default="", help="directory or hub id of an encoder; a small one for digits")
+    parser.add_argument("--pooling", choices=("class", "patches"), help="by default the class token where there is one")
     parser.add_argument("--receiver", default=RECEIVER, help="a built-in name, a folder, a .gguf file or a hub id")
     return parser
 
@@ -104,9 +105,13 @@ def run(
         vision = encoder_of(options.vision, kept, steps=settings.vision_steps, seed=settings.seed)
         receiver = lc.load_model(settings.receiver)
         sizes = {key: getattr(settings, key) for key in ("n_fitting", "n_composed", "n_pictures", "seed")}
-        parts = parts_of(settings.data, options.folder, **sizes)
+        parts = pooled_for(vision, parts_of(settings.data, options.folder, **sizes), options.pooling)
         table = compute(settings, vision, receiver, parts, checkpoint=kept)
-        known = plain(asdict(settings) | {"vision": vision.name, "receiver": receiver.name})
+        of_parts = {
+            "pooling": {part.name: [part.pooling, part.grid] for part in parts},
+            "left_out": parts[0].fitting.left_out,
+        }
+        known = plain(asdict(settings) | {"vision": vision.name, "receiver": receiver.name} | of_parts)
         publish(
             figures[figure](table, known),
             table,
