@@ -83,11 +83,11 @@ def test_what_decides_the_numbers_is_in_the_settings(reader: Path, eye: Path, tm
     place = picture_folder(tmp_path / "pictures")
     (place / "pictures" / "2.png").write_bytes((place / "pictures" / "3.png").read_bytes())
     (place / "pictures" / "5.png").write_text("no picture")
-    told = ("--vision", eye, "--data", place, "--skip-unreadable", "--n-pictures", "12", "--composed")
+    told = ("--vision", eye, "--data", place, "--skip-unreadable", "--n-pictures", "14", "--composed")
     result = crossmodal(reader, tmp_path / "out", *told, "--pooling", "patches", channels="blind")
     assert result.exit_code == 0, result.output
     settings = json.loads((tmp_path / "out" / "c.meta.json").read_text("utf-8"))["settings"]
-    assert settings["skip_unreadable"] is True and settings["n_pictures"] == 12
+    assert settings["skip_unreadable"] is True and settings["n_pictures"] == 14
     assert settings["left_out"] == ["Greece"] and settings["vision_steps"] is None
     assert settings["pooling"] == {
         "pictures, other views": "patches", "pictures, new pictures": "patches",
