@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -63,7 +64,7 @@ def test_a_folder_is_seen_by_the_encoder_that_is_named(
     assert str(tmp_path) not in meta
     said = json.loads((tmp_path / "out" / "fig12_crossmodal_flags.json").read_text("utf-8"))["layout"]["title"]["text"]
     assert "those of other views are the drawings of the fitting pictures" in " ".join(
-        said.replace("<br>", " ").split()
+        re.sub("<[^>]*>", " ", said).split()
     )
     assert json.loads(meta)["settings"]["pooling"]["flags, other views"] == ["patches", 1]
     assert json.loads(meta)["settings"]["left_out"] == ["Greece"]
