@@ -87,8 +87,10 @@ def _name(picture: Picture) -> str:
 
 def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     """A panel a question, a line a channel, and a thin one for other pictures' messages."""
-    rates = table["pairs"] / table["names"]
-    each = [f"{part} {round(rate, 1):g}" for part, rate in rates.groupby(table["part"], sort=False).mean().items()]
+    each = []
+    for part in table["part"].unique():
+        rows = table[table["part"] == part]
+        each.append(f"{part} {rows['pairs'].sum() / rows['names'].sum():.2g}")
     return accuracy_against_pairs(
         table,
         title=f"How many pairs does a map need? {settings['vision']} to {settings['receiver']}",
