@@ -6,6 +6,7 @@ import torch
 from seeing import country_pictures, drawn_map, noise, sender
 from tiny import COUNTRIES, build, model, states
 
+from latentcomm.alignment import AffineMap
 from latentcomm.capture import capture
 from latentcomm.channels import Message, Skyline
 from latentcomm.controls import Exchange, shuffled
@@ -13,6 +14,7 @@ from latentcomm.crossmodal.fitting import (
     SoftPromptLearner,
     caption_embeddings,
     caption_length,
+    caption_tokens,
     fit_soft_prompt,
     fit_vision_graft,
     informed_states,
@@ -22,6 +24,7 @@ from latentcomm.crossmodal.messages import (
     Eye,
     NearestLabel,
     NearestPicture,
+    NearestWords,
     SoftPrompt,
     VisionGraft,
     in_words_place,
@@ -180,6 +183,25 @@ def test_the_nearest_caption_is_that_of_the_nearest_vector_once_both_are_centred
     hidden = drawn_map(receiver.d_model, receiver.d_model)
     inverse = fit_soft_prompt(hidden(targets).repeat(3, 1), PICTURES, receiver, n_tokens=1)
     assert NearestLabel(inverse, targets, COUNTRIES)(hidden(targets)) == list(COUNTRIES)
+
+
+def test_a_caption_word_by_word_says_what_no_picture_was_called() -> None:
+    receiver = model("llama")
+    captions = ["Greece is Peru", "Italy is Japan", "Egypt"]
+    rows = caption_tokens(receiver, captions, n_tokens=3)
+    places = tuple(tuple(dict.fromkeys(ids)) for ids in zip(*rows, strict=True))
+    say = NearestWords(AffineMap.identity(3 * receiver.d_model), receiver, places)
+    known = caption_embeddings(receiver, captions, n_tokens=3)
+    noisy = known + 0.1 * known.std() * states(*known.shape, dtype=torch.float32)
+    assert say(noisy) == captions
+    new = caption_embeddings(receiver, ["Greece is Japan", "Peru is Japan"], n_tokens=3)
+    assert say(new)[0] == "Greece is Japan"  # each token at its own place
+    assert say(new)[1].split()[1:] == ["is", "Japan"] and say(new)[1] not in ("Peru is Japan", *captions)
+    assert NearestLabel(say.mapping, known, tuple(captions))(new)[0] in captions  # which whole captions cannot say
+    with pytest.raises(ValueError, match="1 tokens of"):
+        NearestWords(say.mapping, receiver, places[:1])
+    with pytest.raises(ValueError, match="no token may stand"):
+        NearestWords(say.mapping, receiver, (*places[:2], ()))
 
 
 def test_channels_run_in_the_evaluation_with_their_shuffled_message() -> None:

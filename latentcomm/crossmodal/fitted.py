@@ -16,10 +16,19 @@ from latentcomm.crossmodal.fitting import (
     SoftPromptLearner,
     caption_embeddings,
     caption_length,
+    caption_tokens,
     fit_soft_prompt,
     fit_vision_graft,
 )
-from latentcomm.crossmodal.messages import Caption, Eye, NearestLabel, NearestPicture, SoftPrompt, VisionGraft
+from latentcomm.crossmodal.messages import (
+    Caption,
+    Eye,
+    NearestLabel,
+    NearestPicture,
+    NearestWords,
+    SoftPrompt,
+    VisionGraft,
+)
 from latentcomm.crossmodal.parts import Part
 from latentcomm.crossmodal.pictures import PictureSet
 from latentcomm.crossmodal.questions import picture_task
@@ -39,6 +48,7 @@ CHANNELS = (
     "graft",
     "caption",
     "caption_by_map",
+    "caption_by_word",
     "random_encoder",
     "shuffled_names",
 )
@@ -114,6 +124,7 @@ class Fitted:
             "graft": lambda: VisionGraft("graft", self.eye, Site(self.write_layer), self._grafts()),
             "caption": lambda: Caption("caption", self.eye, NearestPicture(self.vectors, self._said)),
             "caption_by_map": lambda: Caption("caption_by_map", self.eye, self._nearest_label()),
+            "caption_by_word": lambda: Caption("caption_by_word", self.eye, self._nearest_words()),
             "random_encoder": self._random_encoder,
             "shuffled_names": lambda: SoftPrompt("shuffled_names", self.eye, self._shuffled_names(), self.n_tokens),
         }
@@ -191,6 +202,11 @@ class Fitted:
         return tuple(picture.caption for picture in self.part.fitting)
 
     @cached_property
+    def _captions(self) -> tuple[str, ...]:
+        """All that may be said of a picture, each once."""
+        return tuple(dict.fromkeys([*self._said, *self.part.captions]))
+
+    @cached_property
     def _kept(self) -> "_Kept":
         plan, part = self.plan, self.part
         how = (plan.block, plan.write_layer, plan.template, plan.seed, part.pooling, part.grid, list(part.captions))
@@ -219,8 +235,14 @@ class Fitted:
         )  # fmt: skip
 
     def _nearest_label(self) -> NearestLabel:
-        captions = tuple(dict.fromkeys([*self._said, *self.part.captions]))
-        return NearestLabel(self.mapping, caption_embeddings(self.receiver, captions, n_tokens=self.n_tokens), captions)
+        known = caption_embeddings(self.receiver, self._captions, n_tokens=self.n_tokens)
+        return NearestLabel(self.mapping, known, self._captions)
+
+    def _nearest_words(self) -> NearestWords:
+        rows = caption_tokens(self.receiver, self._captions, n_tokens=self.n_tokens)
+        return NearestWords(
+            self.mapping, self.receiver, tuple(tuple(dict.fromkeys(at)) for at in zip(*rows, strict=True))
+        )
 
     def _random_encoder(self) -> SoftPrompt:
         """From an encoder that has learnt nothing, with a map of its own."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.capture import capture_positions
 from latentcomm.channels.slots import filled
-from latentcomm.crossmodal.messages import around
+from latentcomm.crossmodal.messages import STOP, around
 from latentcomm.crossmodal.pictures import PictureSet
-from latentcomm.crossmodal.questions import AFTER, Question, picture_task
+from latentcomm.crossmodal.questions import Question, picture_task
 from latentcomm.files import digest
 from latentcomm.grafting import LAST
 from latentcomm.learners import answer_ids, answer_logits, cross_entropy
@@ -43,16 +43,26 @@ def caption_embeddings(
         ValueError: a caption of more tokens.
     """
     table = receiver.embedding_table.detach()
-    rows = answer_ids(receiver, [f" {caption}" for caption in captions])
     if n_tokens is None:
+        rows = answer_ids(receiver, [f" {caption}" for caption in captions])
         return torch.stack([table[torch.tensor(ids, device=table.device)].mean(0) for ids in rows]).float().cpu()
-    stop = answer_ids(receiver, [AFTER.strip()])[0][0]
+    full = torch.tensor(caption_tokens(receiver, captions, n_tokens=n_tokens), device=table.device)
+    return table[full].flatten(1).float().cpu()
+
+
+def caption_tokens(receiver: Model, captions: Sequence[str], *, n_tokens: int) -> list[list[int]]:
+    """The ids of each caption where it stands in a prompt, full stops behind those that are shorter.
+
+    Raises:
+        ValueError: a caption of more tokens.
+    """
+    rows = answer_ids(receiver, [f" {caption}" for caption in captions])
+    stop = answer_ids(receiver, [STOP])[0][0]
     if longer := [place for place, ids in enumerate(rows) if len(ids) > n_tokens]:
         raise ValueError(
             f"the caption {captions[longer[0]]!r} has {len(rows[longer[0]])} tokens and there are {n_tokens} places"
         )
-    full = torch.tensor([[*ids, *[stop] * (n_tokens - len(ids))] for ids in rows], device=table.device)
-    return table[full].flatten(1).float().cpu()
+    return [[*ids, *[stop] * (n_tokens - len(ids))] for ids in rows]
 
 
 def fit_soft_prompt(

@@ -24,6 +24,9 @@ from latentcomm.receiver_input import ReceiverInput
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Item, Task
 
+STOP = AFTER.strip()
+"""What stands behind a caption, and fills up one that is shorter than others."""
+
 
 @dataclass(frozen=True)
 class Eye:
@@ -213,6 +216,49 @@ class NearestLabel:
         """By cosine, the mean of all captions taken away."""
         places = nearest(self.mapping(vectors), self.targets, self.targets.double().mean(0))
         return [self.captions[place] for place in places.tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class NearestWords:
+    """What the soft prompt's own map gives, each soft token rounded to the nearest token that captions have there.
+
+    The soft prompt's message in words: it can say captions that no picture has had, one token a place. Full stops at
+    the end, which fill captions up, are not said.
+
+    Attributes:
+        mapping: from a vector to the embeddings of a caption's tokens, one behind the other.
+        receiver: whose embeddings and tokens these are.
+        places: of each soft token the ids that may stand there.
+
+    Raises:
+        ValueError: a place without a token, or a map that does not give one embedding a place.
+    """
+
+    mapping: AffineMap
+    receiver: Model
+    places: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.places or not all(self.places):
+            raise ValueError("there is a place at which no token may stand; give every soft token at least one")
+        if self.mapping.d_out != len(self.places) * self.receiver.d_model:
+            raise ValueError(
+                f"the map gives {self.mapping.d_out} entries and {len(self.places)} tokens of {self.receiver.name} "
+                f"take {len(self.places) * self.receiver.d_model}; fit one for this receiver"
+            )
+
+    def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
+        """By Euclidean distance; of equally near ones the first."""
+        mapped = self.mapping(vectors).unflatten(1, (len(self.places), -1)).double().cpu()
+        table = self.receiver.embedding_table.detach()
+        rows: list[list[int]] = [[] for _ in mapped]
+        for place, ids in enumerate(self.places):
+            known = table[torch.tensor(ids, device=table.device)].double().cpu()
+            for row, found in zip(rows, torch.cdist(mapped[:, place], known).argmin(1).tolist(), strict=True):
+                row.append(ids[found])
+        decode = self.receiver.require_tokenizer().decode
+        said = [decode(row, clean_up_tokenization_spaces=False) for row in rows]
+        return [text.strip().rstrip(STOP).rstrip() for text in said]
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def cross_modal(
 
     Channels: "blind" (the question alone), "oracle" (the true caption), "soft_prompt" and "graft" (latents through
     ridge maps), "soft_prompt_trained" where the plan asks, "caption" (that of the nearest fitting picture by the same
-    latents), "caption_by_map" (the caption nearest to what the soft prompt's map gives), "random_encoder" (a soft
+    latents), "caption_by_map" (the caption nearest to what the soft prompt's map gives), "caption_by_word" (what that
+    map gives, each soft token rounded to the nearest token of captions), "random_encoder" (a soft
     prompt from an untrained encoder of the same form with its OWN fitted map) and "shuffled_names" (from a map fitted
     to captions of other pictures). All but these last two are also run with the messages of other pictures
     ("shuffled"). Nothing is fitted or chosen on a picture that is asked about. With `checkpoint` a run that was
