@@ -218,6 +218,31 @@ def test_channels_run_in_the_evaluation_with_their_shuffled_message() -> None:
     assert said.made_by["fingerprint"] == EYE.vision.fingerprint
 
 
+class Elsewhere:
+    """A map on another device, which takes rows from there alone; it gives zeros on the processor."""
+
+    def __init__(self, d_out: int) -> None:
+        self.weight, self.d_out = torch.empty(d_out, 16, device="meta"), d_out
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        assert rows.device.type == "meta"
+        return torch.zeros(*rows.shape[:-1], self.d_out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vectors_go_to_where_the_map_is_and_what_it_gives_to_the_receiver(dtype: torch.dtype) -> None:
+    receiver = build("llama", dtype=dtype)
+    message = EYE.message(receiver, TASK)
+    there: Any = Elsewhere(receiver.d_model)
+    soft = SoftPrompt("soft", EYE, there, 1).receive(receiver, TASK, message).soft
+    graft = VisionGraft("graft", EYE, Site(1), {"": there}).receive(receiver, TASK, message).grafts[0]
+    assert soft is not None and soft.vectors[0].device == graft.vector.device == receiver.device
+    assert soft.vectors[0].dtype == graft.vector.dtype == dtype
+    assert len(NearestLabel(there, states(3, receiver.d_model), ("a", "b", "c"))(states(2, 16))) == 2
+    own = SoftPrompt("soft", EYE, drawn_map(16, receiver.d_model), 1)
+    assert next_token_logits(receiver, own.receive(receiver, TASK, message)).isfinite().all()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     receiver = model("llama")
     message = EYE.message(receiver, TASK)
