@@ -1,18 +1,21 @@
 """Every channel of a part, fitted on its fitting pictures when first asked for, and kept where there is a folder."""
 
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.alignment import AffineMap
+from latentcomm.alignment import PENALTY_RATIOS, AffineMap
 from latentcomm.channels import Channel, Silent, Skyline
-from latentcomm.crossmodal.choosing import choose_block, choose_write_layer
+from latentcomm.crossmodal.choosing import CHOSEN_ON, LATE, MOST_CHOSEN_ON, choose_block, choose_write_layer
 from latentcomm.crossmodal.fitting import (
+    FOLDS,
     SoftPromptLearner,
     caption_embeddings,
     caption_length,
@@ -40,6 +43,7 @@ from latentcomm.sites import Site
 from latentcomm.training import Schedule, load_weights, save_weights, train
 
 TRAINED = "soft_prompt_trained"
+TRAINED_CONTROL = "trained_other_pictures"
 CHANNELS = (
     "blind",
     "oracle",
@@ -51,13 +55,19 @@ CHANNELS = (
     "caption_by_word",
     "random_encoder",
     "shuffled_names",
+    "graft_shuffled_names",
+    TRAINED_CONTROL,
 )
 """In the order of tables; see `run.cross_modal`."""
-USUAL = tuple(name for name in CHANNELS if name != TRAINED)
+USUAL = tuple(name for name in CHANNELS if name not in (TRAINED, TRAINED_CONTROL))
 """Those that need no training through the reader."""
-FITTED_CONTROLS = ("random_encoder", "shuffled_names")
+FITTED_CONTROLS = ("random_encoder", "shuffled_names", "graft_shuffled_names", TRAINED_CONTROL)
 """Channels that are controls themselves: they are not run with other pictures' messages."""
 KIND = "states of pictures"
+BATCH, RATE = 8, 1e-4
+"""Of the training through the reader."""
+FITTING_RULES = (FOLDS, CHOSEN_ON, LATE, MOST_CHOSEN_ON, PENALTY_RATIOS, BATCH, RATE)
+"""What decides maps beside the plan: what was kept under other ones is made anew."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +137,25 @@ class Fitted:
             "caption_by_word": lambda: Caption("caption_by_word", self.eye, self._nearest_words()),
             "random_encoder": self._random_encoder,
             "shuffled_names": lambda: SoftPrompt("shuffled_names", self.eye, self._shuffled_names(), self.n_tokens),
+            "graft_shuffled_names": lambda: VisionGraft(
+                "graft_shuffled_names", self.eye, Site(self.write_layer), self._grafts(shuffled=True)
+            ),
+            TRAINED_CONTROL: lambda: SoftPrompt(
+                TRAINED_CONTROL, self.eye, self._trained(other_pictures=True), self.n_tokens
+            ),
         }
         return [makers[name]() for name in CHANNELS if name in ("blind", *self.plan.channels)]
 
     def chosen(self) -> dict[str, int]:
-        """The block that is read, and the layer that a graft writes into where there is one."""
+        """The block that is read, the layer that a graft writes into, and the block of the untrained encoder."""
         if not set(self.plan.channels) - {"blind", "oracle"}:
             return {}
-        return {"block": self.block} | ({"write_layer": self.write_layer} if "graft" in self.plan.channels else {})
+        found = {"block": self.block}
+        if {"graft", "graft_shuffled_names"} & set(self.plan.channels):
+            found["write_layer"] = self.write_layer
+        if "random_encoder" in self.plan.channels:
+            found["random_encoder_block"] = self._random_block
+        return found
 
     @cached_property
     def asked(self) -> PictureSet:
@@ -157,10 +178,7 @@ class Fitted:
         """The block that is read."""
         if self.plan.block is not None:
             return self.plan.block
-        seen, part = self.seen, self.part
-        return self._kept.number(
-            "block", lambda: choose_block(seen, self.receiver, part, n_tokens=self.n_tokens, seed=self.plan.seed)
-        )
+        return self._kept.number("block", lambda: self._choose_block(self.seen))
 
     @cached_property
     def write_layer(self) -> int:
@@ -210,6 +228,7 @@ class Fitted:
     def _kept(self) -> "_Kept":
         plan, part = self.plan, self.part
         how = (plan.block, plan.write_layer, plan.template, plan.seed, part.pooling, part.grid, list(part.captions))
+        how += FITTING_RULES
         key = digest(self.vision, self.receiver, part.fitting, list(part.questions), *how)
         return _Kept(None if self.folder is None else self.folder / f"maps-{key[:16]}")
 
@@ -217,20 +236,23 @@ class Fitted:
         images = [picture.image for picture in self.part.fitting]
         return vision.pooled(images, pooling=self.part.pooling, grid=self.part.grid)
 
+    def _choose_block(self, seen: Float[Tensor, "layer item d_read"]) -> int:
+        return choose_block(seen, self.receiver, self.part, n_tokens=self.n_tokens, seed=self.plan.seed)
+
     def _soft(self, rows: Float[Tensor, "item d_read"], shuffled: int | None = None) -> AffineMap:
         seed = self.plan.seed
         return fit_soft_prompt(
             rows, self.part.fitting, self.receiver, n_tokens=self.n_tokens, shuffled=shuffled, seed=seed
         )
 
-    def _grafts(self) -> Mapping[str, AffineMap]:
+    def _grafts(self, *, shuffled: bool = False) -> Mapping[str, AffineMap]:
         part, plan, write = self.part, self.plan, Site(self.write_layer)
         return self._kept.maps(
-            "graft",
+            "graft_shuffled_names" if shuffled else "graft",
             [question.name for question in part.questions],
             lambda: fit_vision_graft(
                 self.vectors, part.fitting, part.questions, self.receiver, [write],
-                template=plan.template, seed=plan.seed,
+                template=plan.template, shuffled=plan.seed if shuffled else None, seed=plan.seed,
             )[write],
         )  # fmt: skip
 
@@ -245,26 +267,51 @@ class Fitted:
         )
 
     def _random_encoder(self) -> SoftPrompt:
-        """From an encoder that has learnt nothing, with a map of its own."""
-        blank = self.vision.randomised(seed=self.plan.seed)
-        images = [picture.image for picture in self.part.fitting]
-        own = self._kept.map("random_encoder", lambda: self._soft(blank.read(images, self.site).float()))
-        return SoftPrompt("random_encoder", Eye(blank, self.asked, self.site), own, self.n_tokens)
+        """From an encoder that has learnt nothing, with a map and a block of its own."""
+        site = VisionSite(self._random_block, self.part.pooling, self.part.grid)
+        own = self._kept.map("random_encoder", lambda: self._soft(self._random_seen[site.block].float()))
+        return SoftPrompt("random_encoder", Eye(self._blank, self.asked, site), own, self.n_tokens)
+
+    @cached_property
+    def _blank(self) -> VisionSender:
+        return self.vision.randomised(seed=self.plan.seed)
+
+    @cached_property
+    def _random_seen(self) -> Float[Tensor, "layer item d_read"]:
+        return self._kept.states("random_seen", lambda: self._look(self._blank))
+
+    @cached_property
+    def _random_block(self) -> int:
+        """Chosen as the trained encoder's is, on what this one sees."""
+        if self.plan.block is not None:
+            return self.plan.block
+        return self._kept.number("random_encoder_block", lambda: self._choose_block(self._random_seen))
 
     def _shuffled_names(self) -> AffineMap:
         return self._kept.map("shuffled_names", lambda: self._soft(self.vectors, self.plan.seed))
 
-    def _trained(self) -> AffineMap:
+    def _trained(self, *, other_pictures: bool = False) -> AffineMap:
+        """The map trained through the reader; or the same training on vectors of other pictures, drawn at random.
+
+        That control begins at the map of shuffled names: at the true one it would begin with what it must not know.
+        """
         part, plan = self.part, self.plan
         tasks = [picture_task(part.fitting, question, template=plan.template) for question in part.questions]
-        vectors = {each.id: row for each, row in zip(part.fitting, self.vectors, strict=True)}
-        learner = SoftPromptLearner.of(self.receiver, tasks, vectors, self.mapping)
+        rows = self.vectors
+        if other_pictures:
+            order = list(range(len(rows)))
+            random.Random(f"other pictures:{plan.seed}").shuffle(order)
+            rows = rows.clone().index_copy(0, torch.tensor(order), rows[torch.tensor([*order[1:], order[0]])])
+        vectors = {each.id: row for each, row in zip(part.fitting, rows, strict=True)}
+        start = self._shuffled_names() if other_pictures else self.mapping
+        learner = SoftPromptLearner.of(self.receiver, tasks, vectors, start)
         steps = plan.train_steps
-        schedule = Schedule(steps=steps, batch_size=8, learning_rate=1e-4, warmup=steps // 20, seed=plan.seed)
-        path = None if self._kept.folder is None else self._kept.folder / f"training-{steps}.safetensors"
+        schedule = Schedule(steps=steps, batch_size=BATCH, learning_rate=RATE, warmup=steps // 20, seed=plan.seed)
+        file = f"training-{'other-pictures-' if other_pictures else ''}{steps}.safetensors"
         train(
-            learner, schedule, frozen=[self.receiver], checkpoint=path, every=20,
-            progress=self.progress, name="soft prompt",
+            learner, schedule, frozen=[self.receiver],
+            checkpoint=None if self._kept.folder is None else self._kept.folder / file, every=20,
+            progress=self.progress, name=f"soft prompt{', other pictures' if other_pictures else ''}",
         )  # fmt: skip
         return learner.mapping
 
