@@ -21,7 +21,7 @@ from latentcomm.plots.tables import spoken
 from latentcomm.publishing import Published, plain, publish
 from latentcomm.sweep_report import describe
 
-P_COLUMNS = ("blind", "caption", "random", "shuffled")
+P_COLUMNS = ("blind", "words", "random", "other")
 """What p-values are printed of; the table has more."""
 
 
@@ -95,17 +95,21 @@ def print_crossmodal(found: CrossModal, console: Console) -> None:
             shown.add_row(
                 spoken(channel),
                 *(f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in own),
-                " / ".join("" if row is None else f"{row['accuracy']:.2f}" for row in other).strip(" /"),
+                "/".join("" if row is None else f"{row['accuracy']:.2f}" for row in other).strip("/"),
                 _p(last["p_blind"]),
                 "-" if words is None else _p(last[f"p_{words['channel']}"]),
                 _p(last["p_random_encoder"]),
                 _p(last["p_shuffled"]),
             )
+        far = {channel: cells[channel, MESSAGE, metrics[0]]["drift"] for channel in dict.fromkeys(rows["channel"])}
+        measured = [f"{spoken(channel)} {each:.2f}" for channel, each in far.items() if not math.isnan(each)]
+        shown.caption = f"drift: {', '.join(measured)}" if measured else None
         console.print(shown)
     console.print(
-        "95 % Wilson intervals. p: exact McNemar of the choices against the blind reader, against the caption that got "
-        "most of these pictures right (which favours words), against the random encoder, and against the channel's own "
-        "message of another picture; not corrected for multiple tests.",
+        "95 % Wilson intervals. p: exact McNemar of the choices against the blind reader, against words (the caption "
+        "that got most of these pictures right, which favours words), against the random encoder, and against the "
+        "channel's own message of another picture; not corrected for multiple tests. Drift: the median percentile of "
+        "what a map gives among the reader's own states; 0.5 is one of them, 1 further off than all.",
         highlight=False,
     )
 

@@ -8,16 +8,19 @@ import torch
 from seeing import country_pictures, noise, sender
 from tiny import COUNTRIES, build, model, states
 
-from latentcomm.crossmodal import digits
+from latentcomm.alignment import AffineMap
+from latentcomm.crossmodal import digits, fitted
 from latentcomm.crossmodal import small_vit as digits_encoder
-from latentcomm.crossmodal.diagnostics import NameStates, alignment_map, mapped_drift, name_states
+from latentcomm.crossmodal.diagnostics import NameStates, alignment_map, combined_drift, mapped_drift, name_states
 from latentcomm.crossmodal.digits import CELLS, FOUR_CELLS, INKS, ONE_DIGIT, WORDS, digit_halves, four_cells, one_digit
-from latentcomm.crossmodal.fitted import FITTED_CONTROLS
+from latentcomm.crossmodal.fitted import FITTED_CONTROLS, Fitted
+from latentcomm.crossmodal.messages import SoftPrompt
 from latentcomm.crossmodal.pictures import Picture, PictureSet
 from latentcomm.crossmodal.questions import Question, picture_task
 from latentcomm.crossmodal.run import CHANNELS, USUAL, Part, Plan, cross_modal, digit_parts, exchangeable
 from latentcomm.crossmodal.small_vit import small_vit
 from latentcomm.crossmodal.vision import VisionSite
+from latentcomm.drift import fit_drift_reference, fitting
 from latentcomm.models import encode, recorded_passes
 
 WHERE = Question("identity", "Alice is in the country of", "identity", COUNTRIES)
@@ -213,3 +216,29 @@ def test_drift_tells_own_states_from_states_far_off() -> None:
     near, far = mapped_drift(states(60, 8, seed=1), own), mapped_drift(8 * states(60, 8, seed=1), own)
     by = lambda table: table.set_index("measure")["above_95"]  # noqa: E731
     assert by(near)["norm_ratio"] < 0.2 < 0.9 < by(far)["norm_ratio"]
+    assert combined_drift(states(60, 8, seed=1), fit_drift_reference(own))["drift_above_95"] < 0.2
+    assert combined_drift(8 * states(60, 8, seed=1), fit_drift_reference(own))["drift"] > 0.95
+
+
+def test_drift_of_a_channel_is_that_of_what_its_map_gives_for_the_pictures_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "FEWEST_ROWS", 60)  # the tiny reader knows 64 tokens
+    monkeypatch.setattr(fitted, "FEWEST_ROWS", 60)
+    receiver, given = build("llama", dtype=torch.float32), part()
+    plan = Plan(channels=("soft_prompt", "graft", "caption"), block=1, write_layer=1)
+    whole = Fitted(sender(), receiver, given, plan, tmp_path)
+    _, soft, graft, caption = whole.channels()
+    assert isinstance(soft, SoftPrompt)
+    found = whole.drift(soft, WHERE)
+    mapped = soft.mapping(soft.eye.vision.read([each.image for each in given.testing], soft.eye.site))
+    table = receiver.embedding_table.detach().float()
+    assert found == combined_drift(mapped, fit_drift_reference(table[table.norm(dim=1) > 0]))
+    assert whole.drift(graft, WHERE)["drift"] != whole.drift(graft, WHERE)["drift"]  # 8 names: too few own states
+    assert whole.drift(caption, WHERE)["drift"] != whole.drift(caption, WHERE)["drift"]
+    far = replace(soft, mapping=AffineMap(50 * soft.mapping.weight, soft.mapping.bias), name="far")
+    assert whole.drift(far, WHERE)["drift_above_95"] == 1.0
+    assert whole.drift(soft, WHERE) == found
+    table = cross_modal(sender(), receiver, [given], plan=replace(plan, reply_tokens=1)).table
+    rows = table.set_index(["channel", "condition"])["drift"].dropna()
+    assert set(rows.index) == {("soft_prompt", "message")} and set(rows) == {found["drift"]}

@@ -162,7 +162,8 @@ def answered(channel: str, right: str, condition: str = "message") -> list[Trial
 
 
 BY_HAND = [
-    *answered("blind", "00000000"), *answered("soft_prompt", "11111100"), *answered("soft_prompt", "10000000", "shuffled"),
+    *answered("blind", "00000000"), *answered("soft_prompt", "11111100"),
+    *answered("soft_prompt", "10000000", "shuffled"),
     *answered("caption", "11110001"), *answered("caption_by_map", "00001111"), *answered("caption_by_word", "11111111"),
     *answered("random_encoder", "01000000"), *answered("shuffled_names", "00000001"),
 ]  # fmt: skip

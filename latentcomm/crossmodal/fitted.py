@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from torch import Tensor
 from latentcomm.alignment import PENALTY_RATIOS, AffineMap
 from latentcomm.channels import Channel, Silent, Skyline
 from latentcomm.crossmodal.choosing import CHOSEN_ON, LATE, MOST_CHOSEN_ON, choose_block, choose_write_layer
+from latentcomm.crossmodal.diagnostics import combined_drift
 from latentcomm.crossmodal.fitting import (
     FOLDS,
     SoftPromptLearner,
@@ -22,6 +24,7 @@ from latentcomm.crossmodal.fitting import (
     caption_tokens,
     fit_soft_prompt,
     fit_vision_graft,
+    informed_states,
 )
 from latentcomm.crossmodal.messages import (
     Caption,
@@ -34,8 +37,10 @@ from latentcomm.crossmodal.messages import (
 )
 from latentcomm.crossmodal.parts import Part
 from latentcomm.crossmodal.pictures import PictureSet
-from latentcomm.crossmodal.questions import picture_task
+from latentcomm.crossmodal.questions import Question, picture_task
 from latentcomm.crossmodal.vision import VisionSender, VisionSite
+from latentcomm.drift import DriftReference, fit_drift_reference
+from latentcomm.drift.fitting import FEWEST_ROWS
 from latentcomm.files import digest, write_json
 from latentcomm.models import Model
 from latentcomm.prompts import Template
@@ -44,6 +49,7 @@ from latentcomm.training import Schedule, load_weights, save_weights, train
 
 TRAINED = "soft_prompt_trained"
 TRAINED_CONTROL = "trained_other_pictures"
+GRAFT_CONTROL = "graft_shuffled_names"
 CHANNELS = (
     "blind",
     "oracle",
@@ -55,17 +61,19 @@ CHANNELS = (
     "caption_by_word",
     "random_encoder",
     "shuffled_names",
-    "graft_shuffled_names",
+    GRAFT_CONTROL,
     TRAINED_CONTROL,
 )
 """In the order of tables; see `run.cross_modal`."""
 USUAL = tuple(name for name in CHANNELS if name not in (TRAINED, TRAINED_CONTROL))
 """Those that need no training through the reader."""
-FITTED_CONTROLS = ("random_encoder", "shuffled_names", "graft_shuffled_names", TRAINED_CONTROL)
+FITTED_CONTROLS = ("random_encoder", "shuffled_names", GRAFT_CONTROL, TRAINED_CONTROL)
 """Channels that are controls themselves: they are not run with other pictures' messages."""
 KIND = "states of pictures"
 BATCH, RATE = 8, 1e-4
 """Of the training through the reader."""
+DRIFT_STATES = 2_000
+"""The reader's own states that drift is measured against at most."""
 FITTING_RULES = (FOLDS, CHOSEN_ON, LATE, MOST_CHOSEN_ON, PENALTY_RATIOS, BATCH, RATE)
 """What decides maps beside the plan: what was kept under other ones is made anew."""
 
@@ -137,12 +145,8 @@ class Fitted:
             "caption_by_word": lambda: Caption("caption_by_word", self.eye, self._nearest_words()),
             "random_encoder": self._random_encoder,
             "shuffled_names": lambda: SoftPrompt("shuffled_names", self.eye, self._shuffled_names(), self.n_tokens),
-            "graft_shuffled_names": lambda: VisionGraft(
-                "graft_shuffled_names", self.eye, Site(self.write_layer), self._grafts(shuffled=True)
-            ),
-            TRAINED_CONTROL: lambda: SoftPrompt(
-                TRAINED_CONTROL, self.eye, self._trained(other_pictures=True), self.n_tokens
-            ),
+            GRAFT_CONTROL: lambda: VisionGraft(GRAFT_CONTROL, self.eye, Site(self.write_layer), self._grafts(True)),
+            TRAINED_CONTROL: lambda: SoftPrompt(TRAINED_CONTROL, self.eye, self._trained(True), self.n_tokens),
         }
         return [makers[name]() for name in CHANNELS if name in ("blind", *self.plan.channels)]
 
@@ -151,11 +155,47 @@ class Fitted:
         if not set(self.plan.channels) - {"blind", "oracle"}:
             return {}
         found = {"block": self.block}
-        if {"graft", "graft_shuffled_names"} & set(self.plan.channels):
+        if {"graft", GRAFT_CONTROL} & set(self.plan.channels):
             found["write_layer"] = self.write_layer
         if "random_encoder" in self.plan.channels:
             found["random_encoder_block"] = self._random_block
         return found
+
+    def drift(self, channel: Channel, question: Question) -> dict[str, float]:
+        """How far what a channel's map gives lies from the reader's own states; NaN without a map or enough states.
+
+        Soft tokens are held against rows of the reader's embedding table, grafts against its states at that layer once
+        it has read a true caption and a question about a fitting picture. See `diagnostics.combined_drift`.
+        """
+        if not isinstance(channel, SoftPrompt | VisionGraft):
+            return combined_drift(torch.empty(0, self.receiver.d_model), None)
+        maps = channel.mapping if isinstance(channel, SoftPrompt) else channel.maps[question.name]
+        key = digest(maps, self.asked, channel.name, question.name, DRIFT_STATES)[:16]
+        return self._kept.facts(f"drift-{key}", lambda: self._drift(channel, maps, question))
+
+    def _drift(self, channel: SoftPrompt | VisionGraft, mapping: AffineMap, question: Question) -> dict[str, float]:
+        images = [each.image for each in self.asked if question.fact in each.facts]
+        mapped = mapping(channel.eye.vision.read(images, channel.eye.site).float())
+        if isinstance(channel, SoftPrompt):
+            return combined_drift(mapped.reshape(-1, self.receiver.d_model), self._embedding_reference)
+        return combined_drift(mapped, self._state_reference)
+
+    @cached_property
+    def _embedding_reference(self) -> DriftReference | None:
+        table = self.receiver.embedding_table.detach().float().cpu()
+        table = table[table.norm(dim=1) > 0]
+        rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(self.plan.seed))[:DRIFT_STATES]
+        return self._reference(table if len(table) <= DRIFT_STATES else table[rows])
+
+    @cached_property
+    def _state_reference(self) -> DriftReference | None:
+        write, part = Site(self.write_layer), self.part
+        tasks = [picture_task(part.fitting, question, template=self.plan.template) for question in part.questions]
+        states = [informed_states(self.receiver, task, [write])[write] for task in tasks]
+        return self._reference(torch.cat(states).unique(dim=0)[:DRIFT_STATES])
+
+    def _reference(self, own: Float[Tensor, "state d_receiver"]) -> DriftReference | None:
+        return fit_drift_reference(own, seed=self.plan.seed) if len(own) >= FEWEST_ROWS else None
 
     @cached_property
     def asked(self) -> PictureSet:
@@ -245,10 +285,10 @@ class Fitted:
             rows, self.part.fitting, self.receiver, n_tokens=self.n_tokens, shuffled=shuffled, seed=seed
         )
 
-    def _grafts(self, *, shuffled: bool = False) -> Mapping[str, AffineMap]:
+    def _grafts(self, shuffled: bool = False) -> Mapping[str, AffineMap]:
         part, plan, write = self.part, self.plan, Site(self.write_layer)
         return self._kept.maps(
-            "graft_shuffled_names" if shuffled else "graft",
+            GRAFT_CONTROL if shuffled else "graft",
             [question.name for question in part.questions],
             lambda: fit_vision_graft(
                 self.vectors, part.fitting, part.questions, self.receiver, [write],
@@ -290,11 +330,8 @@ class Fitted:
     def _shuffled_names(self) -> AffineMap:
         return self._kept.map("shuffled_names", lambda: self._soft(self.vectors, self.plan.seed))
 
-    def _trained(self, *, other_pictures: bool = False) -> AffineMap:
-        """The map trained through the reader; or the same training on vectors of other pictures, drawn at random.
-
-        That control begins at the map of shuffled names: at the true one it would begin with what it must not know.
-        """
+    def _trained(self, other_pictures: bool = False) -> AffineMap:
+        """The map trained through the reader; or the same on vectors of other pictures, from the map of wrong names."""
         part, plan = self.part, self.plan
         tasks = [picture_task(part.fitting, question, template=plan.template) for question in part.questions]
         rows = self.vectors
@@ -323,12 +360,15 @@ class _Kept:
     folder: Path | None
 
     def number(self, name: str, make: Callable[[], int]) -> int:
+        return self.facts(name, lambda: {name: make()})[name]
+
+    def facts(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         path = None if self.folder is None else self.folder / f"{name}.json"
         if path is not None and path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))[name]
+            return json.loads(path.read_text(encoding="utf-8"))
         made = make()
         if path is not None:
-            write_json(path, {name: made})
+            write_json(path, made)
         return made
 
     def states(

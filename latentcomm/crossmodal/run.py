@@ -78,6 +78,7 @@ def cross_modal(
     trials: dict[tuple[str, str, str], list[Trial]] = {}
     chosen: dict[str, Mapping[str, int]] = {}
     groups: dict[str, str] = {}
+    drift: dict[tuple[str, str, str], Mapping[str, float]] = {}
     for part in parts:
         fitted = Fitted(vision, receiver, part, plan, folder, progress)
         channels, chosen[part.name] = fitted.channels(), fitted.chosen()
@@ -96,7 +97,8 @@ def cross_modal(
                     reply_tokens=plan.reply_tokens, checkpoint=folder, told=told,
                 )  # fmt: skip
             trials[part.name, question.name, question.type] = found
-    return CrossModal(picture_table(trials, groups=groups, seed=plan.seed), trials, chosen)
+            drift |= {(part.name, question.name, each.name): fitted.drift(each, question) for each in channels}
+    return CrossModal(picture_table(trials, groups=groups, drift=drift, seed=plan.seed), trials, chosen)
 
 
 def exchangeable(task: Task) -> Task:

@@ -13,11 +13,14 @@ AGAINST = ("blind", *CAPTIONS, "random_encoder", "shuffled_names", "shuffled")
 """What every channel is held against: no picture, the same latents in words, an encoder that has learnt nothing, a map
 fitted to wrong names, and its own message of another picture."""
 
+DRIFT = ("drift", "drift_above_95")
+
 
 def picture_table(
     trials: Mapping[tuple[str, str, str], Sequence[Trial]],
     *,
     groups: Mapping[str, str] | None = None,
+    drift: Mapping[tuple[str, str, str], Mapping[str, float]] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """One row a part, question, channel, condition and metric.
@@ -26,7 +29,8 @@ def picture_table(
     high), and chance, the accuracy of guessing among the choices; for each of `AGAINST` (channels, and under "shuffled"
     this channel's own message of another picture) the paired difference with its 95 % bootstrap interval (over_blind,
     over_blind_low, over_blind_high, ...) and the exact McNemar p-value (p_blind, ...), not corrected for the number of
-    comparisons; units, how many groups of pictures the bootstrap draws from. What does not apply is NaN.
+    comparisons; units, how many groups of pictures the bootstrap draws from; drift and drift_above_95, how far what the
+    channel's map gives lies from the reader's own states (`diagnostics.combined_drift`). What does not apply is NaN.
 
     The bootstrap draws whole groups, since views of one drawing are right or wrong together. McNemar's test and the
     Wilson interval take all pictures as independent of each other: where groups hold several pictures, their p-values
@@ -35,6 +39,7 @@ def picture_table(
     Args:
         trials: by part, question and type of question, of all channels on the same pictures.
         groups: of each trial's item; every item is a group of its own without.
+        drift: by part, question and channel.
         seed: of the bootstrap.
 
     Raises:
@@ -54,7 +59,9 @@ def picture_table(
         for channel, condition in outcomes:
             for metric in METRICS:
                 facts = {"part": part, "question": question, "type": kind}
-                rows.append(facts | _row(outcomes, channel, condition, metric, items, drawn, seed))
+                far = (drift or {}).get((part, question, channel)) if condition == MESSAGE else None
+                row = _row(outcomes, channel, condition, metric, items, drawn, seed)
+                rows.append(facts | row | dict(far or dict.fromkeys(DRIFT, NAN)))
     return pd.DataFrame(rows)
 
 
