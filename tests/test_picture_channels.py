@@ -218,11 +218,12 @@ def test_channels_run_in_the_evaluation_with_their_shuffled_message() -> None:
     assert said.made_by["fingerprint"] == EYE.vision.fingerprint
 
 
-class Elsewhere:
+class Elsewhere(AffineMap):
     """A map on another device, which takes rows from there alone; it gives zeros on the processor."""
 
     def __init__(self, d_out: int) -> None:
-        self.weight, self.d_out = torch.empty(d_out, 16, device="meta"), d_out
+        object.__setattr__(self, "weight", torch.empty(d_out, 16, device="meta"))
+        object.__setattr__(self, "bias", torch.empty(d_out, device="meta"))
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         assert rows.device.type == "meta"
@@ -233,7 +234,7 @@ class Elsewhere:
 def test_vectors_go_to_where_the_map_is_and_what_it_gives_to_the_receiver(dtype: torch.dtype) -> None:
     receiver = build("llama", dtype=dtype)
     message = EYE.message(receiver, TASK)
-    there: Any = Elsewhere(receiver.d_model)
+    there = Elsewhere(receiver.d_model)
     soft = SoftPrompt("soft", EYE, there, 1).receive(receiver, TASK, message).soft
     graft = VisionGraft("graft", EYE, Site(1), {"": there}).receive(receiver, TASK, message).grafts[0]
     assert soft is not None and soft.vectors[0].device == graft.vector.device == receiver.device
