@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latentcomm.crossmodal.run import CrossModal
+from latentcomm.crossmodal.table import CAPTIONS
 from latentcomm.crossmodal.vision import VisionSender
 from latentcomm.evaluation import MESSAGE
 from latentcomm.files import written_whole
@@ -19,6 +20,9 @@ from latentcomm.plots import accuracy_by_question
 from latentcomm.plots.tables import spoken
 from latentcomm.publishing import Published, plain, publish
 from latentcomm.sweep_report import describe
+
+P_COLUMNS = ("blind", "words", "random", "other")
+"""What p-values are printed of; the table has more."""
 
 
 def crossmodal_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
@@ -77,23 +81,35 @@ def print_crossmodal(found: CrossModal, console: Console) -> None:
         guess = next((row["chance"] for row in records if not math.isnan(row["chance"])), math.nan)
         chance = "" if math.isnan(guess) else f"; guessing {guess:.2f}"
         shown = Table(title=f"{part}: {question} ({records[0]['type']}), {records[0]['n']} pictures{chance}")
-        for head in ("channel", *metrics, "shuffled", "p"):
+        for head in ("channel", *metrics, "shuffled", *(f"p {name}" for name in P_COLUMNS)):
             shown.add_column(head, justify="left" if head == "channel" else "right", no_wrap=True)
         cells = {(row["channel"], row["condition"], row["metric"]): row for row in records}
         for channel in dict.fromkeys(rows["channel"]):
             own = [cells[channel, MESSAGE, metric] for metric in metrics]
             other = [cells.get((channel, "shuffled", metric)) for metric in metrics]
             last = cells.get((channel, MESSAGE, "choices"), own[-1])
+            said = [
+                cells[name, MESSAGE, last["metric"]] for name in CAPTIONS if (name, MESSAGE, last["metric"]) in cells
+            ]
+            words = max((row for row in said if row is not last), key=lambda row: row["accuracy"], default=None)
             shown.add_row(
                 spoken(channel),
                 *(f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in own),
-                " / ".join("" if row is None else f"{row['accuracy']:.2f}" for row in other).strip(" /"),
-                " / ".join(_p(last[f"p_{name}"]) for name in ("blind", "caption", "shuffled")),
+                "/".join("" if row is None else f"{row['accuracy']:.2f}" for row in other).strip("/"),
+                _p(last["p_blind"]),
+                "-" if words is None else _p(last[f"p_{words['channel']}"]),
+                _p(last["p_random_encoder"]),
+                _p(last["p_shuffled"]),
             )
+        far = {channel: cells[channel, MESSAGE, metrics[0]]["drift"] for channel in dict.fromkeys(rows["channel"])}
+        measured = [f"{spoken(channel)} {each:.2f}" for channel, each in far.items() if not math.isnan(each)]
+        shown.caption = f"drift: {', '.join(measured)}" if measured else None
         console.print(shown)
     console.print(
-        "95 % Wilson intervals. p: exact McNemar of the choices against blind / caption / the shuffled picture, not "
-        "corrected for multiple tests.",
+        "95 % Wilson intervals. p: exact McNemar of the choices against the blind reader, against words (the caption "
+        "that got most of these pictures right, which favours words), against the random encoder, and against the "
+        "channel's own message of another picture; not corrected for multiple tests. Drift: the median percentile of "
+        "what a map gives among the reader's own states; 0.5 is one of them, 1 further off than all.",
         highlight=False,
     )
 

@@ -8,14 +8,19 @@ import torch
 from seeing import country_pictures, noise, sender
 from tiny import COUNTRIES, build, model, states
 
-from latentcomm.crossmodal import digits
-from latentcomm.crossmodal.diagnostics import NameStates, alignment_map, mapped_drift, name_states
+from latentcomm.alignment import AffineMap
+from latentcomm.crossmodal import digits, fitted
+from latentcomm.crossmodal import small_vit as digits_encoder
+from latentcomm.crossmodal.diagnostics import NameStates, alignment_map, combined_drift, mapped_drift, name_states
 from latentcomm.crossmodal.digits import CELLS, FOUR_CELLS, INKS, ONE_DIGIT, WORDS, digit_halves, four_cells, one_digit
+from latentcomm.crossmodal.fitted import FITTED_CONTROLS, Fitted
+from latentcomm.crossmodal.messages import SoftPrompt
 from latentcomm.crossmodal.pictures import Picture, PictureSet
 from latentcomm.crossmodal.questions import Question, picture_task
 from latentcomm.crossmodal.run import CHANNELS, USUAL, Part, Plan, cross_modal, digit_parts, exchangeable
 from latentcomm.crossmodal.small_vit import small_vit
 from latentcomm.crossmodal.vision import VisionSite
+from latentcomm.drift import fit_drift_reference, fitting
 from latentcomm.models import encode, recorded_passes
 
 WHERE = Question("identity", "Alice is in the country of", "identity", COUNTRIES)
@@ -70,7 +75,9 @@ def test_every_digit_question_makes_a_task() -> None:
     assert "{" not in picture_task(four.testing, FOUR_CELLS[1]).items[0].receiver
 
 
-def test_the_small_encoder_learns_and_a_stopped_training_ends_the_same(tmp_path: Path) -> None:
+def test_the_small_encoder_learns_and_a_stopped_training_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = small_vit(steps=4, n_pictures=40, path=tmp_path / "vit.safetensors")
     again = small_vit(steps=4, n_pictures=40)
     read = small_vit(steps=4, n_pictures=40, path=tmp_path / "vit.safetensors")
@@ -79,6 +86,15 @@ def test_the_small_encoder_learns_and_a_stopped_training_ends_the_same(tmp_path:
     assert found.read([noise(0, 16, 16)], VisionSite(3, "class")).shape == (1, 64)
     with pytest.raises(ValueError, match="give another path"):
         small_vit(steps=5, n_pictures=40, path=tmp_path / "vit.safetensors")
+    for name, value in (
+        ("BATCH", 8),
+        ("RATE", 1e-2),
+        ("one_digit", lambda numbers, **how: one_digit(numbers[1:], **how)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(digits_encoder, name, value)
+            with pytest.raises(ValueError, match="give another path"):
+                small_vit(steps=4, n_pictures=40, path=tmp_path / "vit.safetensors")
 
 
 def test_a_group_on_both_sides_is_refused() -> None:
@@ -94,15 +110,19 @@ def test_the_whole_job_on_tiny_models_reports_every_channel_and_goes_on_where_it
     table = found.table[found.table["metric"] == "choices"]
     assert list(dict.fromkeys(table["channel"])) == list(CHANNELS)
     controlled = set(table[table["condition"] == "shuffled"]["channel"])
-    assert controlled == set(CHANNELS) - {"blind", "oracle", "random_encoder", "shuffled_names"}
+    assert controlled == set(CHANNELS) - {"blind", "oracle", *FITTED_CONTROLS}
+    zeroed = set(table[table["condition"] == "zero"]["channel"])
+    assert zeroed == set(table[table["condition"] == "random"]["channel"])
+    assert zeroed == {"soft_prompt", "soft_prompt_trained", "graft"}
     assert set(table["chance"]) == {1 / 8}
     said = table[table["condition"] == "message"].set_index("channel")
     assert set(said["type"]) == {"identity"} and len(set(said["n"])) == 1
     right = [trial.choices for trial in found.trials["countries", "identity", "identity"] if trial.channel == "oracle"]
     assert said.loc["oracle", "correct"] == sum(map(bool, right))
     assert said.loc["oracle", "p_shuffled"] != said.loc["oracle", "p_shuffled"]  # it has no message to exchange
-    assert 0 <= said.loc["soft_prompt", "p_caption"] <= 1
-    assert set(found.chosen["countries"]) == {"block", "write_layer"}
+    for name in ("blind", "caption", "caption_by_map", "caption_by_word", "random_encoder", "shuffled_names"):
+        assert 0 <= said.loc["soft_prompt", f"p_{name}"] <= 1
+    assert set(found.chosen["countries"]) == {"block", "write_layer", "random_encoder_block"}
     with recorded_passes() as passes:
         again = cross_modal(vision, receiver, [part()], plan=plan, checkpoint=tmp_path)
     assert [each for each in passes if each.n_new] == []
@@ -136,7 +156,7 @@ def test_few_channels_fit_what_they_need_alone_and_blind_is_always_there(tmp_pat
 def test_a_plan_that_cannot_be_is_refused(options: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Plan(**options)
-    assert set(USUAL) == set(CHANNELS) - {"soft_prompt_trained"}
+    assert set(USUAL) == set(CHANNELS) - {"soft_prompt_trained", "trained_other_pictures"}
 
 
 def test_items_of_the_commonest_answer_leave_until_all_can_be_exchanged() -> None:
@@ -167,6 +187,20 @@ def test_a_shared_space_is_seen_on_held_out_names_and_unrelated_states_are_not()
         alignment_map(NameStates(names[:20], seen[:, :20], read[:, :20]))
 
 
+def test_the_cell_is_chosen_on_one_half_of_the_names_though_another_is_better_on_the_other() -> None:
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))  # as `alignment_map` halves them
+    latent = states(60, 6)
+    seen = (latent @ states(6, 12, seed=2))[None]
+    read = torch.stack([states(60, 9, seed=4), states(60, 9, seed=6)])
+    shared = latent @ states(6, 9, seed=3)
+    read[0, order[:30]], read[1, order[30:]] = shared[order[:30]], shared[order[30:]]
+    found = alignment_map(NameStates(tuple(map(str, range(60))), seen, read), k=5)
+    chosen = found[found["chosen"]]
+    assert set(chosen["layer"]) == {0}
+    other = found[found["layer"] == 1].set_index("measure")["held_out"]
+    assert (chosen.set_index("measure")["held_out"] < other).all() and (chosen["p"] > 0.05).all()
+
+
 def test_the_states_of_a_name_are_means_over_its_pictures_and_its_last_token() -> None:
     receiver, vision, pictures = model("llama"), sender(), country_pictures(16)
     found = name_states(vision, receiver, pictures)
@@ -182,3 +216,29 @@ def test_drift_tells_own_states_from_states_far_off() -> None:
     near, far = mapped_drift(states(60, 8, seed=1), own), mapped_drift(8 * states(60, 8, seed=1), own)
     by = lambda table: table.set_index("measure")["above_95"]  # noqa: E731
     assert by(near)["norm_ratio"] < 0.2 < 0.9 < by(far)["norm_ratio"]
+    assert combined_drift(states(60, 8, seed=1), fit_drift_reference(own))["drift_above_95"] < 0.2
+    assert combined_drift(8 * states(60, 8, seed=1), fit_drift_reference(own))["drift"] > 0.95
+
+
+def test_drift_of_a_channel_is_that_of_what_its_map_gives_for_the_pictures_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "FEWEST_ROWS", 60)  # the tiny reader knows 64 tokens
+    monkeypatch.setattr(fitted, "FEWEST_ROWS", 60)
+    receiver, given = build("llama", dtype=torch.float32), part()
+    plan = Plan(channels=("soft_prompt", "graft", "caption"), block=1, write_layer=1)
+    whole = Fitted(sender(), receiver, given, plan, tmp_path)
+    _, soft, graft, caption = whole.channels()
+    assert isinstance(soft, SoftPrompt)
+    found = whole.drift(soft, WHERE)
+    mapped = soft.mapping(soft.eye.vision.read([each.image for each in given.testing], soft.eye.site))
+    table = receiver.embedding_table.detach().float()
+    assert found == combined_drift(mapped, fit_drift_reference(table[table.norm(dim=1) > 0]))
+    assert whole.drift(graft, WHERE)["drift"] != whole.drift(graft, WHERE)["drift"]  # 8 names: too few own states
+    assert whole.drift(caption, WHERE)["drift"] != whole.drift(caption, WHERE)["drift"]
+    far = replace(soft, mapping=AffineMap(50 * soft.mapping.weight, soft.mapping.bias), name="far")
+    assert whole.drift(far, WHERE)["drift_above_95"] == 1.0
+    assert whole.drift(soft, WHERE) == found
+    table = cross_modal(sender(), receiver, [given], plan=replace(plan, reply_tokens=1)).table
+    rows = table.set_index(["channel", "condition"])["drift"].dropna()
+    assert set(rows.index) == {("soft_prompt", "message")} and set(rows) == {found["drift"]}

@@ -6,6 +6,7 @@ import torch
 from seeing import country_pictures, drawn_map, noise, sender
 from tiny import COUNTRIES, build, model, states
 
+from latentcomm.alignment import AffineMap
 from latentcomm.capture import capture
 from latentcomm.channels import Message, Skyline
 from latentcomm.controls import Exchange, shuffled
@@ -13,6 +14,7 @@ from latentcomm.crossmodal.fitting import (
     SoftPromptLearner,
     caption_embeddings,
     caption_length,
+    caption_tokens,
     fit_soft_prompt,
     fit_vision_graft,
     informed_states,
@@ -22,6 +24,7 @@ from latentcomm.crossmodal.messages import (
     Eye,
     NearestLabel,
     NearestPicture,
+    NearestWords,
     SoftPrompt,
     VisionGraft,
     in_words_place,
@@ -182,6 +185,25 @@ def test_the_nearest_caption_is_that_of_the_nearest_vector_once_both_are_centred
     assert NearestLabel(inverse, targets, COUNTRIES)(hidden(targets)) == list(COUNTRIES)
 
 
+def test_a_caption_word_by_word_says_what_no_picture_was_called() -> None:
+    receiver = model("llama")
+    captions = ["Greece is Peru", "Italy is Japan", "Egypt"]
+    rows = caption_tokens(receiver, captions, n_tokens=3)
+    places = tuple(tuple(dict.fromkeys(ids)) for ids in zip(*rows, strict=True))
+    say = NearestWords(AffineMap.identity(3 * receiver.d_model), receiver, places)
+    known = caption_embeddings(receiver, captions, n_tokens=3)
+    noisy = known + 0.1 * known.std() * states(*known.shape, dtype=torch.float32)
+    assert say(noisy) == captions
+    new = caption_embeddings(receiver, ["Greece is Japan", "Peru is Japan"], n_tokens=3)
+    assert say(new)[0] == "Greece is Japan"  # each token at its own place
+    assert say(new)[1].split()[1:] == ["is", "Japan"] and say(new)[1] not in ("Peru is Japan", *captions)
+    assert NearestLabel(say.mapping, known, tuple(captions))(new)[0] in captions  # which whole captions cannot say
+    with pytest.raises(ValueError, match="1 tokens of"):
+        NearestWords(say.mapping, receiver, places[:1])
+    with pytest.raises(ValueError, match="no token may stand"):
+        NearestWords(say.mapping, receiver, (*places[:2], ()))
+
+
 def test_channels_run_in_the_evaluation_with_their_shuffled_message() -> None:
     receiver = model("llama")
     vectors = EYE.look(receiver, TASK)
@@ -194,6 +216,32 @@ def test_channels_run_in_the_evaluation_with_their_shuffled_message() -> None:
     said = caption.send(receiver, TASK)
     assert said.texts == tuple(each.caption for each in PICTURES)  # the nearest of the pictures is the picture itself
     assert said.made_by["fingerprint"] == EYE.vision.fingerprint
+
+
+class Elsewhere(AffineMap):
+    """A map on another device, which takes rows from there alone; it gives zeros on the processor."""
+
+    def __init__(self, d_out: int) -> None:
+        object.__setattr__(self, "weight", torch.empty(d_out, 16, device="meta"))
+        object.__setattr__(self, "bias", torch.empty(d_out, device="meta"))
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        assert rows.device.type == "meta"
+        return torch.zeros(*rows.shape[:-1], self.d_out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vectors_go_to_where_the_map_is_and_what_it_gives_to_the_receiver(dtype: torch.dtype) -> None:
+    receiver = build("llama", dtype=dtype)
+    message = EYE.message(receiver, TASK)
+    there = Elsewhere(receiver.d_model)
+    soft = SoftPrompt("soft", EYE, there, 1).receive(receiver, TASK, message).soft
+    graft = VisionGraft("graft", EYE, Site(1), {"": there}).receive(receiver, TASK, message).grafts[0]
+    assert soft is not None and soft.vectors[0].device == graft.vector.device == receiver.device
+    assert soft.vectors[0].dtype == graft.vector.dtype == dtype
+    assert len(NearestLabel(there, states(3, receiver.d_model), ("a", "b", "c"))(states(2, 16))) == 2
+    own = SoftPrompt("soft", EYE, drawn_map(16, receiver.d_model), 1)
+    assert next_token_logits(receiver, own.receive(receiver, TASK, message)).isfinite().all()
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -16,12 +16,14 @@ from latentcomm.decoding import next_token_logits
 from latentcomm.models import Model
 from latentcomm.prompts import Template
 from latentcomm.sites import Site
-from latentcomm.tasks.base import Task
+from latentcomm.tasks.base import Task, draw_choices
 
 LATE = (0.6, 0.7, 0.8, 0.87, 0.94)
 """Relative depths of the layers that a graft is tried at."""
 CHOSEN_ON = 0.75
 """Share of the fitting pictures that maps are fitted on while block and layer are chosen on the rest of them."""
+FEWEST_GROUPS = 3
+"""Of fitting pictures: two for the folds of a ridge, and one to choose on."""
 MOST_CHOSEN_ON = 24
 """Pictures that a write layer is chosen on at most: the reader runs for each of them, layer and question."""
 
@@ -32,8 +34,11 @@ def choose_block(
     """The block whose vectors best predict the embeddings of captions of held-out fitting pictures, by R squared.
 
     `seen` holds the vectors of all fitting pictures after every block.
+
+    Raises:
+        ValueError: too few groups of fitting pictures.
     """
-    inner, held = part.fitting.split(seed=seed, fraction=CHOSEN_ON)
+    inner, held = _inner(part, seed)
     sides = []
     for pictures in (inner, held):
         target = caption_embeddings(receiver, [each.caption for each in pictures], n_tokens=n_tokens)
@@ -61,9 +66,12 @@ def choose_write_layer(
     """The layer at which a graft gets most questions about held-out fitting pictures right, by choices.
 
     Of layers at the relative depths `LATE`, never the last; equal ones give way to the later. `vectors` are those of
-    all fitting pictures after the block.
+    all fitting pictures after the block. Choices are drawn as `evaluation.evaluate` draws them.
+
+    Raises:
+        ValueError: too few groups of fitting pictures, or answers that cannot be told apart by their first tokens.
     """
-    inner, held = part.fitting.split(seed=seed, fraction=CHOSEN_ON)
+    inner, held = _inner(part, seed)
     held = PictureSet(held.name, held.pictures[:MOST_CHOSEN_ON])
     eye = Eye(vision, held, VisionSite(block, part.pooling, part.grid))
     last = max(0, receiver.n_layers - 2)  # after the last block nothing reads a state but the unembedding
@@ -76,22 +84,37 @@ def choose_write_layer(
             continue
         task = picture_task(held, question, template=template, answers_from=part.fitting)
         for write in writes:
-            right[write] += _accuracy(VisionGraft("graft", eye, write, maps[write]), receiver, task)
+            right[write] += _accuracy(VisionGraft("graft", eye, write, maps[write]), receiver, task, seed=seed)
     return max(writes, key=lambda write: (right[write], write.layer)).layer
+
+
+def _accuracy(channel: Channel, receiver: Model, task: Task, *, seed: int) -> float:
+    """The share of items whose right choice has the largest logit among the choices that `evaluate` would draw."""
+    message = channel.send(receiver, task, receiver=receiver)
+    logits = next_token_logits(receiver, channel.receive(receiver, task, message))
+    drawn = draw_choices(task, receiver.first_token, seed=seed)
+    right = 0
+    for item, row, options in zip(task.items, logits, drawn, strict=True):
+        tokens = torch.tensor([receiver.first_token(option) for option in options])
+        right += options[int(row.cpu()[tokens].argmax())] == item.choice
+    return right / len(task.items)
+
+
+def _inner(part: Part, seed: int) -> tuple[PictureSet, PictureSet]:
+    """The fitting pictures that maps are fitted on for the choice, and those that it is made on.
+
+    Raises:
+        ValueError: too few groups of fitting pictures.
+    """
+    groups = len({picture.group for picture in part.fitting})
+    if groups < FEWEST_GROUPS:
+        raise ValueError(
+            f"{part.name!r} has {groups} groups of fitting pictures, and a choice of block and write layer needs "
+            f"{FEWEST_GROUPS}; bring more fitting pictures, or give both the block and the write layer"
+        )
+    return part.fitting.split(seed=seed, fraction=CHOSEN_ON)
 
 
 def _places(whole: PictureSet, some: PictureSet) -> list[int]:
     order = {picture.id: place for place, picture in enumerate(whole)}
     return [order[picture.id] for picture in some]
-
-
-def _accuracy(channel: Channel, receiver: Model, task: Task) -> float:
-    """The share of items whose right candidate has the largest logit of all candidates' first tokens."""
-    message = channel.send(receiver, task, receiver=receiver)
-    logits = next_token_logits(receiver, channel.receive(receiver, task, message))
-    right = 0
-    for item, row in zip(task.items, logits, strict=True):
-        options = item.candidates or task.candidates
-        tokens = torch.tensor([receiver.first_token(option) for option in options])
-        right += options[int(row.cpu()[tokens].argmax())] == item.choice
-    return right / len(task.items)

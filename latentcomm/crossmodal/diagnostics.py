@@ -14,7 +14,7 @@ from latentcomm.capture import capture_positions
 from latentcomm.crossmodal.pictures import PictureSet
 from latentcomm.crossmodal.questions import BEFORE
 from latentcomm.crossmodal.vision import VisionSender
-from latentcomm.drift import fit_drift_reference
+from latentcomm.drift import COMBINED, DriftReference, fit_drift_reference
 from latentcomm.grafting import LAST
 from latentcomm.models import Model, encode
 from latentcomm.similarity import cknna, debiased_cka, mutual_knn, shuffled_rows
@@ -124,6 +124,17 @@ def mapped_drift(
             for name, each in found.items()
         ]
     )  # fmt: skip
+
+
+def combined_drift(mapped: Float[Tensor, "row d_receiver"], reference: DriftReference | None) -> dict[str, float]:
+    """The drift of mapped latents by all detectors together: its median percentile, and the share of rows above 0.95.
+
+    `drift` runs from 0 to 1, `drift_above_95` is 0.05 for own states. Without a reference both are NaN.
+    """
+    if reference is None:
+        return {"drift": float("nan"), "drift_above_95": float("nan")}
+    found = reference.percentile(mapped.float().cpu())[COMBINED]
+    return {"drift": float(found.median()), "drift_above_95": float((found > 0.95).double().mean())}
 
 
 def _measures(k: int) -> dict[str, Callable[..., float]]:

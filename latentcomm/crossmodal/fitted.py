@@ -1,29 +1,46 @@
 """Every channel of a part, fitted on its fitting pictures when first asked for, and kept where there is a folder."""
 
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.alignment import AffineMap
+from latentcomm.alignment import PENALTY_RATIOS, AffineMap
 from latentcomm.channels import Channel, Silent, Skyline
-from latentcomm.crossmodal.choosing import choose_block, choose_write_layer
+from latentcomm.crossmodal.choosing import CHOSEN_ON, LATE, MOST_CHOSEN_ON, choose_block, choose_write_layer
+from latentcomm.crossmodal.diagnostics import combined_drift
 from latentcomm.crossmodal.fitting import (
+    FOLDS,
     SoftPromptLearner,
     caption_embeddings,
     caption_length,
+    caption_tokens,
     fit_soft_prompt,
     fit_vision_graft,
+    informed_states,
 )
-from latentcomm.crossmodal.messages import Caption, Eye, NearestLabel, NearestPicture, SoftPrompt, VisionGraft
+from latentcomm.crossmodal.messages import (
+    Caption,
+    Eye,
+    NearestLabel,
+    NearestPicture,
+    NearestWords,
+    SoftPrompt,
+    VisionGraft,
+)
 from latentcomm.crossmodal.parts import Part
 from latentcomm.crossmodal.pictures import PictureSet
-from latentcomm.crossmodal.questions import picture_task
+from latentcomm.crossmodal.questions import Question, picture_task
 from latentcomm.crossmodal.vision import VisionSender, VisionSite
+from latentcomm.drift import DriftReference, fit_drift_reference
+from latentcomm.drift.fitting import FEWEST_ROWS
 from latentcomm.files import digest, write_json
 from latentcomm.models import Model
 from latentcomm.prompts import Template
@@ -31,6 +48,8 @@ from latentcomm.sites import Site
 from latentcomm.training import Schedule, load_weights, save_weights, train
 
 TRAINED = "soft_prompt_trained"
+TRAINED_CONTROL = "trained_other_pictures"
+GRAFT_CONTROL = "graft_shuffled_names"
 CHANNELS = (
     "blind",
     "oracle",
@@ -39,15 +58,24 @@ CHANNELS = (
     "graft",
     "caption",
     "caption_by_map",
+    "caption_by_word",
     "random_encoder",
     "shuffled_names",
+    GRAFT_CONTROL,
+    TRAINED_CONTROL,
 )
 """In the order of tables; see `run.cross_modal`."""
-USUAL = tuple(name for name in CHANNELS if name != TRAINED)
+USUAL = tuple(name for name in CHANNELS if name not in (TRAINED, TRAINED_CONTROL))
 """Those that need no training through the reader."""
-FITTED_CONTROLS = ("random_encoder", "shuffled_names")
+FITTED_CONTROLS = ("random_encoder", "shuffled_names", GRAFT_CONTROL, TRAINED_CONTROL)
 """Channels that are controls themselves: they are not run with other pictures' messages."""
 KIND = "states of pictures"
+BATCH, RATE = 8, 1e-4
+"""Of the training through the reader."""
+DRIFT_STATES = 2_000
+"""The reader's own states that drift is measured against at most."""
+FITTING_RULES = (FOLDS, CHOSEN_ON, LATE, MOST_CHOSEN_ON, PENALTY_RATIOS, BATCH, RATE)
+"""What decides maps beside the plan: what was kept under other ones is made anew."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +142,60 @@ class Fitted:
             "graft": lambda: VisionGraft("graft", self.eye, Site(self.write_layer), self._grafts()),
             "caption": lambda: Caption("caption", self.eye, NearestPicture(self.vectors, self._said)),
             "caption_by_map": lambda: Caption("caption_by_map", self.eye, self._nearest_label()),
+            "caption_by_word": lambda: Caption("caption_by_word", self.eye, self._nearest_words()),
             "random_encoder": self._random_encoder,
             "shuffled_names": lambda: SoftPrompt("shuffled_names", self.eye, self._shuffled_names(), self.n_tokens),
+            GRAFT_CONTROL: lambda: VisionGraft(GRAFT_CONTROL, self.eye, Site(self.write_layer), self._grafts(True)),
+            TRAINED_CONTROL: lambda: SoftPrompt(TRAINED_CONTROL, self.eye, self._trained(True), self.n_tokens),
         }
         return [makers[name]() for name in CHANNELS if name in ("blind", *self.plan.channels)]
 
     def chosen(self) -> dict[str, int]:
-        """The block that is read, and the layer that a graft writes into where there is one."""
+        """The block that is read, the layer that a graft writes into, and the block of the untrained encoder."""
         if not set(self.plan.channels) - {"blind", "oracle"}:
             return {}
-        return {"block": self.block} | ({"write_layer": self.write_layer} if "graft" in self.plan.channels else {})
+        found = {"block": self.block}
+        if {"graft", GRAFT_CONTROL} & set(self.plan.channels):
+            found["write_layer"] = self.write_layer
+        if "random_encoder" in self.plan.channels:
+            found["random_encoder_block"] = self._random_block
+        return found
+
+    def drift(self, channel: Channel, question: Question) -> dict[str, float]:
+        """How far what a channel's map gives lies from the reader's own states; NaN without a map or enough states.
+
+        Soft tokens are held against rows of the reader's embedding table, grafts against its states at that layer once
+        it has read a true caption and a question about a fitting picture. See `diagnostics.combined_drift`.
+        """
+        if not isinstance(channel, SoftPrompt | VisionGraft):
+            return combined_drift(torch.empty(0, self.receiver.d_model), None)
+        maps = channel.mapping if isinstance(channel, SoftPrompt) else channel.maps[question.name]
+        key = digest(maps, self.asked, channel.name, question.name, DRIFT_STATES)[:16]
+        return self._kept.facts(f"drift-{key}", lambda: self._drift(channel, maps, question))
+
+    def _drift(self, channel: SoftPrompt | VisionGraft, mapping: AffineMap, question: Question) -> dict[str, float]:
+        images = [each.image for each in self.asked if question.fact in each.facts]
+        mapped = mapping(channel.eye.vision.read(images, channel.eye.site).float())
+        if isinstance(channel, SoftPrompt):
+            return combined_drift(mapped.reshape(-1, self.receiver.d_model), self._embedding_reference)
+        return combined_drift(mapped, self._state_reference)
+
+    @cached_property
+    def _embedding_reference(self) -> DriftReference | None:
+        table = self.receiver.embedding_table.detach().float().cpu()
+        table = table[table.norm(dim=1) > 0]
+        rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(self.plan.seed))[:DRIFT_STATES]
+        return self._reference(table if len(table) <= DRIFT_STATES else table[rows])
+
+    @cached_property
+    def _state_reference(self) -> DriftReference | None:
+        write, part = Site(self.write_layer), self.part
+        tasks = [picture_task(part.fitting, question, template=self.plan.template) for question in part.questions]
+        states = [informed_states(self.receiver, task, [write])[write] for task in tasks]
+        return self._reference(torch.cat(states).unique(dim=0)[:DRIFT_STATES])
+
+    def _reference(self, own: Float[Tensor, "state d_receiver"]) -> DriftReference | None:
+        return fit_drift_reference(own, seed=self.plan.seed) if len(own) >= FEWEST_ROWS else None
 
     @cached_property
     def asked(self) -> PictureSet:
@@ -146,10 +218,7 @@ class Fitted:
         """The block that is read."""
         if self.plan.block is not None:
             return self.plan.block
-        seen, part = self.seen, self.part
-        return self._kept.number(
-            "block", lambda: choose_block(seen, self.receiver, part, n_tokens=self.n_tokens, seed=self.plan.seed)
-        )
+        return self._kept.number("block", lambda: self._choose_block(self.seen))
 
     @cached_property
     def write_layer(self) -> int:
@@ -191,9 +260,15 @@ class Fitted:
         return tuple(picture.caption for picture in self.part.fitting)
 
     @cached_property
+    def _captions(self) -> tuple[str, ...]:
+        """All that may be said of a picture, each once."""
+        return tuple(dict.fromkeys([*self._said, *self.part.captions]))
+
+    @cached_property
     def _kept(self) -> "_Kept":
         plan, part = self.plan, self.part
         how = (plan.block, plan.write_layer, plan.template, plan.seed, part.pooling, part.grid, list(part.captions))
+        how += FITTING_RULES
         key = digest(self.vision, self.receiver, part.fitting, list(part.questions), *how)
         return _Kept(None if self.folder is None else self.folder / f"maps-{key[:16]}")
 
@@ -201,48 +276,79 @@ class Fitted:
         images = [picture.image for picture in self.part.fitting]
         return vision.pooled(images, pooling=self.part.pooling, grid=self.part.grid)
 
+    def _choose_block(self, seen: Float[Tensor, "layer item d_read"]) -> int:
+        return choose_block(seen, self.receiver, self.part, n_tokens=self.n_tokens, seed=self.plan.seed)
+
     def _soft(self, rows: Float[Tensor, "item d_read"], shuffled: int | None = None) -> AffineMap:
         seed = self.plan.seed
         return fit_soft_prompt(
             rows, self.part.fitting, self.receiver, n_tokens=self.n_tokens, shuffled=shuffled, seed=seed
         )
 
-    def _grafts(self) -> Mapping[str, AffineMap]:
+    def _grafts(self, shuffled: bool = False) -> Mapping[str, AffineMap]:
         part, plan, write = self.part, self.plan, Site(self.write_layer)
         return self._kept.maps(
-            "graft",
+            GRAFT_CONTROL if shuffled else "graft",
             [question.name for question in part.questions],
             lambda: fit_vision_graft(
                 self.vectors, part.fitting, part.questions, self.receiver, [write],
-                template=plan.template, seed=plan.seed,
+                template=plan.template, shuffled=plan.seed if shuffled else None, seed=plan.seed,
             )[write],
         )  # fmt: skip
 
     def _nearest_label(self) -> NearestLabel:
-        captions = tuple(dict.fromkeys([*self._said, *self.part.captions]))
-        return NearestLabel(self.mapping, caption_embeddings(self.receiver, captions, n_tokens=self.n_tokens), captions)
+        known = caption_embeddings(self.receiver, self._captions, n_tokens=self.n_tokens)
+        return NearestLabel(self.mapping, known, self._captions)
+
+    def _nearest_words(self) -> NearestWords:
+        rows = caption_tokens(self.receiver, self._captions, n_tokens=self.n_tokens)
+        return NearestWords(
+            self.mapping, self.receiver, tuple(tuple(dict.fromkeys(at)) for at in zip(*rows, strict=True))
+        )
 
     def _random_encoder(self) -> SoftPrompt:
-        """From an encoder that has learnt nothing, with a map of its own."""
-        blank = self.vision.randomised(seed=self.plan.seed)
-        images = [picture.image for picture in self.part.fitting]
-        own = self._kept.map("random_encoder", lambda: self._soft(blank.read(images, self.site).float()))
-        return SoftPrompt("random_encoder", Eye(blank, self.asked, self.site), own, self.n_tokens)
+        """From an encoder that has learnt nothing, with a map and a block of its own."""
+        site = VisionSite(self._random_block, self.part.pooling, self.part.grid)
+        own = self._kept.map("random_encoder", lambda: self._soft(self._random_seen[site.block].float()))
+        return SoftPrompt("random_encoder", Eye(self._blank, self.asked, site), own, self.n_tokens)
+
+    @cached_property
+    def _blank(self) -> VisionSender:
+        return self.vision.randomised(seed=self.plan.seed)
+
+    @cached_property
+    def _random_seen(self) -> Float[Tensor, "layer item d_read"]:
+        return self._kept.states("random_seen", lambda: self._look(self._blank))
+
+    @cached_property
+    def _random_block(self) -> int:
+        """Chosen as the trained encoder's is, on what this one sees."""
+        if self.plan.block is not None:
+            return self.plan.block
+        return self._kept.number("random_encoder_block", lambda: self._choose_block(self._random_seen))
 
     def _shuffled_names(self) -> AffineMap:
         return self._kept.map("shuffled_names", lambda: self._soft(self.vectors, self.plan.seed))
 
-    def _trained(self) -> AffineMap:
+    def _trained(self, other_pictures: bool = False) -> AffineMap:
+        """The map trained through the reader; or the same on vectors of other pictures, from the map of wrong names."""
         part, plan = self.part, self.plan
         tasks = [picture_task(part.fitting, question, template=plan.template) for question in part.questions]
-        vectors = {each.id: row for each, row in zip(part.fitting, self.vectors, strict=True)}
-        learner = SoftPromptLearner.of(self.receiver, tasks, vectors, self.mapping)
+        rows = self.vectors
+        if other_pictures:
+            order = list(range(len(rows)))
+            random.Random(f"other pictures:{plan.seed}").shuffle(order)
+            rows = rows.clone().index_copy(0, torch.tensor(order), rows[torch.tensor([*order[1:], order[0]])])
+        vectors = {each.id: row for each, row in zip(part.fitting, rows, strict=True)}
+        start = self._shuffled_names() if other_pictures else self.mapping
+        learner = SoftPromptLearner.of(self.receiver, tasks, vectors, start)
         steps = plan.train_steps
-        schedule = Schedule(steps=steps, batch_size=8, learning_rate=1e-4, warmup=steps // 20, seed=plan.seed)
-        path = None if self._kept.folder is None else self._kept.folder / f"training-{steps}.safetensors"
+        schedule = Schedule(steps=steps, batch_size=BATCH, learning_rate=RATE, warmup=steps // 20, seed=plan.seed)
+        file = f"training-{'other-pictures-' if other_pictures else ''}{steps}.safetensors"
         train(
-            learner, schedule, frozen=[self.receiver], checkpoint=path, every=20,
-            progress=self.progress, name="soft prompt",
+            learner, schedule, frozen=[self.receiver],
+            checkpoint=None if self._kept.folder is None else self._kept.folder / file, every=20,
+            progress=self.progress, name=f"soft prompt{', other pictures' if other_pictures else ''}",
         )  # fmt: skip
         return learner.mapping
 
@@ -254,12 +360,15 @@ class _Kept:
     folder: Path | None
 
     def number(self, name: str, make: Callable[[], int]) -> int:
+        return self.facts(name, lambda: {name: make()})[name]
+
+    def facts(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         path = None if self.folder is None else self.folder / f"{name}.json"
         if path is not None and path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))[name]
+            return json.loads(path.read_text(encoding="utf-8"))
         made = make()
         if path is not None:
-            write_json(path, {name: made})
+            write_json(path, made)
         return made
 
     def states(

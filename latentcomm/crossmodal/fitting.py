@@ -1,19 +1,20 @@
 """Maps from what an encoder sees to what a frozen reader takes: in closed form to its words, or trained through it."""
 
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.alignment import AffineMap, fit_ridge
+from latentcomm.alignment import AffineMap, choose_penalty, fit_ridge
 from latentcomm.capture import capture_positions
 from latentcomm.channels.slots import filled
-from latentcomm.crossmodal.messages import around
+from latentcomm.crossmodal.messages import STOP, around
 from latentcomm.crossmodal.pictures import PictureSet
-from latentcomm.crossmodal.questions import AFTER, Question, picture_task
+from latentcomm.crossmodal.questions import Question, picture_task
 from latentcomm.files import digest
 from latentcomm.grafting import LAST
 from latentcomm.learners import answer_ids, answer_logits, cross_entropy
@@ -43,16 +44,26 @@ def caption_embeddings(
         ValueError: a caption of more tokens.
     """
     table = receiver.embedding_table.detach()
-    rows = answer_ids(receiver, [f" {caption}" for caption in captions])
     if n_tokens is None:
+        rows = answer_ids(receiver, [f" {caption}" for caption in captions])
         return torch.stack([table[torch.tensor(ids, device=table.device)].mean(0) for ids in rows]).float().cpu()
-    stop = answer_ids(receiver, [AFTER.strip()])[0][0]
+    full = torch.tensor(caption_tokens(receiver, captions, n_tokens=n_tokens), device=table.device)
+    return table[full].flatten(1).float().cpu()
+
+
+def caption_tokens(receiver: Model, captions: Sequence[str], *, n_tokens: int) -> list[list[int]]:
+    """The ids of each caption where it stands in a prompt, full stops behind those that are shorter.
+
+    Raises:
+        ValueError: a caption of more tokens.
+    """
+    rows = answer_ids(receiver, [f" {caption}" for caption in captions])
+    stop = answer_ids(receiver, [STOP])[0][0]
     if longer := [place for place, ids in enumerate(rows) if len(ids) > n_tokens]:
         raise ValueError(
             f"the caption {captions[longer[0]]!r} has {len(rows[longer[0]])} tokens and there are {n_tokens} places"
         )
-    full = torch.tensor([[*ids, *[stop] * (n_tokens - len(ids))] for ids in rows], device=table.device)
-    return table[full].flatten(1).float().cpu()
+    return [[*ids, *[stop] * (n_tokens - len(ids))] for ids in rows]
 
 
 def fit_soft_prompt(
@@ -68,16 +79,45 @@ def fit_soft_prompt(
     """The ridge map from pictures' vectors to the embeddings of their captions: one a token's place, or their mean.
 
     With Y the embeddings `[item n_tokens * d_receiver]`, what `alignment.fit_ridge` gives, its penalty chosen on whole
-    groups of pictures. `shuffled` seeds an exchange of the captions among the pictures: a map that has learnt nothing.
+    groups of pictures. `shuffled` seeds an exchange of names (`renamed`): the map is fitted to these, with the penalty
+    that the true names get, and is as strong as the true one and wrong.
 
     Raises:
-        ValueError: not one vector a picture, or what the ridge refuses, such as penalty 0 with more features than
-            pairs.
+        ValueError: not one vector a picture, names that cannot be exchanged, or what the ridge refuses, such as
+            penalty 0 with more features than pairs.
     """
     _require_one_each(vectors, pictures)
-    captions = [picture.caption for picture in pictures]
-    target = caption_embeddings(receiver, captions, n_tokens=n_tokens)
-    return _ridge(vectors, target, pictures, penalty=penalty, shuffled=shuffled, seed=seed)
+
+    def target(named: PictureSet) -> Float[Tensor, "item d_out"]:
+        return caption_embeddings(receiver, [picture.caption for picture in named], n_tokens=n_tokens)
+
+    if shuffled is not None and penalty is None:
+        penalty = _penalty(vectors, target(pictures), pictures, seed=seed)
+    named = pictures if shuffled is None else renamed(pictures, seed=shuffled)
+    return _ridge(vectors, target(named), pictures, penalty=penalty, seed=seed)
+
+
+def renamed(pictures: PictureSet, *, seed: int) -> PictureSet:
+    """The pictures with their captions exchanged: all of one caption get one other's, and none keeps its own.
+
+    Raises:
+        ValueError: all pictures have one caption.
+
+    >>> from PIL import Image
+    >>> from latentcomm.crossmodal.pictures import Picture
+    >>> toy = tuple(Picture(str(place), Image.new("RGB", (1, 1)), "aab"[place]) for place in range(3))
+    >>> [each.caption for each in renamed(PictureSet("toy", toy), seed=0)]
+    ['b', 'b', 'a']
+    """
+    names = list(dict.fromkeys(picture.caption for picture in pictures))
+    if len(names) < 2:
+        raise ValueError(
+            f"all {len(pictures)} pictures of {pictures.name!r} are called {names[0]!r} and no name can be exchanged; "
+            "bring pictures of another name, or leave the channels of shuffled names out"
+        )
+    random.Random(f"renamed:{seed}").shuffle(names)
+    other = dict(zip(names, [*names[1:], names[0]], strict=True))
+    return PictureSet(pictures.name, tuple(replace(each, caption=other[each.caption]) for each in pictures))
 
 
 def fit_vision_graft(
@@ -95,22 +135,31 @@ def fit_vision_graft(
     """For every site and question the ridge map from pictures' vectors to the receiver's own state.
 
     The target is the state at the site, at the last token, once the receiver has read the true caption and the
-    question: what a graft at that place replaces, had it known. `shuffled` as for the soft prompt.
+    question: what a graft at that place replaces, had it known. `shuffled` as for the soft prompt: the caption that is
+    read is another's, the question the picture's own.
+
+    A ridge a question into a late layer's answer state is close to a supervised probe of the vectors, read out by the
+    receiver's last layers; `shuffled` is its control.
 
     Raises:
         ValueError: not one vector a picture, a question that no picture answers, or what the ridge refuses.
     """
     _require_one_each(vectors, pictures)
+    named = pictures if shuffled is None else renamed(pictures, seed=shuffled)
     places = {picture.id: place for place, picture in enumerate(pictures)}
     found: dict[Site, dict[str, AffineMap]] = {site: {} for site in writes}
     for question in questions:
         task = picture_task(pictures, question, template=template)
         rows = [places[item.sender] for item in task.items]
         part = PictureSet(pictures.name, tuple(pictures.pictures[row] for row in rows))
-        for site, states in informed_states(receiver, task, writes).items():
-            found[site][question.name] = _ridge(
-                vectors[rows], states, part, penalty=penalty, shuffled=shuffled, seed=seed
-            )
+        wrong = None if shuffled is None else picture_task(named, question, template=template)
+        states = informed_states(receiver, task, writes)
+        read = states if wrong is None else informed_states(receiver, wrong, writes)
+        for site in writes:
+            weight = penalty
+            if wrong is not None and penalty is None:
+                weight = _penalty(vectors[rows], states[site], part, seed=seed)
+            found[site][question.name] = _ridge(vectors[rows], read[site], part, penalty=weight, seed=seed)
     return found
 
 
@@ -134,14 +183,17 @@ def _ridge(
     pictures: PictureSet,
     *,
     penalty: float | int | None,
-    shuffled: int | None,
     seed: int,
 ) -> AffineMap:
-    if shuffled is not None:
-        target = target[torch.randperm(len(target), generator=torch.Generator().manual_seed(shuffled))]
+    penalty = _penalty(vectors, target, pictures, seed=seed) if penalty is None else penalty
+    return fit_ridge(vectors.float(), target, penalty=penalty)
+
+
+def _penalty(
+    vectors: Float[Tensor, "item d_read"], target: Float[Tensor, "item d_out"], pictures: PictureSet, *, seed: int
+) -> float:
     groups = [picture.group for picture in pictures]
-    folds = min(FOLDS, len(set(groups)))
-    return fit_ridge(vectors.float(), target, penalty=penalty, folds=folds, groups=groups, seed=seed)
+    return choose_penalty(vectors.float(), target, folds=min(FOLDS, len(set(groups))), groups=groups, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)

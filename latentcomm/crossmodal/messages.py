@@ -24,6 +24,9 @@ from latentcomm.receiver_input import ReceiverInput
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Item, Task
 
+STOP = AFTER.strip()
+"""What stands behind a caption, and fills up one that is shorter than others."""
+
 
 @dataclass(frozen=True)
 class Eye:
@@ -69,7 +72,8 @@ class SoftPrompt:
     """The vector of a picture, mapped to soft tokens that stand where the words of a caption would.
 
     The receiver reads "Picture:", the tokens, and the question. Each of `n_tokens` soft tokens is d_receiver entries of
-    what the map gives, on the scale of rows of the embedding table.
+    what the map gives, as they are: nothing rescales them, and a ridge map shrinks them towards the mean embedding of
+    the captions it was fitted to.
 
     Source: Merullo et al. 2023, "Linearly mapping from image to text space", arXiv:2209.15162 (there the map is trained
     through the model; in closed form it is fitted to the embeddings of captions, `fitting.fit_soft_prompt`).
@@ -104,7 +108,7 @@ class SoftPrompt:
             ValueError: the message holds no vectors, is meant for another model, or is not of the map's width; a map
                 that does not give `n_tokens` times the receiver's width.
         """
-        mapped = self.mapping(vectors_of(message, self.name, receiver))
+        mapped = mapped_on(self.mapping, vectors_of(message, self.name, receiver), receiver)
         if mapped.shape[1] != self.n_tokens * receiver.d_model:
             raise ValueError(
                 f"the map of {self.name} gives {mapped.shape[1]} entries and {self.n_tokens} soft tokens of "
@@ -116,6 +120,10 @@ class SoftPrompt:
 @dataclass(frozen=True)
 class VisionGraft:
     """The vector of a picture, mapped into a layer of the receiver at the last token of the question.
+
+    With one map a question, into a late layer where the state all but holds the answer, this is close to a supervised
+    probe of the vector that the receiver's last layers read out: what it gets right is in the latents, and says little
+    of what the receiver makes of them.
 
     Attributes:
         write: where.
@@ -154,9 +162,10 @@ class VisionGraft:
             ValueError: the message holds no vectors or is meant for another model, or a question without a map.
         """
         vectors = vectors_of(message, self.name, receiver)
-        mapped = torch.stack([self._map_of(item)(row) for item, row in zip(task.items, vectors, strict=True)])
+        each = [mapped_on(self._map_of(item), row, receiver) for item, row in zip(task.items, vectors, strict=True)]
         return ReceiverInput(
-            receiver_prompts(receiver, task), (Graft(self.write, LAST, mapped.to(receiver.dtype), self.fusion),)
+            receiver_prompts(receiver, task),
+            (Graft(self.write, LAST, torch.stack(each).to(receiver.dtype), self.fusion),),
         )
 
     def _map_of(self, item: Item) -> AffineMap:
@@ -211,8 +220,54 @@ class NearestLabel:
 
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
         """By cosine, the mean of all captions taken away."""
-        places = nearest(self.mapping(vectors), self.targets, self.targets.double().mean(0))
+        places = nearest(
+            self.mapping(vectors.to(self.mapping.weight.device)), self.targets, self.targets.double().mean(0)
+        )
         return [self.captions[place] for place in places.tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class NearestWords:
+    """What the soft prompt's own map gives, each soft token rounded to the nearest token that captions have there.
+
+    The soft prompt's message in words: it can say captions that no picture has had, one token a place. Full stops at
+    the end, which fill captions up, are not said.
+
+    Attributes:
+        mapping: from a vector to the embeddings of a caption's tokens, one behind the other.
+        receiver: whose embeddings and tokens these are.
+        places: of each soft token the ids that may stand there.
+
+    Raises:
+        ValueError: a place without a token, or a map that does not give one embedding a place.
+    """
+
+    mapping: AffineMap
+    receiver: Model
+    places: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.places or not all(self.places):
+            raise ValueError("there is a place at which no token may stand; give every soft token at least one")
+        if self.mapping.d_out != len(self.places) * self.receiver.d_model:
+            raise ValueError(
+                f"the map gives {self.mapping.d_out} entries and {len(self.places)} tokens of {self.receiver.name} "
+                f"take {len(self.places) * self.receiver.d_model}; fit one for this receiver"
+            )
+
+    def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
+        """By Euclidean distance; of equally near ones the first."""
+        rows = self.mapping(vectors.to(self.mapping.weight.device)).double().cpu()
+        mapped = rows.unflatten(1, (len(self.places), -1))
+        table = self.receiver.embedding_table.detach()
+        said: list[list[int]] = [[] for _ in mapped]
+        for place, ids in enumerate(self.places):
+            known = table[torch.tensor(ids, device=table.device)].double().cpu()
+            for row, found in zip(said, torch.cdist(mapped[:, place], known).argmin(1).tolist(), strict=True):
+                row.append(ids[found])
+        decode = self.receiver.require_tokenizer().decode
+        texts = [decode(row, clean_up_tokenization_spaces=False) for row in said]
+        return [text.strip().rstrip(STOP).rstrip() for text in texts]
 
 
 @dataclass(frozen=True)
@@ -256,7 +311,7 @@ class Caption:
 
 
 def vectors_of(message: Message, name: str, receiver: Model) -> Float[Tensor, "item d_read"]:
-    """The vectors of a message, on the receiver's device.
+    """The vectors of a message, where they are.
 
     Raises:
         ValueError: it is meant for another model, or holds none.
@@ -264,7 +319,12 @@ def vectors_of(message: Message, name: str, receiver: Model) -> Float[Tensor, "i
     message.check_receiver(receiver)
     if message.vectors is None or message.vectors.ndim != 2:
         raise ValueError(f"the channel {name} needs a message with one vector a picture and got {message.origin}")
-    return message.vectors.to(receiver.device)
+    return message.vectors
+
+
+def mapped_on(mapping: AffineMap, rows: Float[Tensor, "*item d_read"], receiver: Model) -> Float[Tensor, "*item d_out"]:
+    """What a map gives, computed where the map is, then on the receiver's device: maps are kept on the processor."""
+    return mapping(rows.to(mapping.weight.device)).to(receiver.device)
 
 
 def in_words_place(

@@ -21,6 +21,8 @@ from latentcomm.tasks.base import Task
 __all__ = ["CHANNELS", "USUAL", "CrossModal", "Part", "Plan", "cross_modal", "digit_parts", "exchangeable"]
 
 PLAN = Plan()
+CONTROLS = ("shuffled", "zero", "random")
+"""Run with every channel that is no control itself and has such content; a reader has no picture of its own to send."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +60,14 @@ def cross_modal(
 
     Channels: "blind" (the question alone), "oracle" (the true caption), "soft_prompt" and "graft" (latents through
     ridge maps), "soft_prompt_trained" where the plan asks, "caption" (that of the nearest fitting picture by the same
-    latents), "caption_by_map" (the caption nearest to what the soft prompt's map gives), "random_encoder" (a soft
-    prompt from an untrained encoder of the same form with its OWN fitted map) and "shuffled_names" (from a map fitted
-    to captions of other pictures). All but these last two are also run with the messages of other pictures
-    ("shuffled"). Nothing is fitted or chosen on a picture that is asked about. With `checkpoint` a run that was
-    stopped goes on.
+    latents), "caption_by_map" (the caption nearest to what the soft prompt's map gives), "caption_by_word" (what that
+    map gives, each soft token rounded to the nearest token of captions), "random_encoder" (a soft prompt from an
+    untrained encoder of the same form with its OWN fitted map and its own chosen block), "shuffled_names" and
+    "graft_shuffled_names" (maps fitted to names that were exchanged) and, where the plan asks, "trained_other_pictures"
+    (the same training with vectors of other pictures). Soft prompts, grafts and captions that are no controls
+    themselves are also run with the messages of other pictures ("shuffled"), soft prompts and grafts with the zero
+    vector and a random one of the same norm ("zero", "random"); blind and oracle have no message to exchange. Nothing
+    is fitted or chosen on a picture that is asked about. With `checkpoint` a run that was stopped goes on.
 
     Raises:
         ValueError: no part, two of one name, or what fitting and evaluation refuse.
@@ -72,6 +77,8 @@ def cross_modal(
     folder = None if checkpoint is None else Path(checkpoint)
     trials: dict[tuple[str, str, str], list[Trial]] = {}
     chosen: dict[str, Mapping[str, int]] = {}
+    groups: dict[str, str] = {}
+    drift: dict[tuple[str, str, str], Mapping[str, float]] = {}
     for part in parts:
         fitted = Fitted(vision, receiver, part, plan, folder, progress)
         channels, chosen[part.name] = fitted.channels(), fitted.chosen()
@@ -81,16 +88,18 @@ def cross_modal(
         for question in part.questions:
             task = exchangeable(picture_task(fitted.asked, question, template=plan.template))
             task = distinct_choices(task, receiver.first_token, seed=plan.seed)
+            groups |= {item.id: f"{part.name}/{item.tags['group']}" for item in task.items}
             told: dict[str, tuple[Message, Cost]] = {}
             found: list[Trial] = []
             for channel in track(channels, f"{part.name}: {question.name}", total=len(channels), shown=progress):
                 found += evaluate(
                     channel, receiver, receiver, task, seed=plan.seed,
-                    controls=() if channel.name in FITTED_CONTROLS else ("shuffled",),
+                    controls=() if channel.name in FITTED_CONTROLS else CONTROLS,
                     reply_tokens=plan.reply_tokens, checkpoint=folder, told=told,
                 )  # fmt: skip
             trials[part.name, question.name, question.type] = found
-    return CrossModal(picture_table(trials, seed=plan.seed), trials, chosen)
+            drift |= {(part.name, question.name, each.name): fitted.drift(each, question) for each in channels}
+    return CrossModal(picture_table(trials, groups=groups, drift=drift, seed=plan.seed), trials, chosen)
 
 
 def exchangeable(task: Task) -> Task:

@@ -95,7 +95,13 @@ def small_vit(
         ValueError: a file that holds something else.
     """
     kept = None if path is None else Path(path)
+    numbers = digit_halves(seed=seed).fitting
+    sets = (
+        one_digit(numbers, n=n_pictures // 2, seed=seed + 1_000),  # other drawings than those that maps are fitted on
+        four_cells(numbers, n=n_pictures - n_pictures // 2, seed=seed + 1_000),
+    )
     wanted = {"seed": seed, "steps": steps, "n_pictures": n_pictures, "sizes": dict(SIZES)}
+    wanted |= {"batch": BATCH, "rate": RATE, "pictures": digest(list(sets))}
     encoder = _untrained(seed)
     name = f"small-vit-{seed}"
     if kept is not None and kept.exists():
@@ -104,11 +110,6 @@ def small_vit(
             raise ValueError(f"{kept.name} holds the encoder of {facts} and not of {wanted}; give another path")
         encoder.load_state_dict(weights)
         return VisionSender(encoder, PIXELS, name)
-    numbers = digit_halves(seed=seed).fitting
-    sets = (
-        one_digit(numbers, n=n_pictures // 2, seed=seed + 1_000),  # other drawings than those that maps are fitted on
-        four_cells(numbers, n=n_pictures - n_pictures // 2, seed=seed + 1_000),
-    )
     draw = torch.Generator().manual_seed(seed)
     sizes = {"digit": len(WORDS), "ink": len(INKS), "cell": len(WORDS) + 1}
     heads = {head: 0.02 * torch.randn(n, SIZES["hidden_size"], generator=draw) for head, n in sizes.items()}

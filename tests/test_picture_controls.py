@@ -1,0 +1,268 @@
+"""Controls of pictures are what they say, and the table holds the right channels against each other."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from seeing import country_pictures, noise, sender
+from test_crossmodal import WHERE, part
+from tiny import COUNTRIES, build, model, states
+
+from latentcomm.alignment import AffineMap
+from latentcomm.crossmodal import choosing, fitted, fitting
+from latentcomm.crossmodal.choosing import choose_block, choose_write_layer
+from latentcomm.crossmodal.fitted import Fitted, Plan
+from latentcomm.crossmodal.fitting import caption_embeddings, fit_soft_prompt, fit_vision_graft, renamed
+from latentcomm.crossmodal.messages import SoftPrompt, VisionGraft
+from latentcomm.crossmodal.parts import Part
+from latentcomm.crossmodal.pictures import Picture, PictureSet
+from latentcomm.crossmodal.questions import picture_task
+from latentcomm.crossmodal.run import cross_modal
+from latentcomm.crossmodal.table import AGAINST, picture_table
+from latentcomm.evaluation import Trial
+from latentcomm.sites import Site
+from latentcomm.stats import mcnemar_exact, paired_bootstrap
+
+
+def reader() -> Any:
+    return build("llama", dtype=torch.float32)
+
+
+def test_exchanged_names_keep_pictures_of_one_name_together_and_none_keeps_its_own() -> None:
+    pictures = country_pictures(24)
+    found = renamed(pictures, seed=0)
+    pairs = {(old.caption, new.caption) for old, new in zip(pictures, found, strict=True)}
+    assert len(pairs) == 8 and all(old != new for old, new in pairs)
+    assert {new for _, new in pairs} == set(COUNTRIES)
+    assert [each.facts for each in found] == [each.facts for each in pictures]
+    assert [each.caption for each in renamed(pictures, seed=1)] != [each.caption for each in found]
+    with pytest.raises(ValueError, match="no name can be exchanged"):
+        renamed(PictureSet("same", tuple(replace(each, caption="x") for each in pictures)), seed=0)
+
+
+@pytest.mark.parametrize("kind", ["soft prompt", "graft"])
+def test_a_map_of_exchanged_names_is_as_strong_as_the_true_one_and_says_other_names(kind: str) -> None:
+    receiver, pictures, site = model("llama"), country_pictures(48), Site(1)
+    wrong_names = renamed(pictures, seed=3)
+    target = caption_embeddings(receiver, [each.caption for each in pictures], n_tokens=1)
+    wrong_target = caption_embeddings(receiver, [each.caption for each in wrong_names], n_tokens=1)
+    seen = target @ states(receiver.d_model, 40, dtype=torch.float32) + 0.3 * states(48, 40, seed=1).float()
+    if kind == "graft":
+        task, wrong = (picture_task(each, WHERE) for each in (pictures, wrong_names))
+        target = fitting.informed_states(receiver, task, [site])[site]
+        wrong_target = fitting.informed_states(receiver, wrong, [site])[site]
+
+    def fitted_map(shuffled: int | None) -> AffineMap:
+        if kind == "soft prompt":
+            return fit_soft_prompt(seen, pictures, receiver, n_tokens=1, shuffled=shuffled)
+        return fit_vision_graft(seen, pictures, [WHERE], receiver, [site], shuffled=shuffled)[site]["identity"]
+
+    true, false = fitted_map(None), fitted_map(3)
+    assert true.r_squared(seen, target) > 0.7 and false.r_squared(seen, wrong_target) > 0.7
+    assert false.r_squared(seen, target) < 0.2
+    assert 0.7 < false(seen).std(0).norm() / true(seen).std(0).norm() < 1.4
+
+
+def test_the_random_encoder_has_its_own_map_and_block() -> None:
+    vision, given, plan = sender(), part(), Plan(channels=("soft_prompt", "random_encoder"))
+    whole = Fitted(vision, reader(), given, plan)
+    _, soft, blank = whole.channels()
+    assert isinstance(soft, SoftPrompt) and isinstance(blank, SoftPrompt)
+    images = [each.image for each in given.fitting]
+    untrained = vision.randomised(seed=plan.seed)
+    seen = untrained.pooled(images, pooling="class")
+    block = choose_block(seen, whole.receiver, given, n_tokens=1)
+    assert blank.eye.vision.fingerprint == untrained.fingerprint != soft.eye.vision.fingerprint
+    assert blank.eye.site.block == block == whole.chosen()["random_encoder_block"]
+    own = fit_soft_prompt(seen[block].float(), given.fitting, whole.receiver, n_tokens=1)
+    assert torch.equal(blank.mapping.weight, own.weight)
+    assert not torch.allclose(blank.mapping.weight, soft.mapping.weight)
+    fixed = Fitted(vision, whole.receiver, given, replace(plan, block=2)).channels()[2]
+    assert isinstance(fixed, SoftPrompt) and fixed.eye.site.block == 2
+
+
+def test_captions_and_soft_prompts_read_one_block() -> None:
+    plan = Plan(channels=("soft_prompt", "graft", "caption", "caption_by_map", "caption_by_word"), write_layer=1)
+    found: list[Any] = Fitted(sender(), reader(), part(), plan).channels()[1:]
+    assert len({(each.eye.site, each.eye.vision.fingerprint) for each in found}) == 1
+    images = [each.image for each in part().fitting]
+    known = found[2].captioner.known
+    assert torch.equal(known, found[0].eye.vision.read(images, found[0].eye.site).float())
+    assert found[3].captioner.mapping is found[4].captioner.mapping is found[0].mapping
+
+
+def planted_part(n: int = 64) -> tuple[Part, torch.Tensor]:
+    """A part, and what three blocks see of its fitting pictures: noise, their names, and noise."""
+    given = part(n)
+    target = caption_embeddings(model("llama"), [each.caption for each in given.fitting], n_tokens=1)
+    rows = len(given.fitting)
+    told = target / target.std() + 0.1 * states(rows, target.shape[1], dtype=torch.float32)
+    others = [states(*told.shape, seed=seed, dtype=torch.float32) for seed in (1, 2)]
+    return given, torch.stack([others[0], told, others[1]])
+
+
+def test_the_block_that_tells_names_is_chosen() -> None:
+    given, seen = planted_part()
+    assert choose_block(seen, model("llama"), given, n_tokens=1) == 1
+    assert choose_block(seen.roll(1, 0), model("llama"), given, n_tokens=1) == 2
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_the_layer_at_which_most_is_right_is_chosen(best: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver = model("llama")
+    assert receiver.n_layers > 2
+    monkeypatch.setattr(choosing, "LATE", (0.0, 1 / receiver.n_layers + 0.01))
+    given, seen = planted_part()
+
+    def right(channel: VisionGraft, *_: Any, **__: Any) -> float:
+        return 0.9 if channel.write.layer == best else 0.2
+
+    monkeypatch.setattr(choosing, "_accuracy", right)
+    assert choose_write_layer(sender(), seen[1], receiver, given, 1) == best
+    monkeypatch.setattr(choosing, "_accuracy", lambda *_, **__: 0.5)
+    assert choose_write_layer(sender(), seen[1], receiver, given, 1) == 1  # equal ones: the later
+
+
+def test_a_layer_is_judged_by_the_choices_that_the_evaluation_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver = model("llama")
+    drawn: list[tuple[Any, ...]] = []
+
+    def draw(*given: Any, **options: Any) -> Any:
+        drawn.append((given[0].name, options["seed"]))
+        return [(item.choice,) for item in given[0].items]
+
+    given, seen = planted_part()
+    vision = sender()
+    monkeypatch.setattr(choosing, "draw_choices", draw)
+    channel = Fitted(vision, receiver, given, Plan(channels=("soft_prompt",), block=1)).channels()[1]
+    task = picture_task(given.testing, WHERE)
+    assert choosing._accuracy(channel, receiver, task, seed=5) == 1.0
+    assert drawn == [(task.name, 5)]
+    assert len(seen) == 3
+
+
+def test_a_choice_without_pictures_to_choose_on_names_the_remedy() -> None:
+    pictures = country_pictures(8)
+    two = PictureSet("two", tuple(replace(each, group=f"g{int(each.id) % 2}") for each in pictures))
+    small = Part("two", two, PictureSet("t", (Picture("t", noise(9), "Peru", {"identity": "Peru"}),)), (WHERE,))
+    with pytest.raises(ValueError, match=r"has 2 groups of fitting pictures.*give both the block and the write layer"):
+        choose_block(states(3, 8, 16), model("llama"), small, n_tokens=1)
+
+
+def answered(channel: str, right: str, condition: str = "message") -> list[Trial]:
+    """Trials of pictures in order, right where the text has a 1."""
+    return [
+        Trial(f"p{place}", "x", channel, condition, "", each == "1", "", each == "1", 4)
+        for place, each in enumerate(right)
+    ]
+
+
+BY_HAND = [
+    *answered("blind", "00000000"), *answered("soft_prompt", "11111100"),
+    *answered("soft_prompt", "10000000", "shuffled"),
+    *answered("caption", "11110001"), *answered("caption_by_map", "00001111"), *answered("caption_by_word", "11111111"),
+    *answered("random_encoder", "01000000"), *answered("shuffled_names", "00000001"),
+]  # fmt: skip
+VERDICTS = {key: [mark == "1" for mark in marks] for key, marks in {
+    "blind": "00000000", "caption": "11110001", "caption_by_map": "00001111", "caption_by_word": "11111111",
+    "random_encoder": "01000000", "shuffled_names": "00000001", "shuffled": "10000000",
+}.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("base", AGAINST)
+def test_a_row_is_held_against_each_other_channel_on_the_same_pictures(base: str) -> None:
+    found = picture_table({("digits", "identity", "identity"): BY_HAND})
+    rows = found[(found["metric"] == "choices") & (found["condition"] == "message")].set_index("channel")
+    own = [mark == "1" for mark in "11111100"]
+    expected = (6 - sum(VERDICTS[base])) / 8  # better than the base is above 0
+    row = rows.loc["soft_prompt"]
+    assert row[f"over_{base}"] == pytest.approx(expected)
+    assert row[f"p_{base}"] == mcnemar_exact(own, VERDICTS[base]).p_value
+    gain = paired_bootstrap(own, VERDICTS[base])
+    assert (row[f"over_{base}_low"], row[f"over_{base}_high"]) == (gain.low, gain.high)
+    if base != "shuffled":
+        assert math.isnan(rows.loc[base, f"over_{base}"])  # nothing is held against itself
+        assert rows.loc[base, "over_blind"] > 0 or base == "blind"
+    assert row["units"] == 8
+
+
+def test_pictures_of_one_group_are_drawn_together() -> None:
+    groups = {f"p{place}": "ab"[place // 4] for place in range(8)}
+    trials = {("digits", "identity", "identity"): BY_HAND}
+    found = picture_table(trials, groups=groups)
+    row = found[(found["channel"] == "soft_prompt") & (found["metric"] == "choices")].iloc[0]
+    own = [mark == "1" for mark in "11111100"]
+    gain = paired_bootstrap(own, VERDICTS["blind"], groups=list("aaaabbbb"))
+    assert (row["over_blind_low"], row["over_blind_high"], row["units"]) == (gain.low, gain.high, 2)
+    assert (gain.low, gain.high) != (paired_bootstrap(own, VERDICTS["blind"]).low, 1.0)
+    one = picture_table(trials, groups=dict.fromkeys(groups, "a")).iloc[2]
+    assert one["over_blind"] == row["over_blind"] and math.isnan(one["over_blind_low"])
+    with pytest.raises(ValueError, match="'p7' is in no group"):
+        picture_table(trials, groups={f"p{place}": "a" for place in range(7)})
+
+
+def test_the_job_gives_the_groups_of_its_pictures() -> None:
+    fitting, testing = country_pictures(48).split(seed=0, fraction=0.6)
+    drawn = PictureSet(testing.name, tuple(replace(each, group=f"t{n // 2}") for n, each in enumerate(testing)))
+    given = Part("countries", fitting, drawn, (WHERE,))
+    plan = Plan(channels=("caption",), reply_tokens=1, block=1)
+    table = cross_modal(sender(), reader(), [given], plan=plan).table
+    assert set(table["units"]) < set(range(2, 2 + len(drawn) // 2)) and table["n"].max() > table["units"].max()
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"template": "chat"}, {"train_steps": 3}], ids=lambda change: next(iter(change))
+)
+def test_two_plans_on_one_checkpoint_do_not_share_maps(change: Mapping[str, Any], tmp_path: Path) -> None:
+    receiver, vision = reader(), sender()
+    channels = ("graft", "soft_prompt_trained")
+    plan = Plan(channels=channels, block=1, write_layer=1, train_steps=2)
+    other = replace(plan, **change)
+
+    def weights(which: Plan, folder: Path | None) -> list[torch.Tensor]:
+        _, trained, graft = Fitted(vision, receiver, part(24), which, folder).channels()
+        assert isinstance(trained, SoftPrompt) and isinstance(graft, VisionGraft)
+        return [trained.mapping.weight, graft.maps["identity"].weight]
+
+    first, alone = weights(plan, tmp_path), weights(other, None)
+    assert all(map(torch.equal, weights(other, tmp_path), alone))
+    assert all(map(torch.equal, weights(plan, tmp_path), first))
+    assert not torch.equal(alone[0], first[0])
+
+
+def test_rules_of_fitting_are_in_the_key_of_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(channels=("caption",))
+    Fitted(sender(), reader(), part(24), plan, tmp_path).channels()
+    Fitted(sender(), reader(), part(24), plan, tmp_path).channels()
+    assert len(list(tmp_path.iterdir())) == 1
+    for number, rule in enumerate(fitted.FITTING_RULES):
+        rules = [*fitted.FITTING_RULES]
+        rules[number] = (0.5,) if isinstance(rule, tuple) else rule / 2
+        monkeypatch.setattr(fitted, "FITTING_RULES", tuple(rules))
+        assert len({Fitted(sender(), reader(), part(24), plan, tmp_path)._kept.folder, *tmp_path.iterdir()}) == 2
+
+
+def test_training_on_other_pictures_starts_from_wrong_names_and_sees_no_picture_with_its_own_vector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = part(24)
+    whole = Fitted(sender(), reader(), given, Plan(channels=("trained_other_pictures",), block=1, train_steps=1))
+    seen: list[tuple[Any, AffineMap]] = []
+    real = fitting.SoftPromptLearner.of.__func__
+
+    def of(cls: Any, receiver: Any, tasks: Any, vectors: Any, start: AffineMap) -> Any:
+        seen.append((vectors, start))
+        return real(cls, receiver, tasks, vectors, start)
+
+    monkeypatch.setattr(fitting.SoftPromptLearner, "of", classmethod(of))
+    whole.channels()
+    ((vectors, start),) = seen
+    own = {each.id: row for each, row in zip(given.fitting, whole.vectors, strict=True)}
+    assert not any(torch.equal(vectors[name], own[name]) for name in own)
+    as_rows = lambda rows: sorted(map(tuple, torch.stack(list(rows)).tolist()))  # noqa: E731
+    assert as_rows(vectors.values()) == as_rows(own.values())
+    assert not torch.allclose(start.weight, whole.mapping.weight)
