@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
+from latentcomm.crossmodal.parts import held_out
 from latentcomm.crossmodal.run import CrossModal
 from latentcomm.crossmodal.table import CAPTIONS
 from latentcomm.crossmodal.vision import VisionSender
@@ -30,7 +31,7 @@ def crossmodal_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
     return accuracy_by_question(
         table,
         title=f"What does a reader know of pictures? {settings['vision']} to {settings['receiver']}",
-        note="Choices; pictures on which nothing was fitted or chosen; 95 % Wilson intervals over pictures.",
+        note=f"Choices; 95 % Wilson intervals over pictures. {held_out(table['part'].unique())}",
     )
 
 
