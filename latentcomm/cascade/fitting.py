@@ -59,7 +59,7 @@ def fit_hand_off(
     texts = map_documents() if documents is None else list(documents)
     limit = map_tokens(large, small) if max_tokens is None else max_tokens
     tokens = pair_tokens(large, small, texts, max_tokens=limit)
-    used = (tokens.sender_position > 0) & (tokens.receiver_position > 0)
+    used = tokens.after_first
     place = EMBEDDING if isinstance(write, str) else write
     source = _states(large, tokens.sender, read, tokens.document, tokens.sender_position)[used]
     target = _states(small, tokens.receiver, place, tokens.document, tokens.receiver_position)
@@ -70,7 +70,7 @@ def fit_hand_off(
     if isinstance(write, str):
         depth = EMBEDDING if read == EMBEDDING else round((read + 1) * small.n_layers / large.n_layers) - 1
         twice = pair_tokens(small, small, texts, max_tokens=limit)
-        kept = twice.sender_position > 0
+        kept = twice.after_first
         own = [_states(small, twice.sender, layer, twice.document, twice.sender_position) for layer in (depth, place)]
         back = fit_ridge(own[0][kept], own[1][kept], folds=folds, groups=twice.document[kept], seed=seed)
         itself = LatentHandOff(depth, write, back, reference=reference, name=name)

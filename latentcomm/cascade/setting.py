@@ -22,7 +22,7 @@ from latentcomm.cascade.trials import (
 )
 from latentcomm.cost import ModelSize
 from latentcomm.files import digest
-from latentcomm.models import Model
+from latentcomm.models import Model, fingerprints
 from latentcomm.progress import track
 from latentcomm.tasks.base import Task
 
@@ -67,7 +67,7 @@ class Setting:
         if folder is not None:
             if large.has_hooks or small.has_hooks:
                 raise ValueError("trials of a model with hooks attached cannot be kept: they are in no name")
-            prints = (large.fingerprint, large.fingerprint if small is large else small.fingerprint)
+            prints = fingerprints(large, small)
         return cls(large, small, task, (ModelSize.of(large), ModelSize.of(small)), folder, prints, shown)
 
     def alone(self, openings: Openings, alone: Mapping[int, Opening]) -> list[CascadeTrial]:
