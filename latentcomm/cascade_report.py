@@ -12,7 +12,7 @@ from rich.table import Table
 
 from latentcomm.cascade import CascadeSweep, Openings, Oracle, Stop
 from latentcomm.cascade.run import choose
-from latentcomm.cascade.trials import LARGE_ALONE, SELF_CONSISTENCY, SMALL_ALONE
+from latentcomm.cascade.trials import CONTROLS, LARGE_ALONE, SMALL_ALONE
 from latentcomm.evaluation import MESSAGE
 from latentcomm.models import Model
 from latentcomm.plots import cascade_curves, cascade_front, opening_signals
@@ -69,8 +69,8 @@ def curves_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure
         table,
         title=f"How much must the large model write? {_pair(settings)}",
         note=f"{_items(table)}; 95 % Wilson intervals over items. Tokens of a stop: the mean that it hands over. "
-        "Another item's opening, the small model's own and its vote at equal cost stand beside every number; the "
-        "oracle knows the answers and is no policy.",
+        "The controls stand beside every number, those of states where states pass; the oracle knows the answers and "
+        "is no policy.",
     )
 
 
@@ -151,6 +151,7 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
         "answer in opening",
         "accuracy without",
         "other",
+        "zero / random",
         "own",
         "vote",
         "p",
@@ -162,7 +163,9 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
         if row["condition"] not in (SMALL_ALONE, LARGE_ALONE, MESSAGE):
             continue
         is_alone = row["condition"] != MESSAGE
-        controls = [beside.get((row["hand_off"], row["stop"], each)) for each in ("other", "own", SELF_CONSISTENCY)]
+        other, zero, random, own, vote = (
+            _accuracy(beside.get((row["hand_off"], row["stop"], each))) for each in CONTROLS
+        )
         shown.add_row(
             row["condition"] if is_alone else spoken(row["hand_off"]),
             "" if is_alone else row["stop"],
@@ -170,7 +173,7 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
             f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
             "" if is_alone else f"{row['in_opening']:.2f}",
             "" if is_alone or not row["without_n"] else _without(row),
-            *("" if each is None else f"{each['accuracy']:.2f}" for each in controls),
+            *(other, f"{zero} / {random}".strip(" /"), own, vote),
             " / ".join(_p(row[f"p_{name}"]) for name in ("small", "large", "other")),
             f"{row['flops'] / 1e9:.3g}",
         )
@@ -185,6 +188,10 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
 
 def _without(row: Mapping[str, Any]) -> str:
     return f"{row['without_accuracy']:.2f} (n = {row['without_n']}, small alone {row['without_small']:.2f})"
+
+
+def _accuracy(row: Mapping[str, Any] | None) -> str:
+    return "" if row is None else f"{row['accuracy']:.2f}"
 
 
 def _p(value: float) -> str:

@@ -111,12 +111,24 @@ def cascade_rows(task: str) -> list[str]:
     table = pd.read_csv(FIGURES / f"fig11_cascade_{task}.csv", dtype={"stop": str})
     rows = {(row["hand_off"], row["stop"], row["condition"]): row for row in table.to_dict("records")}
     large = rows["none", "all", "large alone"]
-    head = ["hand-off", "n or stop", "tokens", "accuracy", "answer not in opening", "other's", "own", "vote"]
+    of_states = [each for each in ("zero", "random") if each in set(table["condition"])]
+    names = ("other", *of_states, "own", "self-consistency")
+    head = [
+        "hand-off",
+        "n or stop",
+        "tokens",
+        "accuracy",
+        "answer not in opening",
+        "other's",
+        *of_states,
+        "own",
+        "vote",
+    ]
     lines = [[*head, "cost", "p small", "p large", "p other's"]]
     for name, stop, condition in [("none", "0", "small alone"), ("none", "all", "large alone"), *rows]:
         row = rows[name, stop, condition]
         if (condition == "message" and (stop != "0")) or len(lines) < 3:
-            controls = [rows.get((name, stop, each)) for each in ("other", "own", "self-consistency")]
+            controls = [rows.get((name, stop, each)) for each in names]
             lines.append(
                 [
                     condition if name == "none" else name,

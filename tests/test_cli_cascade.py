@@ -44,14 +44,8 @@ class TestCascade:
         for ending, plot in PLOTS.items():
             check_replot(f"c{ending}", tmp_path, plot)
         table = pd.read_csv(tmp_path / "c.csv", dtype={"stop": str})
-        assert set(table["condition"]) == {
-            "small alone",
-            "large alone",
-            "message",
-            "other",
-            "own",
-            "self-consistency",
-        }
+        expected = {"small alone", "large alone", "message", "other", "own", "self-consistency"}
+        assert set(table["condition"]) == expected  # text has no states that could be empty
         assert list(table.query("condition == 'message'")["stop"]) == ["0", "2", "5", "confident", "oracle"]
         assert (table["n"] == 6).all() and (table["flops"] > 0).all()
         for words in ("small alone", "large alone", "text", "confident", "oracle", "6 items"):
@@ -101,12 +95,14 @@ class TestCascade:
         texts = [f"{each.prompt} {each.reply}" for each in knowing_texts(300)]
         corpus = tmp_path / "sums.jsonl"
         corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-        more = ("--hand-off", "text,graft", "--corpus", corpus, "--controls", "other", "--read-layer", "0")
+        more = ("--hand-off", "text,graft", "--corpus", corpus, "--controls", "other,zero,random", "--read-layer", "0")
         result = cascade(pair, tmp_path / "out", *more)
         assert result.exit_code == 0, result.output
         table = pd.read_csv(tmp_path / "out" / "c.csv").query("condition == 'message'")
         drift = table.groupby("hand_off")["drift"].max()
         assert 0 <= drift["graft"] <= 1 and pd.isna(drift["text"])
+        emptied = pd.read_csv(tmp_path / "out" / "c.csv").query("condition in ['zero', 'random']")
+        assert set(emptied["hand_off"]) == {"graft"} and set(emptied["condition"]) == {"zero", "random"}
 
 
 class TestWhatIsWrong:

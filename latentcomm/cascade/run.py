@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from latentcomm.cascade.hand_offs import HandOff
+from latentcomm.cascade.hand_offs import EMPTY, HandOff
 from latentcomm.cascade.openings import Opening, Openings, write_openings
 from latentcomm.cascade.setting import ALL, Setting, Side
 from latentcomm.cascade.stops import FixedTokens, Oracle, Stop
@@ -138,13 +138,14 @@ def sweep_cascade(
     by the largest n hands over there. n = 0 is the small model alone, and where the large model had ended, or wrote
     `task.reply_tokens`, its reply stands and nothing is left to do. Each pair of item and n is run once a hand-off.
 
-    Controls, beside "small alone" and "large alone" which are always there, at every n above 0: "other", the opening
-    of another item with another answer, n tokens of it (where it ended before, it stands as the reply, which is then
-    wrong by construction: the share `finished` says how often); "own", the small model's own opening
-    through the same hand-off (by text, by keys and values, and by `Replace` at a layer that is the small model alone by
-    construction: the same replies at another price); "self-consistency", the majority of m sampled replies of
-    the small model (temperature 0.7), m the mean cost of the cascade over that of a reply, rounded, at least 1. A vote
-    of one or two is hardly more than one sampled reply; there "small alone" is the stronger control.
+    Controls, beside "small alone" and "large alone" which are always there, at every n above 0: "other", the opening of
+    another item with another answer, n tokens of it (where it ended before, it stands as the reply, which is then wrong
+    by construction: the share `finished` says how often); "zero" and "random", where states pass, zeros and random
+    directions of the same norms in their place; "own", the small model's own opening through the same hand-off (by
+    text, by keys and values, and by `Replace` at a layer that is the small model alone by construction: the same
+    replies at another price); "self-consistency", the majority of m sampled replies of the small model (temperature
+    0.7), m the mean cost of the cascade over that of a reply, rounded, at least 1. A vote of one or two is hardly more
+    than one sampled reply; there "small alone" is the stronger control.
 
     With `checkpoint` what is done is kept there and not run again. Same seed, same trials.
 
@@ -187,6 +188,10 @@ def sweep_cascade(
         if OTHER in controls:
             side = Side(openings, exchanged, hand_off, is_small=False)
             trials += setting.trials(side, OTHER, name, above, alone)
+        for control in EMPTY:
+            if control in controls and (empty := hand_off.emptied(control, seed=seed)) is not None:
+                side = Side(openings, range(len(openings)), empty, is_small=False)
+                trials += setting.trials(side, control, name, above, alone)
         if (itself := selves.get(name)) is not None:
             side = Side(mine, range(len(mine)), itself, is_small=True)
             trials += setting.trials(side, OWN, name, above, alone)

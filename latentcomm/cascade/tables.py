@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from latentcomm.cascade.hand_offs import RANDOM
 from latentcomm.cascade.trials import CONDITIONS, LARGE_ALONE, OTHER, SMALL_ALONE, CascadeTrial
 from latentcomm.evaluation import MESSAGE
 from latentcomm.stats import mcnemar_exact, paired_bootstrap, proportion_interval
@@ -21,12 +22,12 @@ def cascade_table(trials: Sequence[CascadeTrial], *, seed: int = 0) -> pd.DataFr
     shares of items whose stop fired, whose opening was the whole reply, and whose opening held the answer already; the
     accuracy of the items without such an answer, with their number and interval (without_n, without_accuracy,
     without_low, without_high), and that of the small model alone on the same items, which are not like the others
-    (without_small); large_flops, small_flops and flops, means an item; reply_tokens, votes, entropy, margin,
-    surprise and drift, means of the trials that have them; the paired difference to the small model alone with its 95 %
+    (without_small); large_flops, small_flops and flops, means an item; reply_tokens, votes, entropy, margin, surprise
+    and drift, means of the trials that have them; the paired difference to the small model alone with its 95 %
     bootstrap interval over items (over_small, over_small_low, over_small_high); the exact McNemar p-values against the
-    small model alone, the large model alone, and the same hand-off and stop with another item's opening (p_small,
-    p_large, p_other), not corrected for the number of comparisons. What does not apply is NaN. An oracle's row was
-    chosen by the answers, so that its p-values and differences test nothing.
+    small model alone, the large model alone, and the same hand-off and stop with another item's opening or with random
+    states of the same norms (p_small, p_large, p_other, p_random), not corrected for the number of comparisons. What
+    does not apply is NaN. An oracle's row was chosen by the answers, so that its p-values and differences test nothing.
 
     Raises:
         ValueError: trials of different items, or an item twice under one name.
@@ -68,7 +69,9 @@ def _row(
     row["without_small"] = _mean([ones[SMALL_ALONE][item].free for item in held]) if SMALL_ALONE in ones else NAN
     means = ("large_flops", "small_flops", "flops", "reply_tokens", "votes", "entropy", "margin", "surprise", "drift")
     row |= {name: _mean([getattr(trial, name) for trial in trials]) for name in means}
-    row |= dict.fromkeys(("over_small", "over_small_low", "over_small_high", "p_small", "p_large", "p_other"), NAN)
+    row |= dict.fromkeys(
+        ("over_small", "over_small_low", "over_small_high", "p_small", "p_large", "p_other", "p_random"), NAN
+    )
     if condition != SMALL_ALONE and (small := ones.get(SMALL_ALONE)) is not None:
         base = [small[item].free for item in items]
         row["p_small"] = mcnemar_exact(right, base).p_value
@@ -77,8 +80,9 @@ def _row(
             row |= {"over_small": gain.difference, "over_small_low": gain.low, "over_small_high": gain.high}
     if condition != LARGE_ALONE and (large := ones.get(LARGE_ALONE)) is not None:
         row["p_large"] = mcnemar_exact(right, [large[item].free for item in items]).p_value
-    if condition == MESSAGE and (other := answered.get((hand_off, stop, OTHER))) is not None:
-        row["p_other"] = mcnemar_exact(right, [other[item].free for item in items]).p_value
+    for name in (OTHER, RANDOM) if condition == MESSAGE else ():
+        if (control := answered.get((hand_off, stop, name))) is not None:
+            row[f"p_{name}"] = mcnemar_exact(right, [control[item].free for item in items]).p_value
     return row
 
 

@@ -26,10 +26,13 @@ from latentcomm.sheets import (
 )
 
 MESSAGE, OTHER, OWN, VOTE = "message", "other", "own", "self-consistency"
+ZERO, RANDOM = "zero", "random"
 SMALL, LARGE = "small alone", "large alone"
 LOOKS = {"none": "silent", SMALL: "silent", LARGE: "skyline", OTHER: "shuffled", OWN: "self", VOTE: "random"}
+LOOKS |= {ZERO: "zero", RANDOM: "delta"}
 """Whose colour and shape of other figures each has; a hand-off has its own."""
-ENTRIES = {OTHER: "other item's opening", OWN: "small model's own", VOTE: "vote at equal cost"}
+ENTRIES = {OTHER: "other item's opening", ZERO: "zeros", RANDOM: "random states"}
+ENTRIES |= {OWN: "small model's own", VOTE: "vote at equal cost"}
 WITHOUT = "answer not in opening"
 BESIDE = "shares of items"
 IN_OPENING, FIRED = "answer in opening", "stop fired"
@@ -45,8 +48,9 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     The table is that of `CascadeSweep.table`: a row a hand-off, stop and condition. A column of panels a hand-off;
     along it the fixed numbers of tokens in even steps, then the other stops with the mean number that each hands over.
     Dots with 95 % intervals are the cascade, the bands across the two models alone; small shapes the controls: another
-    item's opening, the small model's own, and its vote at equal cost. Open dots count only the items in whose opening
-    the answer does not yet stand. Below: in what share it does, and in what share the stop fired.
+    item's opening, zeros and random states in place of states, the small model's own, and its vote at equal cost. Open
+    dots count only the items in whose opening the answer does not yet stand. Below: in what share it does, and in what
+    share the stop fired.
 
     Raises:
         ValueError: the table is empty, lacks a column, a number, or the two models alone; an accuracy outside its
