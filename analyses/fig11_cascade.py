@@ -53,7 +53,7 @@ class Settings:
     reply_tokens: int = 20
     hand_offs: tuple[str, ...] = ("text", "latent", "graft")
     ns: tuple[int, ...] = (0, 1, 2, 3, 5, 7, 9, 12, 16)
-    stops: tuple[str, ...] = ("entropy-drop", "confident", "oracle")
+    stops: tuple[str, ...] = ("entropy-drop", "early-drop", "confident", "oracle")
     controls: tuple[str, ...] = ("other", "zero", "random", "own", "self-consistency")
     n_documents: int = 1000
     measures_drift: bool = True
@@ -197,6 +197,7 @@ def main() -> None:
             settings=shown,
             measured={"wall_seconds": round(time.monotonic() - began, 1)},
             models={"large": large, "small": small},
+            groups={item.id: item.tags["pair"] for item in task.items} if settings.task == WORKED else None,
         )
 
 

@@ -106,6 +106,15 @@ def channels_table(task: str) -> list[str]:
     return markdown(lines)
 
 
+PARTS = ("handed", "without")
+"""Of a cascade's items those that the small model went on with, and those in whose opening no answer stands."""
+
+
+def part_of(row: dict[str, float], name: str) -> str:
+    """Accuracy and number of some of the items."""
+    return f"{row[f'{name}_accuracy']:.2f} of {row[f'{name}_n']:.0f}" if row[f"{name}_n"] else ""
+
+
 def cascade_rows(task: str) -> list[str]:
     """Figure 11, one task: a line a hand-off and stop; p-values are of the cascade against others on the same items."""
     table = pd.read_csv(FIGURES / f"fig11_cascade_{task}.csv", dtype={"stop": str})
@@ -118,6 +127,7 @@ def cascade_rows(task: str) -> list[str]:
         "n or stop",
         "tokens",
         "accuracy",
+        "small went on",
         "answer not in opening",
         "other's",
         *of_states,
@@ -135,7 +145,7 @@ def cascade_rows(task: str) -> list[str]:
                     "" if name == "none" else stop,
                     f"{row['tokens']:.1f}",
                     share(row),
-                    f"{row['without_accuracy']:.2f} of {row['without_n']:.0f}" if row["without_n"] else "",
+                    *(part_of(row, name) if name == "without" or condition == "message" else "" for name in PARTS),
                     *("" if each is None else f"{each['accuracy']:.2f}" for each in controls),
                     f"{row['flops'] / large['flops']:.2f}",
                     *("" if stop == "oracle" else p_value(row[f"p_{each}"]) for each in ("small", "large", "other")),

@@ -37,7 +37,8 @@ class TestASmallRun:
         smoke(monkeypatch, tmp_path, work)
         names = [f"{STEM}{ending}" for ending in PLOTS]
         written = [name for name in files_in(tmp_path) if name != ".unfinished"]
-        assert written == sorted([f"{n}{e}" for n in names for e in ENDINGS] + [f"{STEM}_trials.jsonl"])
+        whole = [f"{STEM}_trials.jsonl", f"{STEM}_tokens.csv"]
+        assert written == sorted([f"{n}{e}" for n in names for e in ENDINGS] + whole)
         for name in names:
             check_replot(name, tmp_path, MODULE.FIGURES[name])
         meta = json.loads((tmp_path / f"{STEM}.meta.json").read_text("utf-8"))

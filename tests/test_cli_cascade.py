@@ -11,7 +11,8 @@ from click.testing import Result
 from test_cli import compared, last_line, run
 from tiny import files_in
 
-from latentcomm.cascade import handing, openings
+from latentcomm.cascade import TextHandOff, handing, writing
+from latentcomm.cascade.hand_offs import HandOff
 from latentcomm.cascade_report import PLOTS
 from latentcomm.publishing import check_replot
 from latentcomm.tasks.kv_math_worked import knowing_texts
@@ -19,7 +20,7 @@ from latentcomm.worked_models import Size, worked_pair
 
 ASKED = ("--task", "kv-math-worked", "--n", "0,2,5", "--stop", "confident,oracle", "--n-items", "6")
 ENDINGS = (".csv", ".html", ".json", ".meta.json")
-WRITTEN = sorted([f"c{figure}{ending}" for figure in PLOTS for ending in ENDINGS] + ["c_trials.jsonl"])
+WRITTEN = sorted([f"c{figure}{ending}" for figure in PLOTS for ending in ENDINGS] + ["c_trials.jsonl", "c_tokens.csv"])
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ class TestCascade:
         five = {one["item"]: one["reply"] for one in trials if (one["condition"], one["stop"]) == ("message", "5")}
         assert nothing == alone != five
 
-    @pytest.mark.parametrize(("module", "name"), [(openings, "_write"), (handing, "hand_over")])
+    @pytest.mark.parametrize(("module", "name"), [(writing, "_write"), (handing, "hand_over")])
     def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives(
         self, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
     ) -> None:
@@ -103,6 +104,26 @@ class TestCascade:
         assert 0 <= drift["graft"] <= 1 and pd.isna(drift["text"])
         emptied = pd.read_csv(tmp_path / "out" / "c.csv").query("condition in ['zero', 'random']")
         assert set(emptied["hand_off"]) == {"graft"} and set(emptied["condition"]) == {"zero", "random"}
+
+    def test_layers_and_the_seed_go_where_they_belong(
+        self, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: dict[str, Any] = {}
+
+        def named(*given: Any, **options: Any) -> dict[str, HandOff]:
+            seen["maps"] = options
+            return {"graft": TextHandOff()}
+
+        def sweep(*given: Any, **options: Any) -> None:
+            seen["sweep"] = options
+            raise ValueError("seen")
+
+        monkeypatch.setattr("latentcomm.cascade.named.hand_offs_named", named)
+        monkeypatch.setattr("latentcomm.cascade.sweep_cascade", sweep)
+        more = ("--hand-off", "graft", "--read-layer", "1", "--write-layer", "0", "--seed", "3")
+        assert "seen" in cascade(pair, tmp_path, *more).output
+        assert seen["maps"] == {"read_layer": 1, "write_layer": 0, "seed": 3}
+        assert seen["sweep"]["seed"] == 3
 
 
 class TestWhatIsWrong:

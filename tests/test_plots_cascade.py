@@ -9,7 +9,7 @@ from plot_tables import cascade_rows, signal_rows
 
 from figures import heads, named, parsed
 from latentcomm.plots import cascade_curves, cascade_front, opening_signals
-from latentcomm.plots.cascade import FIRED, IN_OPENING, WITHOUT
+from latentcomm.plots.cascade import FINISHED, FIRED, IN_OPENING, WENT_ON
 
 STOPS = ["0", "8", "16", "entropy-drop", "oracle"]
 
@@ -82,19 +82,20 @@ class TestCurves:
             bands = [(shape["y0"], shape["y1"]) for shape in parsed(figure)["layout"]["shapes"]]
             assert bands.count((row["low"], row["high"])) == 2
 
-    def test_open_dots_count_items_whose_opening_lacks_the_answer_and_leave_out_what_has_none(self) -> None:
+    def test_open_dots_count_items_that_the_small_model_went_on_with_and_leave_out_what_has_none(self) -> None:
         table = cascade_rows()
         held = (table["condition"] == "message") & (table["stop"] == "16")
         table = table.assign(
-            without_n=table["without_n"].where(~held, 0), without_accuracy=table["without_accuracy"].where(~held)
+            handed_n=table["handed_n"].where(~held, 0), handed_accuracy=table["handed_accuracy"].where(~held)
         )
-        dots = named(curves(table), WITHOUT)
+        dots = named(curves(table), WENT_ON)
         assert [trace["x"] for trace in dots] == [[0, 1, 3, 4]] * 2
-        right = table.query("condition == 'message' and hand_off == 'text' and stop == '8'")["without_accuracy"].item()
+        right = table.query("condition == 'message' and hand_off == 'text' and stop == '8'")["handed_accuracy"].item()
         assert dots[0]["y"][1] == right
 
     def test_below_stand_the_shares_of_openings_with_the_answer_and_of_stops_that_fired(self) -> None:
-        held, fired = (named(curves(), name)[0] for name in (IN_OPENING, FIRED))
+        held, ended, fired = (named(curves(), name)[0] for name in (IN_OPENING, FINISHED, FIRED))
+        assert ended["y"] == [0.1] * 5
         assert held["y"] == [0.0, 0.4, 0.775, 0.55, 0.3] and fired["y"] == [1.0, 1.0, 1.0, 0.7, 1.0]
         assert held["yaxis"] == fired["yaxis"] == "y3"
 

@@ -1,5 +1,6 @@
 """What passes from the large model to the small one: the opening as text, as hidden states, or as keys and values."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -153,7 +154,8 @@ class LatentHandOff:
         alignment: from the large model's states to the small one's; needed where the widths differ.
         fusion: how a mapped state and the small model's own become one, at a layer.
         reference: of the small model's own states where these enter, for the drift; None measures none.
-        itself: how the small model's own opening is handed to itself through its embeddings; None leaves it out.
+        itself: how the small model's own opening is handed to itself; without it soft tokens have no control "own",
+            and a graft's is its own state, unmapped, which `Replace` makes the small model alone.
         name: in tables.
         instead: a control of `EMPTY` and its seed: what enters in place of the mapped states; None changes nothing.
 
@@ -228,7 +230,7 @@ class LatentHandOff:
         Raises:
             ValueError: the states were not kept, or what `TextHandOff` refuses.
         """
-        states = [self._mapped(openings, row, n) for row, n in zip(rows, ns, strict=True)]
+        states = [self.mapped(openings, row, n) for row, n in zip(rows, ns, strict=True)]
         if self.write == EMBEDDINGS:
             return self._as_embeddings(small, task, states)
         told = TextHandOff().receive(small, task, openings, rows, ns)
@@ -254,8 +256,8 @@ class LatentHandOff:
         return Received(given, told.opening, self._multiply_adds(used), self._drift(used))
 
     def own(self) -> "LatentHandOff | None":
-        """At a layer the same layer's states, without a map; of embeddings what `itself` says."""
-        if self.write == EMBEDDINGS:
+        """What `itself` says; at a layer, where it says nothing, the same layer's states without a map."""
+        if self.write == EMBEDDINGS or self.itself is not None:
             return self.itself
         return LatentHandOff(int(self.write), self.write, None, self.fusion, self.reference, None, self.name)
 
@@ -263,7 +265,12 @@ class LatentHandOff:
         """With zeros, or random directions with each mapped state's own norm, the same ones after any n."""
         return replace(self, instead=(control, seed))
 
-    def _mapped(self, openings: Openings, row: int, n: int) -> Float[Tensor, "n d_receiver"]:
+    def mapped(self, openings: Openings, row: int, n: int) -> Float[Tensor, "n d_receiver"]:
+        """The states along the first n tokens of an opening in the small model's space, or what stands in their place.
+
+        Raises:
+            ValueError: they were not kept.
+        """
         states = openings.rows[row].states.get(self.read)
         if states is None:
             raise ValueError(
@@ -289,10 +296,16 @@ class LatentHandOff:
         each = 0 if self.alignment is None else self.alignment.weight.numel()
         return tuple(len(row) * each for row in states)
 
+    def drift_of(self, states: Float[Tensor, "n d_receiver"]) -> list[float]:
+        """The percentile of each state among the small model's own; NaN without a reference."""
+        if self.reference is None:
+            return [math.nan] * len(states)
+        return self.reference.percentile(states.float().cpu())[COMBINED].tolist()
+
     def _drift(self, states: Sequence[Float[Tensor, "_ d_receiver"]]) -> tuple[float | None, ...]:
         if self.reference is None:
             return (None,) * len(states)
-        found = self.reference.percentile(torch.cat([each.float().cpu() for each in states]))[COMBINED]
+        found = torch.tensor(self.drift_of(torch.cat(list(states))), dtype=torch.float64)
         return tuple(float(part.mean()) for part in found.split([len(each) for each in states]))
 
 

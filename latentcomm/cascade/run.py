@@ -10,8 +10,9 @@ from types import MappingProxyType
 import pandas as pd
 
 from latentcomm.cascade.hand_offs import EMPTY, HandOff
-from latentcomm.cascade.openings import Opening, Openings, write_openings
+from latentcomm.cascade.openings import Opening, Openings, ids_of
 from latentcomm.cascade.setting import ALL, Setting, Side
+from latentcomm.cascade.signals import kept_signals
 from latentcomm.cascade.stops import FixedTokens, Oracle, Stop
 from latentcomm.cascade.tables import cascade_table
 from latentcomm.cascade.trials import (
@@ -24,9 +25,11 @@ from latentcomm.cascade.trials import (
     CascadeTrial,
 )
 from latentcomm.cascade.votes import held_votes
+from latentcomm.cascade.writing import write_openings
+from latentcomm.channels.base import receiver_prompts
 from latentcomm.controls import derangement
 from latentcomm.evaluation import MESSAGE
-from latentcomm.files import write_text
+from latentcomm.files import digest, write_text
 from latentcomm.models import Model, check_pair
 from latentcomm.tasks.base import Task
 
@@ -74,6 +77,12 @@ class Cascade:
             )  # fmt: skip
         if openings.items != tuple(item.id for item in task.items):
             raise ValueError(f"the openings are of other items than those of task {task.name!r}; write them for these")
+        prompts = receiver_prompts(self.large, task)
+        if [row.asked for row in openings.rows] != [digest(ids_of(prompts, row)) for row in range(len(openings))]:
+            raise ValueError(
+                f"the openings are of other prompts than those of task {task.name!r}, under the same names of items; "
+                "write them for these"
+            )
         if openings.large != self.large.name:
             raise ValueError(f"the openings are by {openings.large}, not by {self.large.name}; write them with that")
         if (longest := max(map(len, openings.rows), default=0)) > task.reply_tokens:
@@ -103,15 +112,17 @@ class CascadeSweep:
         trials: of every hand-off, stop and condition.
         openings: what the large model wrote, whole, with its signals.
         small_openings: what the small model wrote alone.
+        signals: a row a token of the large model's openings; see `cascade.signals.token_signals`.
     """
 
     trials: tuple[CascadeTrial, ...]
     openings: Openings
     small_openings: Openings
+    signals: pd.DataFrame
 
-    def table(self, *, seed: int = 0) -> pd.DataFrame:
+    def table(self, *, groups: Mapping[str, str] | None = None, seed: int = 0) -> pd.DataFrame:
         """One row a hand-off, stop and condition; see `cascade.tables.cascade_table`."""
-        return cascade_table(self.trials, seed=seed)
+        return cascade_table(self.trials, groups=groups, seed=seed)
 
     def save_trials(self, path: str | os.PathLike[str]) -> None:
         """Write the trials as JSON lines, whole or not at all."""
@@ -179,7 +190,7 @@ def sweep_cascade(
             plan[name] = [choose(stop, opening, most, openings.longest) for opening in openings.rows]
     above = {name: chosen for name, chosen in plan.items() if any(n > 0 for n, _ in chosen)}
     trials = setting.alone(openings, alone)
-    singles = [trial for trial in trials if trial.condition == SMALL_ALONE]
+    singles, asked = [trial for trial in trials if trial.condition == SMALL_ALONE], []
     for name, hand_off in hand_offs.items():
         side = Side(openings, range(len(openings)), hand_off, is_small=False)
         told = setting.trials(side, MESSAGE, name, plan, alone)
@@ -195,12 +206,13 @@ def sweep_cascade(
         if (itself := selves.get(name)) is not None:
             side = Side(mine, range(len(mine)), itself, is_small=True)
             trials += setting.trials(side, OWN, name, above, alone)
-        if SELF_CONSISTENCY in controls:
-            asked = [trial for trial in told if trial.stop in above]
-            trials += held_votes(
-                small, task, asked, singles, seed=seed, folder=setting.folder, prints=setting.prints, shown=progress
-            )
-    return CascadeSweep(tuple(trials), openings, mine)
+        asked += [trial for trial in told if trial.stop in above]
+    if SELF_CONSISTENCY in controls:
+        trials += held_votes(
+            small, task, asked, singles, seed=seed, folder=setting.folder, prints=setting.prints, shown=progress
+        )
+    signals = kept_signals(openings, small, task, hand_offs, folder=setting.folder, prints=setting.prints)
+    return CascadeSweep(tuple(trials), openings, mine, signals)
 
 
 def choose(stop: Stop, opening: Opening, most: int, longest: int) -> tuple[int, bool]:

@@ -53,7 +53,8 @@ def cascade(
         "0,8,16,32,64,128"
     ),
     stop: Annotated[
-        str, Option(help="Comma-separated: entropy-drop, confident, sentence-end, oracle; or how they begin.")
+        str,
+        Option(help="Comma-separated: entropy-drop, early-drop, confident, sentence-end, oracle; or how they begin."),
     ] = "entropy-drop",
     hand_off: Annotated[str, Option(help="Comma-separated: text, latent, graft, kv; see the documentation.")] = "text",
     controls: Annotated[
@@ -93,6 +94,7 @@ def cascade(
         asked = make_task(task, template, SenderForm.primed, Fame.all, seed, data, subjects, n_shots, shots)
         asked = asked.take(n_items, seed=seed) if 0 < n_items < len(asked.items) else asked
         asked = replace(asked, reply_tokens=reply_tokens) if reply_tokens else asked
+        groups = {item.id: item.tags["pair"] for item in asked.items if "pair" in item.tags} or None
         documents = None if corpus is None else read_corpus(corpus).documents
         first, second = load_pair(large, small, device=device, dtype=dtype)
         settings = {
@@ -146,11 +148,12 @@ def cascade(
                 settings=settings,
                 measured={"wall_seconds": round(time.monotonic() - began, 1)},
                 models={"large": first, "small": second},
+                groups=groups,
             )
-        print_cascade(found.table(seed=seed), console(150))
+        print_cascade(found.table(groups=groups, seed=seed), console(150))
         for one in published:
             print(f"wrote {one.page} (open it in a browser), {one.data.name}, {one.figure.name}, {one.meta.name}")
-        print(f"wrote {name}_trials.jsonl: all that was written, item by item")
+        print(f"wrote {name}_trials.jsonl: all that was written, item by item, and {name}_tokens.csv: all signals")
         print(f"took {time.monotonic() - began:.0f} s")
 
 
