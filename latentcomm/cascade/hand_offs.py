@@ -262,8 +262,10 @@ class LatentHandOff:
         return LatentHandOff(int(self.write), self.write, None, self.fusion, self.reference, None, self.name)
 
     def emptied(self, control: str, *, seed: int) -> "LatentHandOff":
-        """With zeros, or random directions with each mapped state's own norm, the same ones after any n."""
-        return replace(self, instead=(control, seed))
+        """With zeros, whose drift is not measured since they have no direction, or random directions with each mapped
+        state's own norm, the same ones after any n.
+        """
+        return replace(self, instead=(control, seed), reference=None if control == ZERO else self.reference)
 
     def mapped(self, openings: Openings, row: int, n: int) -> Float[Tensor, "n d_receiver"]:
         """The states along the first n tokens of an opening in the small model's space, or what stands in their place.
