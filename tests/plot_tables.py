@@ -95,7 +95,8 @@ def cascade_rows(hand_offs: tuple[str, ...] = ("text", "latent")) -> pd.DataFram
             fired = 0.7 if stop == "entropy-drop" else 1.0
             row(hand_off, stop, "message", tokens, cost, fired=fired, in_opening=tokens / 20)
             if stop not in ("0", "oracle"):
-                for condition in ("other", "own", "self-consistency"):
+                of_states = ("zero", "random") if hand_off == "latent" else ()
+                for condition in ("other", *of_states, "own", "self-consistency"):
                     row(hand_off, stop, condition, tokens, cost + 1e7)
     return pd.DataFrame(rows)
 

@@ -70,6 +70,17 @@ class TestCurves:
         assert [trace["x"] for trace in found] == [[1, 2]] * 2
         assert [trace["showlegend"] for trace in found] == [True, False]
 
+    @pytest.mark.parametrize(("condition", "entry"), [("zero", "zeros"), ("random", "random states")])
+    def test_empty_states_stand_where_states_pass_and_count_what_the_small_model_went_on_with(
+        self, condition: str, entry: str
+    ) -> None:
+        (found,) = (trace for trace in named(curves(), f"{entry}, where it went on") if "lines" in trace["mode"])
+        rows = cascade_rows().query("condition == @condition").set_index("stop")
+        assert found["y"] == [rows["handed_accuracy"][stop] for stop in ("8", "16")]
+        assert found["xaxis"] == "x2" and found["showlegend"]
+        nothing = cascade_rows().assign(handed_n=0, handed_accuracy=math.nan)
+        assert {y for trace in named(curves(nothing), f"{entry}, where it went on") for y in trace["y"]} == {None}
+
     def test_a_control_that_was_not_run_is_not_in_the_legend(self) -> None:
         figure = curves(cascade_rows().query("condition != 'own'"))
         assert named(figure, "small model's own") == [] != named(curves(), "small model's own")
@@ -116,7 +127,7 @@ class TestFront:
         table = cascade_rows()
         oracle = table["stop"] == "oracle"
         table = table.assign(accuracy=table["accuracy"].where(~oracle, 0.99), high=table["high"].where(~oracle, 1.0))
-        real = table[~oracle & ~table["condition"].isin(["other", "own"])].to_dict("records")
+        real = table[~oracle & ~table["condition"].isin(["other", "zero", "random", "own"])].to_dict("records")
 
         def is_beaten(row: dict) -> bool:
             return any(

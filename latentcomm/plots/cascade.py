@@ -31,7 +31,7 @@ SMALL, LARGE = "small alone", "large alone"
 LOOKS = {"none": "silent", SMALL: "silent", LARGE: "skyline", OTHER: "shuffled", OWN: "self", VOTE: "random"}
 LOOKS |= {ZERO: "zero", RANDOM: "delta"}
 """Whose colour and shape of other figures each has; a hand-off has its own."""
-ENTRIES = {OTHER: "other item's opening", ZERO: "zeros", RANDOM: "random states"}
+ENTRIES = {OTHER: "other item's opening", ZERO: "zeros, where it went on", RANDOM: "random states, where it went on"}
 ENTRIES |= {OWN: "small model's own", VOTE: "vote at equal cost"}
 WENT_ON = "where the small model went on"
 BESIDE = "shares of items"
@@ -50,8 +50,8 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     along it the fixed numbers of tokens in even steps, then the other stops with the mean number that each hands over.
     Dots with 95 % intervals are the cascade, the bands across the two models alone; small shapes the controls: another
     item's opening, zeros and random states in place of states, the small model's own, and its vote at equal cost. Open
-    dots count only the items whose reply the large model had not finished. Below: in what share it had, in what share
-    an accepted answer stands in the opening, and in what share the stop fired.
+    dots, and zeros and random states, count only the items whose reply the large model had not finished. Below: in what
+    share it had, in what share an accepted answer stands in the opening, and in what share the stop fired.
 
     Raises:
         ValueError: the table is empty, lacks a column, a number, or the two models alone; an accuracy outside its
@@ -87,6 +87,7 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     x_axis = ticks | {"range": [-0.6, len(stops) - 0.4], "title": {"text": "tokens by the large model"}}
     y_axis = SHARE_AXIS | {"title": {"text": "accuracy"}}
     share = SHARE_AXIS | {"title": {"text": BESIDE}, "dtick": 0.5}
+    told: set[str] = set()
     for number, off in enumerate(offs):
         at = number * (width + gap)
         upper = sheet.panel(
@@ -97,10 +98,13 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
             _alone(sheet, _one(rows, alone), upper, looks[alone], len(stops), named=not number)
         mine = [row for row in rows if row["hand_off"] == off]
         for condition in (*shown, MESSAGE):
-            part = {row["stop"]: row for row in mine if row["condition"] == condition}
+            part = {row["stop"]: _went_on(row) for row in mine if row["condition"] == condition}
+            if not part:
+                continue
             name = spoken(off) if condition == MESSAGE else ENTRIES[condition]
             look = looks[off if condition == MESSAGE else condition]
-            named = condition == MESSAGE or not number
+            named = condition == MESSAGE or condition not in told
+            told.add(condition)
             _series(sheet, part, places, upper, look, name, small=condition != MESSAGE, named=named)
         _shares(sheet, mine, places, upper, lower, looks[off], named=not number)
     return sheet.figure
@@ -300,6 +304,17 @@ def _alone(
     dash = "dash" if row["condition"] == SMALL else "solid"
     look_of = {"line": {"color": look.colour, "width": 1.5, "dash": dash}, "hoverinfo": "y"}
     sheet.figure.add_trace(go.Scatter(line | look_of | axes, legendgroup=row["condition"], showlegend=named))
+
+
+def _went_on(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of empty states the accuracy where the small model went on: what the large one had finished says nothing of them.
+
+    Without interval, which is not drawn of controls.
+    """
+    if row["condition"] not in (ZERO, RANDOM):
+        return row
+    value = math.nan if row["handed_n"] == 0 else row["handed_accuracy"]
+    return {**row, **dict.fromkeys(("accuracy", "low", "high"), value), "n": row["handed_n"]}
 
 
 def _series(
