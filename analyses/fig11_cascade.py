@@ -5,8 +5,9 @@
 
 With --task kv-math-worked the two models are trained from nothing, in minutes: one knows what keys stand for, the other
 only reckons. With --task gsm8k they are given, and so is the file of problems. All hand-overs, numbers of tokens and
-stops are run on the same items, with the two models alone, another item's opening, the small model's own and its vote
-at equal cost beside each. Nothing is chosen on any item. It goes on where it was stopped.
+stops are run on the same items, with the two models alone, another item's opening, empty states (of worked sums), the
+small model's own opening and its vote at equal cost beside each. Nothing is chosen on any item. It goes on where it was
+stopped.
 """
 
 import argparse
@@ -52,8 +53,8 @@ class Settings:
     reply_tokens: int = 20
     hand_offs: tuple[str, ...] = ("text", "latent", "graft")
     ns: tuple[int, ...] = (0, 1, 2, 3, 5, 7, 9, 12, 16)
-    stops: tuple[str, ...] = ("entropy-drop", "confident", "oracle")
-    controls: tuple[str, ...] = ("other", "own", "self-consistency")
+    stops: tuple[str, ...] = ("entropy-drop", "early-drop", "confident", "oracle")
+    controls: tuple[str, ...] = ("other", "zero", "random", "own", "self-consistency")
     n_documents: int = 1000
     measures_drift: bool = True
     trained: tuple[Size, ...] = (LARGE, SMALL)
@@ -69,6 +70,7 @@ ON_GSM8K = Settings(
     hand_offs=("text", "latent"),
     ns=(0, 8, 32, 96),
     stops=("entropy-drop", "oracle"),
+    controls=("other", "own", "self-consistency"),
     n_documents=64,
     trained=(),
 )
@@ -195,6 +197,7 @@ def main() -> None:
             settings=shown,
             measured={"wall_seconds": round(time.monotonic() - began, 1)},
             models={"large": large, "small": small},
+            groups={item.id: item.tags["pair"] for item in task.items} if settings.task == WORKED else None,
         )
 
 

@@ -3,11 +3,12 @@
     python benchmarks/cascade.py [--tokens 128] [--threads 2] [--quick]
 
 The large model's side: `write_openings`, with the signals, the states of one layer and every stop asked, over a plain
-greedy run of so many tokens, and over separate runs of each n and stop. The small model's side: all continuations of a
-text hand-off as the sweep runs them, where what is alike is read and written once, over separate runs of each. Seconds
-are the median of three turns, operations those of the passes that were run. Both models are SmolLM2-135M-Instruct, on
-the problems of GSM8K's kind that come with the package: of one model the continuations are the openings' own, so that
-as much is shared as can be; behind the opening of another item as little is as can be. Writes benchmarks/cascade.json.
+greedy run of so many tokens, and over separate runs of each n and stop, where a stop that never fires costs the
+longest. The small model's side: all continuations of a text hand-off as the sweep runs them, where what is alike is
+read and written once, over separate runs of each. Seconds are the median of three turns, operations those of the passes
+that were run. Both models are SmolLM2-135M-Instruct, on the problems of GSM8K's kind that come with the package: of one
+model the continuations are the openings' own, so that as much is shared as can be; behind the opening of another item
+as little is as can be. Writes benchmarks/cascade.json.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=128, help="the longest n, and the tokens of a whole reply")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="three problems, one turn, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="three problems, one turn, no file, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -67,7 +68,8 @@ def main() -> None:
     facts = {"model": model.name, "items": len(openings), "n": [0, *ns, options.tokens], "stops": STOPS}
     found = {**facts, "large": large, "small": small, "machine": machine() | {"threads": options.threads}}
     print(json.dumps(found, indent=1))
-    write_json(options.out, found)
+    if not options.quick:
+        write_json(options.out, found)
 
 
 def large_side(model: lc.Model, task: Task, ns: list[int], turns: int) -> tuple[Openings, dict[str, Any]]:

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from latentcomm.cascade import CascadeSweep, Openings, Oracle, Stop
 from latentcomm.cascade.run import choose
-from latentcomm.cascade.trials import LARGE_ALONE, SELF_CONSISTENCY, SMALL_ALONE
+from latentcomm.cascade.trials import CONTROLS, LARGE_ALONE, SMALL_ALONE
 from latentcomm.evaluation import MESSAGE
+from latentcomm.files import written_whole
 from latentcomm.models import Model
 from latentcomm.plots import cascade_curves, cascade_front, opening_signals
 from latentcomm.plots.cascade import HANDED
@@ -23,15 +24,16 @@ from latentcomm.sweep_report import describe
 
 FRONT, SIGNALS = "front", "signals"
 """How the names of the two other figures end."""
-SIGNALS_SHOWN = ("entropy", "margin")
 
 
-def signal_table(openings: Openings, stops: Mapping[str, Stop | Oracle], *, most: int) -> pd.DataFrame:
+def signal_table(
+    openings: Openings, seen: pd.DataFrame, stops: Mapping[str, Stop | Oracle], *, most: int
+) -> pd.DataFrame:
     """What is seen along openings, token by token: `plots.opening_signals` draws it.
 
-    Of entropy and margin the median and the quartiles over the openings that have a token there, with their number; of
-    every stop the share of all openings that it has handed over by then, where it fired by `most`. The oracle, which
-    needs the answers, is left out.
+    Of every signal of `seen` (`cascade.signals.token_signals`) the median and the quartiles over the openings that have
+    it at a token, with their number; of every stop the share of all openings that it has handed over by then, where it
+    fired by `most`. The oracle, which needs the answers, is left out.
 
     Raises:
         ValueError: no opening has a token.
@@ -40,17 +42,17 @@ def signal_table(openings: Openings, stops: Mapping[str, Stop | Oracle], *, most
     >>> from latentcomm.cascade import Confident, Opening
     >>> sure = Opening.of_signals(entropy=torch.tensor([2.0, 0.5]), margin=torch.tensor([0.1, 0.95]))
     >>> openings = Openings(("a",), (sure,), 2, "large", "")
-    >>> signal_table(openings, {"confident": Confident(window=1)}, most=2)["median"].round(2).tolist()
+    >>> seen = pd.DataFrame({"item": "a", "token": [1, 2], "piece": "", "entropy": sure.entropy, "margin": sure.margin})
+    >>> signal_table(openings, seen, {"confident": Confident(window=1)}, most=2)["median"].round(2).tolist()
     [2.0, 0.5, 0.1, 0.95, 0.0, 1.0]
     """
     longest = max((len(opening) for opening in openings.rows), default=0)
     if longest == 0:
         raise ValueError("no opening has a token, so there are no signals to show")
     rows = []
-    for signal in SIGNALS_SHOWN:
-        for token in range(1, longest + 1):
-            there = [float(getattr(row, signal)[token - 1]) for row in openings.rows if len(row) >= token]
-            low, median, high = pd.Series(there).quantile([0.25, 0.5, 0.75]).tolist()
+    for signal in seen.columns.drop(["item", "token", "piece"]):
+        for token, there in seen.dropna(subset=[signal]).groupby("token")[signal]:
+            low, median, high = there.quantile([0.25, 0.5, 0.75]).tolist()
             rows.append({"signal": signal, "token": token, "median": median, "low": low, "high": high, "n": len(there)})
     for name, stop in stops.items():
         if isinstance(stop, Oracle):
@@ -69,8 +71,8 @@ def curves_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure
         table,
         title=f"How much must the large model write? {_pair(settings)}",
         note=f"{_items(table)}; 95 % Wilson intervals over items. Tokens of a stop: the mean that it hands over. "
-        "Another item's opening, the small model's own and its vote at equal cost stand beside every number; the "
-        "oracle knows the answers and is no policy.",
+        "The controls stand beside every number, those of states where states pass; the oracle knows the answers and "
+        "is no policy.",
     )
 
 
@@ -109,14 +111,17 @@ def write_cascade(
     settings: Mapping[str, Any],
     measured: Mapping[str, Any],
     models: Mapping[str, Model],
+    groups: Mapping[str, str] | None = None,
 ) -> list[Published]:
-    """NAME, NAME_front and NAME_signals with data and metadata under `folder`, and NAME_trials.jsonl.
+    """NAME, NAME_front and NAME_signals with data and metadata under `folder`, NAME_trials.jsonl and NAME_tokens.csv.
 
-    `settings` have `large`, `small` and `task`, which stand in the titles, `ns`, and `seed`.
+    `settings` have `large`, `small` and `task`, which stand in the titles, `ns`, and `seed`. With `groups` (item to
+    group) bootstrap intervals are over groups of items.
     """
     shown = plain(settings)
-    table = found.table(seed=int(settings["seed"]))
-    signals = signal_table(found.openings, stops, most=max(settings["ns"]) or found.openings.longest)
+    table = found.table(groups=groups, seed=int(settings["seed"]))
+    most = max(settings["ns"]) or found.openings.longest
+    signals = signal_table(found.openings, found.signals, stops, most=most)
     known = {role: describe(model) for role, model in models.items()}
     published = [
         publish(
@@ -131,6 +136,8 @@ def write_cascade(
         for (ending, draw), data in zip(PLOTS.items(), (table, table, signals), strict=True)
     ]
     found.save_trials(folder / f"{name}_trials.jsonl")
+    with written_whole(folder / f"{name}_tokens.csv") as draft:
+        found.signals.to_csv(draft, index=False, lineterminator="\n")
     return published
 
 
@@ -140,17 +147,20 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
     shown = Table(
         title=f"{_items(table)}; 95 % Wilson intervals; exact McNemar p against small alone / large alone / another "
         "item's opening",
-        caption="operations are means of an item, as if run for this n alone; not corrected for multiple tests; an "
-        "oracle is chosen by the answers, so that its p test nothing",
+        caption="went on: the items whose reply the large model had not finished; operations are means of an item, as "
+        "if run for this n alone; not corrected for multiple tests; an oracle is chosen by the answers, so that its p "
+        "test nothing",
     )
     heads = (
         "hand-off",
         "stop",
         "tokens",
         "accuracy",
+        "went on",
         "answer in opening",
         "accuracy without",
         "other",
+        "zero / random",
         "own",
         "vote",
         "p",
@@ -162,15 +172,18 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
         if row["condition"] not in (SMALL_ALONE, LARGE_ALONE, MESSAGE):
             continue
         is_alone = row["condition"] != MESSAGE
-        controls = [beside.get((row["hand_off"], row["stop"], each)) for each in ("other", "own", SELF_CONSISTENCY)]
+        other, zero, random, own, vote = (
+            _accuracy(beside.get((row["hand_off"], row["stop"], each))) for each in CONTROLS
+        )
         shown.add_row(
             row["condition"] if is_alone else spoken(row["hand_off"]),
             "" if is_alone else row["stop"],
             f"{row['tokens']:.1f}",
             f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+            "" if is_alone or not row["handed_n"] else _handed(row),
             "" if is_alone else f"{row['in_opening']:.2f}",
             "" if is_alone or not row["without_n"] else _without(row),
-            *("" if each is None else f"{each['accuracy']:.2f}" for each in controls),
+            *(other, f"{zero} / {random}".strip(" /"), own, vote),
             " / ".join(_p(row[f"p_{name}"]) for name in ("small", "large", "other")),
             f"{row['flops'] / 1e9:.3g}",
         )
@@ -183,8 +196,17 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
             )
 
 
+def _handed(row: Mapping[str, Any]) -> str:
+    other = "" if math.isnan(row["handed_other"]) else f", other {row['handed_other']:.2f}"
+    return f"{row['handed_accuracy']:.2f} (n = {row['handed_n']}{other})"
+
+
 def _without(row: Mapping[str, Any]) -> str:
     return f"{row['without_accuracy']:.2f} (n = {row['without_n']}, small alone {row['without_small']:.2f})"
+
+
+def _accuracy(row: Mapping[str, Any] | None) -> str:
+    return "" if row is None else f"{row['accuracy']:.2f}"
 
 
 def _p(value: float) -> str:

@@ -66,13 +66,14 @@ def zero(exchange: Exchange) -> Message:
 def norm_matched_random(exchange: Exchange) -> Message:
     """A random direction with each vector's own norm: what vectors of that size do by themselves."""
     generator = torch.Generator().manual_seed(exchange.seed)
+    return _with(exchange.message, lambda vectors: random_directions(vectors, generator))
 
-    def draw(vectors: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn(vectors.shape, generator=generator, dtype=torch.float64).to(vectors.device)
-        noise = noise / noise.norm(dim=-1, keepdim=True) * vectors.double().norm(dim=-1, keepdim=True)
-        return noise.to(vectors.dtype)
 
-    return _with(exchange.message, draw)
+def random_directions(vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Random directions, uniform on the sphere, each of the norm of the vector `[... d]` whose place it takes."""
+    noise = torch.randn(vectors.shape, generator=generator, dtype=torch.float64).to(vectors.device)
+    noise = noise / noise.norm(dim=-1, keepdim=True) * vectors.double().norm(dim=-1, keepdim=True)
+    return noise.to(vectors.dtype)
 
 
 def self_message(exchange: Exchange) -> Message:

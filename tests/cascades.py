@@ -7,11 +7,13 @@ from test_paired import byte_level
 from tiny import transformers_model
 from toys import toy
 
+from latentcomm.cascade import CascadeTrial
 from latentcomm.models import Model, encode, wrap_model
 from latentcomm.prompts import Prompts
 from latentcomm.tasks import Item, Task
 
 LIMIT = 10
+TRIAL = CascadeTrial("", "text", "8", "message", 8, True, False, "", "", True, True, "", False, 2.0, 1.0, 3)
 
 
 def task(n: int = 5) -> Task:

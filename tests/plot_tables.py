@@ -84,7 +84,8 @@ def cascade_rows(hand_offs: tuple[str, ...] = ("text", "latent")) -> pd.DataFram
         right = 3 + len(rows)
         one = {"hand_off": hand_off, "stop": stop, "condition": condition, "n": 100, "accuracy": right / 100}
         one |= {"low": right / 200, "high": (right + 100) / 200, "tokens": tokens, "fired": 1.0, "in_opening": 0.0}
-        rows.append(one | {"without_accuracy": right / 110, "without_n": 90, "flops": cost} | more)
+        one |= {"finished": 0.1, "handed_accuracy": right / 110, "handed_n": 90}
+        rows.append(one | {"flops": cost} | more)
 
     row("none", "0", "small alone", 0.0, 1e9)
     row("none", "all", "large alone", 70.0, 9e9)
@@ -94,7 +95,8 @@ def cascade_rows(hand_offs: tuple[str, ...] = ("text", "latent")) -> pd.DataFram
             fired = 0.7 if stop == "entropy-drop" else 1.0
             row(hand_off, stop, "message", tokens, cost, fired=fired, in_opening=tokens / 20)
             if stop not in ("0", "oracle"):
-                for condition in ("other", "own", "self-consistency"):
+                of_states = ("zero", "random") if hand_off == "latent" else ()
+                for condition in ("other", *of_states, "own", "self-consistency"):
                     row(hand_off, stop, condition, tokens, cost + 1e7)
     return pd.DataFrame(rows)
 

@@ -106,27 +106,39 @@ def channels_table(task: str) -> list[str]:
     return markdown(lines)
 
 
+def part_of(row: dict[str, float], name: str) -> str:
+    """Accuracy and number of some of the items."""
+    return f"{row[f'{name}_accuracy']:.2f} of {row[f'{name}_n']:.0f}" if row[f"{name}_n"] else ""
+
+
 def cascade_rows(task: str) -> list[str]:
     """Figure 11, one task: a line a hand-off and stop; p-values are of the cascade against others on the same items."""
     table = pd.read_csv(FIGURES / f"fig11_cascade_{task}.csv", dtype={"stop": str})
     rows = {(row["hand_off"], row["stop"], row["condition"]): row for row in table.to_dict("records")}
     large = rows["none", "all", "large alone"]
-    head = ["hand-off", "n or stop", "tokens", "accuracy", "answer not in opening", "other's", "own", "vote"]
-    lines = [[*head, "cost", "p small", "p large", "p other's"]]
+    of_states = [each for each in ("zero", "random") if each in set(table["condition"])]
+    head = ["hand-off", "n or stop", "tokens", "accuracy", "small went on", "other's", *of_states]
+    lines = [[*head, "p other's", "answer not in opening", "own", "vote", "cost", "p small", "p large"]]
     for name, stop, condition in [("none", "0", "small alone"), ("none", "all", "large alone"), *rows]:
-        row = rows[name, stop, condition]
+        row, is_alone = rows[name, stop, condition], name == "none"
         if (condition == "message" and (stop != "0")) or len(lines) < 3:
-            controls = [rows.get((name, stop, each)) for each in ("other", "own", "self-consistency")]
+            empty = [rows.get((name, stop, each)) for each in of_states]
+            whole = [rows.get((name, stop, each)) for each in ("own", "self-consistency")]
+            is_tested = stop != "oracle" and not is_alone
             lines.append(
                 [
-                    condition if name == "none" else name,
-                    "" if name == "none" else stop,
+                    condition if is_alone else name,
+                    "" if is_alone else stop,
                     f"{row['tokens']:.1f}",
                     share(row),
-                    f"{row['without_accuracy']:.2f} of {row['without_n']:.0f}" if row["without_n"] else "",
-                    *("" if each is None else f"{each['accuracy']:.2f}" for each in controls),
+                    "" if is_alone else part_of(row, "handed"),
+                    f"{row['handed_other']:.2f}" if is_tested else "",
+                    *("" if each is None else f"{each['handed_accuracy']:.2f}" for each in empty),
+                    p_value(row["p_handed"]) if is_tested else "",
+                    "" if is_alone else part_of(row, "without"),
+                    *("" if each is None else f"{each['accuracy']:.2f}" for each in whole),
                     f"{row['flops'] / large['flops']:.2f}",
-                    *("" if stop == "oracle" else p_value(row[f"p_{each}"]) for each in ("small", "large", "other")),
+                    *("" if stop == "oracle" else p_value(row[f"p_{each}"]) for each in ("small", "large")),
                 ]
             )
     return markdown(lines)

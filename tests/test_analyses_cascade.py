@@ -18,7 +18,7 @@ from latentcomm.tasks.kv_math_worked import worked_table
 MODULE = script(ROOT / "analyses" / "fig11_cascade.py")
 STEM = "fig11_cascade_kv_math_worked"
 ENDINGS = (".csv", ".html", ".json", ".meta.json")
-CONDITIONS = {"small alone", "large alone", "message", "other", "own", "self-consistency"}
+CONDITIONS = {"small alone", "large alone", "message", "other", "zero", "random", "own", "self-consistency"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,8 @@ class TestASmallRun:
         smoke(monkeypatch, tmp_path, work)
         names = [f"{STEM}{ending}" for ending in PLOTS]
         written = [name for name in files_in(tmp_path) if name != ".unfinished"]
-        assert written == sorted([f"{n}{e}" for n in names for e in ENDINGS] + [f"{STEM}_trials.jsonl"])
+        whole = [f"{STEM}_trials.jsonl", f"{STEM}_tokens.csv"]
+        assert written == sorted([f"{n}{e}" for n in names for e in ENDINGS] + whole)
         for name in names:
             check_replot(name, tmp_path, MODULE.FIGURES[name])
         meta = json.loads((tmp_path / f"{STEM}.meta.json").read_text("utf-8"))

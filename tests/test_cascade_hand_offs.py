@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny
@@ -9,16 +10,19 @@ import torch
 from cascades import LIMIT, greedy, large, of_bytes, prompt_ids, single, small, task
 from tiny import EVERY_MODEL, model, states
 
-from latentcomm.alignment import AffineMap
-from latentcomm.cascade import KVHandOff, LatentHandOff, TextHandOff, fit_hand_off, write_openings
+from latentcomm.alignment import AffineMap, fit_ridge
+from latentcomm.capture import capture
+from latentcomm.cascade import KVHandOff, LatentHandOff, TextHandOff, fit_hand_off, fitting, write_openings
 from latentcomm.cascade.continuing import Continuation, Prefix, behind, go_on
 from latentcomm.cascade.hand_offs import HandOff
 from latentcomm.cascade.handing import Errand, Handed, hand_over
 from latentcomm.cascade.openings import EMBEDDING, Openings
 from latentcomm.channels.base import receiver_prompts
+from latentcomm.comparing import map_tokens
 from latentcomm.decoding import EMBEDDED
 from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.models import Model
+from latentcomm.paired import pair_tokens
 from latentcomm.sites import Site
 
 NS = (1, 2, 3, 6, 9)
@@ -254,6 +258,37 @@ class TestFitting:
         table = of_bytes().embedding_table.float()
         ids = sorted({i for text in self.DOCUMENTS for i in of_bytes().tokenizer(text).input_ids[1:16]})
         assert own.alignment.r_squared(table[ids], table[ids]) > 0.9  # to itself it is the identity, shrunk
+
+    @pytest.mark.parametrize("write", ["embeddings", 2])
+    def test_the_small_model_is_handed_its_own_states_through_a_map_of_its_own(self, write: Any) -> None:
+        own = fit_hand_off(large(), of_bytes(), self.DOCUMENTS, read=0, write=min(write, 1) if write == 2 else write,
+                           max_tokens=16, measures_drift=False).own()  # fmt: skip
+        assert own is not None
+        assert own.alignment is not None
+        assert own.read == 0  # never the embedding, however few blocks there are
+        assert (own.alignment.d_in, own.alignment.d_out) == (16, 16)
+
+    def test_the_map_goes_from_the_layer_read_to_the_layer_written_without_attention_sinks(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+
+        def spy(x: torch.Tensor, y: torch.Tensor, **options: Any) -> AffineMap:
+            seen.append((x, y, options["groups"]))
+            return fit_ridge(x, y, **options)
+
+        monkeypatch.setattr(fitting, "fit_ridge", spy)
+        fit_hand_off(large(), small(), self.DOCUMENTS, read=0, write=2, measures_drift=False)
+        tokens = pair_tokens(large(), small(), list(self.DOCUMENTS), max_tokens=map_tokens(large(), small()))
+        places = zip(tokens.document.tolist(), tokens.sender_position.tolist(), tokens.receiver_position.tolist(),
+                     strict=True)  # fmt: skip
+        kept = [place for place in places if place[1] > 0 and place[2] > 0]
+        assert len(kept) < len(tokens)
+        source = capture(large(), tokens.sender, [Site(0)]).values[Site(0)]
+        target = capture(small(), tokens.receiver, [Site(2)]).values[Site(2)]
+        torch.testing.assert_close(seen[0][0], torch.stack([source[row, at] for row, at, _ in kept]).float())
+        torch.testing.assert_close(seen[0][1], torch.stack([target[row, at] for row, _, at in kept]).float())
+        assert list(seen[0][2]) == [row for row, _, _ in kept]
 
     def test_drift_is_small_for_the_models_own_states_and_large_for_others(self) -> None:
         fitted = fit_hand_off(small(), small(), self.DOCUMENTS, read=1, write=1)

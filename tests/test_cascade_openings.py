@@ -11,7 +11,8 @@ from toys import Counter
 
 from latentcomm.capture import capture
 from latentcomm.cascade import openings as module
-from latentcomm.cascade.openings import EMBEDDING, Openings, pieces_of, write_openings
+from latentcomm.cascade.openings import EMBEDDING, Openings, pieces_of
+from latentcomm.cascade.writing import write_openings
 from latentcomm.channels.kv import swapped
 from latentcomm.decoding import generate
 from latentcomm.models import Model, encode

@@ -1,5 +1,8 @@
 """Signals along openings as a table, and hand-offs and stops by name."""
 
+import math
+
+import pandas as pd
 import pytest
 import torch
 from cascades import large, small, task
@@ -20,9 +23,18 @@ def openings() -> Openings:
     return Openings(("a", "b", "c"), tuple(rows), 4, "large", "")
 
 
+def seen() -> pd.DataFrame:
+    rows = [
+        {"item": item, "token": token, "piece": "", "entropy": value, "margin": value / 8, "surprise": math.nan}
+        for item, values in zip("abc", ENTROPIES, strict=True)
+        for token, value in enumerate(values, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
 class TestSignals:
     def test_medians_and_quartiles_are_those_of_the_openings_that_are_so_long(self) -> None:
-        table = signal_table(openings(), {}, most=4).query("signal == 'entropy'")
+        table = signal_table(openings(), seen(), {}, most=4).query("signal == 'entropy'")
         for row in table.to_dict("records"):
             there = torch.tensor([each[row["token"] - 1] for each in ENTROPIES if len(each) >= row["token"]])
             quartiles = there.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
@@ -30,9 +42,16 @@ class TestSignals:
             assert row["n"] == len(there)
         assert list(table["token"]) == [1, 2, 3, 4]
 
+    def test_what_was_seen_of_some_openings_alone_is_counted_among_those(self) -> None:
+        some = seen().assign(surprise=lambda rows: rows["entropy"].where(rows["item"] != "c"))
+        table = signal_table(openings(), some, {}, most=4).query("signal == 'surprise'")
+        assert list(table["token"]) == [1, 2, 3] and list(table["n"]) == [2, 2, 1]
+        assert list(table["median"]) == [3.0, 1.5, 1.0]
+        assert "surprise" not in set(signal_table(openings(), seen(), {}, most=4)["signal"])
+
     def test_a_stop_has_handed_over_the_share_of_openings_at_which_it_fired_by_then(self) -> None:
         stops = {"confident": Confident(margin=0.5, window=1), "two": FixedTokens(2), "oracle": Oracle()}
-        table = signal_table(openings(), stops, most=4)
+        table = signal_table(openings(), seen(), stops, most=4)
         shares = {name: list(part["median"]) for name, part in table.groupby("signal")}
         assert shares["handed over by confident"] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2 / 3])  # b never fires
         assert shares["handed over by two"] == [0, 1, 1, 1]
@@ -41,13 +60,13 @@ class TestSignals:
     def test_a_stop_that_would_fire_after_the_most_has_not(self) -> None:
         late = {"confident": Confident(margin=0.5, window=2)}
         for most, last in ((4, 1 / 3), (3, 0.0)):
-            table = signal_table(openings(), late, most=most).query("signal == 'handed over by confident'")
+            table = signal_table(openings(), seen(), late, most=most).query("signal == 'handed over by confident'")
             assert table["median"].iloc[-1] == pytest.approx(last)
 
     def test_openings_without_a_token_are_refused(self) -> None:
         nothing = Openings(("a",), (Opening.of_signals(entropy=torch.zeros(0)),), 4, "large", "")
         with pytest.raises(ValueError, match="no opening has a token"):
-            signal_table(nothing, {}, most=4)
+            signal_table(nothing, seen(), {}, most=4)
 
 
 class TestNames:

@@ -1,14 +1,12 @@
 """The sweep: its ends, its costs against recorded passes, its controls and its table by hand, and what it refuses."""
 
-import json
 from collections import Counter
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-from cascades import LIMIT, greedy, large, of_bytes, prompt_ids, single, small, task
+from cascades import LIMIT, TRIAL, greedy, large, of_bytes, prompt_ids, single, small, task
 
 from latentcomm.alignment import AffineMap
 from latentcomm.cascade import (
@@ -29,8 +27,6 @@ from latentcomm.cascade import (
 from latentcomm.cascade.continuing import go_on
 from latentcomm.cascade.hand_offs import HandOff
 from latentcomm.cascade.openings import EMBEDDING, Opening
-from latentcomm.cascade.setting import Setting, Side
-from latentcomm.cascade.tables import cascade_table
 from latentcomm.cascade.trials import (
     CascadeTrial,
     holds_answer,
@@ -41,9 +37,8 @@ from latentcomm.channels.text import item_seed
 from latentcomm.cost import ModelSize, flops
 from latentcomm.decoding import decode, generate
 from latentcomm.models import Model, encode, recorded_passes
-from latentcomm.stats import mcnemar_exact, proportion_interval
 from latentcomm.tasks import Item
-from latentcomm.tasks.judging import Begins, Letter, Number
+from latentcomm.tasks.judging import Begins, Contains, Letter, Number
 
 HAND_OFFS: dict[str, HandOff] = {
     "text": TextHandOff(),
@@ -224,6 +219,15 @@ class TestControls:
         both = Cascade(small(), small(), own, FixedTokens(5)).run(task())
         assert [trial.small_flops for trial in of(swept, name, "5", "own")] == [trial.flops for trial in both]
 
+    def test_another_items_opening_costs_what_writing_it_cost(self, swept: CascadeSweep) -> None:
+        whose = {row.text(5): item for row, item in zip(swept.openings.rows, task().items, strict=True)}
+        lengths = {len(prompt_ids(large(), item)) for item in task().items}
+        assert len(lengths) > 1
+        for trial in of(swept, "text", "5", "other"):
+            with recorded_passes() as passes:
+                write_openings(large(), single(whose[trial.opening]), longest=5)
+            assert trial.large_flops == flops(passes)
+
     def test_the_answer_is_looked_for_in_the_opening_alone(self, swept: CascadeSweep) -> None:
         lasts = [row.text(5).split()[-1] for row in swept.openings.rows]
         items = tuple(replace(item, answers=(last,)) for item, last in zip(task().items, lasts, strict=True))
@@ -236,7 +240,7 @@ class TestControls:
         assert not all(trial.answer_in_opening for trial in of(found, "text", "1"))
 
     def test_a_vote_costs_what_its_replies_cost_one_by_one(self) -> None:
-        asked, trial, ended = single(task().items[0]), TestTheTable.TRIAL, []
+        asked, trial, ended = single(task().items[0]), TRIAL, []
         told, alone_trials = [replace(trial, small_flops=2.0, large_flops=1.0)], [replace(trial, large_flops=0.0)]
         for seed in range(3):
             (vote,) = held_votes(small(), asked, told, alone_trials, seed=seed, folder=None, prints=())
@@ -271,6 +275,10 @@ class TestControls:
         assert _vote(asked, 0, ["so 5", "so 4", "no idea", "4.0"]).free
         assert not _vote(asked, 0, ["so 5", "so 4"]).free
         assert _vote(asked, 0, ["no", "so 4"]).free
+        words = replace(single(Item("x", "s", "r", "s r", ("Warsaw",), "")), judge=Contains())
+        said = ["Paris.", "Warsaw!", "It is\nRome", "warsaw", "Oslo", "rome"]
+        assert _vote(words, 0, said[:5]).free  # the wrong ones are not one answer
+        assert not _vote(words, 0, [*said, "Rome", "rome!"]).free
         nothing = _vote(asked, 0, ["no", "nor this"])
         assert (nothing.free, nothing.parsed, nothing.reply, nothing.votes) == (False, False, "no", 2)
 
@@ -316,100 +324,6 @@ class TestSignals:
         assert not holds_answer("A man", ("B",), Letter())
 
 
-class TestTheTable:
-    TRIAL = CascadeTrial("", "text", "8", "message", 8, True, False, "", "", True, True, "", False, 2.0, 1.0, 3)
-
-    def test_a_row_is_what_its_trials_say(self) -> None:
-        right = {"small alone": "1000", "large alone": "1111", "message": "1101", "other": "1000"}
-        trials = [
-            replace(
-                self.TRIAL, item=str(number), condition=condition, free=mark == "1", n=number,
-                answer_in_opening=condition == "message" and number == 0, fired=number > 0,
-                hand_off="text" if condition in ("message", "other") else "none",
-            )
-            for condition, marks in right.items()
-            for number, mark in enumerate(marks)
-        ]  # fmt: skip
-        decoys = [
-            replace(trial, hand_off=hand_off, stop=stop, free=True)
-            for hand_off, stop in (("text", "9"), ("graft", "8"))
-            for trial in trials
-            if trial.condition == "other"
-        ]
-        table = cascade_table([*decoys, *trials], seed=0)
-        row = table[table["condition"] == "message"].iloc[0]
-        low, high = proportion_interval(3, 4)
-        assert (row["n"], row["correct"], row["accuracy"], row["low"], row["high"]) == (4, 3, 0.75, low, high)
-        assert (row["tokens"], row["fired"], row["in_opening"]) == (1.5, 0.75, 0.25)
-        assert (row["without_n"], row["without_accuracy"]) == (3, 2 / 3)
-        assert (row["large_flops"], row["small_flops"], row["flops"]) == (2, 1, 3)
-        assert row["p_small"] == mcnemar_exact([1, 1, 0, 1], [1, 0, 0, 0]).p_value
-        assert row["p_large"] == mcnemar_exact([1, 1, 0, 1], [1, 1, 1, 1]).p_value
-        assert row["p_other"] == mcnemar_exact([1, 1, 0, 1], [1, 0, 0, 0]).p_value
-        assert row["over_small"] == 0.5
-        assert (
-            row["without_small"] == 0
-        )  # the small model alone was right on the item that is left out, and on no other
-        assert table["condition"].tolist()[:2] == ["small alone", "large alone"]
-        assert table[table["condition"] == "small alone"]["p_small"].isna().all()
-
-    def test_items_that_differ_or_repeat_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="stands twice"):
-            cascade_table([self.TRIAL, self.TRIAL])
-        with pytest.raises(ValueError, match="of different items"):
-            cascade_table([self.TRIAL, replace(self.TRIAL, item="b", stop="9")])
-
-    def test_every_hand_off_stop_and_condition_has_its_row(self, swept: CascadeSweep) -> None:
-        table = swept.table()
-        assert len(table) == len({(t.hand_off, t.stop, t.condition) for t in swept.trials})
-        assert (table["n"] == 5).all()
-        assert table["flops"].tolist() == pytest.approx((table["large_flops"] + table["small_flops"]).tolist())
-
-
-def test_a_sweep_that_was_stopped_goes_on_and_one_that_is_done_runs_nothing(
-    swept: CascadeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def sweep() -> CascadeSweep:
-        return sweep_cascade(
-            large(), small(), task(), hand_offs=HAND_OFFS, ns=NS, stops=STOPS, checkpoint=tmp_path / "kept"
-        )
-
-    done = handing.hand_over
-    calls = [0]
-
-    def interrupted(*given: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == 4:
-            raise KeyboardInterrupt
-        return done(*given)
-
-    monkeypatch.setattr(handing, "hand_over", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        sweep()
-    first = calls[0]
-    assert sweep().trials == swept.trials
-    whole = calls[0] - first
-    assert whole == 4 * 3 - 3  # of four hand-offs under three conditions, three were kept
-    with recorded_passes() as passes:
-        again = sweep()
-    assert passes == []
-    assert again.trials == swept.trials
-    again.save_trials(tmp_path / "trials.jsonl")
-    lines = (tmp_path / "trials.jsonl").read_text("utf-8").splitlines()
-    assert [CascadeTrial(**json.loads(line)) for line in lines] == list(swept.trials)
-    kept = next((tmp_path / "kept").glob("votes-*.json"))
-    replies = kept.read_text("utf-8")
-    for broken in ("nonsense\n", "[]\n"):
-        kept.write_text(broken, "utf-8")
-        with pytest.raises(ValueError, match=f"{kept.name} holds no replies"):
-            sweep()
-    kept.write_text(replies, "utf-8")
-    kept = next((tmp_path / "kept").glob("handed-*.jsonl"))
-    kept.write_text("nonsense\n", "utf-8")
-    with pytest.raises(ValueError, match=f"{kept.name} holds no hand-overs"):
-        sweep()
-
-
 def test_the_same_seed_gives_the_same_trials_and_another_other_votes(swept: CascadeSweep) -> None:
     def votes(seed: int) -> list[dict[str, object]]:
         found = sweep_cascade(
@@ -427,28 +341,11 @@ def test_the_same_seed_gives_the_same_trials_and_another_other_votes(swept: Casc
     assert votes(0) != votes(1)
 
 
-def test_what_is_kept_of_one_items_opening_is_not_taken_for_anothers_of_the_same_words(tmp_path: Path) -> None:
-    openings = write_openings(large(), task(3), keep_cache=True)
-    alike = replace(openings, rows=tuple(replace(row, ids=openings.rows[0].ids) for row in openings.rows))
-
-    def said(rows: tuple[int, ...], kept: Path | None) -> list[CascadeTrial]:
-        side = Side(alike, rows, KVHandOff(), is_small=False)
-        setting = Setting.of(large(), small(), task(3), kept, shown=False)
-        return setting.trials(side, "other", "kv", {"3": [(3, True)] * 3}, {})
-
-    assert said((1, 2, 0), tmp_path) == said((1, 2, 0), None)
-    assert said((2, 0, 1), tmp_path) == said((2, 0, 1), None)
-    assert said((2, 0, 1), None) != said((1, 2, 0), None)
-
-
-def test_another_small_model_is_not_given_what_was_kept_of_the_first(tmp_path: Path) -> None:
-    def replies(reader: Model, kept: Path | None) -> list[str]:
-        found = Cascade(large(), reader, TextHandOff(), FixedTokens(3)).run(task(3), checkpoint=kept)
-        return [trial.reply for trial in found]
-
-    assert replies(small(), tmp_path) == replies(small(), None)
-    another = tiny.model("llama", seed=4)
-    assert replies(another, tmp_path) == replies(another, None) != replies(small(), None)
+def test_every_hand_off_stop_and_condition_has_its_row(swept: CascadeSweep) -> None:
+    table = swept.table()
+    assert len(table) == len({(t.hand_off, t.stop, t.condition) for t in swept.trials})
+    assert (table["n"] == 5).all()
+    assert table["flops"].tolist() == pytest.approx((table["large_flops"] + table["small_flops"]).tolist())
 
 
 class TestRefusals:
@@ -466,6 +363,14 @@ class TestRefusals:
         with pytest.raises(ValueError, match="of other items than those of task 'opened'"):
             Cascade(large(), small(), TextHandOff(), FixedTokens(1)).run(
                 task(3), openings=write_openings(large(), task(4))
+            )
+
+    def test_openings_of_other_prompts_under_the_same_names_are_refused(self) -> None:
+        asked = task(3)
+        items = (*asked.items[:2], replace(asked.items[2], receiver=asked.items[0].receiver))
+        with pytest.raises(ValueError, match="of other prompts than those of task 'opened'"):
+            Cascade(large(), small(), TextHandOff(), FixedTokens(1)).run(
+                replace(asked, items=items), openings=write_openings(large(), asked)
             )
 
     def test_openings_of_another_model_or_longer_than_a_reply_are_refused(self) -> None:

@@ -11,7 +11,8 @@ from click.testing import Result
 from test_cli import compared, last_line, run
 from tiny import files_in
 
-from latentcomm.cascade import handing, openings
+from latentcomm.cascade import TextHandOff, handing, writing
+from latentcomm.cascade.hand_offs import HandOff
 from latentcomm.cascade_report import PLOTS
 from latentcomm.publishing import check_replot
 from latentcomm.tasks.kv_math_worked import knowing_texts
@@ -19,7 +20,7 @@ from latentcomm.worked_models import Size, worked_pair
 
 ASKED = ("--task", "kv-math-worked", "--n", "0,2,5", "--stop", "confident,oracle", "--n-items", "6")
 ENDINGS = (".csv", ".html", ".json", ".meta.json")
-WRITTEN = sorted([f"c{figure}{ending}" for figure in PLOTS for ending in ENDINGS] + ["c_trials.jsonl"])
+WRITTEN = sorted([f"c{figure}{ending}" for figure in PLOTS for ending in ENDINGS] + ["c_trials.jsonl", "c_tokens.csv"])
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,8 @@ class TestCascade:
         for ending, plot in PLOTS.items():
             check_replot(f"c{ending}", tmp_path, plot)
         table = pd.read_csv(tmp_path / "c.csv", dtype={"stop": str})
-        assert set(table["condition"]) == {
-            "small alone",
-            "large alone",
-            "message",
-            "other",
-            "own",
-            "self-consistency",
-        }
+        expected = {"small alone", "large alone", "message", "other", "own", "self-consistency"}
+        assert set(table["condition"]) == expected  # text has no states that could be empty
         assert list(table.query("condition == 'message'")["stop"]) == ["0", "2", "5", "confident", "oracle"]
         assert (table["n"] == 6).all() and (table["flops"] > 0).all()
         for words in ("small alone", "large alone", "text", "confident", "oracle", "6 items"):
@@ -70,7 +65,7 @@ class TestCascade:
         five = {one["item"]: one["reply"] for one in trials if (one["condition"], one["stop"]) == ("message", "5")}
         assert nothing == alone != five
 
-    @pytest.mark.parametrize(("module", "name"), [(openings, "_write"), (handing, "hand_over")])
+    @pytest.mark.parametrize(("module", "name"), [(writing, "_write"), (handing, "hand_over")])
     def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives(
         self, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
     ) -> None:
@@ -101,12 +96,34 @@ class TestCascade:
         texts = [f"{each.prompt} {each.reply}" for each in knowing_texts(300)]
         corpus = tmp_path / "sums.jsonl"
         corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-        more = ("--hand-off", "text,graft", "--corpus", corpus, "--controls", "other", "--read-layer", "0")
+        more = ("--hand-off", "text,graft", "--corpus", corpus, "--controls", "other,zero,random", "--read-layer", "0")
         result = cascade(pair, tmp_path / "out", *more)
         assert result.exit_code == 0, result.output
         table = pd.read_csv(tmp_path / "out" / "c.csv").query("condition == 'message'")
         drift = table.groupby("hand_off")["drift"].max()
         assert 0 <= drift["graft"] <= 1 and pd.isna(drift["text"])
+        emptied = pd.read_csv(tmp_path / "out" / "c.csv").query("condition in ['zero', 'random']")
+        assert set(emptied["hand_off"]) == {"graft"} and set(emptied["condition"]) == {"zero", "random"}
+
+    def test_layers_and_the_seed_go_where_they_belong(
+        self, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: dict[str, Any] = {}
+
+        def named(*given: Any, **options: Any) -> dict[str, HandOff]:
+            seen["maps"] = options
+            return {"graft": TextHandOff()}
+
+        def sweep(*given: Any, **options: Any) -> None:
+            seen["sweep"] = options
+            raise ValueError("seen")
+
+        monkeypatch.setattr("latentcomm.cascade.named.hand_offs_named", named)
+        monkeypatch.setattr("latentcomm.cascade.sweep_cascade", sweep)
+        more = ("--hand-off", "graft", "--read-layer", "1", "--write-layer", "0", "--seed", "3")
+        assert "seen" in cascade(pair, tmp_path, *more).output
+        assert seen["maps"] == {"read_layer": 1, "write_layer": 0, "seed": 3}
+        assert seen["sweep"]["seed"] == 3
 
 
 class TestWhatIsWrong:

@@ -9,7 +9,7 @@ from plot_tables import cascade_rows, signal_rows
 
 from figures import heads, named, parsed
 from latentcomm.plots import cascade_curves, cascade_front, opening_signals
-from latentcomm.plots.cascade import FIRED, IN_OPENING, WITHOUT
+from latentcomm.plots.cascade import FINISHED, FIRED, IN_OPENING, WENT_ON
 
 STOPS = ["0", "8", "16", "entropy-drop", "oracle"]
 
@@ -70,6 +70,17 @@ class TestCurves:
         assert [trace["x"] for trace in found] == [[1, 2]] * 2
         assert [trace["showlegend"] for trace in found] == [True, False]
 
+    @pytest.mark.parametrize(("condition", "entry"), [("zero", "zeros"), ("random", "random states")])
+    def test_empty_states_stand_where_states_pass_and_count_what_the_small_model_went_on_with(
+        self, condition: str, entry: str
+    ) -> None:
+        (found,) = (trace for trace in named(curves(), f"{entry}, where it went on") if "lines" in trace["mode"])
+        rows = cascade_rows().query("condition == @condition").set_index("stop")
+        assert found["y"] == [rows["handed_accuracy"][stop] for stop in ("8", "16")]
+        assert found["xaxis"] == "x2" and found["showlegend"]
+        nothing = cascade_rows().assign(handed_n=0, handed_accuracy=math.nan)
+        assert {y for trace in named(curves(nothing), f"{entry}, where it went on") for y in trace["y"]} == {None}
+
     def test_a_control_that_was_not_run_is_not_in_the_legend(self) -> None:
         figure = curves(cascade_rows().query("condition != 'own'"))
         assert named(figure, "small model's own") == [] != named(curves(), "small model's own")
@@ -82,19 +93,20 @@ class TestCurves:
             bands = [(shape["y0"], shape["y1"]) for shape in parsed(figure)["layout"]["shapes"]]
             assert bands.count((row["low"], row["high"])) == 2
 
-    def test_open_dots_count_items_whose_opening_lacks_the_answer_and_leave_out_what_has_none(self) -> None:
+    def test_open_dots_count_items_that_the_small_model_went_on_with_and_leave_out_what_has_none(self) -> None:
         table = cascade_rows()
         held = (table["condition"] == "message") & (table["stop"] == "16")
         table = table.assign(
-            without_n=table["without_n"].where(~held, 0), without_accuracy=table["without_accuracy"].where(~held)
+            handed_n=table["handed_n"].where(~held, 0), handed_accuracy=table["handed_accuracy"].where(~held)
         )
-        dots = named(curves(table), WITHOUT)
+        dots = named(curves(table), WENT_ON)
         assert [trace["x"] for trace in dots] == [[0, 1, 3, 4]] * 2
-        right = table.query("condition == 'message' and hand_off == 'text' and stop == '8'")["without_accuracy"].item()
+        right = table.query("condition == 'message' and hand_off == 'text' and stop == '8'")["handed_accuracy"].item()
         assert dots[0]["y"][1] == right
 
     def test_below_stand_the_shares_of_openings_with_the_answer_and_of_stops_that_fired(self) -> None:
-        held, fired = (named(curves(), name)[0] for name in (IN_OPENING, FIRED))
+        held, ended, fired = (named(curves(), name)[0] for name in (IN_OPENING, FINISHED, FIRED))
+        assert ended["y"] == [0.1] * 5
         assert held["y"] == [0.0, 0.4, 0.775, 0.55, 0.3] and fired["y"] == [1.0, 1.0, 1.0, 0.7, 1.0]
         assert held["yaxis"] == fired["yaxis"] == "y3"
 
@@ -115,7 +127,7 @@ class TestFront:
         table = cascade_rows()
         oracle = table["stop"] == "oracle"
         table = table.assign(accuracy=table["accuracy"].where(~oracle, 0.99), high=table["high"].where(~oracle, 1.0))
-        real = table[~oracle & ~table["condition"].isin(["other", "own"])].to_dict("records")
+        real = table[~oracle & ~table["condition"].isin(["other", "zero", "random", "own"])].to_dict("records")
 
         def is_beaten(row: dict) -> bool:
             return any(

@@ -2,10 +2,11 @@
 
 from latentcomm.cascade.fitting import fit_hand_off
 from latentcomm.cascade.hand_offs import HandOff, KVHandOff, LatentHandOff, TextHandOff
-from latentcomm.cascade.openings import Opening, Openings, write_openings
+from latentcomm.cascade.openings import Opening, Openings
 from latentcomm.cascade.run import Cascade, CascadeSweep, sweep_cascade
 from latentcomm.cascade.stops import STOPS, Confident, EntropyDrop, FixedTokens, Oracle, SentenceEnd, Stop
 from latentcomm.cascade.trials import CascadeTrial
+from latentcomm.cascade.writing import write_openings
 
 __all__ = [
     "STOPS",

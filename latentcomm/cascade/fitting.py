@@ -39,8 +39,8 @@ def fit_hand_off(
     (-1: its embedding) to the small model's state after block `write`, or, for "embeddings", to the row of its
     embedding table of the token that ends there. The penalty is chosen held-out, in folds of whole documents; each
     document's first token, the attention sink, is left out. The documents are the packaged corpus unless given, of each
-    at most `max_tokens` tokens (128, or what both models read). With "embeddings" the small model's own hand-off to
-    itself is fitted as well, from its block at the same relative depth, for the control "own".
+    at most `max_tokens` tokens (128, or what both models read). The small model's own hand-off to itself is fitted as
+    well, from its block at the same relative depth, for the control "own".
 
     With `measures_drift` the small model's own states there make a drift reference, by document; of embeddings it is
     made of the rows of the different tokens of the documents, each once.
@@ -59,21 +59,19 @@ def fit_hand_off(
     texts = map_documents() if documents is None else list(documents)
     limit = map_tokens(large, small) if max_tokens is None else max_tokens
     tokens = pair_tokens(large, small, texts, max_tokens=limit)
-    used = (tokens.sender_position > 0) & (tokens.receiver_position > 0)
+    used = tokens.after_first
     place = EMBEDDING if isinstance(write, str) else write
     source = _states(large, tokens.sender, read, tokens.document, tokens.sender_position)[used]
     target = _states(small, tokens.receiver, place, tokens.document, tokens.receiver_position)
     groups = tokens.document[used]
     alignment = fit_ridge(source, target[used], folds=folds, groups=groups, seed=seed)
     reference = _reference(small, tokens, place, target, seed) if measures_drift else None
-    itself = None
-    if isinstance(write, str):
-        depth = EMBEDDING if read == EMBEDDING else round((read + 1) * small.n_layers / large.n_layers) - 1
-        twice = pair_tokens(small, small, texts, max_tokens=limit)
-        kept = twice.sender_position > 0
-        own = [_states(small, twice.sender, layer, twice.document, twice.sender_position) for layer in (depth, place)]
-        back = fit_ridge(own[0][kept], own[1][kept], folds=folds, groups=twice.document[kept], seed=seed)
-        itself = LatentHandOff(depth, write, back, reference=reference, name=name)
+    depth = EMBEDDING if read == EMBEDDING else max(0, round((read + 1) * small.n_layers / large.n_layers) - 1)
+    twice = pair_tokens(small, small, texts, max_tokens=limit)
+    kept = twice.after_first
+    own = [_states(small, twice.sender, layer, twice.document, twice.sender_position) for layer in (depth, place)]
+    back = fit_ridge(own[0][kept], own[1][kept], folds=folds, groups=twice.document[kept], seed=seed)
+    itself = LatentHandOff(depth, write, back, fused, reference, name=name)
     return LatentHandOff(read, write, alignment, fused, reference, itself, name)
 
 

@@ -1,21 +1,25 @@
 """What passes from the large model to the small one: the opening as text, as hidden states, or as keys and values."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm.alignment import AffineMap
-from latentcomm.cascade.openings import EMBEDDING, Openings, pieces_of, vocabulary_of
+from latentcomm.cascade.openings import EMBEDDING, Openings
+from latentcomm.cascade.retokenizing import opening_tokens, shared_places
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.kv import check_layout, layout_of, swapped
 from latentcomm.channels.slots import PLACEHOLDER
+from latentcomm.controls import random_directions
 from latentcomm.decoding import Past, ReceiverInput, SoftTokens
 from latentcomm.drift import DriftReference
 from latentcomm.drift.reference import COMBINED
+from latentcomm.files import digest
 from latentcomm.fusion import Replace
 from latentcomm.grafting import Graft
 from latentcomm.models import Model, check_pair, one_vocabulary
@@ -23,6 +27,9 @@ from latentcomm.prompts import Prompts
 from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
 
+ZERO, RANDOM = "zero", "random"
+EMPTY = (ZERO, RANDOM)
+"""Controls of what states say: zeros, and random directions of their norms, in their place."""
 EMBEDDINGS = "embeddings"
 """Where a latent hand-off writes: in place of the embeddings of further prompt tokens."""
 
@@ -76,6 +83,10 @@ class HandOff(Protocol):
         """How the small model's own opening would be handed to itself; None where nothing was fitted for it."""
         ...
 
+    def emptied(self, control: str, *, seed: int) -> "HandOff | None":
+        """The same with vectors that say nothing in place of states, a control of `EMPTY`; None where none pass."""
+        ...
+
 
 @dataclass(frozen=True)
 class TextHandOff:
@@ -125,6 +136,9 @@ class TextHandOff:
         """The same: the small model then reads what it wrote, so that it is the small model alone."""
         return self
 
+    def emptied(self, control: str, *, seed: int) -> None:
+        """None: no states pass."""
+
 
 @dataclass(frozen=True)
 class LatentHandOff:
@@ -140,11 +154,13 @@ class LatentHandOff:
         alignment: from the large model's states to the small one's; needed where the widths differ.
         fusion: how a mapped state and the small model's own become one, at a layer.
         reference: of the small model's own states where these enter, for the drift; None measures none.
-        itself: how the small model's own opening is handed to itself through its embeddings; None leaves it out.
+        itself: how the small model's own opening is handed to itself; without it soft tokens have no control "own",
+            and a graft's is its own state, unmapped, which `Replace` makes the small model alone.
         name: in tables.
+        instead: a control of `EMPTY` and its seed: what enters in place of the mapped states; None changes nothing.
 
     Raises:
-        ValueError: a layer below -1, or a fusion where there is no own state to fuse with.
+        ValueError: a layer below -1, a fusion where there is no own state to fuse with, or an unknown control.
 
     >>> LatentHandOff(read=3, write=2).layers
     (3,)
@@ -157,6 +173,7 @@ class LatentHandOff:
     reference: DriftReference | None = None
     itself: "LatentHandOff | None" = None
     name: str = "latent"
+    instead: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
         if self.read < EMBEDDING:
@@ -166,6 +183,8 @@ class LatentHandOff:
                 raise ValueError(f"soft tokens stand where nothing stood, so {self.fusion} has nothing to fuse with")
         elif self.write < 0:
             raise ValueError(f"write is {self.write}; give a block from 0, or 'embeddings'")
+        if self.instead is not None and self.instead[0] not in EMPTY:
+            raise ValueError(f"there is no control {self.instead[0]!r} of states; choose among {', '.join(EMPTY)}")
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -211,12 +230,12 @@ class LatentHandOff:
         Raises:
             ValueError: the states were not kept, or what `TextHandOff` refuses.
         """
-        states = [self._mapped(openings, row, n) for row, n in zip(rows, ns, strict=True)]
+        states = [self.mapped(openings, row, n) for row, n in zip(rows, ns, strict=True)]
         if self.write == EMBEDDINGS:
             return self._as_embeddings(small, task, states)
         told = TextHandOff().receive(small, task, openings, rows, ns)
         starts = receiver_prompts(small, task).lengths.tolist()
-        places = _places(small, openings, rows, ns, [ids for ids in told.opening if ids is not None])
+        places = shared_places(small, openings, rows, ns, [ids for ids in told.opening if ids is not None])
         for row, found, n in zip(rows, places, ns, strict=True):
             if len(found[0]) == 0:
                 raise ValueError(
@@ -237,18 +256,35 @@ class LatentHandOff:
         return Received(given, told.opening, self._multiply_adds(used), self._drift(used))
 
     def own(self) -> "LatentHandOff | None":
-        """At a layer the same layer's states, without a map; of embeddings what `itself` says."""
-        if self.write == EMBEDDINGS:
+        """What `itself` says; at a layer, where it says nothing, the same layer's states without a map."""
+        if self.write == EMBEDDINGS or self.itself is not None:
             return self.itself
         return LatentHandOff(int(self.write), self.write, None, self.fusion, self.reference, None, self.name)
 
-    def _mapped(self, openings: Openings, row: int, n: int) -> Float[Tensor, "n d_receiver"]:
+    def emptied(self, control: str, *, seed: int) -> "LatentHandOff":
+        """With zeros, whose drift is not measured since they have no direction, or random directions with each mapped
+        state's own norm, the same ones after any n.
+        """
+        return replace(self, instead=(control, seed), reference=None if control == ZERO else self.reference)
+
+    def mapped(self, openings: Openings, row: int, n: int) -> Float[Tensor, "n d_receiver"]:
+        """The states along the first n tokens of an opening in the small model's space, or what stands in their place.
+
+        Raises:
+            ValueError: they were not kept.
+        """
         states = openings.rows[row].states.get(self.read)
         if states is None:
             raise ValueError(
                 f"the openings hold no states after block {self.read}; write them with layers=({self.read},)"
             )
-        return states[:n] if self.alignment is None else self.alignment(states[:n].to(self.alignment.weight.device))
+        states = states[:n] if self.instead is None else states  # a control is drawn once for every n
+        mapped = states if self.alignment is None else self.alignment(states.to(self.alignment.weight.device))
+        if self.instead is None:
+            return mapped
+        control, seed = self.instead
+        drawn = torch.Generator().manual_seed(int(digest(seed, openings.items[row])[:8], 16))
+        return (torch.zeros_like(mapped) if control == ZERO else random_directions(mapped, drawn))[:n]
 
     def _as_embeddings(self, small: Model, task: Task, states: Sequence[Float[Tensor, "_ d_receiver"]]) -> Received:
         prompts = receiver_prompts(small, task)
@@ -262,10 +298,16 @@ class LatentHandOff:
         each = 0 if self.alignment is None else self.alignment.weight.numel()
         return tuple(len(row) * each for row in states)
 
+    def drift_of(self, states: Float[Tensor, "n d_receiver"]) -> list[float]:
+        """The percentile of each state among the small model's own; NaN without a reference."""
+        if self.reference is None:
+            return [math.nan] * len(states)
+        return self.reference.percentile(states.float().cpu())[COMBINED].tolist()
+
     def _drift(self, states: Sequence[Float[Tensor, "_ d_receiver"]]) -> tuple[float | None, ...]:
         if self.reference is None:
             return (None,) * len(states)
-        found = self.reference.percentile(torch.cat([each.float().cpu() for each in states]))[COMBINED]
+        found = torch.tensor(self.drift_of(torch.cat(list(states))), dtype=torch.float64)
         return tuple(float(part.mean()) for part in found.split([len(each) for each in states]))
 
 
@@ -349,55 +391,5 @@ class KVHandOff:
         """The same: the small model then goes on behind itself, so that it is the small model alone."""
         return self
 
-
-def opening_tokens(small: Model, openings: Openings, rows: Sequence[int], ns: Sequence[int]) -> list[tuple[int, ...]]:
-    """The first n tokens of openings as the small model reads them: the ids, or its own tokens of the text.
-
-    Raises:
-        ValueError: its tokenizer does not give the text back that it was cut from.
-    """
-    if openings.vocabulary == vocabulary_of(small):
-        return [openings.rows[row].ids[:n] for row, n in zip(rows, ns, strict=True)]
-    tokenizer = small.require_tokenizer()
-    found = []
-    for row, n in zip(rows, ns, strict=True):
-        text = openings.text(row, n)
-        ids = tuple(tokenizer(text, add_special_tokens=False).input_ids) if text else ()
-        if tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) != text:
-            raise ValueError(
-                f"the tokenizer of {small.name} does not give the first {n} tokens of the opening of item "
-                f"{openings.items[row]!r} back ({text[-40:]!r}); choose a small model whose tokenizer knows this text"
-            )
-        found.append(ids)
-    return found
-
-
-def _places(
-    small: Model,
-    openings: Openings,
-    rows: Sequence[int],
-    ns: Sequence[int],
-    told: Sequence[tuple[int, ...]],
-) -> list[tuple[Int[Tensor, " place"], Int[Tensor, " place"]]]:
-    """Of each row the tokens of the large and of the small model that end at the same character of the opening."""
-    found, one_vocabulary = [], openings.vocabulary == vocabulary_of(small)
-    for row, n, ids in zip(rows, ns, told, strict=True):
-        if one_vocabulary:
-            both = [(place, place) for place in range(len(ids))]
-        else:
-            opening = openings.rows[row]
-            mine, theirs = _ends(opening.pieces[:n], opening.whole[:n]), _ends(*pieces_of(small, ids))
-            both = [(mine[end], theirs[end]) for end in sorted(mine.keys() & theirs.keys())]
-        pairs = torch.tensor(both, dtype=torch.long).reshape(-1, 2)
-        found.append((pairs[:, 0], pairs[:, 1]))
-    return found
-
-
-def _ends(pieces: Sequence[str], whole: Sequence[bool]) -> dict[int, int]:
-    """The token that ends at each character: `{characters: token}`; one that ends inside a character ends nowhere."""
-    ends, held = {}, 0
-    for token, (piece, is_whole) in enumerate(zip(pieces, whole, strict=True)):
-        held += len(piece)
-        if piece and is_whole:
-            ends[held] = token
-    return ends
+    def emptied(self, control: str, *, seed: int) -> None:
+        """None: the prompt passes with the opening, so that nothing would be left of the problem."""

@@ -9,9 +9,10 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from latentcomm.cascade.hand_offs import HandOff
-from latentcomm.cascade.openings import Opening, Openings, write_openings
+from latentcomm.cascade.hand_offs import EMPTY, HandOff
+from latentcomm.cascade.openings import Opening, Openings, ids_of
 from latentcomm.cascade.setting import ALL, Setting, Side
+from latentcomm.cascade.signals import kept_signals
 from latentcomm.cascade.stops import FixedTokens, Oracle, Stop
 from latentcomm.cascade.tables import cascade_table
 from latentcomm.cascade.trials import (
@@ -24,9 +25,11 @@ from latentcomm.cascade.trials import (
     CascadeTrial,
 )
 from latentcomm.cascade.votes import held_votes
+from latentcomm.cascade.writing import write_openings
+from latentcomm.channels.base import receiver_prompts
 from latentcomm.controls import derangement
 from latentcomm.evaluation import MESSAGE
-from latentcomm.files import write_text
+from latentcomm.files import digest, write_text
 from latentcomm.models import Model, check_pair
 from latentcomm.tasks.base import Task
 
@@ -74,6 +77,12 @@ class Cascade:
             )  # fmt: skip
         if openings.items != tuple(item.id for item in task.items):
             raise ValueError(f"the openings are of other items than those of task {task.name!r}; write them for these")
+        prompts = receiver_prompts(self.large, task)
+        if [row.asked for row in openings.rows] != [digest(ids_of(prompts, row)) for row in range(len(openings))]:
+            raise ValueError(
+                f"the openings are of other prompts than those of task {task.name!r}, under the same names of items; "
+                "write them for these"
+            )
         if openings.large != self.large.name:
             raise ValueError(f"the openings are by {openings.large}, not by {self.large.name}; write them with that")
         if (longest := max(map(len, openings.rows), default=0)) > task.reply_tokens:
@@ -103,15 +112,17 @@ class CascadeSweep:
         trials: of every hand-off, stop and condition.
         openings: what the large model wrote, whole, with its signals.
         small_openings: what the small model wrote alone.
+        signals: a row a token of the large model's openings; see `cascade.signals.token_signals`.
     """
 
     trials: tuple[CascadeTrial, ...]
     openings: Openings
     small_openings: Openings
+    signals: pd.DataFrame
 
-    def table(self, *, seed: int = 0) -> pd.DataFrame:
+    def table(self, *, groups: Mapping[str, str] | None = None, seed: int = 0) -> pd.DataFrame:
         """One row a hand-off, stop and condition; see `cascade.tables.cascade_table`."""
-        return cascade_table(self.trials, seed=seed)
+        return cascade_table(self.trials, groups=groups, seed=seed)
 
     def save_trials(self, path: str | os.PathLike[str]) -> None:
         """Write the trials as JSON lines, whole or not at all."""
@@ -138,13 +149,14 @@ def sweep_cascade(
     by the largest n hands over there. n = 0 is the small model alone, and where the large model had ended, or wrote
     `task.reply_tokens`, its reply stands and nothing is left to do. Each pair of item and n is run once a hand-off.
 
-    Controls, beside "small alone" and "large alone" which are always there, at every n above 0: "other", the opening
-    of another item with another answer, n tokens of it (where it ended before, it stands as the reply, which is then
-    wrong by construction: the share `finished` says how often); "own", the small model's own opening
-    through the same hand-off (by text, by keys and values, and by `Replace` at a layer that is the small model alone by
-    construction: the same replies at another price); "self-consistency", the majority of m sampled replies of
-    the small model (temperature 0.7), m the mean cost of the cascade over that of a reply, rounded, at least 1. A vote
-    of one or two is hardly more than one sampled reply; there "small alone" is the stronger control.
+    Controls, beside "small alone" and "large alone" which are always there, at every n above 0: "other", the opening of
+    another item with another answer, n tokens of it (where it ended before, it stands as the reply, which is then wrong
+    by construction: the share `finished` says how often); "zero" and "random", where states pass, zeros and random
+    directions of the same norms in their place; "own", the small model's own opening through the same hand-off (by
+    text, by keys and values, and by `Replace` at a layer that is the small model alone by construction: the same
+    replies at another price); "self-consistency", the majority of m sampled replies of the small model (temperature
+    0.7), m the mean cost of the cascade over that of a reply, rounded, at least 1. A vote of one or two is hardly more
+    than one sampled reply; there "small alone" is the stronger control.
 
     With `checkpoint` what is done is kept there and not run again. Same seed, same trials.
 
@@ -178,7 +190,7 @@ def sweep_cascade(
             plan[name] = [choose(stop, opening, most, openings.longest) for opening in openings.rows]
     above = {name: chosen for name, chosen in plan.items() if any(n > 0 for n, _ in chosen)}
     trials = setting.alone(openings, alone)
-    singles = [trial for trial in trials if trial.condition == SMALL_ALONE]
+    singles, asked = [trial for trial in trials if trial.condition == SMALL_ALONE], []
     for name, hand_off in hand_offs.items():
         side = Side(openings, range(len(openings)), hand_off, is_small=False)
         told = setting.trials(side, MESSAGE, name, plan, alone)
@@ -187,15 +199,20 @@ def sweep_cascade(
         if OTHER in controls:
             side = Side(openings, exchanged, hand_off, is_small=False)
             trials += setting.trials(side, OTHER, name, above, alone)
+        for control in EMPTY:
+            if control in controls and (empty := hand_off.emptied(control, seed=seed)) is not None:
+                side = Side(openings, range(len(openings)), empty, is_small=False)
+                trials += setting.trials(side, control, name, above, alone)
         if (itself := selves.get(name)) is not None:
             side = Side(mine, range(len(mine)), itself, is_small=True)
             trials += setting.trials(side, OWN, name, above, alone)
-        if SELF_CONSISTENCY in controls:
-            asked = [trial for trial in told if trial.stop in above]
-            trials += held_votes(
-                small, task, asked, singles, seed=seed, folder=setting.folder, prints=setting.prints, shown=progress
-            )
-    return CascadeSweep(tuple(trials), openings, mine)
+        asked += [trial for trial in told if trial.stop in above]
+    if SELF_CONSISTENCY in controls:
+        trials += held_votes(
+            small, task, asked, singles, seed=seed, folder=setting.folder, prints=setting.prints, shown=progress
+        )
+    signals = kept_signals(openings, small, task, hand_offs, folder=setting.folder, prints=setting.prints)
+    return CascadeSweep(tuple(trials), openings, mine, signals)
 
 
 def choose(stop: Stop, opening: Opening, most: int, longest: int) -> tuple[int, bool]:

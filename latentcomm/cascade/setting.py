@@ -8,7 +8,7 @@ from pathlib import Path
 from latentcomm.cascade.continuing import Continuation
 from latentcomm.cascade.hand_offs import HandOff
 from latentcomm.cascade.handing import ITEMS_AT_ONCE, Errand, Handed, kept_or_handed
-from latentcomm.cascade.openings import Opening, Openings
+from latentcomm.cascade.openings import Opening, Openings, ids_of, vocabulary_of
 from latentcomm.cascade.trials import (
     LARGE_ALONE,
     NO_HAND_OFF,
@@ -20,9 +20,10 @@ from latentcomm.cascade.trials import (
     opening_flops,
     signals_at,
 )
+from latentcomm.channels.base import receiver_prompts
 from latentcomm.cost import ModelSize
 from latentcomm.files import digest
-from latentcomm.models import Model
+from latentcomm.models import Model, fingerprints
 from latentcomm.progress import track
 from latentcomm.tasks.base import Task
 
@@ -67,7 +68,8 @@ class Setting:
         if folder is not None:
             if large.has_hooks or small.has_hooks:
                 raise ValueError("trials of a model with hooks attached cannot be kept: they are in no name")
-            prints = (large.fingerprint, large.fingerprint if small is large else small.fingerprint)
+            known = [[sorted(model.stop_ids), vocabulary_of(model)] for model in (large, small)]
+            prints = (*fingerprints(large, small), digest(known))
         return cls(large, small, task, (ModelSize.of(large), ModelSize.of(small)), folder, prints, shown)
 
     def alone(self, openings: Openings, alone: Mapping[int, Opening]) -> list[CascadeTrial]:
@@ -138,9 +140,11 @@ class Setting:
             if self.folder is not None:
                 ids = [side.openings.rows[row].ids for row in rows]
                 whose = [self.task.items[row] for row in rows]
+                prompts = receiver_prompts(self.small, errand.task)
                 key = digest(
-                    self.prints, errand.task, side.hand_off, condition, whose, ids, errand.wanted, side.openings.layers
-                )
+                    self.prints, errand.task, [ids_of(prompts, row) for row in range(len(rows))], side.hand_off,
+                    condition, whose, ids, errand.wanted, side.openings.layers,
+                )  # fmt: skip
                 file = self.folder / f"handed-{key[:16]}.jsonl"
             done = kept_or_handed(file, side.hand_off, self.small, side.openings, errand)
             handed += [{one.n: one for one in each} for each in done]

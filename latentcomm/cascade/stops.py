@@ -157,9 +157,11 @@ class SentenceEnd:
 
 @dataclass(frozen=True)
 class Oracle:
-    """For analysis alone: of each item the smallest n of the grid at which the answer is right, 0 where none is.
+    """For analysis alone: of each item the smallest n of the grid at which the answer is right, else
+    the smallest.
 
-    It knows the answer, so its row is no policy that anybody could follow: the bar above every stop.
+    It knows the answer, so its row is no policy that anybody could follow. It is the best of as many tries as the grid
+    has numbers, so that it counts luck as well: an upper bound of what a stop can gain.
     """
 
 
@@ -192,6 +194,12 @@ def _ends(text: str) -> list[int]:
 
 
 STOPS: Mapping[str, Stop | Oracle] = MappingProxyType(
-    {"entropy-drop": EntropyDrop(), "confident": Confident(), "sentence-end": SentenceEnd(), "oracle": Oracle()}
+    {
+        "entropy-drop": EntropyDrop(),
+        "early-drop": EntropyDrop(window=1, minimum=0),
+        "confident": Confident(),
+        "sentence-end": SentenceEnd(),
+        "oracle": Oracle(),
+    }
 )
-"""The stops by the names of the command line, as they are without options."""
+"""The stops by the names of the command line; "early-drop" is an entropy drop that a single token can show."""

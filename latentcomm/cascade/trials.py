@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from latentcomm.cascade.continuing import Continuation
+from latentcomm.cascade.hand_offs import EMPTY
 from latentcomm.cascade.openings import Opening
 from latentcomm.cost import MULTIPLY_ADD, ModelSize, pass_flops
 from latentcomm.evaluation import MESSAGE
@@ -14,8 +15,9 @@ from latentcomm.tasks.numbers import answered_number
 
 OTHER, OWN, SELF_CONSISTENCY = "other", "own", "self-consistency"
 SMALL_ALONE, LARGE_ALONE = "small alone", "large alone"
-CONTROLS = (OTHER, OWN, SELF_CONSISTENCY)
-"""Controls of a sweep: another item's opening, the small model's own, and its vote at equal cost."""
+CONTROLS = (OTHER, *EMPTY, OWN, SELF_CONSISTENCY)
+"""Controls of a sweep: another item's opening; zeros, or random directions of their norms, in place of states; the
+small model's own opening, and its vote at equal cost."""
 CONDITIONS = (SMALL_ALONE, LARGE_ALONE, MESSAGE, *CONTROLS)
 """All conditions, in the order in which tables show them."""
 NO_HAND_OFF = "none"

@@ -1,10 +1,12 @@
 """Self-consistency of the small model: the majority of as many sampled replies as the cascade costs."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from latentcomm.cascade.openings import ids_of
 from latentcomm.cascade.trials import SELF_CONSISTENCY, CascadeTrial, writing_flops
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.text import item_seed
@@ -14,9 +16,12 @@ from latentcomm.files import digest, write_text
 from latentcomm.models import Model
 from latentcomm.progress import track
 from latentcomm.tasks.base import Task
+from latentcomm.tasks.judging import Letter, Number
 
 TEMPERATURE = 0.7
 """Of the sampled replies, as in Wang et al. 2022 (arXiv:2203.11171) for models without truncation."""
+
+_WORDS = re.compile(r"\w+")
 
 Reply = tuple[str, int]
 """A sampled reply and how many tokens it has."""
@@ -37,7 +42,9 @@ def held_votes(
 
     m is the mean cost of the trials of a stop over the mean cost of the small model `alone`, rounded, at least 1. The
     answer is what most of the first m sampled replies give, among those in which the judge finds one; of equals the
-    first. So a vote of one or two is hardly more than one sampled reply, and the small model alone, which is greedy,
+    first. Two replies give one answer where the judge reads the same number or letter in them; where it looks for
+    accepted words, which says nothing of what a wrong reply gives, where their first lines are alike but for case and
+    punctuation. A vote of one or two is hardly more than one sampled reply, and the small model alone, which is greedy,
     the stronger control. Each reply is paid for with its prompt, as if asked anew: replies that share one reading of
     it would be more at the same cost, the more the longer the prompts are beside the replies. Source: Wang et al. 2022,
     arXiv:2203.11171.
@@ -77,14 +84,25 @@ def _vote(task: Task, row: int, replies: Sequence[str]) -> CascadeTrial:
     """The trial of the majority among some replies."""
     item = task.items[row]
     verdicts = [task.judge(reply, item.answers) for reply in replies]
-    answers = [verdict.found for verdict in verdicts if verdict.is_parsed]
-    best = max(dict.fromkeys(answers), key=answers.count) if answers else None
-    place = next((at for at, verdict in enumerate(verdicts) if verdict.is_parsed and verdict.found == best), 0)
+    names_one = isinstance(task.judge, Number | Letter)
+    answers = [
+        (verdict.found if names_one else _plain(reply)) if verdict.is_parsed else None
+        for verdict, reply in zip(verdicts, replies, strict=True)
+    ]
+    found = [answer for answer in answers if answer is not None]
+    best = max(dict.fromkeys(found), key=found.count) if found else None
+    place = answers.index(best)
     verdict = verdicts[place]
     return CascadeTrial(
         item.id, "", "", SELF_CONSISTENCY, 0, True, False, "", replies[place], verdict.is_right, verdict.is_parsed,
         verdict.found, False, 0.0, 0.0, 0, votes=len(replies),
     )  # fmt: skip
+
+
+def _plain(reply: str) -> str:
+    """The words of the first line that has any, in lower case."""
+    lines = [" ".join(_WORDS.findall(line.lower())) for line in reply.splitlines()]
+    return next((line for line in lines if line), "")
 
 
 def _sampled(
@@ -93,8 +111,9 @@ def _sampled(
     """The replies to all items of one number, kept in a file."""
     file = None
     if folder is not None:
-        asked = [(item.id, item.receiver) for item in task.items]
-        key = digest(list(prints[-1:]), asked, task.template, task.reply_tokens, TEMPERATURE, seed, number)
+        prompts = receiver_prompts(small, task)
+        asked = [(item.id, ids_of(prompts, row)) for row, item in enumerate(task.items)]
+        key = digest(list(prints[-2:]), asked, task.reply_tokens, TEMPERATURE, seed, number)
         file = folder / f"votes-{key[:16]}.json"
         if file.exists():
             return _kept(file, len(task.items))

@@ -30,11 +30,11 @@ from latentcomm.cli.shared import (
     errors_as_sentences,
     layer_or_none,
     listed,
+    load_pair,
     make_task,
     unfinished,
 )
 from latentcomm.files import digest, without_folder
-from latentcomm.tasks import Task, gsm8k
 
 AT_DEPTH = -1
 """What a layer is where it is left out: that at two thirds of the model's depth."""
@@ -53,12 +53,14 @@ def cascade(
         "0,8,16,32,64,128"
     ),
     stop: Annotated[
-        str, Option(help="Comma-separated: entropy-drop, confident, sentence-end, oracle; or how they begin.")
+        str,
+        Option(help="Comma-separated: entropy-drop, early-drop, confident, sentence-end, oracle; or how they begin."),
     ] = "entropy-drop",
     hand_off: Annotated[str, Option(help="Comma-separated: text, latent, graft, kv; see the documentation.")] = "text",
     controls: Annotated[
-        str, Option(help="Comma-separated: other, own, self-consistency. Both models alone are always run.")
-    ] = "other,own,self-consistency",
+        str,
+        Option(help="Comma-separated: other, zero, random, own, self-consistency. Both models alone are always run."),
+    ] = "other,zero,random,own,self-consistency",
     read_layer: Annotated[
         int, Option(help="Of latent and graft: after which block of the large model; by default at 2/3 of its depth.")
     ] = AT_DEPTH,
@@ -86,16 +88,15 @@ def cascade(
         from latentcomm.cascade.named import hand_offs_named, refuse_hand_offs, stops_named
         from latentcomm.cascade_report import print_cascade, write_cascade
         from latentcomm.corpus import read_corpus
-        from latentcomm.models import load_model
 
         ns, stops, wanted = _numbers(n), stops_named(listed(stop)), listed(hand_off)
         refuse_hand_offs(wanted)
-        asked = _task(task, template, seed, data, subjects, n_shots, shots)
+        asked = make_task(task, template, SenderForm.primed, Fame.all, seed, data, subjects, n_shots, shots)
         asked = asked.take(n_items, seed=seed) if 0 < n_items < len(asked.items) else asked
         asked = replace(asked, reply_tokens=reply_tokens) if reply_tokens else asked
+        groups = {item.id: item.tags["pair"] for item in asked.items if "pair" in item.tags} or None
         documents = None if corpus is None else read_corpus(corpus).documents
-        first = load_model(large, dtype=dtype, device=device)
-        second = first if small == large else load_model(small, dtype=dtype, device=device)
+        first, second = load_pair(large, small, device=device, dtype=dtype)
         settings = {
             "large": first.name,
             "small": second.name,
@@ -147,23 +148,13 @@ def cascade(
                 settings=settings,
                 measured={"wall_seconds": round(time.monotonic() - began, 1)},
                 models={"large": first, "small": second},
+                groups=groups,
             )
-        print_cascade(found.table(seed=seed), console(150))
+        print_cascade(found.table(groups=groups, seed=seed), console(150))
         for one in published:
             print(f"wrote {one.page} (open it in a browser), {one.data.name}, {one.figure.name}, {one.meta.name}")
-        print(f"wrote {name}_trials.jsonl: all that was written, item by item")
+        print(f"wrote {name}_trials.jsonl: all that was written, item by item, and {name}_tokens.csv: all signals")
         print(f"took {time.monotonic() - began:.0f} s")
-
-
-def _task(
-    task: TaskName, template: TemplateName, seed: int, data: str, subjects: str, n_shots: int, shots: str
-) -> Task:
-    """The task, with the file of solved examples that other commands have no option for."""
-    if shots and (task is not TaskName.gsm8k or not n_shots):
-        raise ValueError("--shots names a file of solved examples for gsm8k; give --n-shots with it, or leave it out")
-    if task is TaskName.gsm8k and not subjects:
-        return gsm8k(data or None, template=template.value, n_shots=n_shots, shots=shots or None, seed=seed)
-    return make_task(task, template, SenderForm.primed, Fame.all, seed, data, subjects, n_shots)
 
 
 def _numbers(text: str) -> list[int]:

@@ -104,8 +104,9 @@ def make_task(
     data: str = "",
     subjects: str = "",
     n_shots: int = 0,
+    shots: str = "",
 ) -> Task:
-    """The task that the options of a command describe.
+    """The task that the options of a command describe; `shots` is the file that gsm8k's solved examples come from.
 
     Raises:
         ValueError: an option that the task does not have, or what the task refuses.
@@ -117,6 +118,8 @@ def make_task(
         raise ValueError(f"the task {task.value} makes its own items; leave --data out")
     if (subjects and task is not TaskName.mmlu) or (n_shots and task not in WITH_SHOTS):
         raise ValueError(f"--subjects is for mmlu and --n-shots for gsm8k and mmlu; leave them out for {task.value}")
+    if shots and (task is not TaskName.gsm8k or not n_shots):
+        raise ValueError("--shots names a file of solved examples for gsm8k; give --n-shots with it, or leave it out")
     source = data or None
     if task is TaskName.countries:
         which = None if fame is Fame.all else fame.value
@@ -124,7 +127,7 @@ def make_task(
     if fame is not Fame.all or sender_form is SenderForm.entity:
         raise ValueError(f"--fame and --sender-form entity are for the task countries; leave them out for {task.value}")
     if task is TaskName.gsm8k:
-        return gsm8k(source, template=template.value, n_shots=n_shots, seed=seed)
+        return gsm8k(source, template=template.value, n_shots=n_shots, shots=shots or None, seed=seed)
     if task is TaskName.mmlu:
         chosen = listed(subjects) or SUBJECTS
         return mmlu(source, subjects=chosen, template=template.value, n_shots=n_shots, seed=seed)

@@ -26,15 +26,19 @@ from latentcomm.sheets import (
 )
 
 MESSAGE, OTHER, OWN, VOTE = "message", "other", "own", "self-consistency"
+ZERO, RANDOM = "zero", "random"
 SMALL, LARGE = "small alone", "large alone"
 LOOKS = {"none": "silent", SMALL: "silent", LARGE: "skyline", OTHER: "shuffled", OWN: "self", VOTE: "random"}
+LOOKS |= {ZERO: "zero", RANDOM: "delta"}
 """Whose colour and shape of other figures each has; a hand-off has its own."""
-ENTRIES = {OTHER: "other item's opening", OWN: "small model's own", VOTE: "vote at equal cost"}
-WITHOUT = "answer not in opening"
+ENTRIES = {OTHER: "other item's opening", ZERO: "zeros, where it went on", RANDOM: "random states, where it went on"}
+ENTRIES |= {OWN: "small model's own", VOTE: "vote at equal cost"}
+WENT_ON = "where the small model went on"
 BESIDE = "shares of items"
-IN_OPENING, FIRED = "answer in opening", "stop fired"
+IN_OPENING, FINISHED, FIRED = "answer in opening", "large model had finished", "stop fired"
 NUMBERS = ("accuracy", "low", "high", "n", "tokens")
-SHARES = ("fired", "in_opening", "without_accuracy", "without_n")
+SHARES = ("fired", "in_opening", "finished", "handed_accuracy", "handed_n")
+LINES = (("in_opening", IN_OPENING, "solid"), ("finished", FINISHED, "dash"), ("fired", FIRED, "dot"))
 STEP, ROOM = 50, 10
 """px from one n to the next at most, and beside the outermost."""
 
@@ -45,15 +49,17 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     The table is that of `CascadeSweep.table`: a row a hand-off, stop and condition. A column of panels a hand-off;
     along it the fixed numbers of tokens in even steps, then the other stops with the mean number that each hands over.
     Dots with 95 % intervals are the cascade, the bands across the two models alone; small shapes the controls: another
-    item's opening, the small model's own, and its vote at equal cost. Open dots count only the items in whose opening
-    the answer does not yet stand. Below: in what share it does, and in what share the stop fired.
+    item's opening, zeros and random states in place of states, the small model's own, and its vote at equal cost. Open
+    dots, and zeros and random states, count only the items whose reply the large model had not finished. Below: in what
+    share it had, in what share an accepted answer stands in the opening, and in what share the stop fired.
 
     Raises:
         ValueError: the table is empty, lacks a column, a number, or the two models alone; an accuracy outside its
             interval; a row twice.
 
     >>> row = {"hand_off": "none", "stop": "0", "condition": "small alone", "accuracy": 0.1, "low": 0.0, "high": 0.3}
-    >>> row |= {"n": 9, "tokens": 0.0, "fired": 1.0, "in_opening": 0.0, "without_accuracy": 0.1, "without_n": 9}
+    >>> row |= {"n": 9, "tokens": 0.0, "fired": 1.0, "in_opening": 0.0, "finished": 0.0, "handed_n": 9}
+    >>> row |= {"handed_accuracy": 0.1}
     >>> rows = [row, row | {"condition": "large alone", "high": 1.0}]
     >>> rows += [row | {"hand_off": "text", "condition": "message", "stop": stop} for stop in ("0", "8")]
     >>> cascade_curves(pd.DataFrame(rows), title="Two numbers").layout.xaxis.ticktext
@@ -69,7 +75,8 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     across = len(offs) * (width + gap) - gap
     right += max(0, 520 - left - right - across)
     shown = [condition for condition in ENTRIES if any(row["condition"] == condition for row in rows)]
-    entries = [*map(spoken, offs), WITHOUT, SMALL, LARGE, *(ENTRIES[each] for each in shown), IN_OPENING, FIRED]
+    entries = [*map(spoken, offs), WENT_ON, SMALL, LARGE, *(ENTRIES[each] for each in shown)]
+    entries += [IN_OPENING, FINISHED, FIRED]
     labels = {stop: _label(stop, rows) for stop in stops}
     foot = 30 + round(0.9 * LETTER[TICK_SIZE] * max(map(len, labels.values())))
     down = height + strip + 16
@@ -80,6 +87,7 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     x_axis = ticks | {"range": [-0.6, len(stops) - 0.4], "title": {"text": "tokens by the large model"}}
     y_axis = SHARE_AXIS | {"title": {"text": "accuracy"}}
     share = SHARE_AXIS | {"title": {"text": BESIDE}, "dtick": 0.5}
+    told: set[str] = set()
     for number, off in enumerate(offs):
         at = number * (width + gap)
         upper = sheet.panel(
@@ -90,10 +98,13 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
             _alone(sheet, _one(rows, alone), upper, looks[alone], len(stops), named=not number)
         mine = [row for row in rows if row["hand_off"] == off]
         for condition in (*shown, MESSAGE):
-            part = {row["stop"]: row for row in mine if row["condition"] == condition}
+            part = {row["stop"]: _went_on(row) for row in mine if row["condition"] == condition}
+            if not part:
+                continue
             name = spoken(off) if condition == MESSAGE else ENTRIES[condition]
             look = looks[off if condition == MESSAGE else condition]
-            named = condition == MESSAGE or not number
+            named = condition == MESSAGE or condition not in told
+            told.add(condition)
             _series(sheet, part, places, upper, look, name, small=condition != MESSAGE, named=named)
         _shares(sheet, mine, places, upper, lower, looks[off], named=not number)
     return sheet.figure
@@ -227,7 +238,8 @@ def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fi
 HANDED = "handed over by "
 """How the rows of a stop begin in a table of signals."""
 MEDIAN = "median and quartiles over openings"
-UNITS = {"entropy": "entropy (nats)", "margin": "margin p₁ − p₂", "surprise": "surprise (nats)"}
+UNITS = {"entropy": "entropy (nats)", "margin": "margin p₁ − p₂", "surprise": "surprise (nats)",
+         "drift_latent": "drift, latent", "drift_graft": "drift, graft"}  # fmt: skip
 STOP_SHAPES = ["star-open", "diamond-tall-open", "hexagram-open", "pentagon-open", "bowtie-open"]
 
 
@@ -294,6 +306,17 @@ def _alone(
     sheet.figure.add_trace(go.Scatter(line | look_of | axes, legendgroup=row["condition"], showlegend=named))
 
 
+def _went_on(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of empty states the accuracy where the small model went on: what the large one had finished says nothing of them.
+
+    Without interval, which is not drawn of controls.
+    """
+    if row["condition"] not in (ZERO, RANDOM):
+        return row
+    value = math.nan if row["handed_n"] == 0 else row["handed_accuracy"]
+    return {**row, **dict.fromkeys(("accuracy", "low", "high"), value), "n": row["handed_n"]}
+
+
 def _series(
     sheet: Sheet,
     part: Mapping[str, Mapping[str, Any]],
@@ -335,20 +358,21 @@ def _shares(
     *,
     named: bool,
 ) -> None:
-    """Accuracy without the items whose opening holds the answer; below, their share and that of stops that fired."""
+    """Accuracy where the small model went on; below, the shares of items that need no more, and of stops that fired."""
     mine = {row["stop"]: row for row in rows if row["condition"] == MESSAGE}
     mine = {stop: mine[stop] for stop in places if stop in mine}
-    left = [row for row in mine.values() if row["without_n"] > 0 and not math.isnan(row["without_accuracy"])]
+    left = [row for row in mine.values() if row["handed_n"] > 0 and not math.isnan(row["handed_accuracy"])]
     marker = {"color": look.colour, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}}
     open_dots = {"x": [places[row["stop"]] for row in left] or [None], "mode": "markers", "marker": marker}
-    open_dots |= {"y": [row["without_accuracy"] for row in left] or [None], "name": WITHOUT}
-    told = {"customdata": [[row["without_n"]] for row in left], "hovertemplate": "%{y:.3f}, n = %{customdata[0]}"}
-    sheet.figure.add_trace(go.Scatter(open_dots | told | upper, legendgroup=WITHOUT, showlegend=named))
-    for column, name, dash in (("in_opening", IN_OPENING, "solid"), ("fired", FIRED, "dot")):
+    open_dots |= {"y": [row["handed_accuracy"] for row in left] or [None], "name": WENT_ON}
+    told = {"customdata": [[row["handed_n"]] for row in left], "hovertemplate": "%{y:.3f}, n = %{customdata[0]}"}
+    sheet.figure.add_trace(go.Scatter(open_dots | told | upper, legendgroup=WENT_ON, showlegend=named))
+    for column, name, dash in LINES:
         known = [row for row in mine.values() if not math.isnan(row[column])]
         line = {"x": [places[row["stop"]] for row in known], "y": [row[column] for row in known], "name": name}
         line |= {"mode": "lines+markers", "line": {"color": MUTED, "width": 1.5, "dash": dash}}
-        line |= {"marker": {"color": MUTED, "size": 5, "symbol": "square" if dash == "solid" else "circle-open"}}
+        symbol = {"solid": "square", "dash": "diamond", "dot": "circle-open"}[dash]
+        line |= {"marker": {"color": MUTED, "size": 5, "symbol": symbol}}
         sheet.figure.add_trace(go.Scatter(line | lower, legendgroup=name, showlegend=named))
 
 

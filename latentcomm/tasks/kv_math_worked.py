@@ -50,7 +50,8 @@ def kv_math_worked(
     The pairs of different keys are divided once by `seed`: a share `test_fraction` of them is tested. The first two
     keys of a tested sum are such a pair; in what either model trains on, no two keys of a sum are one, and no two
     numbers, partial sums among them, are added that are the numbers of one. `part="train"` gives sums of that kind.
-    Sums of each of `n_terms` lengths come equally often. Tags: terms, keys; splits keep the share of the terms.
+    Sums of each of `n_terms` lengths come equally often. Tags: terms, keys, pair (the tested one, several sums each);
+    splits keep the share of the terms.
 
     After the key-value task of Bansal et al. 2024, arXiv:2401.02412 (`kv_math`).
 
@@ -75,7 +76,7 @@ def kv_math_worked(
             skyline=_asked([sums.table[key] for key in keys]),
             answers=(str(sum(sums.table[key] for key in keys)),),
             choice="",
-            tags={"terms": str(len(keys)), "keys": " ".join(keys)},
+            tags={"terms": str(len(keys)), "keys": " ".join(keys), "pair": " ".join(sorted(keys[:2]))},
         )
         for keys in drawn
     )

@@ -1,0 +1,90 @@
+"""The controls of what states say: zeros, and random directions of their norms, where the mapped states would enter."""
+
+import pytest
+import torch
+from cascades import large, of_bytes, small, task
+from tiny import states
+
+from latentcomm.alignment import AffineMap
+from latentcomm.cascade import KVHandOff, LatentHandOff, TextHandOff, sweep_cascade, write_openings
+from latentcomm.cascade.hand_offs import HandOff
+from latentcomm.cascade.openings import EMBEDDING, Openings
+from latentcomm.models import Model
+
+MAPPED = AffineMap(0.3 * states(16, 32), states(16, seed=1))
+NOTHING = AffineMap(torch.zeros(16, 32), torch.zeros(16))
+SOFT, GRAFT = LatentHandOff(1, alignment=MAPPED), LatentHandOff(1, 1, MAPPED)
+
+
+@pytest.fixture(scope="module")
+def openings() -> Openings:
+    return write_openings(large(), task(), layers=(1,))
+
+
+def entering(hand_off: HandOff, openings: Openings, n: int) -> list[torch.Tensor]:
+    """The vectors `[n d]` that stand in place of each item's opening."""
+    rows = range(len(openings))
+    given = hand_off.receive(of_bytes(), task(), openings, rows, [n] * len(openings)).given
+    if given.soft is not None:
+        return list(given.soft.vectors)
+    return list(given.grafts[0].vector)
+
+
+@pytest.mark.parametrize("hand_off", [SOFT, GRAFT], ids=["soft", "graft"])
+class TestWhatEnters:
+    def test_is_zero_where_zeros_are_asked_for(self, hand_off: LatentHandOff, openings: Openings) -> None:
+        assert all((vectors == 0).all() for vectors in entering(hand_off.emptied("zero", seed=0), openings, 3))
+        assert not any((vectors == 0).any() for vectors in entering(hand_off, openings, 3))
+
+    def test_has_the_norms_of_the_mapped_states_and_not_their_directions(
+        self, hand_off: LatentHandOff, openings: Openings
+    ) -> None:
+        told, drawn = (entering(each, openings, 6) for each in (hand_off, hand_off.emptied("random", seed=0)))
+        for own, other in zip(told, drawn, strict=True):
+            torch.testing.assert_close(other.norm(dim=-1), own.norm(dim=-1))
+            assert (torch.cosine_similarity(own, other, dim=-1) < 0.95).all()
+
+    def test_is_the_same_after_any_n_and_another_of_another_item_and_seed(
+        self, hand_off: LatentHandOff, openings: Openings
+    ) -> None:
+        empty = hand_off.emptied("random", seed=0)
+        few, many = (entering(empty, openings, n) for n in (3, 6))
+        for first, more in zip(few, many, strict=True):
+            shared = [row for row in first if any(torch.allclose(row, each) for each in more)]
+            assert len(shared) == len(first)
+        units = [vectors[0] / vectors[0].norm() for vectors in many]
+        assert not any(torch.allclose(units[0], each) for each in units[1:])
+        again = entering(hand_off.emptied("random", seed=1), openings, 6)
+        assert not torch.allclose(again[0], many[0])
+
+
+@pytest.mark.parametrize("hand_off", [SOFT, GRAFT], ids=["soft", "graft"])
+def test_zeros_are_what_a_map_to_nothing_gives(hand_off: LatentHandOff) -> None:
+    silent = LatentHandOff(hand_off.read, hand_off.write, NOTHING)
+    found = sweep_cascade(
+        large(), of_bytes(), task(), hand_offs={"told": hand_off, "silent": silent}, ns=(2, 6), controls=("zero",)
+    )
+    replies = {
+        key: [trial.reply for trial in found.trials if (trial.hand_off, trial.condition) == key]
+        for key in (("told", "zero"), ("silent", "message"), ("told", "message"))
+    }
+    assert replies["told", "zero"] == replies["silent", "message"] != replies["told", "message"]
+
+
+@pytest.mark.parametrize(("reader", "others"), [(small, {"text": TextHandOff(), "kv": KVHandOff()})])
+def test_a_sweep_runs_them_where_states_pass_and_tests_against_them(reader: type[Model], others: dict) -> None:
+    hand_offs = {**others, "graft": LatentHandOff(1, 1), "soft": LatentHandOff(EMBEDDING)}
+    found = sweep_cascade(large(), reader(), task(), hand_offs=hand_offs, ns=(0, 3), controls=("zero", "random"))
+    table = found.table()
+    for condition in ("zero", "random"):
+        assert set(table[table["condition"] == condition]["hand_off"]) == {"graft", "soft"}
+        assert set(table[table["condition"] == condition]["stop"]) == {"3"}
+    tested = table[table["p_random"].notna()]
+    assert set(zip(tested["hand_off"], tested["stop"], strict=True)) == {("graft", "3"), ("soft", "3")}
+    paid = {key: rows["large_flops"].tolist() for key, rows in table.groupby(["hand_off", "stop", "condition"])}
+    assert paid["graft", "3", "random"] == paid["graft", "3", "message"]
+
+
+def test_an_unknown_control_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no control 'noise' of states; choose among zero, random"):
+        SOFT.emptied("noise", seed=0)
