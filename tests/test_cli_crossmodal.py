@@ -46,7 +46,8 @@ def test_digits_need_no_other_encoder_and_every_question_is_in_one_table(reader:
     table = pd.read_csv(tmp_path / "c.csv")
     assert set(table["type"]) == {"identity", "category", "colour", "count", "position"}
     assert set(table["channel"]) == {
-        "blind", "oracle", "soft_prompt", "graft", "caption", "caption_by_map", "random_encoder", "shuffled_names",
+        "blind", "oracle", "soft_prompt", "graft", "caption", "caption_by_map", "caption_by_word", "random_encoder",
+        "shuffled_names", "graft_shuffled_names",
     }  # fmt: skip
     assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
     check_replot("c", tmp_path, crossmodal_figure)
@@ -74,9 +75,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives
     assert crossmodal(reader, parts, *asked).exit_code == 0
     first, second = (pd.read_csv(each / "c.csv") for each in (whole, parts))
     pd.testing.assert_frame_equal(first, second)
-    assert total.calls == 36 - 4  # two parts, three questions, silence, the oracle, and two channels twice
+    assert total.calls == 48 - 4  # two parts, three questions, silence, the oracle, the caption twice, the soft prompt four times
     assert crossmodal(reader, parts, *asked).exit_code == 0
-    assert total.calls == 36 - 4
+    assert total.calls == 48 - 4
 
 
 def test_what_decides_the_numbers_is_in_the_settings(reader: Path, eye: Path, tmp_path: Path) -> None:
