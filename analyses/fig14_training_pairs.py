@@ -33,7 +33,7 @@ class Settings:
     """All that decides the figure."""
 
     data: str = "digits"
-    channels: tuple[str, ...] = ("soft_prompt", "graft", "caption", "caption_by_map")
+    channels: tuple[str, ...] = ("soft_prompt", "graft", "caption", "caption_by_map", "caption_by_word")
     names: tuple[int, ...] = (15, 30, 60, 120, 240)
     n_fitting: int = 240
     n_composed: int = 240
