@@ -2,10 +2,9 @@
 
     python analyses/fig12_crossmodal.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
 
-Accuracy by question on held-out pictures: a soft prompt and a graft through ridge maps, a
-soft prompt trained through the reader (of digits), and three captions from the same latents, with silence, the true
-caption, other pictures' messages, zeros and random vectors in place of messages, an untrained encoder with a map of its
-own, and maps fitted to names that were exchanged. The set digits needs
+Accuracy by question on held-out pictures: a soft prompt and a graft through ridge maps, and three captions from the same
+latents, with silence, the true caption, other pictures' messages, zeros and random vectors in place of messages, an
+untrained encoder with a map of its own, and maps fitted to names that were exchanged. The set digits needs
 nothing else: a small encoder is trained first. For flags and emoji give --folder, with table.json and pictures, and
 --vision. It goes on where it was stopped.
 """
@@ -21,7 +20,7 @@ from pictures import DATA, RECEIVER, run
 import latentcomm as lc
 from latentcomm.crossmodal import VisionSender
 from latentcomm.crossmodal.parts import Part, held_out
-from latentcomm.crossmodal.run import CHANNELS, USUAL, Plan, cross_modal
+from latentcomm.crossmodal.run import USUAL, Plan, cross_modal
 from latentcomm.plots import accuracy_by_question
 
 NAME = "fig12_crossmodal"
@@ -32,7 +31,7 @@ class Settings:
     """All that decides the figure."""
 
     data: str = "digits"
-    channels: tuple[str, ...] = CHANNELS
+    channels: tuple[str, ...] = USUAL
     n_fitting: int = 400
     n_composed: int = 240
     n_pictures: int = 250
@@ -86,8 +85,7 @@ FIGURES = {f"{NAME}_{data}": plot for data in DATA}
 
 def settings_of(name: str) -> Settings:
     """The settings of one of the figures."""
-    data = name.removeprefix(f"{NAME}_")
-    return replace(SETTINGS, data=data, channels=CHANNELS if data == "digits" else USUAL)
+    return replace(SETTINGS, data=name.removeprefix(f"{NAME}_"))
 
 
 def smoke(settings: Settings) -> Settings:
