@@ -2,11 +2,11 @@
 
     python analyses/fig12_crossmodal.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
 
-Accuracy by question on held-out pictures: a soft prompt and a graft through ridge maps, and three captions from the same
-latents, with silence, the true caption, other pictures' messages, zeros and random vectors in place of messages, an
-untrained encoder with a map of its own, and maps fitted to names that were exchanged. The set digits needs
-nothing else: a small encoder is trained first. For flags and emoji give --folder, with table.json and pictures, and
---vision. It goes on where it was stopped.
+Accuracy by question on held-out pictures: a soft prompt and a graft through ridge maps, and three captions from the
+same latents, with silence, the true caption, other pictures' messages, zeros and random vectors in place of messages,
+an untrained encoder with a map of its own, and maps fitted to names that were exchanged. The set digits needs nothing
+else: a small encoder is trained first. For flags and emoji give --folder, with table.json and pictures, and --vision.
+It goes on where it was stopped.
 """
 
 from dataclasses import dataclass, replace

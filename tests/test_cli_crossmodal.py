@@ -75,9 +75,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives
     assert crossmodal(reader, parts, *asked).exit_code == 0
     first, second = (pd.read_csv(each / "c.csv") for each in (whole, parts))
     pd.testing.assert_frame_equal(first, second)
-    assert (
-        total.calls == 48 - 4
-    )  # two parts, three questions, silence, the oracle, the caption twice, the soft prompt four times
+    assert total.calls == 48 - 4  # parts, questions; silence, oracle, the caption twice, the soft prompt four times
     assert crossmodal(reader, parts, *asked).exit_code == 0
     assert total.calls == 48 - 4
 
