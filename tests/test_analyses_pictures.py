@@ -77,7 +77,7 @@ def test_more_pairs_are_another_row_of_the_same_channels(
     call(module, monkeypatch, "--smoke", "--out", tmp_path, "--receiver", reader)
     table = pd.read_csv(tmp_path / "fig14_training_pairs_digits.csv")
     assert set(table["pairs"]) == set(table["names"]) == {15, 30}  # a scan has one picture
-    assert set(table["condition"]) == {"message", "shuffled"}
+    assert set(table["condition"]) == {"message", "shuffled", "zero", "random"}
     data = json.loads((tmp_path / "fig14_training_pairs_digits.json").read_text("utf-8"))["data"]
     assert "the same, shuffled picture" in {trace["name"] for trace in data}
     assert set(table["channel"]) == {"blind", *module.SMOKE.channels}
