@@ -144,6 +144,57 @@ def cascade_rows(task: str) -> list[str]:
     return markdown(lines)
 
 
+PICTURES = ("digits", "flags", "emoji")
+
+
+def pictures_table(data: str) -> list[str]:
+    """Figure 12, one set: accuracy by choices, a line a channel, a column a question; in brackets another picture's."""
+    found, rows = _of_pictures(data)
+    lines = [["channel", *(f"{part}: {question} (n = {row['n']:.0f})" for part, question, row in found)]]
+    for name in rows["channel"].drop_duplicates():
+        line = [name.replace("_", " ")]
+        for part, question, _ in found:
+            own = _picture_row(rows, part, question, name, "message")
+            other = _picture_row(rows, part, question, name, "shuffled")
+            line.append(share(own) + ("" if other is None else f" ({other['accuracy']:.2f})"))
+        lines.append(line)
+    return markdown(lines)
+
+
+def pictures_tests(data: str) -> list[str]:
+    """Figure 12, one set: of soft prompt and graft the exact McNemar p-values against what stands beside them."""
+    found, rows = _of_pictures(data)
+    beside = ("blind", "shuffled", "caption", "caption_by_map", "caption_by_word", "random_encoder", "shuffled_names")
+    lines = [["question", "channel", *(f"p {each.replace('_', ' ')}" for each in beside), "zero", "random"]]
+    for part, question, row in found:
+        for name in ("soft_prompt", "graft"):
+            own = _picture_row(rows, part, question, name, "message")
+            empty = [_picture_row(rows, part, question, name, each) for each in ("zero", "random")]
+            lines.append(
+                [
+                    f"{part}: {question} ({row['type']})",
+                    name.replace("_", " "),
+                    *(p_value(own[f"p_{each}"]) for each in beside),
+                    *(f"{each['accuracy']:.2f}" for each in empty),
+                ]
+            )
+    return markdown(lines)
+
+
+def _of_pictures(data: str) -> tuple[list[tuple[str, str, dict[str, float]]], pd.DataFrame]:
+    """Parts and questions in their order, each with a first row, and all rows of choices."""
+    table = pd.read_csv(FIGURES / f"fig12_crossmodal_{data}.csv")
+    rows = table[table["metric"] == "choices"]
+    firsts = rows.drop_duplicates(["part", "question"]).to_dict("records")
+    return [(row["part"], row["question"], row) for row in firsts], rows
+
+
+def _picture_row(rows: pd.DataFrame, *key: str) -> dict[str, float] | None:
+    """The row of a part, question, channel and condition, if there is one."""
+    named = rows.set_index(["part", "question", "channel", "condition"])
+    return named.loc[key].to_dict() if key in named.index else None
+
+
 LEARNED = Path(__file__).resolve().parent.parent / "benchmarks" / "learned_channels.json"
 
 
@@ -231,6 +282,9 @@ def markdown(lines: list[list[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
+    for data in PICTURES:
+        if (FIGURES / f"fig12_crossmodal_{data}.csv").exists():
+            print(data, *pictures_table(data), "", *pictures_tests(data), "", sep="\n")
     for task in ("kv_math_worked", "gsm8k"):
         if (FIGURES / f"fig11_cascade_{task}.csv").exists():
             print(task, *cascade_rows(task), "", sep="\n")

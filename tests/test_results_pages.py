@@ -7,11 +7,14 @@ from results_tables import (
     CROSS,
     FIGURES,
     MERGING,
+    PICTURES,
     cascade_rows,
     channels_table,
     cross_table,
     learned_tables,
     merging_table,
+    pictures_table,
+    pictures_tests,
 )
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -68,3 +71,12 @@ def test_a_table_shows_what_its_csv_says() -> None:
     shown = f"{float(row['accuracy']):.2f} [{float(row['low']):.2f}, {float(row['high']):.2f}]"
     line = next(line for line in merging_table("countries") if line.startswith("| replace |"))
     assert f"| {row['read_layer']}, {row['write_layer']} |" in line and f"| {shown} |" in line
+
+
+@pytest.mark.parametrize("data", PICTURES)
+def test_the_tables_of_pictures_are_those_of_the_figures_data(data: str) -> None:
+    if not (FIGURES / f"fig12_crossmodal_{data}.csv").exists():
+        pytest.skip("not committed yet; run the analysis that writes it")
+    shown = tables("results_crossmodal.md")
+    assert pictures_table(data) in shown
+    assert pictures_tests(data) in shown
