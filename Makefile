@@ -19,7 +19,8 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 p
 endif
 
 BIN := $(VENV)/bin
-SEAM_TESTS := tests/test_models.py tests/test_capture.py tests/test_grafting.py tests/test_decoding.py tests/test_layer_sweep.py
+SEAM_TESTS := tests/test_models.py tests/test_capture.py tests/test_grafting.py tests/test_decoding.py tests/test_layer_sweep.py \
+	tests/test_cascade_openings.py tests/test_cascade_hand_offs.py
 
 .DEFAULT_GOAL := help
 .PHONY: demo test lint types unit docs docs-serve test-tl39 bench figures clean help FORCE

@@ -160,13 +160,15 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
         "answer in opening",
         "accuracy without",
         "other",
-        "zero / random",
+        "zero/random",
         "own",
         "vote",
         "p",
     )
     for head in (*heads, "GFLOP"):
-        shown.add_column(head, justify="left" if head in heads[:2] else "right", no_wrap=head in ("accuracy", "p"))
+        shown.add_column(
+            head, justify="left" if head in heads[:2] else "right", no_wrap=head in (*heads[:2], "accuracy", "p")
+        )
     beside = {(row["hand_off"], row["stop"], row["condition"]): row for row in rows}
     for row in rows:
         if row["condition"] not in (SMALL_ALONE, LARGE_ALONE, MESSAGE):
@@ -180,10 +182,10 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
             "" if is_alone else row["stop"],
             f"{row['tokens']:.1f}",
             f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
-            "" if is_alone or not row["handed_n"] else _handed(row),
+            "" if is_alone else _part(row, "handed"),
             "" if is_alone else f"{row['in_opening']:.2f}",
-            "" if is_alone or not row["without_n"] else _without(row),
-            *(other, f"{zero} / {random}".strip(" /"), own, vote),
+            "" if is_alone else _part(row, "without"),
+            *(other, f"{zero}/{random}".strip("/"), own, vote),
             " / ".join(_p(row[f"p_{name}"]) for name in ("small", "large", "other")),
             f"{row['flops'] / 1e9:.3g}",
         )
@@ -196,13 +198,9 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
             )
 
 
-def _handed(row: Mapping[str, Any]) -> str:
-    other = "" if math.isnan(row["handed_other"]) else f", other {row['handed_other']:.2f}"
-    return f"{row['handed_accuracy']:.2f} (n = {row['handed_n']}{other})"
-
-
-def _without(row: Mapping[str, Any]) -> str:
-    return f"{row['without_accuracy']:.2f} (n = {row['without_n']}, small alone {row['without_small']:.2f})"
+def _part(row: Mapping[str, Any], name: str) -> str:
+    """Accuracy and number of some of the items."""
+    return f"{row[f'{name}_accuracy']:.2f} of {row[f'{name}_n']}" if row[f"{name}_n"] else ""
 
 
 def _accuracy(row: Mapping[str, Any] | None) -> str:
