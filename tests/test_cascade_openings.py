@@ -10,7 +10,7 @@ from tiny import EVERY_MODEL, files_in, hooks_left, model
 from toys import Counter
 
 from latentcomm.capture import capture
-from latentcomm.cascade import openings as module
+from latentcomm.cascade import writing as module
 from latentcomm.cascade.openings import EMBEDDING, Openings, pieces_of
 from latentcomm.cascade.writing import write_openings
 from latentcomm.channels.kv import swapped
