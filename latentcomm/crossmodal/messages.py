@@ -62,27 +62,25 @@ class Eye:
         return Message(self.look(sender, task), f"{self.vision.name} {self.site}", made_by=facts)
 
 
-def silent_own() -> Message:
-    """What a receiver that cannot see says of pictures: nothing."""
-    return Message(None, "nothing", is_own=True)
-
-
 @dataclass(frozen=True)
-class SoftPrompt:
-    """The vector of a picture, mapped to soft tokens that stand where the words of a caption would.
-
-    The receiver reads "Picture:", the tokens, and the question. Each of `n_tokens` soft tokens is d_receiver entries of
-    what the map gives, as they are: nothing rescales them, and a ridge map shrinks them towards the mean embedding of
-    the captions it was fitted to.
-
-    Source: Merullo et al. 2023, "Linearly mapping from image to text space", arXiv:2209.15162 (there the map is trained
-    through the model; in closed form it is fitted to the embeddings of captions, `fitting.fit_soft_prompt`).
-    """
+class Seen:
+    """A channel about pictures, whose receiver has nothing of its own to say of them."""
 
     name: str
     eye: Eye
-    mapping: AffineMap
-    n_tokens: int
+
+    def carries_own(self, receiver: Model) -> bool:
+        """No: the receiver cannot see."""
+        return False
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """Nothing."""
+        return Message(None, "nothing", is_own=True)
+
+
+@dataclass(frozen=True)
+class SeenVectors(Seen):
+    """One that sends the vectors as they are, so that all such channels of one eye share a message."""
 
     @property
     def said(self) -> tuple[Any, ...]:
@@ -93,13 +91,21 @@ class SoftPrompt:
         """The vector of each picture, before any map."""
         return self.eye.message(sender, task)
 
-    def carries_own(self, receiver: Model) -> bool:
-        """No: the receiver cannot see."""
-        return False
 
-    def own(self, receiver: Model, task: Task) -> Message:
-        """Nothing."""
-        return silent_own()
+@dataclass(frozen=True)
+class SoftPrompt(SeenVectors):
+    """The vector of a picture, mapped to soft tokens that stand where the words of a caption would.
+
+    The receiver reads "Picture:", the tokens, and the question. Each of `n_tokens` soft tokens is d_receiver entries of
+    what the map gives, as they are: nothing rescales them, and a ridge map shrinks them towards the mean embedding of
+    the captions it was fitted to.
+
+    Source: Merullo et al. 2023, "Linearly mapping from image to text space", arXiv:2209.15162 (there the map is trained
+    through the model; in closed form it is fitted to the embeddings of captions, `fitting.fit_soft_prompt`).
+    """
+
+    mapping: AffineMap
+    n_tokens: int
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The questions behind the soft tokens.
@@ -118,7 +124,7 @@ class SoftPrompt:
 
 
 @dataclass(frozen=True)
-class VisionGraft:
+class VisionGraft(SeenVectors):
     """The vector of a picture, mapped into a layer of the receiver at the last token of the question.
 
     With one map a question, into a late layer where the state all but holds the answer, this is close to a supervised
@@ -132,28 +138,9 @@ class VisionGraft:
         fusion: how the two become one.
     """
 
-    name: str
-    eye: Eye
     write: Site
     maps: Mapping[str, AffineMap]
     fusion: Fusion = field(default_factory=Replace)
-
-    @property
-    def said(self) -> tuple[Any, ...]:
-        """What decides the message."""
-        return self.eye.said
-
-    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
-        """The vector of each picture, before any map."""
-        return self.eye.message(sender, task)
-
-    def carries_own(self, receiver: Model) -> bool:
-        """No: the receiver cannot see."""
-        return False
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """Nothing."""
-        return silent_own()
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The questions alone, with one graft.
@@ -271,11 +258,9 @@ class NearestWords:
 
 
 @dataclass(frozen=True)
-class Caption:
+class Caption(Seen):
     """The encoder's latents put into words, which the receiver reads before the question."""
 
-    name: str
-    eye: Eye
     captioner: Captioner
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
@@ -285,14 +270,6 @@ class Caption:
             raise RuntimeError("a picture was looked at and nothing was seen")
         texts = tuple(self.captioner(facts.vectors))
         return Message(None, f"{self.eye.vision.name} caption", texts=texts, made_by=facts.made_by)
-
-    def carries_own(self, receiver: Model) -> bool:
-        """No: the receiver cannot see."""
-        return False
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """Nothing."""
-        return silent_own()
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The caption and the question as one prompt; without a word, the question alone.
