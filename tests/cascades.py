@@ -7,12 +7,31 @@ from test_paired import byte_level
 from tiny import transformers_model
 from toys import toy
 
-from latentcomm.cascade import CascadeTrial
+from latentcomm.cascade import (
+    CascadeTrial,
+    Confident,
+    EntropyDrop,
+    FixedTokens,
+    KVHandOff,
+    LatentHandOff,
+    Oracle,
+    TextHandOff,
+)
+from latentcomm.cascade.hand_offs import HandOff
+from latentcomm.cascade.openings import EMBEDDING
 from latentcomm.models import Model, encode, wrap_model
 from latentcomm.prompts import Prompts
 from latentcomm.tasks import Item, Task
 
 LIMIT = 10
+HAND_OFFS: dict[str, HandOff] = {
+    "text": TextHandOff(),
+    "graft": LatentHandOff(1, 1),
+    "soft": LatentHandOff(EMBEDDING, itself=LatentHandOff(EMBEDDING)),
+    "kv": KVHandOff(),
+}
+NS = (0, 2, 5, LIMIT)
+STOPS = {"drop": EntropyDrop(0.9, 2, 3), "never": Confident(1.0, 9), "first": FixedTokens(2), "oracle": Oracle()}
 TRIAL = CascadeTrial("", "text", "8", "message", 8, True, False, "", "", True, True, "", False, 2.0, 1.0, 3)
 
 

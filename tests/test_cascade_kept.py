@@ -8,37 +8,22 @@ from typing import Any
 import pandas as pd
 import pytest
 import tiny
-from cascades import LIMIT, large, small, task
+from cascades import HAND_OFFS, LIMIT, NS, STOPS, large, small, task
 
 from latentcomm.cascade import (
     Cascade,
     CascadeSweep,
     CascadeTrial,
-    Confident,
-    EntropyDrop,
     FixedTokens,
     KVHandOff,
-    LatentHandOff,
-    Oracle,
     TextHandOff,
     handing,
     sweep_cascade,
     write_openings,
 )
-from latentcomm.cascade.hand_offs import HandOff
-from latentcomm.cascade.openings import EMBEDDING
 from latentcomm.cascade.setting import Setting, Side
 from latentcomm.models import Model, recorded_passes
 from latentcomm.tasks import Task
-
-HAND_OFFS: dict[str, HandOff] = {
-    "text": TextHandOff(),
-    "graft": LatentHandOff(1, 1),
-    "soft": LatentHandOff(EMBEDDING, itself=LatentHandOff(EMBEDDING)),
-    "kv": KVHandOff(),
-}
-NS = (0, 2, 5, LIMIT)
-STOPS = {"drop": EntropyDrop(0.9, 2, 3), "never": Confident(1.0, 9), "first": FixedTokens(2), "oracle": Oracle()}
 
 
 def sweep(kept: Path | None) -> CascadeSweep:

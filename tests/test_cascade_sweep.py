@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tiny
-from cascades import LIMIT, TRIAL, greedy, large, of_bytes, prompt_ids, single, small, task
+from cascades import HAND_OFFS, LIMIT, NS, STOPS, TRIAL, greedy, large, of_bytes, prompt_ids, single, small, task
 
 from latentcomm.alignment import AffineMap
 from latentcomm.cascade import (
@@ -17,7 +17,6 @@ from latentcomm.cascade import (
     FixedTokens,
     KVHandOff,
     LatentHandOff,
-    Oracle,
     SentenceEnd,
     TextHandOff,
     handing,
@@ -25,7 +24,6 @@ from latentcomm.cascade import (
     write_openings,
 )
 from latentcomm.cascade.continuing import go_on
-from latentcomm.cascade.hand_offs import HandOff
 from latentcomm.cascade.openings import EMBEDDING, Opening
 from latentcomm.cascade.trials import (
     CascadeTrial,
@@ -39,15 +37,6 @@ from latentcomm.decoding import decode, generate
 from latentcomm.models import Model, encode, recorded_passes
 from latentcomm.tasks import Item
 from latentcomm.tasks.judging import Begins, Contains, Letter, Number
-
-HAND_OFFS: dict[str, HandOff] = {
-    "text": TextHandOff(),
-    "graft": LatentHandOff(1, 1),
-    "soft": LatentHandOff(EMBEDDING, itself=LatentHandOff(EMBEDDING)),
-    "kv": KVHandOff(),
-}
-NS = (0, 2, 5, LIMIT)
-STOPS = {"drop": EntropyDrop(0.9, 2, 3), "never": Confident(1.0, 9), "first": FixedTokens(2), "oracle": Oracle()}
 
 
 @pytest.fixture(scope="module")
