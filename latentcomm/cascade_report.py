@@ -1,6 +1,5 @@
 """A reverse cascade as a reader sees it: a table in the terminal, three figures on disk, and all that was written."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from latentcomm.files import written_whole
 from latentcomm.models import Model
 from latentcomm.plots import cascade_curves, cascade_front, opening_signals
 from latentcomm.plots.cascade import HANDED
-from latentcomm.plots.tables import spoken
+from latentcomm.plots.tables import p_value, spoken
 from latentcomm.publishing import Published, plain, publish
 from latentcomm.sweep_report import describe
 
@@ -186,7 +185,7 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
             "" if is_alone else f"{row['in_opening']:.2f}",
             "" if is_alone else _part(row, "without"),
             *(other, f"{zero}/{random}".strip("/"), own, vote),
-            " / ".join(_p(row[f"p_{name}"]) for name in ("small", "large", "other")),
+            " / ".join(p_value(row[f"p_{name}"]) for name in ("small", "large", "other")),
             f"{row['flops'] / 1e9:.3g}",
         )
     console.print(shown)
@@ -205,10 +204,6 @@ def _part(row: Mapping[str, Any], name: str) -> str:
 
 def _accuracy(row: Mapping[str, Any] | None) -> str:
     return "" if row is None else f"{row['accuracy']:.2f}"
-
-
-def _p(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1g}"
 
 
 def _pair(settings: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """A comparison as a reader sees it: a table in the terminal, accuracy against cost on disk, with what was said."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from latentcomm.evaluation import MESSAGE
 from latentcomm.files import written_whole
 from latentcomm.models import Model
 from latentcomm.plots import accuracy_against_cost
-from latentcomm.plots.tables import spoken
+from latentcomm.plots.tables import p_value, spoken
 from latentcomm.publishing import Published, plain, publish
 from latentcomm.sweep_report import describe
 
@@ -84,7 +83,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
             f"{spoken(channel)}{starred}",
             *(_share(rows[MESSAGE, metric]) for metric in metrics),
             " / ".join("" if row is None else f"{row['accuracy']:.2f}" for row in other).strip(" /"),
-            " / ".join(_p(last[f"p_{name}"]) for name in ("silent", "text", "shuffled")),
+            " / ".join(p_value(last[f"p_{name}"]) for name in ("silent", "text", "shuffled")),
             f"{last['flops'] / 1e9:.2f}",
             _weight(last["message_bytes"]),
             f"{last['seconds']:.2f}",
@@ -99,10 +98,6 @@ def print_comparison(found: Comparison, console: Console) -> None:
 
 def _share(row: Mapping[Any, Any]) -> str:
     return f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-
-
-def _p(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1g}"
 
 
 def _weight(weight: float) -> str:

@@ -18,7 +18,7 @@ from latentcomm.evaluation import MESSAGE
 from latentcomm.files import written_whole
 from latentcomm.models import Model
 from latentcomm.plots import accuracy_by_question
-from latentcomm.plots.tables import spoken
+from latentcomm.plots.tables import p_value, spoken
 from latentcomm.publishing import Published, plain, publish
 from latentcomm.sweep_report import describe
 
@@ -97,10 +97,10 @@ def print_crossmodal(found: CrossModal, console: Console) -> None:
                 spoken(channel),
                 *(f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in own),
                 "/".join("" if row is None else f"{row['accuracy']:.2f}" for row in other).strip("/"),
-                _p(last["p_blind"]),
-                "-" if words is None else _p(last[f"p_{words['channel']}"]),
-                _p(last["p_random_encoder"]),
-                _p(last["p_shuffled"]),
+                p_value(last["p_blind"]),
+                "-" if words is None else p_value(last[f"p_{words['channel']}"]),
+                p_value(last["p_random_encoder"]),
+                p_value(last["p_shuffled"]),
             )
         far = {channel: cells[channel, MESSAGE, metrics[0]]["drift"] for channel in dict.fromkeys(rows["channel"])}
         measured = [f"{spoken(channel)} {each:.2f}" for channel, each in far.items() if not math.isnan(each)]
@@ -113,7 +113,3 @@ def print_crossmodal(found: CrossModal, console: Console) -> None:
         "what a map gives among the reader's own states; 0.5 is one of them, 1 further off than all.",
         highlight=False,
     )
-
-
-def _p(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1g}"
