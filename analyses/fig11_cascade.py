@@ -26,7 +26,7 @@ from latentcomm.cascade_report import PLOTS, write_cascade
 from latentcomm.comparing import map_documents
 from latentcomm.prompts import Template
 from latentcomm.tasks import Task, gsm8k, kv_math_worked
-from latentcomm.tasks.kv_math_worked import knowing_texts
+from latentcomm.tasks.kv_math_worked import knowing_texts, pairs_of
 from latentcomm.worked_models import LARGE, SMALL, Size, worked_pair
 
 NAME = "fig11_cascade"
@@ -197,7 +197,7 @@ def main() -> None:
             settings=shown,
             measured={"wall_seconds": round(time.monotonic() - began, 1)},
             models={"large": large, "small": small},
-            groups={item.id: item.tags["pair"] for item in task.items} if settings.task == WORKED else None,
+            groups=pairs_of(task.items),
         )
 
 

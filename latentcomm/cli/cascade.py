@@ -88,13 +88,14 @@ def cascade(
         from latentcomm.cascade.named import hand_offs_named, refuse_hand_offs, stops_named
         from latentcomm.cascade_report import print_cascade, write_cascade
         from latentcomm.corpus import read_corpus
+        from latentcomm.tasks.kv_math_worked import pairs_of
 
         ns, stops, wanted = _numbers(n), stops_named(listed(stop)), listed(hand_off)
         refuse_hand_offs(wanted)
         asked = make_task(task, template, SenderForm.primed, Fame.all, seed, data, subjects, n_shots, shots)
         asked = asked.take(n_items, seed=seed) if 0 < n_items < len(asked.items) else asked
         asked = replace(asked, reply_tokens=reply_tokens) if reply_tokens else asked
-        groups = {item.id: item.tags["pair"] for item in asked.items if "pair" in item.tags} or None
+        groups = pairs_of(asked.items)
         documents = None if corpus is None else read_corpus(corpus).documents
         first, second = load_pair(large, small, device=device, dtype=dtype)
         settings = {

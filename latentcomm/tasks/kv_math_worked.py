@@ -196,6 +196,12 @@ def reckoning_texts(
     return tuple(texts)
 
 
+def pairs_of(items: Sequence[Item]) -> dict[str, str] | None:
+    """The tested pair of keys of each item, for a bootstrap over pairs; None where an item has none."""
+    pairs = {item.id: item.tags["pair"] for item in items if "pair" in item.tags}
+    return pairs if len(pairs) == len(items) else None
+
+
 def worked_out(numbers: Sequence[int]) -> str:
     """A sum of numbers, its first two added a step, until one is left.
 
