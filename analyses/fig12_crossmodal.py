@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from pictures import DATA, RECEIVER, run
+from pictures import RECEIVER, figures_of, of_set, run
 
 import latentcomm as lc
 from latentcomm.crossmodal import VisionSender
@@ -79,23 +79,18 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     )
 
 
-FIGURES = {f"{NAME}_{data}": plot for data in DATA}
+FIGURES = figures_of(NAME, plot)
 """Every figure that this script can write."""
 
 
 def settings_of(name: str) -> Settings:
     """The settings of one of the figures."""
-    return replace(SETTINGS, data=name.removeprefix(f"{NAME}_"))
-
-
-def smoke(settings: Settings) -> Settings:
-    """The same set, with few pictures."""
-    return replace(SMOKE, data=settings.data)
+    return of_set(SETTINGS, name)
 
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    run(__doc__, NAME, FIGURES, settings_of, smoke, compute)
+    run(__doc__, NAME, FIGURES, settings_of, SMOKE, compute)
 
 
 if __name__ == "__main__":

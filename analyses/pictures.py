@@ -13,15 +13,16 @@ import plotly.graph_objects as go
 from common import FOLDER, replot_found, unfinished
 
 import latentcomm as lc
-from latentcomm.crossmodal import IMAGENET, PictureSet, VisionSender, load_vision
+from latentcomm.crossmodal import PictureSet
 from latentcomm.crossmodal.parts import Part, digit_parts, pooled_for
 from latentcomm.crossmodal.picture_folder import counted_part, folder_parts, read_folder, recoloured_part
 from latentcomm.crossmodal.questions import Question
-from latentcomm.crossmodal.small_vit import small_vit
+from latentcomm.crossmodal.small_vit import encoder_named
 from latentcomm.crossmodal_report import describe_vision
 from latentcomm.publishing import plain, publish
 from latentcomm.sweep_report import describe
 
+Plot = Callable[[pd.DataFrame, dict[str, Any]], go.Figure]
 DATA = ("digits", "flags", "emoji")
 RECEIVER = "smollm2-135m-instruct"
 FLAGS = (
@@ -62,15 +63,6 @@ def parts_of(
     )
 
 
-def encoder_of(vision: str, work: Path | None, *, steps: int, seed: int) -> VisionSender:
-    """The encoder of a directory or hub id; without one the small one of digits, trained where it is not kept."""
-    if not vision:
-        path = None if work is None else work / f"small-vit-{seed}-{steps}.safetensors"
-        return small_vit(seed=seed, steps=steps, path=path, progress=True)
-    stated = Path(vision, "preprocessor_config.json").exists() or not Path(vision).is_dir()
-    return load_vision(vision, preprocessing=None if stated else IMAGENET)
-
-
 def arguments(doc: str | None) -> argparse.ArgumentParser:
     """The arguments of a figure of pictures."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,12 +77,22 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def figures_of(name: str, plot: Plot) -> dict[str, Plot]:
+    """A figure a set, all drawn alike."""
+    return {f"{name}_{data}": plot for data in DATA}
+
+
+def of_set(settings: Any, figure: str) -> Any:
+    """Settings for the set that a figure's name ends with."""
+    return replace(settings, data=figure.rpartition("_")[2])
+
+
 def run(
     doc: str | None,
     name: str,
-    figures: Mapping[str, Callable[[pd.DataFrame, dict[str, Any]], go.Figure]],
+    figures: Mapping[str, Plot],
     settings_of: Callable[[str], Any],
-    smoke: Callable[[Any], Any],
+    smoke: Any,
     compute: Callable[..., pd.DataFrame],
 ) -> None:
     """What `main` of a script does: compute and publish, or rebuild the figures from their CSVs."""
@@ -99,10 +101,9 @@ def run(
         replot_found(figures, options.out)
         return
     began, figure = time.monotonic(), f"{name}_{options.data}"
-    settings = settings_of(figure)
-    settings = replace(smoke(settings) if options.smoke else settings, receiver=options.receiver)
+    settings = replace(of_set(smoke, figure) if options.smoke else settings_of(figure), receiver=options.receiver)
     with unfinished(figure, options) as kept:
-        vision = encoder_of(options.vision, kept, steps=settings.vision_steps, seed=settings.seed)
+        vision = encoder_named(options.vision, kept, steps=settings.vision_steps, seed=settings.seed, progress=True)
         receiver = lc.load_model(settings.receiver)
         sizes = {key: getattr(settings, key) for key in ("n_fitting", "n_composed", "n_pictures", "seed")}
         parts = pooled_for(vision, parts_of(settings.data, options.folder, **sizes), options.pooling)

@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +21,6 @@ from latentcomm.cli.options import (
 )
 from latentcomm.cli.shared import check_file_name, console, errors_as_sentences, layer_or_none, names
 from latentcomm.files import digest, without_folder
-
-if TYPE_CHECKING:
-    from latentcomm.crossmodal.vision import VisionSender
 
 DIGITS = "digits"
 
@@ -83,6 +80,7 @@ def crossmodal(
         from latentcomm.crossmodal.parts import Part, digit_parts, pooled_for
         from latentcomm.crossmodal.picture_folder import counted_part, folder_parts, read_folder, recoloured_part
         from latentcomm.crossmodal.run import USUAL, Plan, cross_modal
+        from latentcomm.crossmodal.small_vit import encoder_named
         from latentcomm.crossmodal_report import print_crossmodal, write_crossmodal
         from latentcomm.evaluation import forget_messages
         from latentcomm.models import load_model
@@ -109,7 +107,7 @@ def crossmodal(
                 sizes = {"n_fitting": n_composed, "n_testing": n_test, "seed": seed}
                 parts = (*parts, counted_part(pictures, **sizes), recoloured_part(pictures, **sizes))
         work = out / ".crossmodal"
-        sender = _encoder(vision, work, steps=vision_steps, seed=seed, device=device, dtype=dtype)
+        sender = encoder_named(vision, work, steps=vision_steps, seed=seed, dtype=dtype, device=device, progress=True)
         parts = pooled_for(sender, parts, None if pooling is Pooling.auto else pooling.value)
         reader = load_model(receiver, dtype=dtype, device=device)
         settings = {
@@ -143,24 +141,3 @@ def crossmodal(
                 print(f"{part}: {', '.join(f'{what} {place}' for what, place in places.items())}".replace("_", " "))
         print(f"wrote {published.page} (open it in a browser), {published.data.name}, {name}_trials.csv")
         print(f"took {time.monotonic() - began:.0f} s")
-
-
-def _encoder(vision: str, work: Path, *, steps: int, seed: int, device: str, dtype: str) -> "VisionSender":
-    """The encoder named, or the small one of digits, trained once and kept.
-
-    Raises:
-        ValueError: what `load_vision` refuses, or a dtype that encoders are not run in.
-    """
-    from latentcomm.crossmodal import IMAGENET, Preprocessing, load_vision
-    from latentcomm.crossmodal.small_vit import small_vit
-
-    if not vision:
-        path = work / f"small-vit-{seed}-{steps}.safetensors"
-        sender = small_vit(seed=seed, steps=steps, path=path, progress=True)
-        sender.encoder.to(device)
-        return sender
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"--dtype is {dtype}; encoders see in float32 or bfloat16")
-    stated = Path(vision, "preprocessor_config.json").exists() or not Path(vision).is_dir()
-    given: Preprocessing | None = None if stated else IMAGENET
-    return load_vision(vision, preprocessing=given, dtype=dtype, device=device)

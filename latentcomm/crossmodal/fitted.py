@@ -206,7 +206,7 @@ class Fitted:
     @cached_property
     def n_tokens(self) -> int:
         """Soft tokens: as many as the longest caption has."""
-        return caption_length(self.receiver, [*self._said, *self.part.captions])
+        return caption_length(self.receiver, self._captions)
 
     @cached_property
     def seen(self) -> Float[Tensor, "layer item d_read"]:

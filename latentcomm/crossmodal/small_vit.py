@@ -13,8 +13,8 @@ from torch import Tensor
 
 from latentcomm.crossmodal.digits import CELLS, EDGE, INKS, WORDS, digit_halves, four_cells, one_digit
 from latentcomm.crossmodal.pictures import PictureSet
-from latentcomm.crossmodal.preprocessing import Preprocessing
-from latentcomm.crossmodal.vision import VisionSender
+from latentcomm.crossmodal.preprocessing import IMAGENET, Preprocessing
+from latentcomm.crossmodal.vision import VisionSender, load_vision
 from latentcomm.files import digest
 from latentcomm.training import Schedule, load_weights, save_weights, train
 
@@ -126,6 +126,32 @@ def small_vit(
     if kept is not None:
         save_weights(kept, encoder.state_dict(), kind=KIND, configuration=wanted)
     return VisionSender(encoder, PIXELS, name)
+
+
+def encoder_named(
+    vision: str,
+    folder: Path | None,
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    progress: bool = False,
+) -> VisionSender:
+    """The encoder of a directory or a hub id, or, without a name, `small_vit`, trained once and kept in the folder.
+
+    A directory that states no preprocessing gets ImageNet's.
+
+    Raises:
+        ValueError: what `vision.load_vision` or `small_vit` refuses.
+    """
+    if vision:
+        stated = Path(vision, "preprocessor_config.json").exists() or not Path(vision).is_dir()
+        return load_vision(vision, preprocessing=None if stated else IMAGENET, dtype=dtype, device=device)
+    path = None if folder is None else folder / f"small-vit-{seed}-{steps}.safetensors"
+    sender = small_vit(seed=seed, steps=steps, path=path, progress=progress)
+    sender.encoder.to(device)
+    return sender
 
 
 def _untrained(seed: int) -> Any:

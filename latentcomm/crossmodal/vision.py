@@ -22,6 +22,7 @@ PICTURES_AT_ONCE = 16
 """Pictures of one forward pass: 257 tokens of 384 a picture and block of DINOv2-small are 25 MB a block."""
 ANY_SIZE = ("dinov2", "dinov2_with_registers")
 """Kinds of encoder that interpolate their position embeddings; the others take pictures of one size alone."""
+DTYPES = ("float32", "bfloat16")
 TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 """Checkpoints of two towers, and the class of the one that sees."""
 
@@ -297,7 +298,7 @@ def load_vision(
     name_or_path: str | os.PathLike[str],
     *,
     preprocessing: Preprocessing | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: str = "float32",
     device: str = "cpu",
 ) -> VisionSender:
     """The vision encoder of a local directory or a hub id, with the preprocessing that its checkpoint states.
@@ -306,9 +307,13 @@ def load_vision(
     bridge is needed, and nothing is installed.
 
     Raises:
-        ValueError: no such model, no vision encoder, or no preprocessing in the checkpoint and none given.
+        ValueError: no such model, no vision encoder, another dtype, or no preprocessing in the checkpoint and none
+            given.
     """
     import transformers
+
+    if dtype not in DTYPES:
+        raise ValueError(f"the dtype is {dtype}; encoders see in {' or '.join(DTYPES)}")
 
     name = os.fspath(name_or_path)
     try:
