@@ -41,8 +41,11 @@ LOOKS = {
     "graft": Style("#009E73", "triangle-up"),
     "caption": Style("#661100", "star"),
     "caption_by_map": Style("#D55E00", "square"),
+    "caption_by_word": Style("#999933", "pentagon"),
     "random_encoder": Style("#E69F00", "cross"),
     "shuffled_names": Style("#CC79A7", "x"),
+    "graft_shuffled_names": Style("#882255", "bowtie"),
+    "trained_other_pictures": Style("#AA4499", "hourglass"),
 }
 """Channels of pictures; others look as in every figure."""
 
