@@ -181,6 +181,34 @@ def pictures_tests(data: str) -> list[str]:
     return markdown(lines)
 
 
+def likeness_table() -> list[str]:
+    """Figure 13, all sets: the chosen cell of each measure, on the half where it was chosen and on the other."""
+    lines = [["set", "measure", "block, layer", "chosen on", "held out", "null, mean", "null, 95 %", "p"]]
+    for data in PICTURES:
+        if not (FIGURES / f"fig13_block_layer_map_{data}.csv").exists():
+            continue
+        table = pd.read_csv(FIGURES / f"fig13_block_layer_map_{data}.csv")
+        for place, row in enumerate(table[table["chosen"]].to_dict("records")):
+            numbers = [f"{row[each]:.3f}" for each in ("choosing", "held_out", "null_mean", "null_95", "p")]
+            shown = f"{data} ({row['names']:.0f} names)" if not place else ""
+            lines.append([shown, row["measure"], f"{row['block']:.0f}, {row['layer']:.0f}", *numbers])
+    return markdown(lines)
+
+
+def pairs_table(data: str) -> list[str]:
+    """Figure 14, one set: accuracy by choices, a line a question and channel, a column a number of names."""
+    table = pd.read_csv(FIGURES / f"fig14_training_pairs_{data}.csv")
+    rows = table[(table["metric"] == "choices") & (table["condition"] == "message")]
+    sizes = sorted(rows["names"].unique())
+    lines = [["question", "channel", *map(str, sizes)]]
+    for key, group in rows.groupby(["part", "question", "channel"], sort=False):
+        by = group.set_index("names")["accuracy"]
+        if key[2] != "blind":
+            found = [f"{by[size]:.2f}" if size in by.index else "" for size in sizes]
+            lines.append([f"{key[0]}: {key[1]}", key[2].replace("_", " "), *found])
+    return markdown(lines)
+
+
 def _of_pictures(data: str) -> tuple[list[tuple[str, str, dict[str, float]]], pd.DataFrame]:
     """Parts and questions in their order, each with a first row, and all rows of choices."""
     table = pd.read_csv(FIGURES / f"fig12_crossmodal_{data}.csv")

@@ -12,7 +12,9 @@ from results_tables import (
     channels_table,
     cross_table,
     learned_tables,
+    likeness_table,
     merging_table,
+    pairs_table,
     pictures_table,
     pictures_tests,
 )
@@ -80,3 +82,14 @@ def test_the_tables_of_pictures_are_those_of_the_figures_data(data: str) -> None
     shown = tables("results_crossmodal.md")
     assert pictures_table(data) in shown
     assert pictures_tests(data) in shown
+
+
+def test_the_table_of_blocks_and_layers_is_that_of_the_figures_data() -> None:
+    assert likeness_table() in tables("results_crossmodal.md")
+
+
+@pytest.mark.parametrize("data", PICTURES)
+def test_the_tables_of_training_pairs_are_those_of_the_figures_data(data: str) -> None:
+    if not (FIGURES / f"fig14_training_pairs_{data}.csv").exists():
+        pytest.skip("not committed yet; run the analysis that writes it")
+    assert pairs_table(data) in tables("results_crossmodal.md")
