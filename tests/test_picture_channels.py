@@ -36,6 +36,7 @@ from latentcomm.decoding import next_token_logits
 from latentcomm.evaluation import evaluate
 from latentcomm.models import encode
 from latentcomm.sites import Site
+from latentcomm.tasks.judging import is_correct
 from latentcomm.training import Schedule, train
 
 WHERE = Question("identity", "Alice is in the country of", "identity", COUNTRIES)
@@ -63,6 +64,16 @@ def test_a_question_is_a_task_whose_skyline_is_the_true_caption() -> None:
     assert picture_task(PICTURES, WHERE, template="chat").items[0].choice == "Greece"
     assert len(picture_task(PICTURES, KIND).candidates) == 2
     assert asked_of(PICTURES, (WHERE, Question("count", "How many", "count"))) == (WHERE,)
+
+
+def test_a_number_is_right_in_words_and_as_a_numeral_and_chosen_in_words() -> None:
+    pictures = tuple(
+        Picture(str(n), noise(n), f"{n} things", {"count": word}) for n, word in enumerate(("four", "ten"))
+    )
+    items = picture_task(PictureSet("many", pictures), Question("count", "How many? There are", "count")).items
+    assert [item.choice for item in items] == [" four", " ten"]
+    judged = [[is_correct(reply, item.answers) for item in items] for reply in (" 4.", " four", " 10", " 40", " tent")]
+    assert judged == [[True, False], [True, False], [False, True], [False, False], [False, False]]
 
 
 @pytest.mark.parametrize(

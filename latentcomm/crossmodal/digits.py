@@ -9,11 +9,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from latentcomm.crossmodal.pictures import Picture, PictureSet, in_turn
-from latentcomm.crossmodal.questions import Question
+from latentcomm.crossmodal.questions import NUMBERS, Question
 
 EDGE = 16
 """Pixels along each side: one digit twice as large as it was scanned, or four as they were."""
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDS = NUMBERS[:10]
 INKS = {
     "red": (255, 40, 40), "green": (40, 220, 40), "blue": (60, 90, 255),
     "yellow": (255, 240, 40), "purple": (190, 50, 230), "orange": (255, 150, 30),

@@ -11,6 +11,8 @@ from latentcomm.tasks.judging import is_correct
 
 QUESTION_TYPES = ("identity", "category", "colour", "count", "position")
 """What questions are told apart by in tables: what it is, of what kind, in what colour, how many, and where."""
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+"""A reply may give these as numerals."""
 BEFORE, AFTER = "Picture:", ".\n"
 """What stands before and behind a picture's words, or the latents in their place, in every prompt."""
 
@@ -64,9 +66,9 @@ def picture_task(
     r"""The items of one question: one a picture that has the fact.
 
     The sender's text is the id of the picture, the receiver's the question alone, and the skyline's the true caption
-    and the question: the text oracle. Up to 20 answers, all of them are choices of every item; of more, each item
-    gets 20. `answers_from` gives the answers that choices are made of where the question names none; this set's own
-    otherwise. Tags: type, question, picture.
+    and the question: the text oracle. A reply may give a number from zero to ten in words or as a numeral. Up to 20
+    answers, all of them are choices of every item; of more, each item gets 20. `answers_from` gives the answers that
+    choices are made of where the question names none; this set's own otherwise. Tags: type, question, picture.
 
     Raises:
         ValueError: no picture has the fact, a fact that the question's text names is missing, or fewer than two
@@ -111,6 +113,7 @@ def _item(picture: Picture, question: Question, lead: str, candidates: tuple[str
             f"the picture {picture.id!r} has no fact {error.args[0]!r}, which {question.ask!r} names; give it one"
         ) from error
     answers = tuple(picture.facts[question.fact].split("|"))
+    answers += tuple(str(NUMBERS.index(answer)) for answer in answers if answer in NUMBERS)
     return Item(
         id=f"{picture.id}/{question.name}",
         sender=picture.id,
