@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from seeing import noise, sender
 
-from latentcomm.crossmodal.digits import FOUR_CELLS, four_cells
+from latentcomm.crossmodal.digits import FOUR_CELLS, WORDS, four_cells
 from latentcomm.crossmodal.parts import Part, digit_parts, pooled_for
 from latentcomm.crossmodal.pictures import Picture, PictureSet
 from latentcomm.crossmodal.questions import Question
@@ -44,6 +44,13 @@ def test_no_scan_is_on_both_sides_of_digits_alone_or_composed() -> None:
         assert all(1 <= len(each.sources) <= 4 for each in side)
     composed = [{scan for each in side for scan in each.sources} for side in (four.fitting, four.testing)]
     assert min(map(len, composed)) > 100 and not composed[0] & composed[1]
+
+
+def test_composed_pictures_share_no_scan_while_there_are_others() -> None:
+    _, four = digit_parts(n_fitting=8, n_composed=240, n_testing=100)
+    for side in (four.fitting, four.testing):
+        scans = [scan for picture in side for scan in picture.sources]
+        assert len(scans) == len(set(scans)) == sum(WORDS.index(each.facts["count"]) for each in side)
 
 
 def test_composed_pictures_of_the_same_scans_may_not_stand_on_both_sides() -> None:

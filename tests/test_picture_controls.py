@@ -169,7 +169,7 @@ BY_HAND = [
 ]  # fmt: skip
 VERDICTS = {key: [mark == "1" for mark in marks] for key, marks in {
     "blind": "00000000", "caption": "11110001", "caption_by_map": "00001111", "caption_by_word": "11111111",
-    "random_encoder": "01000000", "shuffled_names": "00000001", "shuffled": "10000000",
+    "random_encoder": "01000000", "wrong_names": "00000001", "shuffled": "10000000",
 }.items()}  # fmt: skip
 
 
@@ -184,10 +184,24 @@ def test_a_row_is_held_against_each_other_channel_on_the_same_pictures(base: str
     assert row[f"p_{base}"] == mcnemar_exact(own, VERDICTS[base]).p_value
     gain = paired_bootstrap(own, VERDICTS[base])
     assert (row[f"over_{base}_low"], row[f"over_{base}_high"]) == (gain.low, gain.high)
-    if base != "shuffled":
+    if base in rows.index:
         assert math.isnan(rows.loc[base, f"over_{base}"])  # nothing is held against itself
         assert rows.loc[base, "over_blind"] > 0 or base == "blind"
     assert row["units"] == 8
+
+
+def test_a_channel_is_held_against_its_own_controls_and_no_others() -> None:
+    others = [*BY_HAND, *answered("graft", "11110000"), *answered("soft_prompt_trained", "11111111")]
+    marks = {"graft_random_encoder": "10100000", "graft_shuffled_names": "00110011", "trained_other_pictures": "1" * 8}
+    for name, right in marks.items():
+        others += answered(name, right)
+    found = picture_table({("digits", "identity", "identity"): others})
+    rows = found[(found["metric"] == "choices") & (found["condition"] == "message")].set_index("channel")
+    over = rows[["over_random_encoder", "over_wrong_names"]]
+    assert over.loc["graft"].tolist() == [2 / 8, 0.0]
+    assert over.loc["soft_prompt_trained", "over_wrong_names"] == 0.0
+    assert over.loc[["caption", "blind", *marks]].isna().all(axis=None)
+    assert math.isnan(over.loc["soft_prompt_trained", "over_random_encoder"])
 
 
 def test_pictures_of_one_group_are_drawn_together() -> None:

@@ -179,8 +179,12 @@ def test_cells_are_means_of_their_patches_row_by_row() -> None:
     assert torch.allclose(cells, by_hand.mean((3, 4)).permute(1, 2, 0, 3), atol=1e-5)
     assert torch.allclose(found.pooled("patches"), found.patches().mean(2), atol=1e-5)
     assert torch.equal(found.pooled("class"), found.values[:, :, 0])
-    with pytest.raises(ValueError, match="cannot be cut into 3 x 3 cells"):
-        found.pooled("patches", 3)
+    thirds = found.pooled("patches", 3).reshape(3, 2, 3, 3, 16)  # of four patches a side: the middle cell shares some
+    assert torch.allclose(thirds[:, :, 0, 1], patches[:, :, :2, 1:3].mean((2, 3)), atol=1e-5)
+    assert torch.allclose(thirds[:, :, 2, 2], patches[:, :, 2:, 2:].mean((2, 3)), atol=1e-5)
+    for grid in (0, 5):
+        with pytest.raises(ValueError, match=f"cannot be cut into {grid} x {grid} cells; give a grid from 1 to 4"):
+            found.pooled("patches", grid)
     with pytest.raises(ValueError, match="no class token"):
         sender("siglip").read(PICTURES, VisionSite(0, "class"))
 

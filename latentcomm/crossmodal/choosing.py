@@ -10,7 +10,7 @@ from latentcomm.crossmodal.fitting import FOLDS, caption_embeddings, fit_vision_
 from latentcomm.crossmodal.messages import Eye, VisionGraft
 from latentcomm.crossmodal.parts import Part
 from latentcomm.crossmodal.pictures import PictureSet
-from latentcomm.crossmodal.questions import picture_task
+from latentcomm.crossmodal.questions import distinct_choices, picture_task
 from latentcomm.crossmodal.vision import VisionSender, VisionSite
 from latentcomm.decoding import next_token_logits
 from latentcomm.models import Model
@@ -69,7 +69,7 @@ def choose_write_layer(
     all fitting pictures after the block. Choices are drawn as `evaluation.evaluate` draws them.
 
     Raises:
-        ValueError: too few groups of fitting pictures, or answers that cannot be told apart by their first tokens.
+        ValueError: too few groups of fitting pictures, or answers of which no two differ in their first tokens.
     """
     inner, held = _inner(part, seed)
     held = PictureSet(held.name, held.pictures[:MOST_CHOSEN_ON])
@@ -83,6 +83,7 @@ def choose_write_layer(
         if not any(question.fact in picture.facts for picture in held):
             continue
         task = picture_task(held, question, template=template, answers_from=part.fitting)
+        task = distinct_choices(task, receiver.first_token, seed=seed)
         for write in writes:
             right[write] += _accuracy(VisionGraft("graft", eye, write, maps[write]), receiver, task, seed=seed)
     return max(writes, key=lambda write: (right[write], write.layer)).layer

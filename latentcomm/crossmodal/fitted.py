@@ -1,12 +1,10 @@
 """Every channel of a part, fitted on its fitting pictures when first asked for, and kept where there is a folder."""
 
-import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,6 +24,7 @@ from latentcomm.crossmodal.fitting import (
     fit_vision_graft,
     informed_states,
 )
+from latentcomm.crossmodal.kept import KeptMaps
 from latentcomm.crossmodal.messages import (
     Caption,
     Eye,
@@ -41,15 +40,16 @@ from latentcomm.crossmodal.questions import Question, picture_task
 from latentcomm.crossmodal.vision import VisionSender, VisionSite
 from latentcomm.drift import DriftReference, fit_drift_reference
 from latentcomm.drift.fitting import FEWEST_ROWS
-from latentcomm.files import digest, write_json
+from latentcomm.files import digest
 from latentcomm.models import Model
 from latentcomm.prompts import Template
 from latentcomm.sites import Site
-from latentcomm.training import Schedule, load_weights, save_weights, train
+from latentcomm.training import Schedule, train
 
 TRAINED = "soft_prompt_trained"
 TRAINED_CONTROL = "trained_other_pictures"
 GRAFT_CONTROL = "graft_shuffled_names"
+GRAFT_BLANK = "graft_random_encoder"
 CHANNELS = (
     "blind",
     "oracle",
@@ -60,6 +60,7 @@ CHANNELS = (
     "caption_by_map",
     "caption_by_word",
     "random_encoder",
+    GRAFT_BLANK,
     "shuffled_names",
     GRAFT_CONTROL,
     TRAINED_CONTROL,
@@ -67,10 +68,9 @@ CHANNELS = (
 """In the order of tables; see `run.cross_modal`."""
 USUAL = tuple(name for name in CHANNELS if name not in (TRAINED, TRAINED_CONTROL))
 """Those that need no training through the reader."""
-FITTED_CONTROLS = ("random_encoder", "shuffled_names", GRAFT_CONTROL, TRAINED_CONTROL)
+FITTED_CONTROLS = ("random_encoder", GRAFT_BLANK, "shuffled_names", GRAFT_CONTROL, TRAINED_CONTROL)
 """Channels that are controls themselves: they are not run with other pictures' messages."""
-KIND = "states of pictures"
-BATCH, RATE = 8, 1e-4
+BATCH, RATE = 8, 3e-4
 """Of the training through the reader."""
 DRIFT_STATES = 2_000
 """The reader's own states that drift is measured against at most."""
@@ -139,13 +139,16 @@ class Fitted:
             "oracle": lambda: Skyline("oracle"),
             "soft_prompt": lambda: SoftPrompt("soft_prompt", self.eye, self.mapping, self.n_tokens),
             TRAINED: lambda: SoftPrompt(TRAINED, self.eye, self._trained(), self.n_tokens),
-            "graft": lambda: VisionGraft("graft", self.eye, Site(self.write_layer), self._grafts()),
+            "graft": lambda: VisionGraft("graft", self.eye, Site(self.write_layer), self._grafts("graft")),
             "caption": lambda: Caption("caption", self.eye, NearestPicture(self.vectors, self._said)),
             "caption_by_map": lambda: Caption("caption_by_map", self.eye, self._nearest_label()),
             "caption_by_word": lambda: Caption("caption_by_word", self.eye, self._nearest_words()),
             "random_encoder": self._random_encoder,
+            GRAFT_BLANK: self._random_graft,
             "shuffled_names": lambda: SoftPrompt("shuffled_names", self.eye, self._shuffled_names(), self.n_tokens),
-            GRAFT_CONTROL: lambda: VisionGraft(GRAFT_CONTROL, self.eye, Site(self.write_layer), self._grafts(True)),
+            GRAFT_CONTROL: lambda: VisionGraft(
+                GRAFT_CONTROL, self.eye, Site(self.write_layer), self._grafts(GRAFT_CONTROL)
+            ),
             TRAINED_CONTROL: lambda: SoftPrompt(TRAINED_CONTROL, self.eye, self._trained(True), self.n_tokens),
         }
         return [makers[name]() for name in CHANNELS if name in ("blind", *self.plan.channels)]
@@ -155,9 +158,9 @@ class Fitted:
         if not set(self.plan.channels) - {"blind", "oracle"}:
             return {}
         found = {"block": self.block}
-        if {"graft", GRAFT_CONTROL} & set(self.plan.channels):
+        if {"graft", GRAFT_CONTROL, GRAFT_BLANK} & set(self.plan.channels):
             found["write_layer"] = self.write_layer
-        if "random_encoder" in self.plan.channels:
+        if {"random_encoder", GRAFT_BLANK} & set(self.plan.channels):
             found["random_encoder_block"] = self._random_block
         return found
 
@@ -265,12 +268,12 @@ class Fitted:
         return tuple(dict.fromkeys([*self._said, *self.part.captions]))
 
     @cached_property
-    def _kept(self) -> "_Kept":
+    def _kept(self) -> KeptMaps:
         plan, part = self.plan, self.part
         how = (plan.block, plan.write_layer, plan.template, plan.seed, part.pooling, part.grid, list(part.captions))
         how += FITTING_RULES
         key = digest(self.vision, self.receiver, part.fitting, list(part.questions), *how)
-        return _Kept(None if self.folder is None else self.folder / f"maps-{key[:16]}")
+        return KeptMaps(None if self.folder is None else self.folder / f"maps-{key[:16]}")
 
     def _look(self, vision: VisionSender) -> Float[Tensor, "layer item d_read"]:
         images = [picture.image for picture in self.part.fitting]
@@ -285,14 +288,15 @@ class Fitted:
             rows, self.part.fitting, self.receiver, n_tokens=self.n_tokens, shuffled=shuffled, seed=seed
         )
 
-    def _grafts(self, shuffled: bool = False) -> Mapping[str, AffineMap]:
+    def _grafts(self, name: str) -> Mapping[str, AffineMap]:
         part, plan, write = self.part, self.plan, Site(self.write_layer)
+        vectors = self._random_vectors if name == GRAFT_BLANK else self.vectors
         return self._kept.maps(
-            GRAFT_CONTROL if shuffled else "graft",
+            name,
             [question.name for question in part.questions],
             lambda: fit_vision_graft(
-                self.vectors, part.fitting, part.questions, self.receiver, [write],
-                template=plan.template, shuffled=plan.seed if shuffled else None, seed=plan.seed,
+                vectors, part.fitting, part.questions, self.receiver, [write],
+                template=plan.template, shuffled=plan.seed if name == GRAFT_CONTROL else None, seed=plan.seed,
             )[write],
         )  # fmt: skip
 
@@ -308,9 +312,21 @@ class Fitted:
 
     def _random_encoder(self) -> SoftPrompt:
         """From an encoder that has learnt nothing, with a map and a block of its own."""
-        site = VisionSite(self._random_block, self.part.pooling, self.part.grid)
-        own = self._kept.map("random_encoder", lambda: self._soft(self._random_seen[site.block].float()))
-        return SoftPrompt("random_encoder", Eye(self._blank, self.asked, site), own, self.n_tokens)
+        own = self._kept.map("random_encoder", lambda: self._soft(self._random_vectors))
+        return SoftPrompt("random_encoder", self._blank_eye, own, self.n_tokens)
+
+    def _random_graft(self) -> VisionGraft:
+        """From the same encoder and block, into the layer of the graft, with maps of its own."""
+        own = self._grafts(GRAFT_BLANK)
+        return VisionGraft(GRAFT_BLANK, self._blank_eye, Site(self.write_layer), own)
+
+    @cached_property
+    def _random_vectors(self) -> Float[Tensor, "item d_read"]:
+        return self._random_seen[self._random_block].float()
+
+    @cached_property
+    def _blank_eye(self) -> Eye:
+        return Eye(self._blank, self.asked, VisionSite(self._random_block, self.part.pooling, self.part.grid))
 
     @cached_property
     def _blank(self) -> VisionSender:
@@ -351,49 +367,3 @@ class Fitted:
             progress=self.progress, name=f"soft prompt{', other pictures' if other_pictures else ''}",
         )  # fmt: skip
         return learner.mapping
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What is made once and read again, where there is a folder for it."""
-
-    folder: Path | None
-
-    def number(self, name: str, make: Callable[[], int]) -> int:
-        return self.facts(name, lambda: {name: make()})[name]
-
-    def facts(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        path = None if self.folder is None else self.folder / f"{name}.json"
-        if path is not None and path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
-        made = make()
-        if path is not None:
-            write_json(path, made)
-        return made
-
-    def states(
-        self, name: str, make: Callable[[], Float[Tensor, "layer item d_read"]]
-    ) -> Float[Tensor, "layer item d_read"]:
-        path = None if self.folder is None else self.folder / f"{name}.safetensors"
-        if path is not None and path.exists():
-            return load_weights(path, kind=KIND)[0][name]
-        made = make()
-        if path is not None:
-            save_weights(path, {name: made}, kind=KIND, configuration={})
-        return made
-
-    def map(self, name: str, make: Callable[[], AffineMap]) -> AffineMap:
-        return self.maps(name, [name], lambda: {name: make()})[name]
-
-    def maps(
-        self, name: str, parts: Sequence[str], make: Callable[[], Mapping[str, AffineMap]]
-    ) -> Mapping[str, AffineMap]:
-        if self.folder is None:
-            return make()
-        paths = {part: self.folder / f"{name}-{number}.safetensors" for number, part in enumerate(parts)}
-        if all(path.exists() for path in paths.values()):
-            return {part: AffineMap.load(path) for part, path in paths.items()}
-        made = make()
-        for part, path in paths.items():
-            made[part].save(path)
-        return made

@@ -9,9 +9,15 @@ from latentcomm.stats import mcnemar_exact, paired_bootstrap, proportion_interva
 
 CAPTIONS = ("caption", "caption_by_map", "caption_by_word")
 """The channels that put the same latents into words."""
-AGAINST = ("blind", *CAPTIONS, "random_encoder", "shuffled_names", "shuffled")
-"""What every channel is held against: no picture, the same latents in words, an encoder that has learnt nothing, a map
+AGAINST = ("blind", *CAPTIONS, "random_encoder", "wrong_names", "shuffled")
+"""What a channel is held against: no picture, the same latents in words, an encoder that has learnt nothing, maps
 fitted to wrong names, and its own message of another picture."""
+OWN_CONTROLS = {
+    "soft_prompt": {"random_encoder": "random_encoder", "wrong_names": "shuffled_names"},
+    "soft_prompt_trained": {"wrong_names": "trained_other_pictures"},
+    "graft": {"random_encoder": "graft_random_encoder", "wrong_names": "graft_shuffled_names"},
+}
+"""The channels that are the same but for what they are fitted to: no other channel is held against them."""
 
 DRIFT = ("drift", "drift_above_95")
 
@@ -26,8 +32,9 @@ def picture_table(
     """One row a part, question, channel, condition and metric.
 
     Columns: part, question, type; channel, condition, metric; n, correct, accuracy with its 95 % Wilson interval (low,
-    high), and chance, the accuracy of guessing among the choices; for each of `AGAINST` (channels, and under "shuffled"
-    this channel's own message of another picture) the paired difference with its 95 % bootstrap interval (over_blind,
+    high), and chance, the accuracy of guessing among the choices; for each of `AGAINST` (channels; under
+    "random_encoder" and "wrong_names" this channel's own of `OWN_CONTROLS`; under "shuffled" its own message of another
+    picture) the paired difference with its 95 % bootstrap interval (over_blind,
     over_blind_low, over_blind_high, ...) and the exact McNemar p-value (p_blind, ...), not corrected for the number of
     comparisons; units, how many groups of pictures the bootstrap draws from; drift and drift_above_95, how far what the
     channel's map gives lies from the reader's own states (`diagnostics.combined_drift`). What does not apply is NaN.
@@ -81,7 +88,9 @@ def _row(
     options = [outcomes[channel, condition][item].n_choices for item in items]
     row["chance"] = sum(1 / n for n in options) / len(options) if metric == "choices" and all(options) else NAN
     row["units"] = len(set(groups))
-    bases = {name: (name, MESSAGE) for name in AGAINST if name != channel} | {"shuffled": (channel, "shuffled")}
+    bases = {name: (name, MESSAGE) for name in ("blind", *CAPTIONS) if name != channel}
+    bases |= {name: (own, MESSAGE) for name, own in OWN_CONTROLS.get(channel, {}).items()}
+    bases["shuffled"] = channel, "shuffled"
     for name in AGAINST:
         columns = (f"over_{name}", f"over_{name}_low", f"over_{name}_high", f"p_{name}")
         row |= dict.fromkeys(columns, NAN)

@@ -94,17 +94,18 @@ class VisionStates:
         """One vector a picture: the class token, or the mean of the patches of each cell, one behind the other.
 
         Raises:
-            ValueError: a grid that does not divide the patches, or no class token.
+            ValueError: a grid of no cell or of more cells than patches, or no class token.
         """
         if pooling == "class":
             return self.class_token()
-        if self.rows % grid or self.columns % grid:
+        if not 1 <= grid <= min(self.rows, self.columns):
             raise ValueError(
-                f"{self.rows} x {self.columns} patches cannot be cut into {grid} x {grid} cells; give a divisor of both"
+                f"{self.rows} x {self.columns} patches cannot be cut into {grid} x {grid} cells; give a grid from 1 to "
+                f"{min(self.rows, self.columns)}"
             )
         layers, items, _, width = self.values.shape
         plane = self.patches().reshape(layers * items, self.rows, self.columns, width).permute(0, 3, 1, 2)
-        cells = F.avg_pool2d(plane.double(), (self.rows // grid, self.columns // grid)).to(plane.dtype)
+        cells = F.adaptive_avg_pool2d(plane.double(), grid).to(plane.dtype)
         return cells.flatten(2).transpose(1, 2).reshape(layers, items, grid * grid * width)
 
 
