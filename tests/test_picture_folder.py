@@ -1,6 +1,7 @@
 """A folder of pictures with a table becomes parts that keep names apart; what is wrong with it is said."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,30 @@ def test_a_folder_without_a_table_or_with_a_broken_one_is_refused(tmp_path: Path
     for caption in ("{0}", "{}", "{name", "{name.size}"):
         with pytest.raises(ValueError, match=r"cannot be filled in .*; name columns in braces"):
             read_folder(tmp_path / "whole", caption=caption)
+
+
+def test_a_question_that_one_side_cannot_answer_is_left_out_of_the_part_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = read_folder(folder(tmp_path))
+    _, new = full.split(seed=0, fraction=0.7)
+    told = {new.pictures[0].id: {"capital": "Lima"}} | {
+        each.id: {"capital": f"{each.id} city"} for each in full if each.id not in {other.id for other in new}
+    }  # of the new pictures one alone has a capital
+    facts = {
+        each.id: {"name": each.facts["name"], "region": each.facts["region"], **told.get(each.id, {})} for each in full
+    }
+    some = replace(full, pictures=tuple(replace(each, facts=facts[each.id]) for each in full))
+    others, unseen = folder_parts(some)
+    assert [each.name for each in others.questions] == ["name", "capital", "region"]
+    assert [each.name for each in unseen.questions] == ["name", "region"]
+    assert "new pictures: not asked for capital" in capsys.readouterr().err
+    alone = replace(full, pictures=tuple(replace(each, facts=told.get(each.id, {})) for each in full))
+    with pytest.raises(ValueError, match="no question has answers on both sides"):
+        folder_parts(alone)
+
+
+def test_a_picture_that_was_skipped_is_among_those_left_out(tmp_path: Path) -> None:
+    place = folder(tmp_path)
+    (place / "pictures" / "2.png").write_text("no picture")
+    assert read_folder(place, skip_unreadable=True).left_out == (ROWS[2]["name"],)

@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from latentcomm.crossmodal.digits import INKS
 from latentcomm.crossmodal.parts import OTHER_VIEWS, Part
 from latentcomm.crossmodal.pictures import BACKGROUND, Picture, PictureSet, in_turn, read_pictures
-from latentcomm.crossmodal.questions import Question
+from latentcomm.crossmodal.questions import Question, asked_of
 from latentcomm.progress import say
 
 TABLES = ("table.csv", "table.json")
@@ -118,6 +118,8 @@ def read_folder(
             f"left out {len(found.left_out)} of {len(pictures)} pictures, each equal in every pixel to one that is "
             f"kept: {', '.join(found.left_out)}"
         )
+    unread = tuple(row["name"] for row in rows if where / row["file"] not in images)
+    found = replace(found, left_out=(*found.left_out, *unread))
     if n_pictures is None or n_pictures >= len(found):
         return found
     drawn = random.Random(f"folder:{seed}").sample(found.pictures, n_pictures)
@@ -186,10 +188,12 @@ def folder_parts(
 
     "other views": of every picture one view is asked about, and maps are fitted on the others. "new pictures": maps are
     fitted on views of one share of the pictures, and the rest are asked about as they are, whose names no map was
-    fitted to; the caption nearest to what the map gives is chosen among all names, theirs with them.
+    fitted to; the caption nearest to what the map gives is chosen among all names, theirs with them. A part leaves out,
+    and names, the questions that no picture for fitting answers, or those for testing in one way alone.
 
     Raises:
-        ValueError: fewer than two views, too few pictures for both sides, or what reading refuses.
+        ValueError: fewer than two views, too few pictures for both sides, no question with answers on both sides, or
+            what reading refuses.
     """
     if n_views < 2:
         raise ValueError(f"{n_views} views leave none to ask about; make at least two")
@@ -210,10 +214,22 @@ def folder_parts(
 
     def part(what: str, fitting: Sequence[Picture], testing: Sequence[Picture]) -> Part:
         sides = [PictureSet(name, tuple(side), pictures.left_out) for side in (fitting, testing)]
-        return Part(f"{name}, {what}", sides[0], sides[1], asked, captions=names)
+        kept = _answered(asked, *sides)
+        whole = f"{name}, {what}"
+        if not kept:
+            raise ValueError(f"{whole}: no question has answers on both sides of the split; fill in more of the table")
+        if lost := [each.name for each in asked if each not in kept]:
+            say(f"{whole}: not asked for {', '.join(lost)}, of which one side of the split has too few answers")
+        return Part(whole, sides[0], sides[1], kept, captions=names)
 
     others = part(OTHER_VIEWS, [view for each in seen for view in each[1:]], [each[0] for each in seen])
     return others, part("new pictures", of_known, shown)
+
+
+def _answered(questions: Sequence[Question], fitting: PictureSet, testing: PictureSet) -> tuple[Question, ...]:
+    """The questions that a picture for fitting answers, and those for testing in two ways."""
+    ways = {question.fact: {each.facts.get(question.fact) for each in testing} - {None} for question in questions}
+    return tuple(each for each in asked_of(fitting, questions) if len(ways[each.fact]) > 1)
 
 
 def counted_part(pictures: PictureSet, *, n_fitting: int, n_testing: int, seed: int = 0) -> Part:

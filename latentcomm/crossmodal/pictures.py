@@ -93,7 +93,7 @@ class PictureSet:
     Attributes:
         name: in tables.
         pictures: in order.
-        left_out: the names of pictures that were left out because they look as another one does.
+        left_out: the names of pictures that were left out: they look as another one does, or cannot be read.
 
     Raises:
         ValueError: no picture, or two of one id.
