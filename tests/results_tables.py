@@ -181,6 +181,18 @@ def pictures_tests(data: str) -> list[str]:
     return markdown(lines)
 
 
+def replies_table(data: str) -> list[str]:
+    """Figure 12, one set: accuracy of free replies, a line a channel; questions that the oracle replies to in 10 %."""
+    found, rows = _of_pictures(data, "free")
+    told = [_picture_row(rows, part, question, "oracle", "message") for part, question, _ in found]
+    shown = [each for each, oracle in zip(found, told, strict=True) if oracle is not None and oracle["accuracy"] >= 0.1]
+    lines = [["channel", *(f"{part}: {question}" for part, question, _ in shown)]]
+    for name in rows["channel"].drop_duplicates():
+        own = [_picture_row(rows, part, question, name, "message") for part, question, _ in shown]
+        lines.append([name.replace("_", " "), *(share(each) for each in own if each is not None)])
+    return markdown(lines)
+
+
 def likeness_table() -> list[str]:
     """Figure 13, all sets: the chosen cell of each measure, on the half where it was chosen and on the other."""
     lines = [["set", "measure", "block, layer", "chosen on", "held out", "null, mean", "null, 95 %", "p"]]
@@ -209,10 +221,10 @@ def pairs_table(data: str) -> list[str]:
     return markdown(lines)
 
 
-def _of_pictures(data: str) -> tuple[list[tuple[str, str, dict[str, float]]], pd.DataFrame]:
-    """Parts and questions in their order, each with a first row, and all rows of choices."""
+def _of_pictures(data: str, metric: str = "choices") -> tuple[list[tuple[str, str, dict[str, float]]], pd.DataFrame]:
+    """Parts and questions in their order, each with a first row, and all rows of a metric."""
     table = pd.read_csv(FIGURES / f"fig12_crossmodal_{data}.csv")
-    rows = table[table["metric"] == "choices"]
+    rows = table[table["metric"] == metric]
     firsts = rows.drop_duplicates(["part", "question"]).to_dict("records")
     return [(row["part"], row["question"], row) for row in firsts], rows
 

@@ -17,6 +17,7 @@ from results_tables import (
     pairs_table,
     pictures_table,
     pictures_tests,
+    replies_table,
 )
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -82,6 +83,7 @@ def test_the_tables_of_pictures_are_those_of_the_figures_data(data: str) -> None
     shown = tables("results_crossmodal.md")
     assert pictures_table(data) in shown
     assert pictures_tests(data) in shown
+    assert replies_table(data) in shown
 
 
 def test_the_table_of_blocks_and_layers_is_that_of_the_figures_data() -> None:
