@@ -47,7 +47,7 @@ def test_digits_need_no_other_encoder_and_every_question_is_in_one_table(reader:
     assert set(table["type"]) == {"identity", "category", "colour", "count", "position"}
     assert set(table["channel"]) == {
         "blind", "oracle", "soft_prompt", "graft", "caption", "caption_by_map", "caption_by_word", "random_encoder",
-        "shuffled_names", "graft_shuffled_names",
+        "graft_random_encoder", "shuffled_names", "graft_shuffled_names",
     }  # fmt: skip
     assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
     check_replot("c", tmp_path, crossmodal_figure)
@@ -89,7 +89,7 @@ def test_what_decides_the_numbers_is_in_the_settings(reader: Path, eye: Path, tm
     assert result.exit_code == 0, result.output
     settings = json.loads((tmp_path / "out" / "c.meta.json").read_text("utf-8"))["settings"]
     assert settings["skip_unreadable"] is True and settings["n_pictures"] == 14
-    assert settings["left_out"] == ["Greece"] and settings["vision_steps"] is None
+    assert settings["left_out"] == ["Greece", "France"] and settings["vision_steps"] is None
     assert settings["pooling"] == {
         "pictures, other views": "patches", "pictures, new pictures": "patches",
         "pictures, counted": "patches 2 x 2", "pictures, recoloured": "patches",
