@@ -5,8 +5,8 @@
 Accuracy by question on held-out pictures: a soft prompt and a graft through ridge maps, and three captions from the
 same latents, with silence, the true caption, other pictures' messages, zeros and random vectors in place of messages,
 an untrained encoder with a map of its own, and maps fitted to names that were exchanged. The set digits needs nothing
-else: a small encoder is trained first. For flags and emoji give --folder, with table.json and pictures, and --vision.
-It goes on where it was stopped.
+else: a small encoder is trained first, and a soft prompt is also trained through the reader. For flags and emoji give
+--folder, with table.json and pictures, and --vision. It goes on where it was stopped.
 """
 
 from dataclasses import dataclass, replace
@@ -20,11 +20,10 @@ from pictures import RECEIVER, figures_of, of_set, run
 import latentcomm as lc
 from latentcomm.crossmodal import VisionSender
 from latentcomm.crossmodal.parts import Part, held_out
-from latentcomm.crossmodal.run import USUAL, Plan, cross_modal
+from latentcomm.crossmodal.run import CHANNELS, USUAL, Plan, cross_modal
 from latentcomm.plots import accuracy_by_question
 
 NAME = "fig12_crossmodal"
-SHOWN = tuple(name for name in USUAL if name != "graft_random_encoder")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Settings:
     """All that decides the figure."""
 
     data: str = "digits"
-    channels: tuple[str, ...] = SHOWN
+    channels: tuple[str, ...] = USUAL
     n_fitting: int = 400
     n_composed: int = 240
     n_pictures: int = 250
@@ -85,8 +84,11 @@ FIGURES = figures_of(NAME, plot)
 
 
 def settings_of(name: str) -> Settings:
-    """The settings of one of the figures."""
-    return of_set(SETTINGS, name)
+    """The settings of one of the figures; of digits also what is trained through the reader."""
+    whole = of_set(SETTINGS, name)
+    if whole.data == "emoji":
+        return replace(whole, channels=tuple(each for each in USUAL if each != "graft_random_encoder"))
+    return replace(whole, channels=CHANNELS, train_steps=300) if whole.data == "digits" else whole
 
 
 def main() -> None:

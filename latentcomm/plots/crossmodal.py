@@ -26,7 +26,7 @@ from latentcomm.sheets import (
 
 NUMBERS = ["accuracy", "low", "high", "n"]
 QUESTION = ["part", "question", "channel", "condition", "metric"]
-SHARE = {"range": [-0.03, 1.03], "dtick": 0.5, "showgrid": True, "gridcolor": GRID}
+SHARE = {"range": [-0.05, 1.05], "dtick": 0.5, "showgrid": True, "gridcolor": GRID}
 ACROSS, GAP, HEAD = 3, 24, 28 + LINE
 """Panels in a row, px between two, and of the two lines above each."""
 WIDTH, STEP = 200, 20
