@@ -2,11 +2,11 @@
 
     python analyses/fig12_crossmodal.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
 
-Accuracy by question on held-out pictures: a soft prompt and a graft through ridge maps, and three captions from the
-same latents, with silence, the true caption, other pictures' messages, zeros and random vectors in place of messages,
-an untrained encoder with a map of its own, and maps fitted to names that were exchanged. The set digits needs nothing
-else: a small encoder is trained first, and a soft prompt is also trained through the reader. For flags and emoji give
---folder, with table.json and pictures, and --vision. It goes on where it was stopped.
+Accuracy by question on held-out pictures: a soft prompt and a graft through ridge maps, a soft prompt trained through
+the reader, and four captions from the same latents, with silence, the true caption, other pictures' messages, zeros and
+random vectors in place of messages, an untrained encoder with a map of its own, maps fitted to names that were
+exchanged, and training with other pictures' vectors. The set digits needs nothing else: a small encoder is trained
+first. For flags and emoji give --folder, with table.json and pictures, and --vision. It goes on where it was stopped.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from pictures import RECEIVER, figures_of, of_set, run
 import latentcomm as lc
 from latentcomm.crossmodal import VisionSender
 from latentcomm.crossmodal.parts import Part, held_out
-from latentcomm.crossmodal.run import CHANNELS, USUAL, Plan, cross_modal
+from latentcomm.crossmodal.run import CHANNELS, Plan, cross_modal
 from latentcomm.plots import accuracy_by_question
 
 NAME = "fig12_crossmodal"
@@ -31,13 +31,13 @@ class Settings:
     """All that decides the figure."""
 
     data: str = "digits"
-    channels: tuple[str, ...] = USUAL
+    channels: tuple[str, ...] = CHANNELS
     n_fitting: int = 400
     n_composed: int = 240
     n_pictures: int = 250
     n_test: int = 100
     reply_tokens: int = 4
-    train_steps: int = 150
+    train_steps: int = 300
     vision_steps: int = 1200
     receiver: str = RECEIVER
     seed: int = 0
@@ -84,11 +84,8 @@ FIGURES = figures_of(NAME, plot)
 
 
 def settings_of(name: str) -> Settings:
-    """The settings of one of the figures; of digits also what is trained through the reader."""
-    whole = of_set(SETTINGS, name)
-    if whole.data == "emoji":
-        return replace(whole, channels=tuple(each for each in USUAL if each != "graft_random_encoder"))
-    return replace(whole, channels=CHANNELS, train_steps=300) if whole.data == "digits" else whole
+    """The settings of one of the figures."""
+    return of_set(SETTINGS, name)
 
 
 def main() -> None:

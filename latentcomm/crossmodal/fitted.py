@@ -12,6 +12,14 @@ from torch import Tensor
 
 from latentcomm.alignment import PENALTY_RATIOS, AffineMap
 from latentcomm.channels import Channel, Silent, Skyline
+from latentcomm.crossmodal.captions import (
+    AnswerProbe,
+    Caption,
+    CaptionByAnswer,
+    NearestLabel,
+    NearestPicture,
+    NearestWords,
+)
 from latentcomm.crossmodal.choosing import CHOSEN_ON, LATE, MOST_CHOSEN_ON, choose_block, choose_write_layer
 from latentcomm.crossmodal.diagnostics import combined_drift
 from latentcomm.crossmodal.fitting import (
@@ -20,20 +28,13 @@ from latentcomm.crossmodal.fitting import (
     caption_embeddings,
     caption_length,
     caption_tokens,
+    fit_answer_probes,
     fit_soft_prompt,
     fit_vision_graft,
     informed_states,
 )
 from latentcomm.crossmodal.kept import KeptMaps
-from latentcomm.crossmodal.messages import (
-    Caption,
-    Eye,
-    NearestLabel,
-    NearestPicture,
-    NearestWords,
-    SoftPrompt,
-    VisionGraft,
-)
+from latentcomm.crossmodal.messages import Eye, SoftPrompt, VisionGraft
 from latentcomm.crossmodal.parts import Part
 from latentcomm.crossmodal.pictures import PictureSet
 from latentcomm.crossmodal.questions import Question, picture_task
@@ -50,6 +51,7 @@ TRAINED = "soft_prompt_trained"
 TRAINED_CONTROL = "trained_other_pictures"
 GRAFT_CONTROL = "graft_shuffled_names"
 GRAFT_BLANK = "graft_random_encoder"
+ANSWER = "caption_by_answer"
 CHANNELS = (
     "blind",
     "oracle",
@@ -59,6 +61,7 @@ CHANNELS = (
     "caption",
     "caption_by_map",
     "caption_by_word",
+    ANSWER,
     "random_encoder",
     GRAFT_BLANK,
     "shuffled_names",
@@ -143,6 +146,7 @@ class Fitted:
             "caption": lambda: Caption("caption", self.eye, NearestPicture(self.vectors, self._said)),
             "caption_by_map": lambda: Caption("caption_by_map", self.eye, self._nearest_label()),
             "caption_by_word": lambda: Caption("caption_by_word", self.eye, self._nearest_words()),
+            ANSWER: lambda: CaptionByAnswer(ANSWER, self.eye, self._probes()),
             "random_encoder": self._random_encoder,
             GRAFT_BLANK: self._random_graft,
             "shuffled_names": lambda: SoftPrompt("shuffled_names", self.eye, self._shuffled_names(), self.n_tokens),
@@ -309,6 +313,9 @@ class Fitted:
         return NearestWords(
             self.mapping, self.receiver, tuple(tuple(dict.fromkeys(at)) for at in zip(*rows, strict=True))
         )
+
+    def _probes(self) -> Mapping[str, AnswerProbe]:
+        return fit_answer_probes(self.vectors, self.part.fitting, self.part.questions, seed=self.plan.seed)
 
     def _random_encoder(self) -> SoftPrompt:
         """From an encoder that has learnt nothing, with a map and a block of its own."""

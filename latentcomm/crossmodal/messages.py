@@ -1,12 +1,11 @@
-"""What a vision encoder sees as a message to a model that reads: as soft tokens, as a graft, or as a caption."""
+"""What a vision encoder sees as a message to a model that reads: as soft tokens or as a graft."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm.alignment import AffineMap
@@ -14,7 +13,7 @@ from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.message import Message
 from latentcomm.channels.slots import filled
 from latentcomm.crossmodal.pictures import PictureSet
-from latentcomm.crossmodal.questions import AFTER, BEFORE, told
+from latentcomm.crossmodal.questions import AFTER, BEFORE
 from latentcomm.crossmodal.vision import VisionSender, VisionSite
 from latentcomm.fusion import Fusion, Replace
 from latentcomm.grafting import LAST, Graft
@@ -57,9 +56,16 @@ class Eye:
 
     def message(self, sender: Model, task: Task) -> Message:
         """These vectors as a message."""
+        return Message(self.look(sender, task), f"{self.vision.name} {self.site}", made_by=self._facts)
+
+    def in_words(self, texts: Sequence[str], what: str) -> Message:
+        """What was made of these vectors in words, a text an item."""
+        return Message(None, f"{self.vision.name} {what}", texts=tuple(texts), made_by=self._facts)
+
+    @property
+    def _facts(self) -> dict[str, str]:
         facts = {"model": self.vision.name, "fingerprint": self.vision.fingerprint, "pictures": self.pictures.name}
-        facts |= {"dtype": str(self.vision.dtype).removeprefix("torch."), "site": str(self.site)}
-        return Message(self.look(sender, task), f"{self.vision.name} {self.site}", made_by=facts)
+        return facts | {"dtype": str(self.vision.dtype).removeprefix("torch."), "site": str(self.site)}
 
 
 @dataclass(frozen=True)
@@ -165,128 +171,6 @@ class VisionGraft(SeenVectors):
         return found
 
 
-@runtime_checkable
-class Captioner(Protocol):
-    """A rule that puts pictures' vectors into words; a frozen dataclass."""
-
-    def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
-        """A caption of each."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class NearestPicture:
-    """The caption of the known picture whose vector is nearest, by cosine once the known ones' mean is taken away.
-
-    >>> known = NearestPicture(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), ("a one", "a two"))
-    >>> known(torch.tensor([[0.2, 0.9]]))
-    ['a one']
-    """
-
-    known: Float[Tensor, "known d_read"]
-    captions: tuple[str, ...]
-
-    def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
-        """Of equally near ones the first."""
-        return [self.captions[place] for place in nearest(vectors, self.known, self.known.double().mean(0)).tolist()]
-
-
-@dataclass(frozen=True, eq=False)
-class NearestLabel:
-    """The caption whose embeddings are nearest to what the soft prompt's own map gives: the same latents, in words.
-
-    Attributes:
-        mapping: from a vector to the embeddings of a caption.
-        targets: the embeddings of every caption that may be said.
-        captions: these, in the same order.
-    """
-
-    mapping: AffineMap
-    targets: Float[Tensor, "caption d_out"]
-    captions: tuple[str, ...]
-
-    def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
-        """By cosine, the mean of all captions taken away."""
-        places = nearest(
-            self.mapping(vectors.to(self.mapping.weight.device)), self.targets, self.targets.double().mean(0)
-        )
-        return [self.captions[place] for place in places.tolist()]
-
-
-@dataclass(frozen=True, eq=False)
-class NearestWords:
-    """What the soft prompt's own map gives, each soft token rounded to the nearest token that captions have there.
-
-    The soft prompt's message in words: it can say captions that no picture has had, one token a place. Full stops at
-    the end, which fill captions up, are not said.
-
-    Attributes:
-        mapping: from a vector to the embeddings of a caption's tokens, one behind the other.
-        receiver: whose embeddings and tokens these are.
-        places: of each soft token the ids that may stand there.
-
-    Raises:
-        ValueError: a place without a token, or a map that does not give one embedding a place.
-    """
-
-    mapping: AffineMap
-    receiver: Model
-    places: tuple[tuple[int, ...], ...]
-
-    def __post_init__(self) -> None:
-        if not self.places or not all(self.places):
-            raise ValueError("there is a place at which no token may stand; give every soft token at least one")
-        if self.mapping.d_out != len(self.places) * self.receiver.d_model:
-            raise ValueError(
-                f"the map gives {self.mapping.d_out} entries and {len(self.places)} tokens of {self.receiver.name} "
-                f"take {len(self.places) * self.receiver.d_model}; fit one for this receiver"
-            )
-
-    def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
-        """By Euclidean distance; of equally near ones the first."""
-        rows = self.mapping(vectors.to(self.mapping.weight.device)).double().cpu()
-        mapped = rows.unflatten(1, (len(self.places), -1))
-        table = self.receiver.embedding_table.detach()
-        said: list[list[int]] = [[] for _ in mapped]
-        for place, ids in enumerate(self.places):
-            known = table[torch.tensor(ids, device=table.device)].double().cpu()
-            for row, found in zip(said, torch.cdist(mapped[:, place], known).argmin(1).tolist(), strict=True):
-                row.append(ids[found])
-        decode = self.receiver.require_tokenizer().decode
-        texts = [decode(row, clean_up_tokenization_spaces=False) for row in said]
-        return [text.strip().rstrip(STOP).rstrip() for text in texts]
-
-
-@dataclass(frozen=True)
-class Caption(Seen):
-    """The encoder's latents put into words, which the receiver reads before the question."""
-
-    captioner: Captioner
-
-    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
-        """A caption of each picture."""
-        facts = self.eye.message(sender, task)
-        if facts.vectors is None:
-            raise RuntimeError("a picture was looked at and nothing was seen")
-        texts = tuple(self.captioner(facts.vectors))
-        return Message(None, f"{self.eye.vision.name} caption", texts=texts, made_by=facts.made_by)
-
-    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The caption and the question as one prompt; without a word, the question alone.
-
-        Raises:
-            ValueError: the message holds no text, or is meant for another model.
-        """
-        message.check_receiver(receiver)
-        if message.texts is None:
-            raise ValueError(f"the channel {self.name} needs a message of texts and got {message.origin}")
-        texts = [
-            told(text, item.receiver) if text.strip() else item.receiver
-            for text, item in zip(message.texts, task.items, strict=True)
-        ]
-        return ReceiverInput(encode(receiver, texts, template=task.template))
-
-
 def vectors_of(message: Message, name: str, receiver: Model) -> Float[Tensor, "item d_read"]:
     """The vectors of a message, where they are.
 
@@ -323,11 +207,3 @@ def around(receiver: Model, asked: Sequence[str], *, template: Template) -> list
     """
     encode(receiver, list(asked), template=template)  # refuses what cannot be a prompt
     return [around_gap(receiver, BEFORE, AFTER + text, template=template) for text in asked]
-
-
-def nearest(
-    vectors: Float[Tensor, "item d"], known: Float[Tensor, "known d"], centre: Float[Tensor, " d"]
-) -> Int[Tensor, " item"]:
-    """The number of the known vector at the largest cosine to each, all less the centre."""
-    rows, bank = (F.normalize(each.double().cpu() - centre.cpu(), dim=1) for each in (vectors, known))
-    return (rows @ bank.T).argmax(1)

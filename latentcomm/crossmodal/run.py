@@ -61,7 +61,8 @@ def cross_modal(
     Channels: "blind" (the question alone), "oracle" (the true caption), "soft_prompt" and "graft" (latents through
     ridge maps), "soft_prompt_trained" where the plan asks, "caption" (that of the nearest fitting picture by the same
     latents), "caption_by_map" (the caption nearest to what the soft prompt's map gives), "caption_by_word" (what that
-    map gives, each soft token rounded to the nearest token of captions), "random_encoder" (a soft prompt from an
+    map gives, each soft token rounded to the nearest token of captions), "caption_by_answer" (what a linear probe,
+    fitted to the answers about fitting pictures, takes for the answer), "random_encoder" (a soft prompt from an
     untrained encoder of the same form with its OWN fitted map and its own chosen block), "shuffled_names" and
     "graft_shuffled_names" (maps fitted to names that were exchanged) and, where the plan asks, "trained_other_pictures"
     (the same training with vectors of other pictures). Soft prompts, grafts and captions that are no controls

@@ -7,7 +7,7 @@ import pandas as pd
 from latentcomm.evaluation import MESSAGE, METRICS, NAN, Trial
 from latentcomm.stats import mcnemar_exact, paired_bootstrap, proportion_interval
 
-CAPTIONS = ("caption", "caption_by_map", "caption_by_word")
+CAPTIONS = ("caption", "caption_by_map", "caption_by_word", "caption_by_answer")
 """The channels that put the same latents into words."""
 AGAINST = ("blind", *CAPTIONS, "random_encoder", "wrong_names", "shuffled")
 """What a channel is held against: no picture, the same latents in words, an encoder that has learnt nothing, maps

@@ -42,6 +42,7 @@ LOOKS = {
     "caption": Style("#661100", "star"),
     "caption_by_map": Style("#D55E00", "square"),
     "caption_by_word": Style("#999933", "pentagon"),
+    "caption_by_answer": Style("#AA3377", "diamond-wide"),
     "random_encoder": Style("#E69F00", "cross"),
     "graft_random_encoder": Style("#117733", "hourglass"),
     "shuffled_names": Style("#CC79A7", "x"),
