@@ -164,7 +164,8 @@ def pictures_table(data: str) -> list[str]:
 def pictures_tests(data: str) -> list[str]:
     """Figure 12, one set: of the latents the exact McNemar p-values against what stands beside them."""
     found, rows = _of_pictures(data)
-    beside = ("blind", "shuffled", "caption", "caption_by_map", "caption_by_word", "random_encoder", "wrong_names")
+    captions = ("caption", "caption_by_map", "caption_by_word", "caption_by_answer")
+    beside = ("blind", "shuffled", *captions, "random_encoder", "wrong_names")
     lines = [["question", "channel", *(f"p {each.replace('_', ' ')}" for each in beside), "zero", "random"]]
     for part, question, row in found:
         for name in ("soft_prompt", "soft_prompt_trained", "graft"):
@@ -176,7 +177,7 @@ def pictures_tests(data: str) -> list[str]:
                 [
                     f"{part}: {question} ({row['type']})",
                     name.replace("_", " "),
-                    *(p_value(own.get(f"p_{each}", math.nan)) for each in beside),
+                    *(p_value(own[f"p_{each}"]) for each in beside),
                     *(f"{each['accuracy']:.2f}" for each in empty),
                 ]
             )

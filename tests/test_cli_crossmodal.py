@@ -129,6 +129,18 @@ def test_what_is_wrong_is_one_sentence_and_writes_nothing(
     assert written(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(("--write-layer", "9"), "layer 9 is outside"), (("--receiver", "nobody/here"), "nobody")],
+)
+def test_who_reads_and_where_is_checked_before_an_encoder_is_trained(
+    arguments: tuple[str, ...], sentence: str, reader: Path, tmp_path: Path
+) -> None:
+    result = crossmodal(reader, tmp_path / "out", *arguments)
+    assert result.exit_code == 1 and sentence in last_line(result.stderr)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_picture_that_cannot_be_read_is_skipped_only_if_asked(reader: Path, eye: Path, tmp_path: Path) -> None:
     place = picture_folder(tmp_path / "pictures")
     (place / "pictures" / "2.png").write_text("no picture")

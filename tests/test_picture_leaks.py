@@ -50,7 +50,9 @@ def rows_of(vectors: torch.Tensor) -> set[tuple[float, ...]]:
 
 
 def test_a_block_is_scored_on_fitting_pictures_that_its_map_was_not_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = part()
+    whole = part()
+    pairs = tuple(replace(each, group=f"g{place // 2}") for place, each in enumerate(whole.fitting))
+    given = replace(whole, fitting=replace(whole.fitting, pictures=pairs))
     seen = sender().pooled([each.image for each in given.fitting], pooling="class")
     scored: list[torch.Tensor] = []
     real = choosing.fit_ridge

@@ -84,6 +84,7 @@ def crossmodal(
         from latentcomm.crossmodal_report import print_crossmodal, write_crossmodal
         from latentcomm.evaluation import forget_messages
         from latentcomm.models import load_model
+        from latentcomm.sites import Site
 
         plan = Plan(
             channels=tuple(names(channels)) or USUAL,
@@ -106,10 +107,12 @@ def crossmodal(
             if composed:
                 sizes = {"n_fitting": n_composed, "n_testing": n_test, "seed": seed}
                 parts = (*parts, counted_part(pictures, **sizes), recoloured_part(pictures, **sizes))
+        reader = load_model(receiver, dtype=dtype, device=device)
+        if plan.write_layer is not None:
+            reader.check_site(Site(plan.write_layer))
         work = out / ".crossmodal"
         sender = encoder_named(vision, work, steps=vision_steps, seed=seed, dtype=dtype, device=device, progress=True)
         parts = pooled_for(sender, parts, None if pooling is Pooling.auto else pooling.value)
-        reader = load_model(receiver, dtype=dtype, device=device)
         settings = {
             "vision": sender.name,
             "receiver": reader.name,

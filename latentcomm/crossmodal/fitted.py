@@ -223,8 +223,10 @@ class Fitted:
     @cached_property
     def block(self) -> int:
         """The block that is read."""
-        if self.plan.block is not None:
-            return self.plan.block
+        if (block := self.plan.block) is not None:
+            if not 0 <= block < self.vision.n_blocks:
+                raise ValueError(f"block {block} is outside {self.vision.name}; its last is {self.vision.n_blocks - 1}")
+            return block
         return self._kept.number("block", lambda: self._choose_block(self.seen))
 
     @cached_property
@@ -253,9 +255,8 @@ class Fitted:
     @cached_property
     def vectors(self) -> Float[Tensor, "item d_read"]:
         """The vectors of the fitting pictures after the block that is read."""
-        if not 0 <= self.block < len(self.seen):
-            raise ValueError(f"block {self.block} is outside {self.vision.name}; its last is {len(self.seen) - 1}")
-        return self.seen[self.block].float()
+        block = self.block  # refused, where it is wrong, before all pictures are looked at
+        return self.seen[block].float()
 
     @cached_property
     def mapping(self) -> AffineMap:
