@@ -3,10 +3,11 @@
     python analyses/fig12_crossmodal.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
 
 Accuracy by question on held-out pictures: a soft prompt and a graft through ridge maps, a soft prompt trained through
-the reader, and four captions from the same latents, with silence, the true caption, other pictures' messages, zeros and
-random vectors in place of messages, an untrained encoder with a map of its own, maps fitted to names that were
-exchanged, and training with other pictures' vectors. The set digits needs nothing else: a small encoder is trained
-first. For flags and emoji give --folder, with table.json and pictures, and --vision. It goes on where it was stopped.
+the reader, and three captions from the same latents, with silence, the true caption, other pictures' messages, zeros
+and random vectors in place of messages, an untrained encoder with a map of its own, maps fitted to names that were
+exchanged, training with other pictures' vectors, and a linear classifier of the same latents. The set digits needs
+nothing else: a small encoder is trained first. For flags and emoji give --folder, with table.json and pictures, and
+--vision. It goes on where it was stopped.
 """
 
 from dataclasses import dataclass, replace

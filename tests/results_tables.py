@@ -164,8 +164,8 @@ def pictures_table(data: str) -> list[str]:
 def pictures_tests(data: str) -> list[str]:
     """Figure 12, one set: of the latents the exact McNemar p-values against what stands beside them."""
     found, rows = _of_pictures(data)
-    captions = ("caption", "caption_by_map", "caption_by_word", "caption_by_answer")
-    beside = ("blind", "shuffled", *captions, "random_encoder", "wrong_names")
+    captions = ("caption", "caption_by_map", "caption_by_word")
+    beside = ("blind", "shuffled", *captions, "random_encoder", "wrong_names", "probe")
     lines = [["question", "channel", *(f"p {each.replace('_', ' ')}" for each in beside), "zero", "random"]]
     for part, question, row in found:
         for name in ("soft_prompt", "soft_prompt_trained", "graft"):

@@ -36,7 +36,7 @@ from latentcomm.channels import (
 from latentcomm.channels.calm import Bridge, new_bridge
 from latentcomm.channels.latent import new_adapter
 from latentcomm.controls import Exchange, shuffled
-from latentcomm.crossmodal.captions import AnswerProbe, Caption, CaptionByAnswer, NearestPicture
+from latentcomm.crossmodal.captions import Caption, NearestPicture
 from latentcomm.crossmodal.messages import SoftPrompt, VisionGraft
 from latentcomm.decoding import next_token_logits
 from latentcomm.evaluation import evaluate
@@ -220,13 +220,6 @@ CHANNELS |= {
 }
 
 
-def probe() -> AnswerProbe:
-    """One of both answers, about the pictures that are shown here."""
-    eye, drawn = seen_by(TASK), drawn_map(16, 2).weight
-    centre = eye.vision.read([each.image for each in eye.pictures], eye.site).float().mean(0)
-    return AnswerProbe(AffineMap(drawn, -(drawn @ centre)), ("Greece", "Italy"))
-
-
 SEEN = NearestPicture(drawn_map(16, 2).weight, ("Greece", "Italy"))
 CHANNELS |= {
     "soft prompt of a picture": Row(
@@ -246,13 +239,6 @@ CHANNELS |= {
     "caption of a picture": Row(
         make=lambda sender, receiver: Caption("caption", seen_by(TASK), SEEN),
         other=lambda sender, receiver: Caption("caption", seen_by(TASK), replace(SEEN, captions=("Greece", "Peru"))),
-        hush=wordless,
-    ),
-    "answer about a picture": Row(
-        make=lambda sender, receiver: CaptionByAnswer("answer", seen_by(TASK), {"": probe()}),
-        other=lambda sender, receiver: CaptionByAnswer(
-            "answer", seen_by(TASK), {"": replace(probe(), answers=("Greece", "Peru"))}
-        ),
         hush=wordless,
     ),
 }

@@ -47,7 +47,7 @@ def test_digits_need_no_other_encoder_and_every_question_is_in_one_table(reader:
     assert set(table["type"]) == {"identity", "category", "colour", "count", "position"}
     assert set(table["channel"]) == {
         "blind", "oracle", "soft_prompt", "graft", "caption", "caption_by_map", "caption_by_word",
-        "caption_by_answer", "random_encoder", "graft_random_encoder", "shuffled_names", "graft_shuffled_names",
+        "probe", "random_encoder", "graft_random_encoder", "shuffled_names", "graft_shuffled_names",
     }  # fmt: skip
     assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
     check_replot("c", tmp_path, crossmodal_figure)

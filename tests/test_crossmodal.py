@@ -124,7 +124,7 @@ def test_the_whole_job_on_tiny_models_reports_every_channel_and_goes_on_where_it
         "caption",
         "caption_by_map",
         "caption_by_word",
-        "caption_by_answer",
+        "probe",
         "random_encoder",
         "wrong_names",
     ):

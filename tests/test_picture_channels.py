@@ -1,5 +1,4 @@
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,9 +11,7 @@ from latentcomm.capture import capture
 from latentcomm.channels import Message, Skyline
 from latentcomm.controls import Exchange, shuffled
 from latentcomm.crossmodal.captions import (
-    AnswerProbe,
     Caption,
-    CaptionByAnswer,
     NearestLabel,
     NearestPicture,
     NearestWords,
@@ -24,7 +21,6 @@ from latentcomm.crossmodal.fitting import (
     caption_embeddings,
     caption_length,
     caption_tokens,
-    fit_answer_probes,
     fit_soft_prompt,
     fit_vision_graft,
     informed_states,
@@ -214,44 +210,6 @@ def test_a_caption_word_by_word_says_what_no_picture_was_called() -> None:
         NearestWords(say.mapping, receiver, places[:1])
     with pytest.raises(ValueError, match="no token may stand"):
         NearestWords(say.mapping, receiver, (*places[:2], ()))
-
-
-def test_a_probe_says_the_answers_that_it_was_fitted_to_and_no_others() -> None:
-    pictures = country_pictures(48)
-    draws = partial(states, dtype=torch.float32)
-    questions = [Question("identity", "It is", "identity"), Question("category", "It is of", "category")]
-    told = torch.eye(8)[torch.arange(48) % 8] @ draws(8, 16, seed=3)
-    seen = told + 0.05 * draws(48, 16, seed=4)
-    probes = fit_answer_probes(seen, pictures, questions)
-    assert set(probes["identity"].answers) == set(COUNTRIES) and len(probes["category"].answers) == 2
-    for question in questions:
-        right = [each.facts[question.fact] for each in pictures]
-        assert probes[question.name](told + 0.05 * draws(48, 16, seed=5)) == right
-    noise_only = fit_answer_probes(draws(48, 16, seed=6), pictures, questions)
-    found = noise_only["identity"](draws(48, 16, seed=7))
-    assert sum(one == each.facts["identity"] for one, each in zip(found, pictures, strict=True)) < 16
-    with pytest.raises(ValueError, match="one a picture"):
-        fit_answer_probes(seen[:3], pictures, questions)
-
-
-def test_the_answer_of_each_question_is_read_in_a_captions_place() -> None:
-    receiver = model("llama")
-    questions = [Question("identity", "Alice is in", "identity"), Question("category", "Bob is in", "category")]
-    tasks = [picture_task(PICTURES, question) for question in questions]
-    maps = {question.name: drawn_map(16, 3, seed=place) for place, question in enumerate(questions)}
-    channel = CaptionByAnswer("answer", EYE, {name: AnswerProbe(each, COUNTRIES[:3]) for name, each in maps.items()})
-    said = []
-    for task, question in zip(tasks, questions, strict=True):
-        message = channel.send(receiver, task)
-        best = maps[question.name](EYE.look(receiver, task)).argmax(1).tolist()
-        answers = tuple(COUNTRIES[place] for place in best)
-        assert message.texts == answers and message.made_by["fingerprint"] == EYE.vision.fingerprint
-        said.append(answers)
-        texts = [told(answer, item.receiver) for answer, item in zip(answers, task.items, strict=True)]
-        assert torch.equal(channel.receive(receiver, task, message).prompts.tokens, encode(receiver, texts).tokens)
-    assert said[0] != said[1] and len(set(said[0])) > 1
-    with pytest.raises(ValueError, match="no probe for the question 'category'"):
-        CaptionByAnswer("answer", EYE, {"identity": channel.probes["identity"]}).send(receiver, tasks[1])
 
 
 def test_channels_run_in_the_evaluation_with_their_shuffled_message() -> None:

@@ -165,12 +165,12 @@ BY_HAND = [
     *answered("blind", "00000000"), *answered("soft_prompt", "11111100"),
     *answered("soft_prompt", "10000000", "shuffled"),
     *answered("caption", "11110001"), *answered("caption_by_map", "00001111"), *answered("caption_by_word", "11111111"),
-    *answered("caption_by_answer", "00110011"),
+    *answered("probe", "00110011"),
     *answered("random_encoder", "01000000"), *answered("shuffled_names", "00000001"),
 ]  # fmt: skip
 VERDICTS = {key: [mark == "1" for mark in marks] for key, marks in {
     "blind": "00000000", "caption": "11110001", "caption_by_map": "00001111", "caption_by_word": "11111111",
-    "caption_by_answer": "00110011",
+    "probe": "00110011",
     "random_encoder": "01000000", "wrong_names": "00000001", "shuffled": "10000000",
 }.items()}  # fmt: skip
 

@@ -1,6 +1,5 @@
-"""What a vision encoder sees put into words: the nearest known caption, a map's output word by word, or an answer."""
+"""What a vision encoder sees put into words: the nearest known caption, or a map's output word by word."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -15,7 +14,7 @@ from latentcomm.crossmodal.messages import STOP, Seen
 from latentcomm.crossmodal.questions import told
 from latentcomm.models import Model, encode
 from latentcomm.receiver_input import ReceiverInput
-from latentcomm.tasks.base import Item, Task
+from latentcomm.tasks.base import Task
 
 
 @runtime_checkable
@@ -127,71 +126,6 @@ class Caption(Seen):
             ValueError: the message holds no text, or is meant for another model.
         """
         return in_words(receiver, task, message, self.name)
-
-
-@dataclass(frozen=True, eq=False)
-class AnswerProbe:
-    """The answer that a linear probe of a picture's vector gives to one question.
-
-    Attributes:
-        mapping: from a vector to one entry an answer.
-        answers: these, in the same order.
-
-    >>> probe = AnswerProbe(AffineMap(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.zeros(2)), ("even", "odd"))
-    >>> probe(torch.tensor([[0.2, 0.9]]))
-    ['odd']
-    """
-
-    mapping: AffineMap
-    answers: tuple[str, ...]
-
-    def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
-        """That of the largest entry; of equal ones the first."""
-        scores = self.mapping(vectors.to(self.mapping.weight.device))
-        return [self.answers[place] for place in scores.argmax(1).tolist()]
-
-
-@dataclass(frozen=True)
-class CaptionByAnswer(Seen):
-    """A linear probe's answer to the question in words, which the receiver reads in a caption's place.
-
-    What a soft prompt that is trained on answers has to be held against: both have seen the answers to the fitting
-    pictures' questions, through a linear map of the same vectors, and this one says what it makes of them as a word.
-
-    Source: Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes", arXiv:1610.01644.
-
-    Attributes:
-        probes: for each question, by its name (`fitting.fit_answer_probes`); one under "" serves every question without
-            one.
-    """
-
-    probes: Mapping[str, AnswerProbe]
-
-    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:  # noqa: ARG002
-        """The answer to each item's question.
-
-        Raises:
-            ValueError: a question without a probe.
-        """
-        each = [self._probe_of(item) for item in task.items]
-        vectors = self.eye.look(sender, task)
-        answers = [probe(row[None])[0] for probe, row in zip(each, vectors, strict=True)]
-        return self.eye.in_words(answers, "answer")
-
-    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The answer and the question as one prompt.
-
-        Raises:
-            ValueError: the message holds no text, or is meant for another model.
-        """
-        return in_words(receiver, task, message, self.name)
-
-    def _probe_of(self, item: Item) -> AnswerProbe:
-        question = item.tags.get("question", "")
-        found = self.probes.get(question, self.probes.get(""))
-        if found is None:
-            raise ValueError(f"{self.name} has no probe for the question {question!r}; fit one for each that is asked")
-        return found
 
 
 def in_words(receiver: Model, task: Task, message: Message, name: str) -> ReceiverInput:

@@ -12,14 +12,7 @@ from torch import Tensor
 
 from latentcomm.alignment import PENALTY_RATIOS, AffineMap
 from latentcomm.channels import Channel, Silent, Skyline
-from latentcomm.crossmodal.captions import (
-    AnswerProbe,
-    Caption,
-    CaptionByAnswer,
-    NearestLabel,
-    NearestPicture,
-    NearestWords,
-)
+from latentcomm.crossmodal.captions import Caption, NearestLabel, NearestPicture, NearestWords
 from latentcomm.crossmodal.choosing import CHOSEN_ON, LATE, MOST_CHOSEN_ON, choose_block, choose_write_layer
 from latentcomm.crossmodal.diagnostics import combined_drift
 from latentcomm.crossmodal.fitting import (
@@ -28,7 +21,6 @@ from latentcomm.crossmodal.fitting import (
     caption_embeddings,
     caption_length,
     caption_tokens,
-    fit_answer_probes,
     fit_soft_prompt,
     fit_vision_graft,
     informed_states,
@@ -37,21 +29,23 @@ from latentcomm.crossmodal.kept import KeptMaps
 from latentcomm.crossmodal.messages import Eye, SoftPrompt, VisionGraft
 from latentcomm.crossmodal.parts import Part
 from latentcomm.crossmodal.pictures import PictureSet
+from latentcomm.crossmodal.probe import PROBE, fit_answer_probe, probe_trials
 from latentcomm.crossmodal.questions import Question, picture_task
 from latentcomm.crossmodal.vision import VisionSender, VisionSite
 from latentcomm.drift import DriftReference, fit_drift_reference
 from latentcomm.drift.fitting import FEWEST_ROWS
+from latentcomm.evaluation import Trial
 from latentcomm.files import digest
 from latentcomm.models import Model
 from latentcomm.prompts import Template
 from latentcomm.sites import Site
+from latentcomm.tasks.base import Task, draw_choices
 from latentcomm.training import Schedule, train
 
 TRAINED = "soft_prompt_trained"
 TRAINED_CONTROL = "trained_other_pictures"
 GRAFT_CONTROL = "graft_shuffled_names"
 GRAFT_BLANK = "graft_random_encoder"
-ANSWER = "caption_by_answer"
 CHANNELS = (
     "blind",
     "oracle",
@@ -61,12 +55,12 @@ CHANNELS = (
     "caption",
     "caption_by_map",
     "caption_by_word",
-    ANSWER,
     "random_encoder",
     GRAFT_BLANK,
     "shuffled_names",
     GRAFT_CONTROL,
     TRAINED_CONTROL,
+    PROBE,
 )
 """In the order of tables; see `run.cross_modal`."""
 USUAL = tuple(name for name in CHANNELS if name not in (TRAINED, TRAINED_CONTROL))
@@ -86,7 +80,7 @@ class Plan:
     """How pictures are said and asked about.
 
     Attributes:
-        channels: of `CHANNELS`; "blind" is always run.
+        channels: of `CHANNELS`; "blind" is always run. "probe" is none: it has no reader.
         block: of the encoder; None chooses it by held-out fit among the fitting pictures.
         write_layer: of the graft; None chooses it by accuracy on held-out fitting pictures.
         template: of the prompts.
@@ -146,7 +140,6 @@ class Fitted:
             "caption": lambda: Caption("caption", self.eye, NearestPicture(self.vectors, self._said)),
             "caption_by_map": lambda: Caption("caption_by_map", self.eye, self._nearest_label()),
             "caption_by_word": lambda: Caption("caption_by_word", self.eye, self._nearest_words()),
-            ANSWER: lambda: CaptionByAnswer(ANSWER, self.eye, self._probes()),
             "random_encoder": self._random_encoder,
             GRAFT_BLANK: self._random_graft,
             "shuffled_names": lambda: SoftPrompt("shuffled_names", self.eye, self._shuffled_names(), self.n_tokens),
@@ -155,7 +148,17 @@ class Fitted:
             ),
             TRAINED_CONTROL: lambda: SoftPrompt(TRAINED_CONTROL, self.eye, self._trained(True), self.n_tokens),
         }
-        return [makers[name]() for name in CHANNELS if name in ("blind", *self.plan.channels)]
+        return [makers[name]() for name in CHANNELS if name in makers and name in ("blind", *self.plan.channels)]
+
+    def probed(self, question: Question, task: Task) -> list[Trial]:
+        """What a linear classifier of the same vectors answers, which has seen what training through the reader sees.
+
+        See `probe.fit_answer_probe`; the task is that of the pictures that are asked about.
+        """
+        plan = self.plan
+        found = fit_answer_probe(self.vectors, self.part.fitting, question, template=plan.template, seed=plan.seed)
+        seen = self.vision.read([self.asked[item.sender].image for item in task.items], self.site).float()
+        return probe_trials(found, seen, task, draw_choices(task, self.receiver.first_token, seed=plan.seed))
 
     def chosen(self) -> dict[str, int]:
         """The block that is read, the layer that a graft writes into, and the block of the untrained encoder."""
@@ -314,9 +317,6 @@ class Fitted:
         return NearestWords(
             self.mapping, self.receiver, tuple(tuple(dict.fromkeys(at)) for at in zip(*rows, strict=True))
         )
-
-    def _probes(self) -> Mapping[str, AnswerProbe]:
-        return fit_answer_probes(self.vectors, self.part.fitting, self.part.questions, seed=self.plan.seed)
 
     def _random_encoder(self) -> SoftPrompt:
         """From an encoder that has learnt nothing, with a map and a block of its own."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from latentcomm.alignment import AffineMap, choose_penalty, fit_ridge
 from latentcomm.capture import capture_positions
 from latentcomm.channels.slots import filled
-from latentcomm.crossmodal.captions import AnswerProbe
 from latentcomm.crossmodal.messages import STOP, around
 from latentcomm.crossmodal.pictures import PictureSet
 from latentcomm.crossmodal.questions import Question, picture_task
@@ -161,37 +160,6 @@ def fit_vision_graft(
             if wrong is not None and penalty is None:
                 weight = _penalty(vectors[rows], states[site], part, seed=seed)
             found[site][question.name] = _ridge(vectors[rows], read[site], part, penalty=weight, seed=seed)
-    return found
-
-
-def fit_answer_probes(
-    vectors: Float[Tensor, "item d_read"],
-    pictures: PictureSet,
-    questions: Sequence[Question],
-    *,
-    penalty: float | int | None = None,
-    seed: int = 0,
-) -> dict[str, AnswerProbe]:
-    """For every question the ridge map from pictures' vectors to one entry an answer, 1 for the right one and else 0.
-
-    The answers are those of these pictures, of several accepted ones the first. The penalty is chosen on whole groups
-    of pictures.
-
-    Raises:
-        ValueError: not one vector a picture, a question that no picture answers or all in one way, or what the ridge
-            refuses.
-    """
-    _require_one_each(vectors, pictures)
-    places = {picture.id: place for place, picture in enumerate(pictures)}
-    found = {}
-    for question in questions:
-        items = picture_task(pictures, question).items
-        rows = [places[item.sender] for item in items]
-        part = PictureSet(pictures.name, tuple(pictures.pictures[row] for row in rows))
-        right = [item.answers[0] for item in items]
-        answers = tuple(sorted(set(right)))
-        target = torch.eye(len(answers))[[answers.index(answer) for answer in right]]
-        found[question.name] = AnswerProbe(_ridge(vectors[rows], target, part, penalty=penalty, seed=seed), answers)
     return found
 
 

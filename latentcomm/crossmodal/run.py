@@ -10,6 +10,7 @@ import pandas as pd
 from latentcomm.channels import Message
 from latentcomm.crossmodal.fitted import CHANNELS, FITTED_CONTROLS, USUAL, Fitted, Plan
 from latentcomm.crossmodal.parts import Part, digit_parts
+from latentcomm.crossmodal.probe import PROBE
 from latentcomm.crossmodal.questions import distinct_choices, picture_task
 from latentcomm.crossmodal.table import picture_table
 from latentcomm.crossmodal.vision import VisionSender
@@ -61,11 +62,12 @@ def cross_modal(
     Channels: "blind" (the question alone), "oracle" (the true caption), "soft_prompt" and "graft" (latents through
     ridge maps), "soft_prompt_trained" where the plan asks, "caption" (that of the nearest fitting picture by the same
     latents), "caption_by_map" (the caption nearest to what the soft prompt's map gives), "caption_by_word" (what that
-    map gives, each soft token rounded to the nearest token of captions), "caption_by_answer" (what a linear probe,
-    fitted to the answers about fitting pictures, takes for the answer), "random_encoder" (a soft prompt from an
+    map gives, each soft token rounded to the nearest token of captions), "random_encoder" (a soft prompt from an
     untrained encoder of the same form with its OWN fitted map and its own chosen block), "shuffled_names" and
     "graft_shuffled_names" (maps fitted to names that were exchanged) and, where the plan asks, "trained_other_pictures"
-    (the same training with vectors of other pictures). Soft prompts, grafts and captions that are no controls
+    (the same training with vectors of other pictures). "probe" has no reader: it is what a linear classifier of the
+    same vectors answers, fitted to the answers about the fitting pictures, which is what training through the reader
+    sees. Soft prompts, grafts and captions that are no controls
     themselves are also run with the messages of other pictures ("shuffled"), soft prompts and grafts with the zero
     vector and a random one of the same norm ("zero", "random"); blind and oracle have no message to exchange. Nothing
     is fitted or chosen on a picture that is asked about. With `checkpoint` a run that was stopped goes on.
@@ -98,6 +100,8 @@ def cross_modal(
                     controls=() if channel.name in FITTED_CONTROLS else CONTROLS,
                     reply_tokens=plan.reply_tokens, checkpoint=folder, told=told,
                 )  # fmt: skip
+            if PROBE in plan.channels:
+                found += fitted.probed(question, task)
             trials[part.name, question.name, question.type] = found
             drift |= {(part.name, question.name, each.name): fitted.drift(each, question) for each in channels}
     return CrossModal(picture_table(trials, groups=groups, drift=drift, seed=plan.seed), trials, chosen)

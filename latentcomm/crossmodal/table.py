@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from latentcomm.crossmodal.probe import PROBE
 from latentcomm.evaluation import MESSAGE, METRICS, NAN, Trial
 from latentcomm.stats import mcnemar_exact, paired_bootstrap, proportion_interval
 
-CAPTIONS = ("caption", "caption_by_map", "caption_by_word", "caption_by_answer")
+CAPTIONS = ("caption", "caption_by_map", "caption_by_word")
 """The channels that put the same latents into words."""
-AGAINST = ("blind", *CAPTIONS, "random_encoder", "wrong_names", "shuffled")
-"""What a channel is held against: no picture, the same latents in words, an encoder that has learnt nothing, maps
-fitted to wrong names, and its own message of another picture."""
+AGAINST = ("blind", *CAPTIONS, PROBE, "random_encoder", "wrong_names", "shuffled")
+"""What a channel is held against: no picture, the same latents in words, a classifier of them that has seen answers, an
+encoder that has learnt nothing, maps fitted to wrong names, and its own message of another picture."""
 OWN_CONTROLS = {
     "soft_prompt": {"random_encoder": "random_encoder", "wrong_names": "shuffled_names"},
     "soft_prompt_trained": {"wrong_names": "trained_other_pictures"},
@@ -88,7 +89,7 @@ def _row(
     options = [outcomes[channel, condition][item].n_choices for item in items]
     row["chance"] = sum(1 / n for n in options) / len(options) if metric == "choices" and all(options) else NAN
     row["units"] = len(set(groups))
-    bases = {name: (name, MESSAGE) for name in ("blind", *CAPTIONS) if name != channel}
+    bases = {name: (name, MESSAGE) for name in ("blind", *CAPTIONS, PROBE) if name != channel}
     bases |= {name: (own, MESSAGE) for name, own in OWN_CONTROLS.get(channel, {}).items()}
     bases["shuffled"] = channel, "shuffled"
     for name in AGAINST:

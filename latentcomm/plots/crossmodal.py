@@ -42,12 +42,12 @@ LOOKS = {
     "caption": Style("#661100", "star"),
     "caption_by_map": Style("#D55E00", "square"),
     "caption_by_word": Style("#999933", "pentagon"),
-    "caption_by_answer": Style("#AA3377", "diamond-wide"),
     "random_encoder": Style("#E69F00", "cross"),
     "graft_random_encoder": Style("#117733", "hourglass"),
     "shuffled_names": Style("#CC79A7", "x"),
     "graft_shuffled_names": Style("#882255", "bowtie"),
     "trained_other_pictures": Style("#AA4499", "triangle-down"),
+    "probe": Style("#222222", "diamond-wide"),
 }
 """Channels of pictures; others look as in every figure."""
 
