@@ -125,23 +125,14 @@ class Caption(Seen):
         Raises:
             ValueError: the message holds no text, or is meant for another model.
         """
-        return in_words(receiver, task, message, self.name)
-
-
-def in_words(receiver: Model, task: Task, message: Message, name: str) -> ReceiverInput:
-    """The words of a message and the question as one prompt; without a word, the question alone.
-
-    Raises:
-        ValueError: the message holds no text, or is meant for another model.
-    """
-    message.check_receiver(receiver)
-    if message.texts is None:
-        raise ValueError(f"the channel {name} needs a message of texts and got {message.origin}")
-    texts = [
-        told(text, item.receiver) if text.strip() else item.receiver
-        for text, item in zip(message.texts, task.items, strict=True)
-    ]
-    return ReceiverInput(encode(receiver, texts, template=task.template))
+        message.check_receiver(receiver)
+        if message.texts is None:
+            raise ValueError(f"the channel {self.name} needs a message of texts and got {message.origin}")
+        texts = [
+            told(text, item.receiver) if text.strip() else item.receiver
+            for text, item in zip(message.texts, task.items, strict=True)
+        ]
+        return ReceiverInput(encode(receiver, texts, template=task.template))
 
 
 def nearest(

@@ -1,5 +1,6 @@
 """What a linear classifier of the same vectors, fitted to the answers, knows without any reader."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,12 +139,12 @@ def _fit(rows: Float[Tensor, "item d_read"], answers: list[str], groups: list[st
         for held in held_out:
             kept = sorted(set(range(len(answers))) - set(held))
             known = [answers[row] for row in kept]
-            fitted = _classifier(known, strength).fit(x[kept], known)
+            fitted = _classifier(x[kept], known, strength)
             found += sum(said == answers[row] for said, row in zip(fitted.predict(x[held]), held, strict=True))
         return found
 
     strength = max(STRENGTHS, key=right) if held_out else STRENGTHS[0]
-    fitted = _classifier(answers, strength).fit(x, answers)
+    fitted = _classifier(x, answers, strength)
     return Classifier(tuple(str(answer) for answer in fitted.classes_), fitted)
 
 
@@ -159,13 +160,15 @@ def _folds(answers: list[str], groups: list[str], seed: int) -> list[list[int]]:
     return [fold.tolist() for fold in row_folds(len(answers), folds=n, groups=whole, seed=seed)]
 
 
-def _classifier(answers: list[str], strength: float) -> Any:
-    """Not fitted; of one answer, one that always says it."""
+def _classifier(x: Any, answers: list[str], strength: float) -> Any:
+    """Of one answer, one that always says it."""
     from sklearn.dummy import DummyClassifier  # a second of import time that only a fit needs
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     if len(set(answers)) < 2:
-        return DummyClassifier()
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2_000))
+        return DummyClassifier().fit(x, answers)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes")  # names, each with few pictures
+        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2_000)).fit(x, answers)
