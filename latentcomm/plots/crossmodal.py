@@ -31,6 +31,8 @@ ACROSS, GAP, HEAD = 3, 24, 28 + LINE
 """Panels in a row, px between two, and of the two lines above each."""
 WIDTH, STEP = 200, 20
 """px across a panel, and from one channel to the next."""
+LABEL = 30
+"""px that a number of three digits takes below an axis."""
 OTHER = Style(MUTED, "circle-open")
 """How the same channel with another picture's message looks."""
 LOOKS = {
@@ -163,7 +165,9 @@ def accuracy_against_pairs(
     sheet = blank_sheet(title, note, entries, across=across, down=down, left=66, right=right, head=HEAD, foot=FOOT)
     pairs = sorted({int(row[over]) for row in rows})
     ends = [math.log10(pairs[0]) - 0.08, math.log10(pairs[-1]) + 0.08]
-    pairs_axis = {"type": "log", "range": ends, "tickvals": pairs, "title": {"text": f"training {over}"}}
+    named = _with_room(pairs, WIDTH / (ends[1] - ends[0]))
+    ticks = {"tickvals": pairs, "ticktext": [str(each) if each in named else "" for each in pairs], "tickangle": 0}
+    pairs_axis = {"type": "log", "range": ends, **ticks, "title": {"text": f"training {over}"}}
     share_axis = SHARE | {"title": {"text": "accuracy"}}
     for place, (part, question) in enumerate(questions):
         here = [row for row in rows if (row["part"], row["question"]) == (part, question)]
@@ -188,6 +192,19 @@ def accuracy_against_pairs(
         if not place:
             sheet.figure.add_trace(_thin([], over, axes, other, MUTED, named=True))
     return sheet.figure
+
+
+def _with_room(values: Sequence[int], per_decade: float) -> list[int]:
+    """The values whose labels stand apart on a logarithmic axis, the largest first, given its px per decade.
+
+    >>> _with_room([15, 30, 60, 120, 166, 237], 147.0)
+    [237, 120, 60, 30, 15]
+    """
+    kept: list[int] = []
+    for value in sorted(values, reverse=True):
+        if not kept or math.log10(kept[-1] / value) * per_decade >= LABEL:
+            kept.append(value)
+    return kept
 
 
 def _thin(
