@@ -109,7 +109,7 @@ def test_the_whole_job_on_tiny_models_reports_every_channel_and_goes_on_where_it
     table = found.table[found.table["metric"] == "choices"]
     assert list(dict.fromkeys(table["channel"])) == list(CHANNELS)
     controlled = set(table[table["condition"] == "shuffled"]["channel"])
-    assert controlled == set(CHANNELS) - {"blind", "oracle", *FITTED_CONTROLS}
+    assert controlled == set(CHANNELS) - {"blind", "oracle", "probe", *FITTED_CONTROLS}
     zeroed = set(table[table["condition"] == "zero"]["channel"])
     assert zeroed == set(table[table["condition"] == "random"]["channel"])
     assert zeroed == {"soft_prompt", "soft_prompt_trained", "graft"}
