@@ -160,7 +160,11 @@ def test_drift_of_a_graft_is_that_of_tested_pictures_among_states_of_fitting_one
     known: list[torch.Tensor] = []
     monkeypatch.setattr(fitted, "fit_drift_reference", lambda own, **_: known.append(own))
     measured = Spy(monkeypatch, fitted, "combined_drift")
-    whole = Fitted(sender(), reader(), part(), Plan(channels=("graft",), block=1, write_layer=1))
+    given = part()
+    unknown = given.testing.pictures[0].caption  # a name that no fitting picture has
+    fewer = tuple(each for each in given.fitting if each.caption != unknown)
+    given = replace(given, fitting=replace(given.fitting, pictures=fewer))
+    whole = Fitted(sender(), reader(), given, Plan(channels=("graft",), block=1, write_layer=1))
     _, graft = whole.channels()
     assert isinstance(graft, VisionGraft)
     whole.drift(graft, WHERE)
