@@ -123,6 +123,24 @@ def test_it_is_logistic_regression_on_standardised_vectors() -> None:
     torch.testing.assert_close(given.double().exp(), expected.exp(), atol=1e-2, rtol=0)
 
 
+def test_the_strength_is_the_strongest_of_those_that_get_most_held_out_pictures_right() -> None:
+    pictures = country_pictures(48)
+    seen = torch.eye(8)[torch.arange(48) % 8] @ draws(8, 30, 1) + 3 * draws(48, 30, 2)
+    x = seen.double().numpy()
+    names = [f" {each.facts['identity']}" for each in pictures]
+    groups = [each.group for each in pictures]
+    right = dict.fromkeys(probe.STRENGTHS, 0)
+    for fold in probe._folds(names, groups, 0):
+        kept = [row for row in range(48) if row not in fold]
+        z = (x - x[kept].mean(0)) / x[kept].std(0)
+        for strength in right:
+            alone = LogisticRegression(C=strength, max_iter=2000).fit(z[kept], [names[row] for row in kept])
+            right[strength] += sum(said == names[row] for said, row in zip(alone.predict(z[fold]), fold, strict=True))
+    best = next(strength for strength in probe.STRENGTHS if right[strength] == max(right.values()))
+    assert len(set(right.values())) > 1 and best != probe.STRENGTHS[-1]
+    assert fit_answer_probe(seen, pictures, WHERE).of_all.fitted[-1].C == best
+
+
 def test_it_sees_the_vectors_that_training_sees_and_is_asked_what_readers_are_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
