@@ -139,7 +139,7 @@ def test_the_strength_is_the_strongest_of_those_that_get_most_held_out_pictures_
     best = next(strength for strength in probe.STRENGTHS if right[strength] == max(right.values()))
     assert len(set(right.values())) > 1 and best != probe.STRENGTHS[-1]
     chosen = fit_answer_probe(seen, pictures, WHERE).of_all.fitted[-1]
-    assert chosen.C == best
+    assert best == chosen.C
 
 
 def test_it_sees_the_vectors_that_training_sees_and_is_asked_what_readers_are_asked(
