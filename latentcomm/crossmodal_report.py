@@ -110,6 +110,7 @@ def print_crossmodal(found: CrossModal, console: Console) -> None:
         "95 % Wilson intervals. p: exact McNemar of the choices against the blind reader, against words (the caption "
         "that got most of these pictures right, which favours words), against the random encoder, and against the "
         "channel's own message of another picture; not corrected for multiple tests. Drift: the median percentile of "
-        "what a map gives among the reader's own states; 0.5 is one of them, 1 further off than all.",
+        "what a map gives among the reader's own states; 0.5 is one of them, 1 further off than all. Probe: a linear "
+        "classifier of the same latents that has seen the answers; it has no reader.",
         highlight=False,
     )

@@ -58,6 +58,7 @@ def test_digits_need_no_other_encoder_and_every_question_is_in_one_table(reader:
     }  # fmt: skip
     assert str(reader) not in json.dumps(meta)
     assert "colour" in result.stdout and "soft prompt" in result.stdout and "McNemar" in result.stdout
+    assert "probe" in result.stdout and "it has no reader" in " ".join(result.stdout.split())
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives(
