@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from latentcomm.channels.base import asked_itself
 from latentcomm.channels.message import Message, made_by
-from latentcomm.channels.text import check_length, item_seed, refuse_silence
+from latentcomm.channels.text import check_length, item_seed, refuse_silence, texts_of
 from latentcomm.decoding import decode
 from latentcomm.models import Model, encode
 from latentcomm.prompts import Prompts
@@ -119,9 +119,7 @@ class Debate:
         ]
 
     def _said(self, message: Message) -> list[list[str]]:
-        if message.texts is None:
-            raise ValueError(f"the channel {self.name} needs a message of texts and got {message.origin}")
-        said = [text.split(APART) for text in message.texts]
+        said = [text.split(APART) for text in texts_of(message, self.name)]
         wanted = self.rounds * (self.n_agents - 1)
         if wrong := [len(each) for each in said if len(each) != wanted]:
             raise ValueError(f"the message holds {wrong[0]} answers an item and the channel {self.name} needs {wanted}")

@@ -1,7 +1,7 @@
 """Text: the sender writes a message in words, and the receiver reads it before its own text."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from latentcomm.channels.base import asked_itself
@@ -74,14 +74,36 @@ class Text:
         Raises:
             ValueError: the message holds no text, or is meant for another model.
         """
-        message.check_receiver(receiver)
-        if message.texts is None:
-            raise ValueError(f"the channel {self.name} needs a message of texts and got {message.origin}")
-        texts = [
-            f"{text}{self.between}{item.receiver}" if text.strip() else item.receiver
-            for text, item in zip(message.texts, task.items, strict=True)
-        ]
-        return ReceiverInput(encode(receiver, texts, template=task.template))
+        return words_first(self.name, receiver, task, message, lambda said, asked: f"{said}{self.between}{asked}")
+
+
+def words_first(
+    name: str, receiver: Model, task: Task, message: Message, joined: Callable[[str, str], str]
+) -> ReceiverInput:
+    """The words of a message and the receiver's text as one prompt; after an empty message its text alone.
+
+    `joined` makes one text of both, the message's words first.
+
+    Raises:
+        ValueError: the message holds no text, or is meant for another model.
+    """
+    message.check_receiver(receiver)
+    texts = [
+        joined(said, item.receiver) if said.strip() else item.receiver
+        for said, item in zip(texts_of(message, name), task.items, strict=True)
+    ]
+    return ReceiverInput(encode(receiver, texts, template=task.template))
+
+
+def texts_of(message: Message, name: str) -> tuple[str, ...]:
+    """The words of a message.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if message.texts is None:
+        raise ValueError(f"the channel {name} needs a message of texts and got {message.origin}")
+    return message.texts
 
 
 def asked_prompts(sender: Model, task: Task, request: str) -> Prompts:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from latentcomm.alignment import AffineMap
 from latentcomm.channels.message import Message
+from latentcomm.channels.text import words_first
 from latentcomm.crossmodal.messages import STOP, Seen
 from latentcomm.crossmodal.questions import told
-from latentcomm.models import Model, encode
+from latentcomm.models import Model
 from latentcomm.receiver_input import ReceiverInput
 from latentcomm.tasks.base import Task
 
@@ -125,14 +126,7 @@ class Caption(Seen):
         Raises:
             ValueError: the message holds no text, or is meant for another model.
         """
-        message.check_receiver(receiver)
-        if message.texts is None:
-            raise ValueError(f"the channel {self.name} needs a message of texts and got {message.origin}")
-        texts = [
-            told(text, item.receiver) if text.strip() else item.receiver
-            for text, item in zip(message.texts, task.items, strict=True)
-        ]
-        return ReceiverInput(encode(receiver, texts, template=task.template))
+        return words_first(self.name, receiver, task, message, told)
 
 
 def nearest(
