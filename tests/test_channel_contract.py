@@ -218,8 +218,6 @@ CHANNELS |= {
         hush=zeroed,
     ),
 }
-
-
 SEEN = NearestPicture(drawn_map(16, 2).weight, ("Greece", "Italy"))
 CHANNELS |= {
     "soft prompt of a picture": Row(

@@ -119,15 +119,7 @@ def test_the_whole_job_on_tiny_models_reports_every_channel_and_goes_on_where_it
     right = [trial.choices for trial in found.trials["countries", "identity", "identity"] if trial.channel == "oracle"]
     assert said.loc["oracle", "correct"] == sum(map(bool, right))
     assert said.loc["oracle", "p_shuffled"] != said.loc["oracle", "p_shuffled"]  # it has no message to exchange
-    for name in (
-        "blind",
-        "caption",
-        "caption_by_map",
-        "caption_by_word",
-        "probe",
-        "random_encoder",
-        "wrong_names",
-    ):
+    for name in ("blind", "caption", "caption_by_map", "caption_by_word", "probe", "random_encoder", "wrong_names"):
         assert 0 <= said.loc["soft_prompt", f"p_{name}"] <= 1
     assert set(found.chosen["countries"]) == {"block", "write_layer", "random_encoder_block"}
     with recorded_passes() as passes:

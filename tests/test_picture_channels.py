@@ -10,12 +10,7 @@ from latentcomm.alignment import AffineMap
 from latentcomm.capture import capture
 from latentcomm.channels import Message, Skyline
 from latentcomm.controls import Exchange, shuffled
-from latentcomm.crossmodal.captions import (
-    Caption,
-    NearestLabel,
-    NearestPicture,
-    NearestWords,
-)
+from latentcomm.crossmodal.captions import Caption, NearestLabel, NearestPicture, NearestWords
 from latentcomm.crossmodal.fitting import (
     SoftPromptLearner,
     caption_embeddings,

@@ -42,7 +42,7 @@ def choose_block(
     sides = []
     for pictures in (inner, held):
         target = caption_embeddings(receiver, [each.caption for each in pictures], n_tokens=n_tokens)
-        sides.append((seen[:, _places(part.fitting, pictures)].float(), target))
+        sides.append((seen[:, part.fitting.places(each.id for each in pictures)].float(), target))
     (rows, target), (held_rows, held_target) = sides
     groups = [picture.group for picture in inner]
     folds = min(FOLDS, len(set(groups)))
@@ -76,7 +76,7 @@ def choose_write_layer(
     eye = Eye(vision, held, VisionSite(block, part.pooling, part.grid))
     last = max(0, receiver.n_layers - 2)  # after the last block nothing reads a state but the unembedding
     writes = [Site(layer) for layer in sorted({min(int(depth * receiver.n_layers), last) for depth in LATE})]
-    rows = vectors[_places(part.fitting, inner)]
+    rows = vectors[part.fitting.places(each.id for each in inner)]
     maps = fit_vision_graft(rows, inner, part.questions, receiver, writes, template=template, seed=seed)
     right = dict.fromkeys(writes, 0.0)
     for question in part.questions:
@@ -114,8 +114,3 @@ def _inner(part: Part, seed: int) -> tuple[PictureSet, PictureSet]:
             f"{FEWEST_GROUPS}; bring more fitting pictures, or give both the block and the write layer"
         )
     return part.fitting.split(seed=seed, fraction=CHOSEN_ON)
-
-
-def _places(whole: PictureSet, some: PictureSet) -> list[int]:
-    order = {picture.id: place for place, picture in enumerate(whole)}
-    return [order[picture.id] for picture in some]

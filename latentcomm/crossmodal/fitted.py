@@ -148,7 +148,7 @@ class Fitted:
             ),
             TRAINED_CONTROL: lambda: SoftPrompt(TRAINED_CONTROL, self.eye, self._trained(True), self.n_tokens),
         }
-        return [makers[name]() for name in CHANNELS if name in makers and name in ("blind", *self.plan.channels)]
+        return [make() for name, make in makers.items() if name in ("blind", *self.plan.channels)]
 
     def probed(self, question: Question, task: Task) -> list[Trial]:
         """What a linear classifier of the same vectors answers, which has seen what training through the reader sees.
@@ -157,7 +157,7 @@ class Fitted:
         """
         plan = self.plan
         found = fit_answer_probe(self.vectors, self.part.fitting, question, template=plan.template, seed=plan.seed)
-        seen = self.vision.read([self.asked[item.sender].image for item in task.items], self.site).float()
+        seen = self._shown[self.asked.places([item.sender for item in task.items])]
         return probe_trials(found, seen, task, draw_choices(task, self.receiver.first_token, seed=plan.seed))
 
     def chosen(self) -> dict[str, int]:
@@ -226,10 +226,9 @@ class Fitted:
     @cached_property
     def block(self) -> int:
         """The block that is read."""
-        if (block := self.plan.block) is not None:
-            if not 0 <= block < self.vision.n_blocks:
-                raise ValueError(f"block {block} is outside {self.vision.name}; its last is {self.vision.n_blocks - 1}")
-            return block
+        if self.plan.block is not None:
+            self.vision.check_block(self.plan.block)
+            return self.plan.block
         return self._kept.number("block", lambda: self._choose_block(self.seen))
 
     @cached_property
@@ -260,6 +259,11 @@ class Fitted:
         """The vectors of the fitting pictures after the block that is read."""
         block = self.block  # refused, where it is wrong, before all pictures are looked at
         return self.seen[block].float()
+
+    @cached_property
+    def _shown(self) -> Float[Tensor, "item d_read"]:
+        """The vectors of the pictures that are asked about, after the same block: read once for all questions."""
+        return self.vision.read([each.image for each in self.asked], self.site).float()
 
     @cached_property
     def mapping(self) -> AffineMap:

@@ -25,7 +25,7 @@ from latentcomm.sites import Site
 from latentcomm.tasks.base import Item, Task
 
 FOLDS = 4
-"""For the penalty of every ridge: whole groups of pictures are held out."""
+"""For the penalty of every ridge and classifier: whole groups of pictures are held out."""
 
 
 def caption_length(receiver: Model, captions: Sequence[str]) -> int:
@@ -86,7 +86,7 @@ def fit_soft_prompt(
         ValueError: not one vector a picture, names that cannot be exchanged, or what the ridge refuses, such as
             penalty 0 with more features than pairs.
     """
-    _require_one_each(vectors, pictures)
+    require_one_each(vectors, pictures)
 
     def target(named: PictureSet) -> Float[Tensor, "item d_out"]:
         return caption_embeddings(receiver, [picture.caption for picture in named], n_tokens=n_tokens)
@@ -144,13 +144,12 @@ def fit_vision_graft(
     Raises:
         ValueError: not one vector a picture, a question that no picture answers, or what the ridge refuses.
     """
-    _require_one_each(vectors, pictures)
+    require_one_each(vectors, pictures)
     named = pictures if shuffled is None else renamed(pictures, seed=shuffled)
-    places = {picture.id: place for place, picture in enumerate(pictures)}
     found: dict[Site, dict[str, AffineMap]] = {site: {} for site in writes}
     for question in questions:
         task = picture_task(pictures, question, template=template)
-        rows = [places[item.sender] for item in task.items]
+        rows = pictures.places(item.sender for item in task.items)
         part = PictureSet(pictures.name, tuple(pictures.pictures[row] for row in rows))
         wrong = None if shuffled is None else picture_task(named, question, template=template)
         states = informed_states(receiver, task, writes)
@@ -172,7 +171,12 @@ def informed_states(receiver: Model, task: Task, sites: Sequence[Site]) -> dict[
     return {site: each[places].float() for site, each in states.items()}
 
 
-def _require_one_each(vectors: Float[Tensor, "item d_read"], pictures: PictureSet) -> None:
+def require_one_each(vectors: Float[Tensor, "item d_read"], pictures: PictureSet) -> None:
+    """Refuse vectors that are not one a picture.
+
+    Raises:
+        ValueError: they are more or fewer.
+    """
     if len(vectors) != len(pictures):
         raise ValueError(f"{len(vectors)} vectors for {len(pictures)} pictures; give one a picture")
 

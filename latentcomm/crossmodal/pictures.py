@@ -3,7 +3,7 @@
 import hashlib
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -136,6 +136,11 @@ class PictureSet:
     @cached_property
     def _by_id(self) -> dict[str, Picture]:
         return {picture.id: picture for picture in self.pictures}
+
+    def places(self, ids: Iterable[str]) -> list[int]:
+        """Where the pictures of these ids stand in the set."""
+        order = {picture.id: place for place, picture in enumerate(self.pictures)}
+        return [order[each] for each in ids]
 
     @cached_property
     def fingerprint(self) -> str:

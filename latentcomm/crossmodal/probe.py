@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latentcomm.alignment import row_folds
 from latentcomm.channels.base import label
+from latentcomm.crossmodal.fitting import FOLDS, require_one_each
 from latentcomm.crossmodal.pictures import PictureSet
 from latentcomm.crossmodal.questions import Question, picture_task
 from latentcomm.evaluation import MESSAGE, Trial
@@ -19,8 +20,6 @@ from latentcomm.tasks.base import Item, Task
 PROBE = "probe"
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Inverse weights of the penalty that are tried, the strongest penalty first."""
-FOLDS = 4
-"""To choose among them."""
 FEWEST_OF_A_TEXT = 8
 """Fitting pictures with which a question's text gets a classifier of its own."""
 
@@ -89,13 +88,11 @@ def fit_answer_probe(
     Raises:
         ValueError: not one vector a picture, or a question that no picture answers.
     """
-    if len(vectors) != len(pictures):
-        raise ValueError(f"{len(vectors)} vectors for {len(pictures)} pictures; give one a picture")
-    places = {picture.id: place for place, picture in enumerate(pictures)}
+    require_one_each(vectors, pictures)
     items = picture_task(pictures, question, template=template).items
 
     def classifier(chosen: Sequence[Item]) -> Classifier:
-        rows = vectors[[places[item.sender] for item in chosen]]
+        rows = vectors[pictures.places(item.sender for item in chosen)]
         return _fit(rows, [item.choice for item in chosen], [item.tags["group"] for item in chosen], seed)
 
     by_text: dict[str, list[Item]] = {}

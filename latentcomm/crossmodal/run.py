@@ -67,10 +67,10 @@ def cross_modal(
     "graft_shuffled_names" (maps fitted to names that were exchanged) and, where the plan asks, "trained_other_pictures"
     (the same training with vectors of other pictures). "probe" has no reader: it is what a linear classifier of the
     same vectors answers, fitted to the answers about the fitting pictures, which is what training through the reader
-    sees. Soft prompts, grafts and captions that are no controls
-    themselves are also run with the messages of other pictures ("shuffled"), soft prompts and grafts with the zero
-    vector and a random one of the same norm ("zero", "random"); blind and oracle have no message to exchange. Nothing
-    is fitted or chosen on a picture that is asked about. With `checkpoint` a run that was stopped goes on.
+    sees. Soft prompts, grafts and captions that are no controls themselves are also run with the messages of other
+    pictures ("shuffled"), soft prompts and grafts with the zero vector and a random one of the same norm ("zero",
+    "random"); blind and oracle have no message to exchange. Nothing is fitted or chosen on a picture that is asked
+    about. With `checkpoint` a run that was stopped goes on.
 
     Raises:
         ValueError: no part, two of one name, or what fitting and evaluation refuse.

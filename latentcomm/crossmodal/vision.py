@@ -226,10 +226,19 @@ class VisionSender:
         per_token = sum(weight.numel() for weight in self.blocks[0].parameters() if weight.ndim == 2)
         return (block + 1) * (n * per_token + 2 * n * n * self.d_model)
 
+    def check_block(self, block: int) -> None:
+        """Refuse a block that this encoder does not have.
+
+        Raises:
+            ValueError: it is outside the encoder.
+        """
+        if not 0 <= block < self.n_blocks:
+            raise ValueError(f"block {block} is outside {self.name}, whose blocks are 0 to {self.n_blocks - 1}")
+
     def _checked(self, blocks: Sequence[int] | None) -> list[int]:
         chosen = list(range(self.n_blocks)) if blocks is None else list(blocks)
-        if wrong := [block for block in chosen if not 0 <= block < self.n_blocks]:
-            raise ValueError(f"block {wrong[0]} is outside {self.name}, whose blocks are 0 to {self.n_blocks - 1}")
+        for block in chosen:
+            self.check_block(block)
         if not chosen:
             raise ValueError("name at least one block")
         return chosen
