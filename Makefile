@@ -21,12 +21,18 @@ endif
 BIN := $(VENV)/bin
 SEAM_TESTS := tests/test_models.py tests/test_capture.py tests/test_grafting.py tests/test_decoding.py tests/test_layer_sweep.py \
 	tests/test_cascade_openings.py tests/test_cascade_hand_offs.py
+ARITHMETIC_TESTS := $(addprefix tests/test_,$(addsuffix .py,numerics alignment capture channel_contract channels cipher coconut \
+	controls debate decoding delta diagnosis drift drift_calibration drift_files drift_table effects evaluation files fusion \
+	grafting kv latent layer_pairs layer_sweep learning linalg logit_lens message minibatch_pairs models paired picture_channels \
+	picture_controls receiver_input redundancy redundancy_subspaces similarity_claims similarity_predictability \
+	similarity_spaces similarity_views sweeps training cascade_hand_offs cascade_openings))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint types unit docs docs-serve test-tl39 bench figures clean help FORCE
+.PHONY: demo test lint types unit docs docs-serve test-arithmetic test-tl39 bench figures clean help FORCE
 
 demo: $(VENV)/ready-base  ## the main job: the layer sweep of the built-in model, written to figures/
 	$(BIN)/latentcomm sweep $(ARGS)
+	@[ -n '$(ARGS)' ] || $(BIN)/python analyses/readme_table.py
 
 test: lint types unit docs  ## every check: ruff, basedpyright, pytest, docs
 
@@ -45,6 +51,9 @@ docs: $(VENV)/ready-dev  ## the documentation, into site/; a warning is an error
 
 docs-serve: $(VENV)/ready-dev  ## the documentation, served while it is written
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+test-arithmetic: $(VENV)/ready-dev  ## the tests of what computes, with every sum in another order, as on another processor
+	MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -n $(WORKERS) --other-kernels -m 'not real_weights and not slow' $(ARITHMETIC_TESTS)
 
 test-tl39: $(VENV39)/ready-tl39  ## the seam, graft and sweep tests on TransformerLens 3.9 and its HookedTransformer
 	$(VENV39)/bin/python -c 'from transformer_lens import HookedTransformer'

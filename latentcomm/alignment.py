@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -54,8 +54,9 @@ class AffineMap:
         if (self.weight.dtype, self.weight.device) != (self.bias.dtype, self.bias.device):
             kinds = f"{self.weight.dtype} on {self.weight.device} and {self.bias.dtype} on {self.bias.device}"
             raise ValueError(f"weight and bias are {kinds}; make them alike")
-        require_finite(self.weight, "weight")
-        require_finite(self.bias, "bias")
+        for name in ("weight", "bias"):
+            require_finite(getattr(self, name), name)
+            object.__setattr__(self, name, files.laid_out(getattr(self, name)))
 
     def __call__(self, rows: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Return W x + c for each row, computed in the longer of the two dtypes and returned in that of `rows`.
@@ -140,13 +141,12 @@ class AffineMap:
             FileNotFoundError: there is no such file.
         """
         try:
-            with safe_open(path, framework="pt", device=device) as file:
-                kind = (file.metadata() or {}).get("kind", "no kind at all")
-                if kind != FILE_KIND:
-                    raise ValueError(f"{path} is marked {kind}, not {FILE_KIND}; give a file of AffineMap.save")
-                return cls(file.get_tensor("weight"), file.get_tensor("bias"))
+            facts, tensors = files.read_tensors(path, device=device)
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file ({error}); give a file of AffineMap.save") from error
+        if (kind := facts.get("kind", "no kind at all")) != FILE_KIND:
+            raise ValueError(f"{path} is marked {kind}, not {FILE_KIND}; give a file of AffineMap.save")
+        return cls(tensors["weight"], tensors["bias"])
 
 
 def fit_procrustes(

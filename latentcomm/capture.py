@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm.files import digest, write_json, written_whole
+from latentcomm.files import digest, laid_out, write_json, written_whole
 from latentcomm.models import Hook, Model
 from latentcomm.progress import track
 from latentcomm.prompts import Prompts
@@ -205,7 +205,7 @@ class ActivationStore:
             with safe_open(self.shard_path(number), framework="pt") as file:
                 if name not in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                     raise ValueError(f"{name} was not captured; captured: {', '.join(self.manifest['sites'])}")
-                yield file.get_tensor(name)
+                yield laid_out(file.get_tensor(name))
 
 
 def capture_to_disk(

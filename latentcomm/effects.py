@@ -56,10 +56,10 @@ class Effects:
     def growth(self) -> Float[Tensor, "item write"]:
         """The deviation after the last block over that at the write layer: below 1 it heals, above 1 it grows.
 
-        A graft that changed nothing (0 over 0) has none: NaN.
+        A graft that changed nothing has none: NaN, whatever rounding the later layers add.
         """
         at_write = torch.stack([self.deviation[:, row, layer] for row, layer in enumerate(self.write_layers)], 1)
-        return self.deviation[:, :, -1] / at_write
+        return torch.where(at_write == 0, torch.nan, self.deviation[:, :, -1] / at_write)
 
 
 def measure_effects(

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from latentcomm.capture import capture_positions
-from latentcomm.files import digest, written_whole
+from latentcomm.files import digest, read_tensors, written_whole
 from latentcomm.fusion import Fusion
 from latentcomm.grafting import LAST, Graft
 from latentcomm.models import Model, check_pair, fingerprints
@@ -164,7 +164,7 @@ def sweep_layers(
     for number, (items, messages) in enumerate(track(passes, "layer sweep", total=len(passes), shown=progress)):
         path = None if kept is None else kept / f"pass-{number:06d}.safetensors"
         if path is not None and path.exists():
-            part = load_file(path)
+            part = read_tensors(path)[1]
         else:
             if prefix is None or prefix_of != items[0]:
                 prefix = read_prefix(receiver, receiver_prompts.ids(items[0]), positions[items[0]])

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from latentcomm.capture import capture
-from latentcomm.files import digest, write_json, written_whole
+from latentcomm.files import digest, read_tensors, write_json, written_whole
 from latentcomm.models import Model, one_model, one_vocabulary
 from latentcomm.progress import track
 from latentcomm.prompts import Prompts
@@ -167,7 +167,7 @@ def capture_paired(
         rows = slice(bounds[number], bounds[number + 1])
         file = None if folder is None else folder / f"{role}-{number:05d}.safetensors"
         if file is not None and file.exists():
-            found[role][:, rows] = load_file(file)["states"]
+            found[role][:, rows] = read_tensors(file)[1]["states"]
             continue
         start, stop = parts[number]
         states = _states(model, prompts.select(range(start, stop)), tokens.document[rows] - start, position[rows])

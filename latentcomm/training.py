@@ -12,11 +12,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm.files import written_whole
+from latentcomm.files import read_tensors, written_whole
 from latentcomm.models import Model
 from latentcomm.progress import say
 
@@ -346,9 +346,8 @@ def _resume(
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            manifest = json.loads((file.metadata() or {}).get("manifest", "{}"))
-            return manifest, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts, tensors = read_tensors(path)
+        return json.loads(facts.get("manifest", "{}")), tensors
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a file of this package ({error})") from error
 

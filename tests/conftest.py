@@ -9,6 +9,8 @@ os.environ.pop("PIP_NO_INDEX", None)  # the built-in model comes from the packag
 
 import pytest
 import torch
+from double import stay_in_float64
+from other_kernels import OtherKernels
 from tiny import transformers_model
 from toys import countries_folder
 
@@ -16,6 +18,16 @@ import latentcomm as lc
 from latentcomm.models import load_model, wrap_model
 
 torch.set_num_threads(1)
+stay_in_float64()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--other-kernels", action="store_true", help="sum in another order, as another processor would")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--other-kernels"):
+        OtherKernels().__enter__()
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,30 @@ every_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.st
 every_sweep = pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 
 
+class TestTheTableOfTheDemo:
+    PUBLISHED = pd.read_csv(FIGURES / "fig1_layer_sweep_conditions.csv")
+
+    def test_the_published_table_is_itself(self) -> None:
+        assert script(ROOT / "analyses" / "readme_table.py").differences(self.PUBLISHED, self.PUBLISHED) == []
+
+    def test_every_row_that_moved_or_is_missing_is_named(self) -> None:
+        found = self.PUBLISHED.drop(index=5)
+        found.loc[4, "correct"] -= 1
+        lines = script(ROOT / "analyses" / "readme_table.py").differences(found, self.PUBLISHED)
+        moved, missing = self.PUBLISHED.loc[4], self.PUBLISHED.loc[5]
+        row = f"{moved.channel} {moved.condition} {moved.metric}"
+        gone = f"{missing.channel} {missing.condition} {missing.metric}"
+        assert set(lines) == {
+            f"{row}: {moved.correct - 1} of 162, README {moved.correct} of 162",
+            f"{gone}: no such row, README {missing.correct} of 162",
+        }
+
+    def test_a_sweep_that_was_not_run_is_said(self, tmp_path: Path) -> None:
+        command = [sys.executable, "analyses/readme_table.py", str(tmp_path / "no.csv")]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert found.returncode == 1 and "run `latentcomm sweep` first" in found.stderr
+
+
 def made_small(module: ModuleType, tiny: lc.Model, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The analysis on a tiny model, in layers that this has, on few items."""
     monkeypatch.setattr(lc, "load_model", lambda name, **options: tiny)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms
 from tiny import BACKENDS, EVERY_MODEL, PAD_ID, build, files_in, hooks_left, ids, left_padded, model
 from torch import Tensor
 
@@ -69,8 +70,9 @@ class TestInMemory:
         expected = their_states(tiny, sites)
         for site in sites:
             rows = torch.cat([states[site] for states in expected])
-            assert float((found.rows(site) - rows).abs().max()) < 1e-6
-            assert float((found.last(site) - torch.stack([states[site][-1] for states in expected])).abs().max()) < 1e-6
+            last = torch.stack([states[site][-1] for states in expected])
+            assert_equal_to_rounding(found.rows(site), rows, terms=forward_terms(tiny))
+            assert_equal_to_rounding(found.last(site), last, terms=forward_terms(tiny))
         assert hooks_left(tiny) == 0
 
     def test_a_batch_that_needs_no_padding_is_exact(self) -> None:
@@ -82,7 +84,7 @@ class TestInMemory:
     def test_rows_may_leave_out_each_prompts_first_token(self) -> None:
         found = capture(model("llama"), PROMPTS, [Site(1)])
         every = found.rows(Site(1)).split(LENGTHS)
-        assert torch.equal(found.rows(Site(1), skip_first=True), torch.cat([rows[1:] for rows in every]))
+        assert_same_bits(found.rows(Site(1), skip_first=True), torch.cat([rows[1:] for rows in every]))
         assert len(found.rows(Site(1))) == sum(LENGTHS)
 
     def test_positions_count_from_either_end_of_the_prompt(self) -> None:
@@ -90,7 +92,7 @@ class TestInMemory:
         every = found.rows(Site(1)).split(LENGTHS)
         for places in ([0, 1, 8, 0, 3], [-6, -1, -2, -1, 5]):
             expected = torch.stack([rows[place] for rows, place in zip(every, places, strict=True)])
-            assert torch.equal(found.at(Site(1), torch.tensor(places)), expected)
+            assert_same_bits(found.at(Site(1), torch.tensor(places)), expected)
         for places in ([0, 2, 0, 0, 0], [-7, 0, 0, 0, 0]):
             with pytest.raises(
                 ValueError, match=r"positions \[.*\] do not all lie inside prompts of \[6, 2, 9, 1, 6\] tok"
@@ -110,7 +112,7 @@ class TestInMemory:
         parts = capture(tiny, PROMPTS, [Site(2)], batch_tokens=batch_tokens)
         assert max(sizes) <= max(batch_tokens, 9)  # a longer prompt runs alone
         assert len(sizes) == {1: 5, 12: 3, 20: 2}[batch_tokens]
-        assert float((parts.rows(Site(2)) - whole.rows(Site(2))).abs().max()) < 1e-9
+        assert_equal_to_rounding(parts.rows(Site(2)), whole.rows(Site(2)), terms=forward_terms(tiny))
 
     @pytest.mark.parametrize("backend", BACKENDS)
     @pytest.mark.parametrize("position", [0, -1])
@@ -120,7 +122,7 @@ class TestInMemory:
             found = capture_positions(tiny, prompts, sites, position, batch_tokens=12)
             for site in sites:
                 alone = torch.stack([states[site][position] for states in their_states(tiny, sites)])
-                assert float((found[site] - alone).abs().max()) < 1e-6
+                assert_equal_to_rounding(found[site], alone, terms=forward_terms(tiny))
         for outside in (1, -2):
             with pytest.raises(ValueError, match=f"position {outside} is outside prompt 3, which has 1 tokens"):
                 capture_positions(tiny, PROMPTS, sites, outside)
@@ -136,11 +138,11 @@ class TestInMemory:
         capture(tiny, PROMPTS, [Site(1, "attn_out"), Site(0)])
         assert seen == [1, 1, 0]
         assert hooks_left(tiny) == 0
-        assert torch.equal(tiny.forward(ROWS[0][None]), before)
+        assert_same_bits(tiny.forward(ROWS[0][None]), before)
 
     def test_two_names_of_one_place_do_not_share_memory(self) -> None:
         seen = run_to_deepest(model("llama"), ROWS[0][None], [Site(0), Site(1, "resid_pre")])
-        assert torch.equal(seen[Site(0)], seen[Site(1, "resid_pre")])
+        assert_same_bits(seen[Site(0)], seen[Site(1, "resid_pre")])
         assert seen[Site(0)].data_ptr() != seen[Site(1, "resid_pre")].data_ptr()
 
     def test_it_sees_what_other_hooks_wrote(self) -> None:
@@ -190,19 +192,19 @@ class TestOnDisk:
         for site in SITES:
             every = found.rows(site).split(LENGTHS)
             expected = torch.stack([every[number][place] for number, place in keep])
-            assert float((store.load(site) - expected).abs().max()) < 1e-6
+            assert_equal_to_rounding(store.load(site), expected, terms=forward_terms(model("llama")))
             assert store.load(site).dtype == torch.float64
         assert store.prompt_of_row().tolist() == [number for number, _ in keep]
         assert store.position_of_row().tolist() == [place for _, place in keep]
         again = ActivationStore.open(tmp_path)
-        assert torch.equal(again.load(SITES[1]), store.load(SITES[1]))
+        assert_same_bits(again.load(SITES[1]), store.load(SITES[1]))
         assert again.manifest == store.manifest
 
     def test_padding_on_the_left_is_never_kept(self, tmp_path: Path) -> None:
         left = self.stored(tmp_path / "left", prompts=left_padded(ROWS))
         right = self.stored(tmp_path / "right")
-        assert torch.equal(left.load(Site(0)), right.load(Site(0)))
-        assert torch.equal(left.position_of_row(), right.position_of_row())
+        assert_same_bits(left.load(Site(0)), right.load(Site(0)))
+        assert_same_bits(left.position_of_row(), right.position_of_row())
 
     @pytest.mark.parametrize(
         ("rows_per_shard", "sizes"), [(1, [6, 2, 9, 1, 6]), (7, [8, 9, 7]), (9, [17, 7]), (99, [24])]
@@ -243,7 +245,7 @@ class TestOnDisk:
         resumed = self.stored(tmp_path / "part")
         assert runs == [0, 0, 1, 1]
         for site in SITES:
-            assert torch.equal(resumed.load(site), whole.load(site))
+            assert_same_bits(resumed.load(site), whole.load(site))
         self.stored(tmp_path / "part")
         assert runs == [0, 0, 1, 1]  # all is there: nothing ran
 
@@ -263,7 +265,7 @@ class TestOnDisk:
             ):
                 self.stored(tmp_path / "part")
         assert files_in(tmp_path / "part") == ["manifest.json", "shard-00000.safetensors"]
-        assert torch.equal(self.stored(tmp_path / "part").load(Site(0)), whole.load(Site(0)))
+        assert_same_bits(self.stored(tmp_path / "part").load(Site(0)), whole.load(Site(0)))
 
     @pytest.mark.parametrize(
         ("change", "named"),
@@ -289,7 +291,7 @@ class TestOnDisk:
             change = {"model": model(architecture, **options)}
         with pytest.raises(ValueError, match=f"holds a capture with another {named}; choose another folder"):
             self.stored(tmp_path, **change)
-        assert torch.equal(store.load(Site(0)), before)
+        assert_same_bits(store.load(Site(0)), before)
 
     def test_memory_is_that_of_one_shard_however_long_the_corpus(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

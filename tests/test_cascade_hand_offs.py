@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from cascades import LIMIT, greedy, large, of_bytes, prompt_ids, single, small, task
+from numerics import assert_equal_to_rounding, forward_terms
 from tiny import EVERY_MODEL, model, states
 
 from latentcomm.alignment import AffineMap, fit_ridge
@@ -180,9 +181,8 @@ class TestSharing:
         reader, ids = small(), list(range(6, 20))
         prefix = Prefix.read(reader, ids)
         log_p = reader.forward(torch.tensor([ids]))[0].double().log_softmax(-1)
-        torch.testing.assert_close(
-            prefix.surprise, torch.stack([-log_p[at, token] for at, token in enumerate(ids[1:])]), rtol=1e-5, atol=1e-5
-        )
+        surprise = torch.stack([-log_p[at, token] for at, token in enumerate(ids[1:])])
+        assert_equal_to_rounding(prefix.surprise, surprise, terms=forward_terms(reader))
         other = [*ids[:5], 30, 31]
         said = go_on(reader, behind([prefix, prefix], [ids[:8], other]), [4, 6])
         assert [list(one.ids) for one in said] == [greedy(reader, ids[:8], 4)[0], greedy(reader, other, 6)[0]]

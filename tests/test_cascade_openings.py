@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from cascades import LIMIT, greedy, large, of_bytes, prompt_ids, single, small, task
+from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms
 from tiny import EVERY_MODEL, files_in, hooks_left, model
 from toys import Counter
 
@@ -25,6 +26,7 @@ def test_an_opening_is_what_the_model_writes_alone_with_the_signals_of_every_tok
     architecture: str, backend: str
 ) -> None:
     writer = model(architecture, backend)
+    terms = forward_terms(writer, n_forward=LIMIT)
     found = write_openings(writer, task(), layers=(0, 2))
     for item, row in zip(task().items, found.rows, strict=True):
         ids = prompt_ids(writer, item)
@@ -33,12 +35,12 @@ def test_an_opening_is_what_the_model_writes_alone_with_the_signals_of_every_tok
         logits = writer.forward(torch.tensor([ids + said]))[0, len(ids) - 1 : -1].double()
         p = logits.softmax(-1)
         best = p.sort(descending=True).values
-        torch.testing.assert_close(row.entropy, -(p * p.log()).sum(-1), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(row.margin, best[:, 0] - best[:, 1], rtol=1e-5, atol=1e-5)
+        assert_equal_to_rounding(row.entropy, -(p * p.log()).sum(-1), terms=terms)
+        assert_equal_to_rounding(row.margin, best[:, 0] - best[:, 1], terms=terms)
         seen = capture(writer, Prompts.from_ids([ids + said]), [Site(0), Site(2)])
         for layer in (0, 2):
             wanted = seen.values[Site(layer)][0, len(ids) :]
-            torch.testing.assert_close(row.states[layer], wanted, rtol=1e-5, atol=1e-5)
+            assert_equal_to_rounding(row.states[layer], wanted, terms=terms)
     assert hooks_left(writer) == 0
 
 
@@ -59,6 +61,7 @@ def test_keys_and_values_are_those_of_one_pass_over_prompt_and_opening_but_its_l
     architecture: str, backend: str
 ) -> None:
     writer = model(architecture, backend)
+    terms = forward_terms(writer, n_forward=LIMIT)
     found = write_openings(writer, task(3), keep_cache=True)
     for item, row in zip(task(3).items, found.rows, strict=True):
         ids = [*prompt_ids(writer, item), *row.ids]
@@ -66,8 +69,8 @@ def test_keys_and_values_are_those_of_one_pass_over_prompt_and_opening_but_its_l
         writer.forward(torch.tensor([ids[: max(len(ids) - 1, row.n_prompt)]]), cache=cache)
         assert row.cache is not None
         for layer, (keys, values) in enumerate(writer.cache_layers(cache)):
-            torch.testing.assert_close(row.cache[0][layer], swapped(writer, keys)[0], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(row.cache[1][layer], swapped(writer, values)[0], rtol=1e-5, atol=1e-5)
+            assert_equal_to_rounding(row.cache[0][layer], swapped(writer, keys)[0], terms=terms)
+            assert_equal_to_rounding(row.cache[1][layer], swapped(writer, values)[0], terms=terms)
         early = row.cut(2)
         assert early.cache is not None
         assert early.cache[0].shape[2] == row.n_prompt + 1
@@ -76,14 +79,14 @@ def test_keys_and_values_are_those_of_one_pass_over_prompt_and_opening_but_its_l
 def test_the_embedding_is_a_layer_that_can_be_kept() -> None:
     writer = large()
     row = write_openings(writer, task(1), layers=(EMBEDDING,)).rows[0]
-    torch.testing.assert_close(row.states[EMBEDDING], writer.embedding_table[list(row.ids)])
+    assert_same_bits(row.states[EMBEDDING], writer.embedding_table[list(row.ids)])
 
 
 def test_a_longer_opening_begins_as_a_shorter_one() -> None:
     whole, early = write_openings(large(), task()), write_openings(large(), task(), longest=4)
     for long, short in zip(whole.rows, early.rows, strict=True):
         assert long.cut(4).ids == short.ids
-        assert torch.equal(long.cut(4).entropy, short.entropy)
+        assert_same_bits(long.cut(4).entropy, short.entropy)
         assert long.text(4) == short.text(4)
 
 
@@ -115,11 +118,11 @@ def test_openings_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:
         assert (mine.ids, mine.ended, mine.n_prompt, mine.pieces, mine.whole, mine.written) == (
             theirs.ids, theirs.ended, theirs.n_prompt, theirs.pieces, theirs.whole, theirs.written,
         )  # fmt: skip
-        assert torch.equal(mine.entropy, theirs.entropy)
-        assert torch.equal(mine.states[1], theirs.states[1])
+        assert_same_bits(mine.entropy, theirs.entropy)
+        assert_same_bits(mine.states[1], theirs.states[1])
         assert mine.cache is not None
         assert theirs.cache is not None
-        assert torch.equal(mine.cache[1], theirs.cache[1])
+        assert_same_bits(mine.cache[1], theirs.cache[1])
     assert found.select([2, 0]).items == (found.items[2], found.items[0])
     torch.save({}, tmp_path / "other.pt")
     large_file = tmp_path / "other.safetensors"
@@ -151,7 +154,7 @@ def test_what_was_written_before_a_stop_is_not_written_again(tmp_path: Path, mon
     assert counter.calls == 1
     for mine, theirs in zip(again.rows, whole.rows, strict=True):
         assert mine.ids == theirs.ids
-        torch.testing.assert_close(mine.states[1], theirs.states[1])
+        assert_same_bits(mine.states[1], theirs.states[1])
     write_openings(small(), task(5), layers=(1,), checkpoint=tmp_path)
     assert counter.calls == 4  # another model's are others
 

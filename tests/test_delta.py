@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms
 from test_channels import far_apart
 from tiny import BACKENDS, EVERY_MODEL, N_VOCABULARY, build, states, tokenizer, transformers_model
 from torch import Tensor
@@ -102,7 +103,8 @@ class TestTheMessage:
             assert part["ids"].tolist() == ids
             for number, layer in enumerate(DELTAS.layers):
                 path = plain_states(tiny, asked + ids, layer)[len(asked) - 1 :]
-                assert torch.allclose(part["deltas"][number], path[1:] - path[:-1], rtol=0, atol=1e-5)
+                terms, scale = forward_terms(tiny), float(path.abs().max())
+                assert_equal_to_rounding(part["deltas"][number], path[1:] - path[:-1], terms=terms, scale=scale)
         assert any(len(part["ids"]) == STEPS for part in parts_of(message))
 
     def test_its_text_is_that_of_the_text_channel(self) -> None:
@@ -137,7 +139,7 @@ class TestTheMessage:
         message.save(tmp_path / "m.safetensors")
         loaded = Message.load(tmp_path / "m.safetensors")
         first, again = (next_token_logits(tiny, DELTAS.receive(tiny, TASK, each)) for each in (message, loaded))
-        assert torch.equal(first, again)
+        assert_same_bits(first, again)
 
     def test_a_token_costs_a_pass_and_the_last_ones_state_one_more(self) -> None:
         tiny = model("llama")
@@ -183,7 +185,7 @@ class TestWhatTheReceiverReads:
             assert found.ids[row] == reply_ids(tiny, ids, STEPS, hooks=hooks)
             with torch.no_grad():
                 logits = tiny.hooked.run_with_hooks(torch.tensor([ids]), fwd_hooks=hooks, return_type="logits")[0, -1]
-            assert torch.allclose(found.first_logits[row], logits, rtol=0, atol=1e-5)
+            assert_equal_to_rounding(found.first_logits[row], logits, terms=forward_terms(tiny))
 
     def test_a_batch_says_what_each_item_says_alone(self) -> None:
         tiny = model("llama")
@@ -208,7 +210,7 @@ class TestWhatTheReceiverReads:
     def test_other_layers_of_the_receiver_can_be_written(self) -> None:
         tiny = model("llama")
         moved, same = replace(DELTAS, layers=(0,), write=(1,)), replace(DELTAS, layers=(0,), write=(0,))
-        assert torch.equal(told(same, tiny, tiny), told(replace(DELTAS, layers=(0,)), tiny, tiny))
+        assert_same_bits(told(same, tiny, tiny), told(replace(DELTAS, layers=(0,)), tiny, tiny))
         assert far_apart(told(moved, tiny, tiny), told(same, tiny, tiny))
         sites = [each.site.layer for each in moved.receive(tiny, TASK, moved.send(tiny, TASK)).standing]  # type: ignore[attr-defined]
         assert sites == [1]
@@ -282,7 +284,8 @@ class TestWhereTheTokensStand:
         message = channel.send(tiny, one)
         assert message.texts == ("",) and message.nbytes() == [0]
         silent = next_token_logits(tiny, Silent().receive(tiny, one, Silent().send(tiny, one)))
-        assert torch.equal(next_token_logits(tiny, channel.receive(tiny, one, message)), silent)
+        found = next_token_logits(tiny, channel.receive(tiny, one, message))
+        assert_equal_to_rounding(found, silent, terms=forward_terms(tiny))
 
 
 class TestRefusals:

@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 import torch
 from manifolds import DOCUMENTS, fitted_rows, mixture, normal, reference
+from numerics import assert_same_bits, same_bits
 
 from latentcomm.alignment import row_folds
 from latentcomm.drift import COMBINED, DETECTORS, PANEL, fit_drift_reference, fitting
@@ -36,7 +37,7 @@ def test_a_real_state_raises_an_alarm_as_often_as_the_rate_says(name):
 def test_the_alarm_is_the_joint_p_value_at_the_rate():
     found, fresh = reference(), mixture(500, seed=22)
     for rate in (0.05, 0.2):
-        assert torch.equal(found.drifted(fresh, rate=rate), found.p_value(fresh) <= rate)
+        assert_same_bits(found.drifted(fresh, rate=rate), found.p_value(fresh) <= rate)
     torch.testing.assert_close(found.percentile(fresh)[COMBINED], 1 - found.p_value(fresh))
     torch.testing.assert_close(found.measure(fresh).p_value, found.p_value(fresh))
 
@@ -124,11 +125,11 @@ def test_sinks_are_left_out_by_position_and_norm_and_counted():
     assert (found.sinks_by_position, found.sinks_by_norm, found.left_out) == (100, 4, 104)
     assert repr(found).endswith("104 sinks left out, width 24)")
     assert found.n_fitted + len(found.held_out) == 1200 - 104
-    assert torch.equal(found.held_out, rows[found.held_out_rows])
+    assert_same_bits(found.held_out, rows[found.held_out_rows])
     assert int(positions[found.held_out_rows].min()) > 0
     kept = (positions > 0) & (rows.norm(dim=1) < 50 * rows.norm(dim=1).median())
     by_hand = fit_drift_reference(rows[kept], groups=DOCUMENTS[kept])
-    assert torch.equal(found.held_out_scores, by_hand.held_out_scores)
+    assert_same_bits(found.held_out_scores, by_hand.held_out_scores)
     assert found.drifted(rows[[5, 30, 301, 770]]).all()
 
 
@@ -162,7 +163,7 @@ def test_no_document_is_both_fitted_and_held_out():
     documents = {int(label) for row, label in zip(rows, DOCUMENTS, strict=True) if tuple(row.tolist()) in held}
     assert len(found.held_out) == 12 * len(documents)
     assert documents == set(found.held_out_groups.tolist())
-    assert torch.equal(rows[found.held_out_rows], found.held_out)
+    assert_same_bits(rows[found.held_out_rows], found.held_out)
     assert found.n_fitted == 1200 - len(found.held_out)
 
 
@@ -184,12 +185,12 @@ def test_the_same_seed_gives_the_same_bits_and_nothing_given_changes():
     rows, fresh = mixture(300, seed=0), mixture(30, seed=1)
     before = rows.clone()
     first, again, other = (fit_drift_reference(rows, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(rows, before)
-    assert torch.equal(first.held_out_scores, again.held_out_scores)
-    assert torch.equal(first.p_value(fresh), again.p_value(fresh))
-    assert not torch.equal(first.held_out, other.held_out)
+    assert_same_bits(rows, before)
+    assert_same_bits(first.held_out_scores, again.held_out_scores)
+    assert_same_bits(first.p_value(fresh), again.p_value(fresh))
+    assert not same_bits(first.held_out, other.held_out)
     rows.zero_()
-    assert torch.equal(first.p_value(fresh), again.p_value(fresh))
+    assert_same_bits(first.p_value(fresh), again.p_value(fresh))
 
 
 def test_beyond_the_limits_a_seeded_sample_is_the_bank_and_the_calibration(monkeypatch):
@@ -198,12 +199,11 @@ def test_beyond_the_limits_a_seeded_sample_is_the_bank_and_the_calibration(monke
     rows = mixture(300, seed=0)
     found, again, other = (fit_drift_reference(rows, seed=seed) for seed in (0, 0, 1))
     assert (found.n_fitted, len(found.manifold.bank), len(found.held_out)) == (200, 50, 60)
-    assert torch.equal(rows[found.held_out_rows], found.held_out)
+    assert_same_bits(rows[found.held_out_rows], found.held_out)
     assert int(found.held_out_rows.max()) > 200  # of all held-out rows, and not the first of them
-    assert torch.equal(found.held_out_rows, again.held_out_rows) and torch.equal(
-        found.manifold.bank, again.manifold.bank
-    )
-    assert not torch.equal(found.held_out_rows, other.held_out_rows)
+    assert_same_bits(found.held_out_rows, again.held_out_rows)
+    assert_same_bits(found.manifold.bank, again.manifold.bank)
+    assert not same_bits(found.held_out_rows, other.held_out_rows)
 
 
 def test_equal_rows_stand_in_the_bank_once():

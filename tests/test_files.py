@@ -17,12 +17,52 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numerics import assert_same_bits
 from safetensors.torch import save_file
-from tiny import files_in
+from tiny import files_in, states
 from toys import Counter
 
-from latentcomm.files import digest, write_json, write_text, written_whole
+from latentcomm.files import ALIGNMENT, digest, laid_out, read_tensors, write_json, write_text, written_whole
 from latentcomm.fusion import Mean, RightAligned, Weighted
+
+
+def strange_layouts() -> dict[str, torch.Tensor]:
+    """The same numbers as `states(5, 4)`, lying otherwise in memory."""
+    x = states(5, 4)
+    shifted = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view_as(x).copy_(x)
+    return {"transposed": x.T.contiguous().T, "unaligned": shifted, "a slice": torch.cat([x, x], 1)[:, :4]}
+
+
+class TestLaidOut:
+    @pytest.mark.parametrize("kind", strange_layouts())
+    def test_what_lies_strangely_is_copied_to_lie_as_a_new_tensor(self, kind: str) -> None:
+        given = strange_layouts()[kind]
+        found = laid_out(given)
+        assert found.stride() == (4, 1) and found.data_ptr() % ALIGNMENT == 0
+        assert_same_bits(found, states(5, 4))
+        assert found.data_ptr() != given.data_ptr()
+
+    def test_strides_of_axes_of_one_entry_are_the_usual_too(self) -> None:
+        column = states(5, 4).T[:, :1]  # a BLAS may look at a stride that leads nowhere
+        assert column.is_contiguous() and column.stride() == (1, 4)
+        assert laid_out(column).stride() == (1, 1)
+
+    def test_what_lies_as_a_new_tensor_is_left(self) -> None:
+        x = states(5, 4)
+        assert laid_out(x) is x
+
+    def test_gradients_go_through(self) -> None:
+        x = states(5, 4).requires_grad_()
+        laid_out(x.T).sum().backward()
+        assert x.grad is not None and bool((x.grad == 1).all())
+
+    def test_a_file_s_tensors_lie_so_whatever_its_header(self, tmp_path: Path) -> None:
+        for length in range(16):  # the tensors begin behind the header
+            save_file({"x": states(5, 4), "y": states(3)}, tmp_path / "file", metadata={"note": "n" * length})
+            facts, tensors = read_tensors(tmp_path / "file")
+            assert facts == {"note": "n" * length} and tensors.keys() == {"x", "y"}
+            assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in tensors.values())
+            assert_same_bits(tensors["x"], states(5, 4))
 
 
 class TestWrittenWhole:

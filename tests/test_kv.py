@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms, same_bits
 from test_channels import far_apart, replies
 from tiny import BACKENDS, BOS_ID, EVERY_MODEL, N_CTX, build, needs_hooked_transformer, tokenizer, transformers_model
 from torch import Tensor
@@ -27,19 +28,6 @@ ROTARY = ("llama", "qwen2", "neox", "mistral")
 STEPS = 5
 
 
-@pytest.fixture(autouse=True)
-def softmax_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bridge takes the softmax, and transformers the rotations, in float32 whatever the model's dtype, to a last bit
-    that depends on the number of positions. Both are exact here, so that one text in two parts can be compared.
-    """
-    softmax = torch.nn.functional.softmax
-
-    def in_full(scores: Tensor, dim: int, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-        return softmax(scores, dim=dim, dtype=None if scores.dtype == torch.float64 else dtype)
-
-    monkeypatch.setattr(torch.nn.functional, "softmax", in_full)
-
-
 @functools.cache
 def model(architecture: str, backend: str = "bridge") -> Model:
     tiny = build(architecture, backend)
@@ -47,6 +35,8 @@ def model(architecture: str, backend: str = "bridge") -> Model:
 
 
 def exact(tiny: Model) -> Model:
+    """With rotations in float64, which transformers takes in float32: only then are positions quite relative."""
+
     def rotate(
         module: Any, given: tuple[Any, ...], named: dict[str, Tensor], out: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -158,8 +148,7 @@ class TestWhatTheReceiverReads:
             places = torch.arange(shift, shift + len(row))[None]
             with torch.no_grad():
                 expected.append(raw(torch.tensor([row]), position_ids=places).logits[0, -1])
-        tolerance = 1e-9 if backend == "bridge" else 1e-5  # the reference is transformers' own model
-        assert torch.allclose(found, torch.stack(expected), rtol=0, atol=tolerance)
+        assert_equal_to_rounding(found, torch.stack(expected), terms=forward_terms(tiny))
         assert far_apart(found, replies(Silent(), tiny, tiny, TASK))
 
     @pytest.mark.parametrize("layers", [None, (1,)], ids=str)
@@ -207,9 +196,10 @@ class TestTheMessage:
         message.save(tmp_path / "m.safetensors")
         loaded = Message.load(tmp_path / "m.safetensors")
         assert message.parts is not None and loaded.parts is not None
-        assert all(torch.equal(a["keys"], b["keys"]) for a, b in zip(message.parts, loaded.parts, strict=True))
+        for kept, read in zip(message.parts, loaded.parts, strict=True):
+            assert kept.keys() == read.keys() and all(same_bits(kept[name], read[name]) for name in kept)
         told, again = (next_token_logits(tiny, channel.receive(tiny, TASK, each)) for each in (message, loaded))
-        assert torch.equal(told, again)
+        assert_same_bits(told, again)
 
     def test_a_message_of_no_layers_weighs_nothing_and_is_saved_all_the_same(self, tmp_path: Path) -> None:
         tiny, channel = model("gpt2"), KeyValues(layers=())
@@ -218,7 +208,7 @@ class TestTheMessage:
         assert passes == [] and message.nbytes() == [0] * len(TASK.items)
         message.save(tmp_path / "m.safetensors")
         told = next_token_logits(tiny, channel.receive(tiny, TASK, Message.load(tmp_path / "m.safetensors")))
-        assert torch.equal(told, replies(channel, tiny, tiny, TASK))
+        assert_same_bits(told, replies(channel, tiny, tiny, TASK))
 
     def test_the_sender_stops_after_the_deepest_layer_that_is_sent(self) -> None:
         tiny = model("llama")
@@ -284,7 +274,8 @@ class TestRefusals:
         channel = KeyValues(layers=(0, 1))
         found = channel.receive(model("gpt2", "hooked"), TASK, channel.send(model("gpt2"), TASK))
         expected = replies(channel, model("gpt2"), model("gpt2"), TASK)
-        assert torch.allclose(next_token_logits(model("gpt2", "hooked"), found), expected, rtol=0, atol=1e-5)
+        tiny = model("gpt2", "hooked")
+        assert_equal_to_rounding(next_token_logits(tiny, found), expected, terms=forward_terms(tiny))
         with pytest.raises(ValueError, match=r"rotary, in the keys: .* than tiny-llama .rotary, not yet in the keys"):
             channel.receive(model("llama", "hooked"), TASK, channel.send(model("llama"), TASK))
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from numerics import assert_same_bits
 from tiny import ARCHITECTURES, CHOICES, EVERY_MODEL, model, transformers_model
 from torch import Tensor
 from toys import ASKED, toy
@@ -67,14 +68,14 @@ class TestAgainstNormAndUnembeddingByHand:
             ]
         )
         found = lens_choice(tiny, encode(tiny, TEXTS), range(tiny.n_layers), RIGHT, options(tiny))
-        assert torch.equal(found, expected)
+        assert_same_bits(found, expected)
         assert expected.any() and not expected.all()
 
     def test_layers_come_out_in_the_order_given(self, architecture: str) -> None:
         tiny = model(architecture)
         prompts = encode(tiny, TEXTS)
         forth = lens_choice(tiny, prompts, [0, 1, 2], RIGHT, options(tiny))
-        assert torch.equal(lens_choice(tiny, prompts, [2, 0], RIGHT, options(tiny)), forth[:, [2, 0]])
+        assert_same_bits(lens_choice(tiny, prompts, [2, 0], RIGHT, options(tiny)), forth[:, [2, 0]])
 
 
 @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
@@ -115,7 +116,7 @@ def test_the_state_read_is_that_of_the_last_token_of_each_prompt() -> None:
         for text, right, row in zip(TEXTS, RIGHT, options(tiny), strict=True)
     ]
     assert len({len(tiny.tokenizer(text).input_ids) for text in TEXTS}) > 1  # the batch is padded
-    assert torch.equal(together, torch.cat(alone))
+    assert_same_bits(together, torch.cat(alone))
 
 
 def test_a_choice_that_shares_its_first_token_is_not_above_the_other() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from numerics import assert_equal_to_rounding, assert_same_bits, equal_to_rounding, forward_terms, same_bits
 from tiny import BACKENDS, EVERY_MODEL, build, ids, left_padded, model, states, transformers_model
 from torch import Tensor
 
@@ -46,9 +47,11 @@ def hf_greedy(raw: Any, entering: Tensor, steps: int) -> tuple[Tensor, list[int]
     return first, said
 
 
-def tolerance(architecture: str, backend: str) -> float:
-    """A HookedTransformer norms in double precision, transformers in single; a bridge turns GPT-NeoX's angles so."""
-    return 1e-5 if architecture == "neox" or backend == "hooked" else 1e-9
+def agree(tiny: Model, found: Tensor, expected: Tensor) -> bool:
+    """Equal to rounding; TransformerLens rounds the weights of a HookedTransformer to single precision."""
+    if tiny.is_bridge:
+        return equal_to_rounding(found, expected, terms=forward_terms(tiny))
+    return torch.allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def written(raw: Any, row: int) -> Tensor:
@@ -67,11 +70,9 @@ class TestSoftTokens:
             found = decode(tiny, ReceiverInput(prompts, soft=SOFT), max_new_tokens=STEPS)
             for row in range(len(ROWS)):
                 first, said = hf_greedy(raw, written(raw, row), STEPS)
-                assert torch.allclose(found.first_logits[row], first, rtol=0, atol=tolerance(architecture, backend))
+                assert agree(tiny, found.first_logits[row], first)
                 assert found.ids[row] == said
-                assert torch.allclose(first, plain[row], rtol=0, atol=tolerance(architecture, backend)) == (
-                    len(PLACES[row]) == 0
-                )
+                assert agree(tiny, first, plain[row]) == (len(PLACES[row]) == 0)
 
     def test_are_on_the_scale_of_the_table_where_the_model_scales_it(self) -> None:
         tiny = model("gemma2")
@@ -80,16 +81,16 @@ class TestSoftTokens:
         assert torch.allclose(table, scaled, rtol=1e-6) and not torch.allclose(table, tiny.hooked.W_E)
         same = SoftTokens(PLACES, tuple(table[row[places]] for row, places in zip(ROWS, PLACES, strict=True)))
         found = next_token_logits(tiny, ReceiverInput(PROMPTS, soft=same))
-        assert torch.allclose(found, next_token_logits(tiny, PROMPTS), rtol=0, atol=1e-9)
+        assert_equal_to_rounding(found, next_token_logits(tiny, PROMPTS), terms=forward_terms(tiny))
 
     @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
     def test_that_are_the_rows_of_the_tokens_change_nothing(self, architecture: str, backend: str) -> None:
         tiny = model(architecture, backend)
-        assert torch.equal(tiny.embedding_table, tiny.hooked.W_E)
+        assert_same_bits(tiny.embedding_table, tiny.hooked.W_E)
         table = tiny.embedding_table
         same = SoftTokens(PLACES, tuple(table[row[places]] for row, places in zip(ROWS, PLACES, strict=True)))
         found = next_token_logits(tiny, ReceiverInput(PROMPTS, soft=same))
-        assert torch.equal(found, next_token_logits(tiny, PROMPTS))
+        assert_same_bits(found, next_token_logits(tiny, PROMPTS))
 
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_the_ids_in_their_places_do_not_matter(self, backend: str) -> None:
@@ -97,8 +98,9 @@ class TestSoftTokens:
         for row, places in zip(other, PLACES, strict=True):
             row[places] = 9
         given = [ReceiverInput(Prompts.from_ids(rows), soft=SOFT) for rows in (ROWS, other)]
-        assert torch.equal(*(next_token_logits(tiny, each) for each in given))
-        assert not torch.equal(*(next_token_logits(tiny, each.prompts) for each in given))
+        assert_same_bits(*(next_token_logits(tiny, each) for each in given))
+        plain = [next_token_logits(tiny, each.prompts) for each in given]
+        assert not equal_to_rounding(*plain, terms=forward_terms(tiny))
 
     def test_a_graft_comes_on_top_of_them(self) -> None:
         tiny, message = model("llama"), states(4, 32, seed=3)
@@ -113,7 +115,7 @@ class TestSoftTokens:
                 return value
 
             by_hand = tiny.forward(ROWS[row][None], hooks=[("hook_embed", write), *hooks])[0, -1]
-            assert torch.allclose(both[row], by_hand, rtol=0, atol=1e-9)
+            assert_equal_to_rounding(both[row], by_hand, terms=forward_terms(tiny))
         assert not torch.allclose(both, next_token_logits(tiny, ReceiverInput(PROMPTS, soft=SOFT)), atol=1e-3)
 
     @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -130,7 +132,7 @@ class TestSoftTokens:
             logits[0, -1].square().sum().backward()
             gradients.append(vectors.grad)
         assert fired == [1] and gradients[0].abs().max() > 0.1
-        assert torch.allclose(gradients[0], gradients[1], rtol=1e-9, atol=1e-9)
+        assert_equal_to_rounding(*gradients, terms=forward_terms(model(architecture), n_forward=2))
 
     def test_that_cannot_be_written_are_refused(self) -> None:
         with pytest.raises(ValueError, match="prompt 1 has 1 places for 2 soft tokens"):
@@ -165,7 +167,7 @@ class TestPasts:
         for row in range(len(ROWS)):
             whole = torch.cat([self.BEFORE[row], ROWS[row]])
             first, said = hf_greedy(raw, embeddings(raw, whole), STEPS)
-            assert torch.allclose(found.first_logits[row], first, rtol=0, atol=tolerance(architecture, backend))
+            assert agree(tiny, found.first_logits[row], first)
             assert found.ids[row] == said
         assert not torch.allclose(found.first_logits, next_token_logits(tiny, PROMPTS), atol=1e-3)
 
@@ -179,7 +181,7 @@ class TestPasts:
         again = decode(tiny, given.select([2, 1]), max_new_tokens=STEPS)
         assert [first.ids[2], first.ids[1]] == again.ids
         after = [[tensor for layer in row for tensor in layer] for row in past.layers]
-        assert all(torch.equal(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True))
+        assert all(same_bits(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True))
 
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_stand_before_soft_tokens_and_grafts(self, backend: str) -> None:
@@ -187,7 +189,7 @@ class TestPasts:
         found = next_token_logits(tiny, ReceiverInput(PROMPTS, soft=SOFT, past=past_of(tiny, self.BEFORE)))
         for row in range(len(ROWS)):
             entering = torch.cat([embeddings(raw, self.BEFORE[row]), written(raw, row)])
-            assert torch.allclose(found[row], hf_greedy(raw, entering, 1)[0], rtol=0, atol=tolerance("llama", backend))
+            assert agree(tiny, found[row], hf_greedy(raw, entering, 1)[0])
 
     def test_and_a_reply_beyond_the_context_are_refused(self) -> None:
         tiny = model("llama")
@@ -235,7 +237,7 @@ class TestStandingHooks:
                     break
                 said.append(int(logits.argmax()))
             assert first is not None
-            assert torch.allclose(found.first_logits[row], first, rtol=0, atol=1e-9)
+            assert_equal_to_rounding(found.first_logits[row], first, terms=forward_terms(tiny))
             assert found.ids[row] == said[len(ROWS[row]) :]
         assert not torch.allclose(found.first_logits, next_token_logits(tiny, PROMPTS), atol=1e-3)
 
@@ -252,7 +254,7 @@ class TestStandingHooks:
         assert bias.seen == [(3, 6)]
         for row in range(3):
             alone = next_token_logits(tiny, ReceiverInput(same.select([0]), standing=(bias.select([row]),)))
-            assert torch.allclose(alone[0], found[row], rtol=0, atol=1e-9)
+            assert_equal_to_rounding(alone[0], found[row], terms=forward_terms(tiny))
 
 
 def test_a_seed_for_each_row_makes_its_reply_its_own_whatever_stands_beside_it() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from numerics import assert_same_bits, same_bits
 from similar import planted, rows
 
 from latentcomm.similarity import compare, debiased_cka, find_sinks, raw, residual_view, rms_normalised, standardised
@@ -44,7 +45,7 @@ def test_a_view_leaves_the_same_rows_out_at_every_layer_of_both_sides():
 def test_one_sink_decides_the_raw_number_and_not_that_of_the_view():
     x, y = sunken()
     view = residual_view(x, y, positions=POSITIONS, scaling=raw)
-    assert torch.equal(view.x_layers[0], x[0][view.keep])
+    assert_same_bits(view.x_layers[0], x[0][view.keep])
     clean = debiased_cka(view.x_layers[0], view.y_layers[0])
     assert debiased_cka(x[0], y[0]) > 0.99  # the sinks alone
     assert clean < 0.6
@@ -78,7 +79,7 @@ def test_a_model_with_itself_stays_one_object_and_is_counted_once():
     assert view.y_layers is view.x_layers and view.sinks_y is view.sinks_x
     apart = residual_view(x, x.clone(), positions=POSITIONS)
     assert apart.y_layers is not apart.x_layers
-    assert all(torch.equal(one, other) for one, other in zip(view.y_layers, apart.y_layers, strict=True))
+    assert all(same_bits(one, other) for one, other in zip(view.y_layers, apart.y_layers, strict=True))
 
 
 def test_rows_of_a_stream_are_judged_by_the_medians_of_its_first_chunk():
@@ -98,7 +99,7 @@ def test_scalings_do_what_their_formulas_say_in_the_dtype_given_and_leave_the_ro
     torch.testing.assert_close(scaled.mean(0), torch.zeros(6), atol=1e-6, rtol=0)
     torch.testing.assert_close(scaled.var(0, correction=0), torch.ones(6))
     assert rms_normalised(given).dtype == scaled.dtype == torch.float32
-    assert torch.equal(given, before)
+    assert_same_bits(given, before)
 
 
 def test_what_has_no_view_is_refused():

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numerics import assert_equal_to_rounding, assert_same_bits
 from PIL import Image
 from seeing import KINDS, TO_16, encoder, noise, sender
 
 from latentcomm.crossmodal import IMAGENET, Preprocessing, VisionSite, load_vision, read_picture, read_pictures
 
 PICTURES = [noise(seed) for seed in range(5)]
+TERMS = 3 * 4 * 4 + 3 * (9 * 16 + 17)  # numbers of a patch, and in each block the width nine times and all tokens
 CONFIGS = {
     "plain": {"do_resize": True, "size": {"height": 16, "width": 24}, "resample": 2,
               "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
@@ -125,7 +127,7 @@ def test_transparency_lies_on_white_and_grey_becomes_three_channels() -> None:
     half = Image.new("RGBA", (1, 1), (0, 0, 0, 128))
     assert read_picture(half).getpixel((0, 0)) == (127, 127, 127)
     grey = noise(0, mode="L")
-    assert np.array_equal(np.asarray(read_picture(grey)), np.stack([np.asarray(grey)] * 3, -1))
+    assert np.asarray(read_picture(grey)).tolist() == np.stack([np.asarray(grey)] * 3, -1).tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -178,7 +180,7 @@ def test_cells_are_means_of_their_patches_row_by_row() -> None:
     by_hand = torch.stack([patches[:, :, :2, :2], patches[:, :, :2, 2:], patches[:, :, 2:, :2], patches[:, :, 2:, 2:]])
     assert torch.allclose(cells, by_hand.mean((3, 4)).permute(1, 2, 0, 3), atol=1e-5)
     assert torch.allclose(found.pooled("patches"), found.patches().mean(2), atol=1e-5)
-    assert torch.equal(found.pooled("class"), found.values[:, :, 0])
+    assert_same_bits(found.pooled("class"), found.values[:, :, 0])
     thirds = found.pooled("patches", 3).reshape(3, 2, 3, 3, 16)  # of four patches a side: the middle cell shares some
     assert torch.allclose(thirds[:, :, 0, 1], patches[:, :, :2, 1:3].mean((2, 3)), atol=1e-5)
     assert torch.allclose(thirds[:, :, 2, 2], patches[:, :, 2:, 2:].mean((2, 3)), atol=1e-5)
@@ -218,8 +220,9 @@ def test_a_directory_gives_the_same_states(kind: str, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(TO_16.written()))
     loaded = load_vision(tmp_path)
     assert loaded.name == tmp_path.name
-    assert torch.equal(loaded.states(PICTURES).values, sender(kind).states(PICTURES).values)
     assert loaded.fingerprint == sender(kind).fingerprint
+    # transformers leaves the weights where they lie in the file, whatever the alignment
+    assert_equal_to_rounding(loaded.states(PICTURES).values, sender(kind).states(PICTURES).values, terms=TERMS)
     rough = load_vision(tmp_path, dtype="bfloat16").states(PICTURES).values
     assert rough.dtype == torch.bfloat16
     assert torch.allclose(rough.float(), loaded.states(PICTURES).values, atol=0.3)
@@ -236,7 +239,7 @@ def test_the_tower_that_sees_is_taken_out_of_two(tmp_path: Path) -> None:
     loaded = load_vision(tmp_path, preprocessing=TO_16)
     with torch.no_grad():
         kept = model.vision_model(pixel_values=TO_16(PICTURES), output_hidden_states=True).hidden_states
-    assert torch.allclose(loaded.states(PICTURES).values[1], kept[2], atol=1e-6)
+    assert_equal_to_rounding(loaded.states(PICTURES).values[1], kept[2], terms=TERMS)
 
 
 def test_a_place_without_an_encoder_is_refused(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from numerics import assert_equal_to_rounding, forward_terms
 from safetensors import SafetensorError
 from tiny import GGUF_WORDS, files_in, transformers_model, write_gguf
 
 from latentcomm import weights
-from latentcomm.models import encode, load_model
+from latentcomm.models import encode, load_model, wrap_model
 from latentcomm.weights import BuiltIn
 
 MEMBER = "tiny_weights/tiny.gguf"
@@ -96,7 +97,9 @@ def test_a_wheel_becomes_a_model_once(
     loaded, raw = load_model(entry.name), transformers_model("llama", dtype=torch.float32)
     tokens = torch.tensor([[3, 4, 29, 7]])
     with torch.no_grad():
-        assert torch.equal(loaded.forward(tokens), raw(tokens).logits)
+        logits = raw(tokens).logits
+    assert_equal_to_rounding(loaded.forward(tokens), logits, terms=forward_terms(loaded))
+    assert loaded.fingerprint == wrap_model(raw).fingerprint
     assert encode(loaded, ["ab c"]).tokens.tolist() == [[GGUF_WORDS.index("ab"), GGUF_WORDS.index("Ġc")]]
     assert loaded.stop_ids == {2}
     assert loaded.name == entry.name

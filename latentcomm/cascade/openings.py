@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm.files import digest, written_whole
+from latentcomm.files import digest, read_tensors, written_whole
 from latentcomm.models import Model
 from latentcomm.prompts import Prompts
 
@@ -179,34 +179,31 @@ class Openings:
 
     @classmethod
     def _read(cls, path: str | os.PathLike[str]) -> "Openings":
-        with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
-            if told.get("kind") != FILE_KIND:
-                raise ValueError(f"{path} is marked {told.get('kind')}, not {FILE_KIND}; give a file of Openings.save")
-            facts, records = json.loads(told["facts"]), json.loads(told["rows"])
-            names = set(file.keys())
-            rows = []
-            for number, record in enumerate(records):
-                states = {layer: file.get_tensor(f"{number}.states.{layer}") for layer in facts["layers"]}
-                cache = None
-                if f"{number}.keys" in names:
-                    cache = (file.get_tensor(f"{number}.keys"), file.get_tensor(f"{number}.values"))
-                signals = [file.get_tensor(f"{number}.{name}") for name in ("entropy", "margin")]
-                rows.append(
-                    Opening(
-                        tuple(record["ids"]),
-                        record["ended"],
-                        record["n_prompt"],
-                        signals[0],
-                        signals[1],
-                        tuple(record["pieces"]),
-                        tuple(record["whole"]),
-                        record["written"],
-                        states,
-                        cache,
-                        record["asked"],
-                    )
+        told, tensors = read_tensors(path)
+        if told.get("kind") != FILE_KIND:
+            raise ValueError(f"{path} is marked {told.get('kind')}, not {FILE_KIND}; give a file of Openings.save")
+        facts, records = json.loads(told["facts"]), json.loads(told["rows"])
+        rows = []
+        for number, record in enumerate(records):
+            states = {layer: tensors[f"{number}.states.{layer}"] for layer in facts["layers"]}
+            cache = None
+            if f"{number}.keys" in tensors:
+                cache = (tensors[f"{number}.keys"], tensors[f"{number}.values"])
+            rows.append(
+                Opening(
+                    tuple(record["ids"]),
+                    record["ended"],
+                    record["n_prompt"],
+                    tensors[f"{number}.entropy"],
+                    tensors[f"{number}.margin"],
+                    tuple(record["pieces"]),
+                    tuple(record["whole"]),
+                    record["written"],
+                    states,
+                    cache,
+                    record["asked"],
                 )
+            )
         return cls(
             tuple(facts["items"]), tuple(rows), facts["longest"], facts["large"], facts["vocabulary"],
             tuple(facts["layers"]),

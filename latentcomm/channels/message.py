@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm.files import digest, written_whole
+from latentcomm.files import digest, laid_out, read_tensors, written_whole
 from latentcomm.models import Model
 
 FORMAT = "latentcomm message 1"
@@ -54,7 +54,10 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.parts is not None:  # in the order of their names, as a file gives them back: what is drawn for them
-            object.__setattr__(self, "parts", tuple(dict(sorted(part.items())) for part in self.parts))
+            parts = tuple({name: laid_out(part[name]) for name in sorted(part)} for part in self.parts)
+            object.__setattr__(self, "parts", parts)
+        if self.vectors is not None:
+            object.__setattr__(self, "vectors", laid_out(self.vectors))
         sizes = set()
         if self.vectors is not None:
             sizes.add(self.vectors.shape[-2])
@@ -156,9 +159,8 @@ class Message:
             ValueError: the file is missing, is no message, or does not hold what its manifest says.
         """
         try:
-            with safe_open(os.fspath(path), framework="pt") as file:
-                manifest = json.loads((file.metadata() or {}).get("manifest", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts, tensors = read_tensors(path)
+            manifest = json.loads(facts.get("manifest", "{}"))
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{os.fspath(path)} is no saved message ({error})") from error
         if manifest.get("format") != FORMAT:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from latentcomm.alignment import AffineMap
 from latentcomm.drift import DriftReference
-from latentcomm.files import written_whole
+from latentcomm.files import read_tensors, written_whole
 
 __all__ = ["Kept"]
 
@@ -36,7 +36,7 @@ class Kept:
             part = {key: tensor.detach().cpu().contiguous() for key, tensor in make().items()}
             with written_whole(path) as draft:
                 save_file(part, draft)
-        return load_file(path)
+        return read_tensors(path)[1]
 
     def reference(self, name: str, make: Callable[[], DriftReference]) -> DriftReference:
         """The same for a drift reference."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentcomm.drift.gaussian import Gaussian, rms_normalised
 from latentcomm.drift.neighbours import Bank, LocalDensity, Neighbours, local_outlier_factor, local_residual
+from latentcomm.files import laid_out
 from latentcomm.redundancy import Projection
 
 __all__ = ["DETECTORS", "PANEL", "Detector", "Manifold", "measure_all"]
@@ -48,6 +49,10 @@ class Manifold:
     subspace: Projection
     bank: Float[Tensor, "bank d_model"]
     local: LocalDensity
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "bank"):
+            object.__setattr__(self, name, laid_out(getattr(self, name)))
 
     @functools.cached_property
     def rms_bank(self) -> Float[Tensor, "bank d_model"]:

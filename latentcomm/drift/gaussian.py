@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm.files import laid_out
 from latentcomm.linalg import centred
 
 __all__ = ["Gaussian", "fit_clusters", "fit_gaussian", "ledoit_wolf", "rms_normalised"]
@@ -22,6 +23,10 @@ class Gaussian:
 
     centres: Float[Tensor, "cluster d_model"]
     factor: Float[Tensor, "d_model d_model"]
+
+    def __post_init__(self) -> None:
+        for name in ("centres", "factor"):
+            object.__setattr__(self, name, laid_out(getattr(self, name)))
 
     def distance(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, " row"]:
         """The Mahalanobis distance to the nearest centre, min_k sqrt((x - m_k)' C^-1 (x - m_k)), in float64.

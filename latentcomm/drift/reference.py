@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from latentcomm.drift.families import FAMILIES, known_off
 from latentcomm.drift.gaussian import rms_normalised
 from latentcomm.drift.rarity import auroc, combined_surprise, held_out_surprise, share_at_least, surprise, two_sided
 from latentcomm.drift.sets import SetDrift, set_drift
-from latentcomm.files import written_whole
+from latentcomm.files import laid_out, read_tensors, written_whole
 from latentcomm.linalg import require_finite
 from latentcomm.redundancy.residuals import Groups
 from latentcomm.sites import Site
@@ -99,6 +99,10 @@ class DriftReference:
     held_out_rows: Int[Tensor, " real"]
     held_out_groups: Int[Tensor, " real"]
     held_out_scores: Float[Tensor, "real detector"]
+
+    def __post_init__(self) -> None:
+        for name in HELD_OUT:
+            object.__setattr__(self, name, laid_out(getattr(self, name)))
 
     def __repr__(self) -> str:
         place = "an unnamed site" if self.site is None else self.site.hook_name
@@ -321,18 +325,13 @@ class DriftReference:
             FileNotFoundError: there is no such file.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
-                kind_found = facts.get("kind", "no kind at all")
-                if kind_found != FILE_KIND:
-                    raise ValueError(
-                        f"{path} is marked {kind_found}, not {FILE_KIND}; give a file of DriftReference.save"
-                    )
-                if json.loads(facts["detectors"]) != list(DETECTORS):
-                    raise ValueError(f"{path} holds the detectors {facts['detectors']}, not today's; fit it again")
-                parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            facts, parts = read_tensors(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file ({error}); give a file of DriftReference.save") from error
+        if (kind_found := facts.get("kind", "no kind at all")) != FILE_KIND:
+            raise ValueError(f"{path} is marked {kind_found}, not {FILE_KIND}; give a file of DriftReference.save")
+        if json.loads(facts["detectors"]) != list(DETECTORS):
+            raise ValueError(f"{path} holds the detectors {facts['detectors']}, not today's; fit it again")
         hook_name = json.loads(facts["site"])
         found = cls(
             site=None if hook_name is None else Site.parse(hook_name),

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm.files import laid_out
 from latentcomm.linalg import require_finite, squared_size
 
 __all__ = ["Drop", "Keep", "Projection"]
@@ -46,6 +47,7 @@ class Projection:
             )
         for name, part in parts.items():
             require_finite(part, name)
+            object.__setattr__(self, name, laid_out(part))
 
     def keep(self, rows: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The part of each row in the subspace, with the mean; computed in float64, in the dtype of `rows`.

@@ -111,5 +111,5 @@ def _neighbour_shares(cosines: Float[Tensor, "block row"], block: slice, k: int)
     others[torch.arange(others.shape[0]), torch.arange(block.start, block.stop)] = -torch.inf
     last = others.topk(k, dim=1).values[:, -1:]
     above, tied = others > last + TIED, (others - last).abs() <= TIED
-    share = (k - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True)
+    share = (k - above.sum(1, keepdim=True)).to(torch.float64) / tied.sum(1, keepdim=True)
     return above + tied * share
