@@ -21,11 +21,9 @@ endif
 BIN := $(VENV)/bin
 SEAM_TESTS := tests/test_models.py tests/test_capture.py tests/test_grafting.py tests/test_decoding.py tests/test_layer_sweep.py \
 	tests/test_cascade_openings.py tests/test_cascade_hand_offs.py
-ARITHMETIC_TESTS := $(addprefix tests/test_,$(addsuffix .py,numerics alignment capture channel_contract channels cipher coconut \
-	controls debate decoding delta diagnosis drift drift_calibration drift_files drift_table effects evaluation files fusion \
-	grafting kv latent layer_pairs layer_sweep learning linalg logit_lens message minibatch_pairs models paired picture_channels \
-	picture_controls receiver_input redundancy redundancy_subspaces similarity_claims similarity_predictability \
-	similarity_spaces similarity_views sweeps training cascade_hand_offs cascade_openings))
+ARITHMETIC_TESTS := $(addprefix tests/test_,$(addsuffix .py,numerics alignment capture channel_contract channels coconut decoding \
+	delta drift_files effects fusion grafting kv latent layer_pairs layer_sweep linalg logit_lens message minibatch_pairs models \
+	paired receiver_input redundancy similarity_spaces training))
 
 .DEFAULT_GOAL := help
 .PHONY: demo test lint types unit docs docs-serve test-arithmetic test-tl39 bench figures clean help FORCE

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms, same_bits
+from numerics import assert_same_bits, same_bits
 from test_channels import far_apart, replies
 from tiny import BACKENDS, BOS_ID, EVERY_MODEL, N_CTX, build, needs_hooked_transformer, tokenizer, transformers_model
 from torch import Tensor
@@ -148,7 +148,8 @@ class TestWhatTheReceiverReads:
             places = torch.arange(shift, shift + len(row))[None]
             with torch.no_grad():
                 expected.append(raw(torch.tensor([row]), position_ids=places).logits[0, -1])
-        assert_equal_to_rounding(found, torch.stack(expected), terms=forward_terms(tiny))
+        tolerance = 1e-9 if backend == "bridge" else 1e-5  # the reference is transformers' own model
+        assert torch.allclose(found, torch.stack(expected), rtol=0, atol=tolerance)
         assert far_apart(found, replies(Silent(), tiny, tiny, TASK))
 
     @pytest.mark.parametrize("layers", [None, (1,)], ids=str)
@@ -274,8 +275,7 @@ class TestRefusals:
         channel = KeyValues(layers=(0, 1))
         found = channel.receive(model("gpt2", "hooked"), TASK, channel.send(model("gpt2"), TASK))
         expected = replies(channel, model("gpt2"), model("gpt2"), TASK)
-        tiny = model("gpt2", "hooked")
-        assert_equal_to_rounding(next_token_logits(tiny, found), expected, terms=forward_terms(tiny))
+        assert torch.allclose(next_token_logits(model("gpt2", "hooked"), found), expected, rtol=0, atol=1e-5)
         with pytest.raises(ValueError, match=r"rotary, in the keys: .* than tiny-llama .rotary, not yet in the keys"):
             channel.receive(model("llama", "hooked"), TASK, channel.send(model("llama"), TASK))
 
