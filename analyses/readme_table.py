@@ -18,11 +18,11 @@ ROW = ["channel", "condition", "metric"]
 def differences(found: pd.DataFrame, published: pd.DataFrame) -> list[str]:
     """A line for each row whose count of correct answers is another, or that only one of the tables has."""
     both = found.merge(published, on=ROW, how="outer", suffixes=("", "_published"))
-    moved = both[(both["correct"] != both["correct_published"]) | (both["n"] != both["n_published"])]
+    moved = pd.DataFrame(both[(both["correct"] != both["correct_published"]) | (both["n"] != both["n_published"])])
     return [
-        f"{row.channel} {row.condition} {row.metric}: {_share(row.correct, row.n)},"
-        f" README {_share(row.correct_published, row.n_published)}"
-        for row in moved.itertuples()
+        f"{' '.join(row[name] for name in ROW)}: {_share(row['correct'], row['n'])},"
+        f" README {_share(row['correct_published'], row['n_published'])}"
+        for row in moved.to_dict("records")
     ]
 
 
