@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import hashlib
-import inspect
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -104,7 +102,8 @@ def without_folder(name: str) -> str:
 def digest(*values: Any) -> str:
     """SHA-256 of plain values, tensors, and dataclasses of them: equal inputs, equal digests, in every process.
 
-    What has a `fingerprint`, as a model does, is taken for that.
+    What has a `fingerprint`, as a model does, is taken for that. A dataclass is its name, its fields and its `VERSION`
+    (1 where it names none), which a change of its formula raises; where its code stands does not matter.
 
     Raises:
         TypeError: a value of a kind that has no stable content, such as a lambda.
@@ -127,8 +126,7 @@ def _feed(state: "hashlib._Hash", value: Any) -> None:
     elif isinstance(fingerprint := getattr(value, "fingerprint", None), str):  # a model is its weights
         state.update(f"fingerprint {fingerprint};".encode())
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        state.update(f"record {type(value).__module__}.{type(value).__qualname__}".encode())
-        state.update(_source(type(value)))
+        state.update(f"record {type(value).__qualname__} {getattr(value, 'VERSION', 1)}".encode())
         for entry in dataclasses.fields(value):
             state.update(entry.name.encode())
             _feed(state, getattr(value, entry.name))
@@ -145,15 +143,3 @@ def _feed(state: "hashlib._Hash", value: Any) -> None:
         state.update(f"{type(value).__name__} {value!r};".encode())
     else:
         raise TypeError(f"{type(value).__name__} has no digest; give plain values, tensors or dataclasses")
-
-
-@cache
-def _source(kind: type) -> bytes:
-    """The source of a class, where there is one: a rule whose formula changed is another rule.
-
-    Python parses the whole file to find it, and a task holds a record an item: each class is looked up once.
-    """
-    try:
-        return inspect.getsource(kind).encode()
-    except (OSError, TypeError):
-        return b""
