@@ -12,8 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import latentcomm as lc
-from latentcomm.publishing import publish, replot
-from latentcomm.sweep_report import describe
+from latentcomm.models.facts import describe
+from latentcomm.reporting.publish import publish, replot
 
 Plot = Callable[[pd.DataFrame, dict[str, Any]], go.Figure]
 """What draws a figure from its table and its settings."""

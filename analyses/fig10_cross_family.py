@@ -27,24 +27,24 @@ from common import arguments, publish_pair, replot_found, unfinished
 from torch import Tensor
 
 import latentcomm as lc
+from latentcomm._core.files import digest, without_folder
+from latentcomm._core.linalg import centred, squared_size, thin_svd
+from latentcomm._core.progress import say, track
+from latentcomm._core.stats import mcnemar_exact, paired_bootstrap
 from latentcomm.alignment import AffineMap, choose_penalty, fit_procrustes, fit_ridge
 from latentcomm.channels import Activation, Silent, Skyline, Text
 from latentcomm.channels.base import receiver_prompts, sender_prompts
-from latentcomm.comparing import MAP_FOLDS, MAP_TOKENS, map_documents, map_tokens
-from latentcomm.comparison import compare_trials
-from latentcomm.diagnosis.kept import Kept
-from latentcomm.evaluation import MESSAGE
-from latentcomm.files import digest, without_folder
+from latentcomm.experiments.compare.channels import compare_trials
+from latentcomm.experiments.compare.run import MAP_FOLDS, MAP_TOKENS, map_documents, map_tokens
+from latentcomm.experiments.diagnosis.kept import Kept
+from latentcomm.experiments.evaluation import MESSAGE
+from latentcomm.experiments.sweep.grid import Cell
+from latentcomm.experiments.sweep.run import best_cell, cell_table
 from latentcomm.fusion import Fusion, PredictabilityResidual, Replace, RightAligned
-from latentcomm.layer_sweep import Cell
-from latentcomm.linalg import centred, squared_size, thin_svd
-from latentcomm.paired import PairedStates, capture_paired, pair_tokens
-from latentcomm.plots import condition_bars
-from latentcomm.progress import say, track
-from latentcomm.publishing import plain
-from latentcomm.sites import Site
-from latentcomm.stats import mcnemar_exact, paired_bootstrap
-from latentcomm.sweeps import best_cell, cell_table
+from latentcomm.hooks.paired_text import PairedStates, capture_paired, pair_tokens
+from latentcomm.models.sites import Site
+from latentcomm.reporting.plots import condition_bars
+from latentcomm.reporting.publish import plain
 from latentcomm.tasks import Task, countries, draw_choices
 
 NAME = "fig10_cross_family"

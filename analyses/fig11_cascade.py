@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from common import FOLDER, replot_found, unfinished
+from worked_models import LARGE, SMALL, Size, worked_pair
 
 import latentcomm as lc
-from latentcomm.cascade import CascadeSweep, sweep_cascade
-from latentcomm.cascade.named import hand_offs_named, stops_named
-from latentcomm.cascade_report import PLOTS, write_cascade
-from latentcomm.comparing import map_documents
-from latentcomm.prompts import Template
+from latentcomm.experiments.cascade import CascadeSweep, sweep_cascade
+from latentcomm.experiments.cascade.by_name import hand_offs_named, stops_named
+from latentcomm.experiments.cascade.report import PLOTS, write_cascade
+from latentcomm.experiments.compare.run import map_documents
+from latentcomm.models.prompts import Template
 from latentcomm.tasks import Task, gsm8k, kv_math_worked
 from latentcomm.tasks.kv_math_worked import knowing_texts, pairs_of
-from latentcomm.worked_models import LARGE, SMALL, Size, worked_pair
 
 NAME = "fig11_cascade"
 WORKED, GSM8K = "kv-math-worked", "gsm8k"

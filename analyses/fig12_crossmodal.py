@@ -19,10 +19,10 @@ import plotly.graph_objects as go
 from pictures import RECEIVER, figures_of, of_set, run
 
 import latentcomm as lc
-from latentcomm.crossmodal import VisionSender
-from latentcomm.crossmodal.parts import Part, held_out
-from latentcomm.crossmodal.run import CHANNELS, Plan, cross_modal
-from latentcomm.plots import accuracy_by_question
+from latentcomm.experiments.crossmodal import VisionSender
+from latentcomm.experiments.crossmodal.run import CHANNELS, Plan, cross_modal
+from latentcomm.experiments.crossmodal.splits import Part, held_out
+from latentcomm.reporting.plots import accuracy_by_question
 
 NAME = "fig12_crossmodal"
 

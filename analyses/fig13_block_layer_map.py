@@ -17,11 +17,11 @@ import plotly.graph_objects as go
 from pictures import RECEIVER, figures_of, of_set, run
 
 import latentcomm as lc
-from latentcomm.crossmodal import VisionSender
-from latentcomm.crossmodal.diagnostics import alignment_map, name_states
-from latentcomm.crossmodal.parts import Part
-from latentcomm.crossmodal.pictures import PictureSet
-from latentcomm.plots import pair_map
+from latentcomm.experiments.crossmodal import VisionSender
+from latentcomm.experiments.crossmodal.diagnostics import alignment_map, name_states
+from latentcomm.experiments.crossmodal.pictures import PictureSet
+from latentcomm.experiments.crossmodal.splits import Part
+from latentcomm.reporting.plots import pair_map
 
 NAME = "fig13_block_layer_map"
 

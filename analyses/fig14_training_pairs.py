@@ -19,11 +19,11 @@ import plotly.graph_objects as go
 from pictures import RECEIVER, figures_of, of_set, run
 
 import latentcomm as lc
-from latentcomm.crossmodal import Picture, PictureSet, VisionSender
-from latentcomm.crossmodal.fitted import Fitted
-from latentcomm.crossmodal.parts import Part, held_out
-from latentcomm.crossmodal.run import Plan, cross_modal
-from latentcomm.plots import accuracy_against_pairs
+from latentcomm.experiments.crossmodal import Picture, PictureSet, VisionSender
+from latentcomm.experiments.crossmodal.fitted_channels import Fitted
+from latentcomm.experiments.crossmodal.run import Plan, cross_modal
+from latentcomm.experiments.crossmodal.splits import Part, held_out
+from latentcomm.reporting.plots import accuracy_against_pairs
 
 NAME = "fig14_training_pairs"
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import latentcomm as lc
+from latentcomm.experiments.sweep.report import conditions_figure, heatmap, write_report
 from latentcomm.fusion import Mean, Replace, Sum
-from latentcomm.publishing import replot
-from latentcomm.sweep_report import conditions_figure, heatmap, write_report
+from latentcomm.reporting.publish import replot
 from latentcomm.tasks import Fame, SenderForm, Template, countries
 
 NAME = "fig1_layer_sweep"

@@ -18,11 +18,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import latentcomm as lc
+from latentcomm._core.stats import proportion_interval
 from latentcomm.fusion import Replace
-from latentcomm.plots import factor_grid
-from latentcomm.publishing import publish, replot
-from latentcomm.stats import proportion_interval
-from latentcomm.sweep_report import describe
+from latentcomm.models.facts import describe
+from latentcomm.reporting.plots import factor_grid
+from latentcomm.reporting.publish import publish, replot
 from latentcomm.tasks import DEFAULT_N_CHOICES, SenderForm, Template, countries
 
 NAME = "fig2_template_and_fame"

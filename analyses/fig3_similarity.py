@@ -19,12 +19,12 @@ import torch
 from common import arguments, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
-from latentcomm.corpus import read_corpus
-from latentcomm.paired import PairedStates, capture_paired, pair_tokens
-from latentcomm.plots import pair_map
-from latentcomm.progress import track
-from latentcomm.publishing import plain
+from latentcomm._core.progress import track
+from latentcomm.hooks.paired_text import PairedStates, capture_paired, pair_tokens
+from latentcomm.reporting.plots import pair_map
+from latentcomm.reporting.publish import plain
 from latentcomm.similarity import MinibatchPairs, NullMaps, exchanged_documents, raw, residual_view, rms_normalised
+from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig3_similarity"
 VIEWS = {

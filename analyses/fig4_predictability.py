@@ -21,12 +21,12 @@ from common import arguments, publish_pair, replot_found, unfinished
 from torch import Tensor
 
 import latentcomm as lc
-from latentcomm.corpus import read_corpus
-from latentcomm.paired import capture_paired, pair_tokens
-from latentcomm.plots import pair_map
-from latentcomm.progress import say
-from latentcomm.publishing import plain
+from latentcomm._core.progress import say
+from latentcomm.hooks.paired_text import capture_paired, pair_tokens
+from latentcomm.reporting.plots import pair_map
+from latentcomm.reporting.publish import plain
 from latentcomm.similarity import LayerPairs, Pairing, ResidualView, exchanged_documents, residual_view
+from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig4_predictability"
 

@@ -22,21 +22,21 @@ from common import arguments, publish_pair, replot_found, unfinished
 from torch import Tensor
 
 import latentcomm as lc
+from latentcomm._core.progress import track
+from latentcomm._core.stats import paired_bootstrap
 from latentcomm.alignment import fit_ridge
-from latentcomm.corpus import read_corpus
-from latentcomm.diagnosis import FUSIONS, MESSAGES
-from latentcomm.diagnosis.cells import Cell, Joint, fit_joints, fit_references
-from latentcomm.diagnosis.grafts import Items, choose_items
-from latentcomm.diagnosis.kept import Kept
-from latentcomm.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.drift import COMBINED, DETECTORS
-from latentcomm.paired import capture_paired, pair_tokens
-from latentcomm.plots import drift_violins
-from latentcomm.progress import track
-from latentcomm.publishing import plain
-from latentcomm.sheets import LETTER, LINE, TICK_SIZE, bare, blank_sheet, colour_axis, layer_axis, names_axis
-from latentcomm.sheets import places as layer_places
-from latentcomm.stats import paired_bootstrap
+from latentcomm.experiments.diagnosis import FUSIONS, MESSAGES
+from latentcomm.experiments.diagnosis.cells import Cell, Joint, fit_joints, fit_references
+from latentcomm.experiments.diagnosis.grafts import Items, choose_items
+from latentcomm.experiments.diagnosis.kept import Kept
+from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
+from latentcomm.hooks.paired_text import capture_paired, pair_tokens
+from latentcomm.reporting.plots import drift_violins
+from latentcomm.reporting.publish import plain
+from latentcomm.reporting.style import LETTER, LINE, TICK_SIZE, bare, blank_sheet, colour_axis, layer_axis, names_axis
+from latentcomm.reporting.style import places as layer_places
+from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig5_fusion_drift"
 RARE = 0.95

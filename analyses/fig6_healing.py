@@ -20,15 +20,15 @@ from common import arguments, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
 from latentcomm.alignment import fit_ridge
-from latentcomm.corpus import read_corpus
-from latentcomm.diagnosis import FUSIONS
-from latentcomm.diagnosis.cells import Cell, fit_joints, fit_references
-from latentcomm.diagnosis.grafts import choose_items, effects_table, graft_items, healing_table
-from latentcomm.diagnosis.kept import Kept
-from latentcomm.diagnosis.rows import ordinary_rows
-from latentcomm.paired import capture_paired, pair_tokens
-from latentcomm.plots import healing_curves
-from latentcomm.publishing import plain
+from latentcomm.experiments.diagnosis import FUSIONS
+from latentcomm.experiments.diagnosis.cells import Cell, fit_joints, fit_references
+from latentcomm.experiments.diagnosis.grafts import choose_items, effects_table, graft_items, healing_table
+from latentcomm.experiments.diagnosis.kept import Kept
+from latentcomm.experiments.diagnosis.rows import ordinary_rows
+from latentcomm.hooks.paired_text import capture_paired, pair_tokens
+from latentcomm.reporting.plots import healing_curves
+from latentcomm.reporting.publish import plain
+from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig6_healing"
 LATER, NEXT = "later layers", "next token"

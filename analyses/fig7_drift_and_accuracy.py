@@ -20,30 +20,30 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from common import arguments, publish_pair, replot_found, unfinished
+from correlation import drift_against_accuracy
 from jaxtyping import Float
 from torch import Tensor
 
 import latentcomm as lc
+from latentcomm._core.progress import track
+from latentcomm._core.stats import cell_rank_correlation
 from latentcomm.alignment import AffineMap, fit_ridge
-from latentcomm.capture import capture_positions
 from latentcomm.channels.base import receiver_prompts, sender_prompts
-from latentcomm.corpus import read_corpus
-from latentcomm.diagnosis.cells import fit_references
-from latentcomm.diagnosis.kept import Kept
-from latentcomm.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.drift import COMBINED, DETECTORS, PANEL, DriftReference, fit_drift_reference
 from latentcomm.drift.rarity import combined_surprise, surprise
+from latentcomm.experiments.diagnosis.cells import fit_references
+from latentcomm.experiments.diagnosis.kept import Kept
+from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.fusion import Fusion, Mean, Replace, Sum
-from latentcomm.grafting import LAST
+from latentcomm.hooks.capture import capture_positions
+from latentcomm.hooks.graft import LAST
+from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.models import encode
-from latentcomm.paired import capture_paired, pair_tokens
-from latentcomm.plots import drift_against_accuracy
-from latentcomm.progress import track
-from latentcomm.prompts import Prompts
-from latentcomm.publishing import plain
-from latentcomm.sheets import GRID, INK, LETTER, LINE, TICK_SIZE, bare, blank_sheet, dots, names_axis, styles
-from latentcomm.stats import cell_rank_correlation
+from latentcomm.models.prompts import Prompts
+from latentcomm.reporting.publish import plain
+from latentcomm.reporting.style import GRID, INK, LETTER, LINE, TICK_SIZE, bare, blank_sheet, dots, names_axis, styles
 from latentcomm.tasks import Task, countries, draw_choices
+from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig7_drift_and_accuracy"
 FUSIONS: Mapping[str, Fusion] = {"replace": Replace(), "mean": Mean(), "sum": Sum()}

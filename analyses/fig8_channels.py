@@ -18,11 +18,11 @@ import plotly.graph_objects as go
 from common import arguments, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
-from latentcomm.catalogue import LEARNED
-from latentcomm.comparing import Plan, compare_named, names_for
-from latentcomm.learning import LearningPlan, learn
-from latentcomm.plots import accuracy_against_cost
-from latentcomm.publishing import plain
+from latentcomm.channels.catalogue import LEARNED
+from latentcomm.experiments.compare.run import Plan, compare_named, names_for
+from latentcomm.experiments.train import LearningPlan, learn
+from latentcomm.reporting.plots import accuracy_against_cost
+from latentcomm.reporting.publish import plain
 from latentcomm.tasks import countries, tip_sheets
 
 NAME = "fig8_channels"

@@ -21,23 +21,23 @@ import plotly.graph_objects as go
 from common import arguments, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
+from latentcomm._core.files import digest
+from latentcomm._core.progress import track
+from latentcomm._core.stats import mcnemar_exact, paired_bootstrap
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Silent, Skyline
 from latentcomm.channels.base import receiver_prompts, sender_prompts
-from latentcomm.comparing import fit_maps, map_documents, map_tokens
-from latentcomm.comparison import compare_trials
-from latentcomm.diagnosis.kept import Kept
-from latentcomm.evaluation import MESSAGE
-from latentcomm.files import digest
+from latentcomm.experiments.compare.channels import compare_trials
+from latentcomm.experiments.compare.run import fit_maps, map_documents, map_tokens
+from latentcomm.experiments.diagnosis.kept import Kept
+from latentcomm.experiments.evaluation import MESSAGE
+from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.fusion import Fusion, Mean, OrthogonalResidual, PredictabilityResidual, Replace, Sum
-from latentcomm.layer_sweep import Cell
-from latentcomm.paired import capture_paired, pair_tokens
-from latentcomm.plots import condition_bars
-from latentcomm.progress import track
-from latentcomm.publishing import plain
+from latentcomm.hooks.paired_text import capture_paired, pair_tokens
+from latentcomm.models.sites import Site
 from latentcomm.redundancy import fit_predictable
-from latentcomm.sites import Site
-from latentcomm.stats import mcnemar_exact, paired_bootstrap
+from latentcomm.reporting.plots import condition_bars
+from latentcomm.reporting.publish import plain
 from latentcomm.tasks import Task, countries, draw_choices, tip_sheets
 
 NAME = "fig9_redundancy_merging"

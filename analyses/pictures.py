@@ -13,14 +13,14 @@ import plotly.graph_objects as go
 from common import FOLDER, replot_found, unfinished
 
 import latentcomm as lc
-from latentcomm.crossmodal import PictureSet
-from latentcomm.crossmodal.parts import Part, digit_parts, pooled_for
-from latentcomm.crossmodal.picture_folder import counted_part, folder_parts, read_folder, recoloured_part
-from latentcomm.crossmodal.questions import Question
-from latentcomm.crossmodal.small_vit import encoder_named
-from latentcomm.crossmodal_report import describe_vision
-from latentcomm.publishing import plain, publish
-from latentcomm.sweep_report import describe
+from latentcomm.experiments.crossmodal import PictureSet
+from latentcomm.experiments.crossmodal.picture_folder import counted_part, folder_parts, read_folder, recoloured_part
+from latentcomm.experiments.crossmodal.questions import Question
+from latentcomm.experiments.crossmodal.report import describe_vision
+from latentcomm.experiments.crossmodal.small_vit import encoder_named
+from latentcomm.experiments.crossmodal.splits import Part, digit_parts, pooled_for
+from latentcomm.models.facts import describe
+from latentcomm.reporting.publish import plain, publish
 
 Plot = Callable[[pd.DataFrame, dict[str, Any]], go.Figure]
 DATA = ("digits", "flags", "emoji")

@@ -23,19 +23,19 @@ from typing import Any
 import torch
 
 import latentcomm as lc
-from latentcomm.cascade import TextHandOff, write_openings
-from latentcomm.cascade.continuing import Continuation, go_on
-from latentcomm.cascade.handing import Errand, hand_over
-from latentcomm.cascade.named import depth_of, stops_named
-from latentcomm.cascade.openings import Openings
-from latentcomm.cascade.run import choose
+from latentcomm._core.files import write_json
 from latentcomm.channels.base import receiver_prompts
-from latentcomm.controls import derangement
-from latentcomm.cost import flops
-from latentcomm.decoding import ReceiverInput
-from latentcomm.files import write_json
+from latentcomm.experiments.cascade import TextHandOff, write_openings
+from latentcomm.experiments.cascade.by_name import depth_of, stops_named
+from latentcomm.experiments.cascade.continuations import Errand, hand_over
+from latentcomm.experiments.cascade.openings import Openings
+from latentcomm.experiments.cascade.resume import Continuation, go_on
+from latentcomm.experiments.cascade.run import choose
+from latentcomm.experiments.controls import derangement
+from latentcomm.experiments.cost import flops
+from latentcomm.hooks.decode import ReceiverInput
 from latentcomm.models import recorded_passes
-from latentcomm.publishing import machine
+from latentcomm.reporting.publish import machine
 from latentcomm.tasks import Task, gsm8k
 
 STOPS = ("entropy-drop", "confident", "sentence-end")

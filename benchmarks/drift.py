@@ -26,12 +26,12 @@ import scipy.stats
 import torch
 
 import latentcomm as lc
-from latentcomm.corpus import read_corpus
+from latentcomm._core.files import write_json
 from latentcomm.drift import COMBINED, DETECTORS, DriftReference, fit_drift_reference
 from latentcomm.drift.gaussian import fit_gaussian, rms_normalised
 from latentcomm.drift.neighbours import Neighbours, fit_local_density, local_outlier_factor, nearest
-from latentcomm.files import write_json
-from latentcomm.publishing import machine
+from latentcomm.reporting.publish import machine
+from latentcomm.tasks.corpus import read_corpus
 
 MODEL = "smollm2-135m-instruct"
 TOKENS = 129

@@ -29,10 +29,10 @@ import numpy as np
 import torch
 
 import latentcomm as lc
-from latentcomm.corpus import read_corpus
-from latentcomm.files import write_json
-from latentcomm.publishing import machine
+from latentcomm._core.files import write_json
+from latentcomm.reporting.publish import machine
 from latentcomm.similarity import LayerPairs, MinibatchPairs, document_fold, residual_view
+from latentcomm.tasks.corpus import read_corpus
 
 BATCH_ROWS = 512
 BATCHES_OF_CKATORCH = 4

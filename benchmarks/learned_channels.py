@@ -23,26 +23,26 @@ from typing import Any
 import torch
 
 import latentcomm as lc
+from latentcomm._core.files import write_json
+from latentcomm._core.stats import mcnemar_exact, proportion_interval
 from latentcomm.alignment import fit_ridge
 from latentcomm.channels import Text
 from latentcomm.channels.calm import Calm, CalmLearner, new_bridge
 from latentcomm.channels.coconut import Coconut, CoconutLearner, think
-from latentcomm.channels.latent import AdapterShape, Interlat
-from latentcomm.channels.latent_training import InterlatLearner, InterlatLoss, warm_start
-from latentcomm.controls import derangement
-from latentcomm.corpus import read_corpus
-from latentcomm.evaluation import summarise
-from latentcomm.files import write_json
+from latentcomm.channels.interlat import AdapterShape, Interlat
+from latentcomm.channels.training.answers import TextLearner, train_linear
+from latentcomm.channels.training.interlat import InterlatLearner, InterlatLoss, warm_start
+from latentcomm.channels.training.trainer import Schedule, Training, train
+from latentcomm.experiments.controls import derangement
+from latentcomm.experiments.evaluation import summarise
 from latentcomm.fusion import Replace
-from latentcomm.learners import TextLearner, train_linear
 from latentcomm.models import Model
-from latentcomm.publishing import machine
-from latentcomm.small_models import small_model
-from latentcomm.stats import mcnemar_exact, proportion_interval
+from latentcomm.models.small import small_model
+from latentcomm.reporting.publish import machine
 from latentcomm.tasks import Item, Task
+from latentcomm.tasks.corpus import read_corpus
 from latentcomm.tasks.countries import countries
 from latentcomm.tasks.prosqa import NODES, Wording, problems, prosqa, words
-from latentcomm.training import Schedule, Training, train
 
 MODEL = "smollm2-135m-instruct"
 CONTROLS = ("shuffled", "zero", "random", "self")
@@ -139,7 +139,7 @@ def interlat(work: Path, quick: bool) -> dict[str, Any]:
 
 
 def _sent(sender: Model, task: Task, shape: AdapterShape, receiver: Model) -> tuple[Any, AdapterShape]:
-    from latentcomm.channels.latent import Adapter
+    from latentcomm.channels.interlat import Adapter
 
     first = Interlat("first", Adapter.initial(shape, receiver.embedding_table), plan_tokens=4)
     return first.send(sender, task), shape

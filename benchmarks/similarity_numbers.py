@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 import latentcomm as lc
+from latentcomm._core.files import write_json
 from latentcomm.alignment import fit_ridge
-from latentcomm.corpus import read_corpus
-from latentcomm.files import write_json
-from latentcomm.publishing import machine
+from latentcomm.reporting.publish import machine
 from latentcomm.similarity import (
     SIMILARITIES,
     compare,
@@ -32,6 +31,7 @@ from latentcomm.similarity import (
     shuffled_rows,
 )
 from latentcomm.similarity.hsic import hsic1_from_grams
+from latentcomm.tasks.corpus import read_corpus
 
 PAIRS = ((11, 24), (14, 19), (4, 19))
 PREDICTED = ((1, 28), (7, 19))

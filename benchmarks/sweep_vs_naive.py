@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 import latentcomm as lc
-from latentcomm.files import write_json
-from latentcomm.publishing import machine
+from latentcomm._core.files import write_json
+from latentcomm.reporting.publish import machine
 
 FILLER = (
     "The city keeps its old archive in a tower by the river, where clerks copied letters, maps, tax rolls and the "

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from latentcomm import files
-from latentcomm.linalg import canonical_pairs, centred, fitted_dtype, require_finite, squared_size, thin_svd
+from latentcomm._core import files
+from latentcomm._core.linalg import canonical_pairs, centred, fitted_dtype, require_finite, squared_size, thin_svd
 
 __all__ = [
     "ALIGNERS",

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.linalg import remove_component, require_finite
+from latentcomm._core.linalg import remove_component, require_finite
 
 __all__ = [
     "FUSIONS",

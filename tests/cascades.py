@@ -7,7 +7,7 @@ from test_paired import byte_level
 from tiny import transformers_model
 from toys import toy
 
-from latentcomm.cascade import (
+from latentcomm.experiments.cascade import (
     CascadeTrial,
     Confident,
     EntropyDrop,
@@ -17,10 +17,10 @@ from latentcomm.cascade import (
     Oracle,
     TextHandOff,
 )
-from latentcomm.cascade.hand_offs import HandOff
-from latentcomm.cascade.openings import EMBEDDING
+from latentcomm.experiments.cascade.hand_offs import HandOff
+from latentcomm.experiments.cascade.openings import EMBEDDING
 from latentcomm.models import Model, encode, wrap_model
-from latentcomm.prompts import Prompts
+from latentcomm.models.prompts import Prompts
 from latentcomm.tasks import Item, Task
 
 LIMIT = 10

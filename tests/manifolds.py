@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from latentcomm.drift import DriftReference, fit_drift_reference
-from latentcomm.sites import Site
+from latentcomm.models.sites import Site
 
 WIDTH = 24
 DOCUMENTS = torch.arange(100).repeat_interleave(12)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from tiny import COUNTRIES, VOCABULARY, WORDS, tokenizer, transformers_model
 
-from latentcomm.corpus import Corpus
-from latentcomm.files import digest
+from latentcomm._core.files import digest
 from latentcomm.models import Model, wrap_model
+from latentcomm.tasks.corpus import Corpus
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 

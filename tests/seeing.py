@@ -12,14 +12,14 @@ from tiny import COUNTRIES
 from toys import PIECES, words_folder
 
 from latentcomm.alignment import AffineMap
-from latentcomm.crossmodal import digits
-from latentcomm.crossmodal.messages import Eye
-from latentcomm.crossmodal.parts import digit_parts
-from latentcomm.crossmodal.picture_folder import COLUMN_QUESTIONS
-from latentcomm.crossmodal.pictures import Picture, PictureSet
-from latentcomm.crossmodal.preprocessing import Preprocessing
-from latentcomm.crossmodal.questions import picture_task, told
-from latentcomm.crossmodal.vision import VisionSender, VisionSite
+from latentcomm.experiments.crossmodal import digits
+from latentcomm.experiments.crossmodal.channels import Eye
+from latentcomm.experiments.crossmodal.picture_folder import COLUMN_QUESTIONS
+from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
+from latentcomm.experiments.crossmodal.questions import picture_task, told
+from latentcomm.experiments.crossmodal.splits import digit_parts
+from latentcomm.models.vision import VisionSender, VisionSite
+from latentcomm.models.vision_preprocessing import Preprocessing
 
 KINDS = ("vit", "dinov2", "clip", "siglip")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}

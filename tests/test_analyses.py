@@ -17,9 +17,9 @@ import pytest
 from tiny import files_in
 
 import latentcomm as lc
+from latentcomm._core.stats import proportion_interval
 from latentcomm.fusion import Replace
-from latentcomm.publishing import check_replot, plain
-from latentcomm.stats import proportion_interval
+from latentcomm.reporting.publish import check_replot, plain
 from latentcomm.tasks import countries
 
 ROOT = Path(__file__).resolve().parent.parent

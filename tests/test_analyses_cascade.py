@@ -11,8 +11,8 @@ from test_analyses import ROOT, call, script
 from tiny import files_in
 
 import latentcomm as lc
-from latentcomm.cascade_report import PLOTS
-from latentcomm.publishing import check_replot
+from latentcomm.experiments.cascade.report import PLOTS
+from latentcomm.reporting.publish import check_replot
 from latentcomm.tasks.kv_math_worked import worked_table
 
 MODULE = script(ROOT / "analyses" / "fig11_cascade.py")

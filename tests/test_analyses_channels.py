@@ -17,11 +17,11 @@ from test_analyses import ROOT, call, plots, script
 from tiny import files_in
 
 import latentcomm as lc
+from latentcomm._core.stats import mcnemar_exact
 from latentcomm.alignment import fit_cca, fit_ridge
-from latentcomm.evaluation import MESSAGE
-from latentcomm.paired import PairedStates
-from latentcomm.publishing import check_replot
-from latentcomm.stats import mcnemar_exact
+from latentcomm.experiments.evaluation import MESSAGE
+from latentcomm.hooks.paired_text import PairedStates
+from latentcomm.reporting.publish import check_replot
 
 NAMES = ("fig8_channels", "fig9_redundancy_merging", "fig10_cross_family")
 PATHS = [ROOT / "analyses" / f"{name}.py" for name in NAMES]

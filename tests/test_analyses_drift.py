@@ -16,7 +16,7 @@ import latentcomm as lc
 from latentcomm.drift import fit_drift_reference
 from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.models import encode
-from latentcomm.publishing import check_replot
+from latentcomm.reporting.publish import check_replot
 from latentcomm.tasks import countries
 
 PATHS = [ROOT / "analyses" / f"{name}.py" for name in ("fig5_fusion_drift", "fig6_healing", "fig7_drift_and_accuracy")]

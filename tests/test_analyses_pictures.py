@@ -12,8 +12,8 @@ from seeing import NAMED, encoder_folder, picture_folder, reader_folder
 from test_analyses import ENDINGS, ROOT, call, plots, script
 from tiny import files_in
 
-from latentcomm.crossmodal.picture_folder import folder_parts
-from latentcomm.publishing import check_replot
+from latentcomm.experiments.crossmodal.picture_folder import folder_parts
+from latentcomm.reporting.publish import check_replot
 
 NAMES = ("fig12_crossmodal", "fig13_block_layer_map", "fig14_training_pairs")
 PATHS = [ROOT / "analyses" / f"{name}.py" for name in NAMES]

@@ -16,11 +16,11 @@ from tiny import files_in, transformers_model
 from torch import Tensor
 
 import latentcomm as lc
-from latentcomm.corpus import read_corpus
+from latentcomm.hooks.paired_text import pair_tokens
 from latentcomm.models import wrap_model
-from latentcomm.paired import pair_tokens
-from latentcomm.publishing import check_replot
+from latentcomm.reporting.publish import check_replot
 from latentcomm.similarity import LayerPairs, debiased_cka, exchanged_documents, rms_normalised
+from latentcomm.tasks.corpus import read_corpus
 
 PATHS = [ROOT / "analyses" / f"{name}.py" for name in ("fig3_similarity", "fig4_predictability")]
 every_script = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from latentcomm.controls import exchanged
+from latentcomm.experiments.controls import exchanged
 from latentcomm.tasks import Begins, Contains, biographies
 from latentcomm.tasks.biographies import OWN_PEOPLE
 

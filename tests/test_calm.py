@@ -13,11 +13,11 @@ from toys import toy
 import latentcomm as lc
 from latentcomm.channels import Channel, Message, Silent
 from latentcomm.channels.calm import Bridge, BridgeShape, Calm, CalmLearner, new_bridge, paired_layers
-from latentcomm.decoding import decode, next_token_logits
+from latentcomm.channels.training.trainer import Schedule, Trainable, train
+from latentcomm.hooks.decode import decode, next_token_logits
+from latentcomm.hooks.receiver_input import Standing
 from latentcomm.models import Model
-from latentcomm.receiver_input import Standing
 from latentcomm.tasks import Task
-from latentcomm.training import Schedule, Trainable, train
 
 TASK = toy()
 

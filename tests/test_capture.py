@@ -14,12 +14,12 @@ from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms
 from tiny import BACKENDS, EVERY_MODEL, PAD_ID, build, files_in, hooks_left, ids, left_padded, model
 from torch import Tensor
 
-from latentcomm.capture import ActivationStore, capture, capture_positions, capture_to_disk, run_to_deepest
+from latentcomm.hooks.capture import ActivationStore, capture, capture_positions, capture_to_disk, run_to_deepest
 from latentcomm.models import Model
-from latentcomm.prompts import Prompts
-from latentcomm.sites import STREAMS, Site
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import STREAMS, Site
 
-capturing = importlib.import_module("latentcomm.capture")  # the package's `capture` is the function
+capturing = importlib.import_module("latentcomm.hooks.capture")  # the package's `capture` is the function
 
 ROWS = ids(6, 2, 9, 1, 6, seed=4)
 ROWS[1][-1] = PAD_ID

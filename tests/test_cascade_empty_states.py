@@ -6,9 +6,9 @@ from cascades import large, of_bytes, small, task
 from tiny import states
 
 from latentcomm.alignment import AffineMap
-from latentcomm.cascade import KVHandOff, LatentHandOff, TextHandOff, sweep_cascade, write_openings
-from latentcomm.cascade.hand_offs import HandOff
-from latentcomm.cascade.openings import EMBEDDING, Openings
+from latentcomm.experiments.cascade import KVHandOff, LatentHandOff, TextHandOff, sweep_cascade, write_openings
+from latentcomm.experiments.cascade.hand_offs import HandOff
+from latentcomm.experiments.cascade.openings import EMBEDDING, Openings
 from latentcomm.models import Model
 
 MAPPED = AffineMap(0.3 * states(16, 32), states(16, seed=1))

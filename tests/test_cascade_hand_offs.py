@@ -12,19 +12,20 @@ from numerics import assert_equal_to_rounding, forward_terms
 from tiny import EVERY_MODEL, model, states
 
 from latentcomm.alignment import AffineMap, fit_ridge
-from latentcomm.capture import capture
-from latentcomm.cascade import KVHandOff, LatentHandOff, TextHandOff, fit_hand_off, fitting, write_openings
-from latentcomm.cascade.continuing import Continuation, Prefix, behind, go_on
-from latentcomm.cascade.hand_offs import HandOff
-from latentcomm.cascade.handing import Errand, Handed, hand_over
-from latentcomm.cascade.openings import EMBEDDING, Openings
 from latentcomm.channels.base import receiver_prompts
-from latentcomm.comparing import map_tokens
-from latentcomm.decoding import EMBEDDED
+from latentcomm.experiments.cascade import KVHandOff, LatentHandOff, TextHandOff, fit_hand_off, write_openings
+from latentcomm.experiments.cascade import fit_hand_off as fitting
+from latentcomm.experiments.cascade.continuations import Errand, Handed, hand_over
+from latentcomm.experiments.cascade.hand_offs import HandOff
+from latentcomm.experiments.cascade.openings import EMBEDDING, Openings
+from latentcomm.experiments.cascade.resume import Continuation, Prefix, behind, go_on
+from latentcomm.experiments.compare.run import map_tokens
 from latentcomm.fusion import Mean, Replace, Sum
+from latentcomm.hooks.capture import capture
+from latentcomm.hooks.decode import EMBEDDED
+from latentcomm.hooks.paired_text import pair_tokens
 from latentcomm.models import Model
-from latentcomm.paired import pair_tokens
-from latentcomm.sites import Site
+from latentcomm.models.sites import Site
 
 NS = (1, 2, 3, 6, 9)
 EVERYTHING = (0, 1, 2, EMBEDDING)
@@ -191,7 +192,7 @@ class TestSharing:
         assert prefix.mean_surprise(ids[:8], 5) == pytest.approx(float(prefix.surprise[4:7].mean()))
 
     def test_a_continuation_that_writes_the_opening_is_not_written_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from latentcomm.cascade import handing
+        from latentcomm.experiments.cascade import continuations as handing
 
         runs: list[int] = []
 
@@ -363,7 +364,7 @@ class TestRefusals:
 
 
 def test_every_hand_off_keeps_the_protocol() -> None:
-    from latentcomm.files import digest
+    from latentcomm._core.files import digest
 
     for hand_off in (TextHandOff(), KVHandOff(), LatentHandOff(1, 1), LatentHandOff(EMBEDDING)):
         assert isinstance(hand_off, HandOff)

@@ -10,18 +10,18 @@ import pytest
 import tiny
 from cascades import HAND_OFFS, LIMIT, NS, STOPS, large, small, task
 
-from latentcomm.cascade import (
+from latentcomm.experiments.cascade import (
     Cascade,
     CascadeSweep,
     CascadeTrial,
     FixedTokens,
     KVHandOff,
     TextHandOff,
-    handing,
     sweep_cascade,
     write_openings,
 )
-from latentcomm.cascade.setting import Setting, Side
+from latentcomm.experiments.cascade import continuations as handing
+from latentcomm.experiments.cascade.runner import Setting, Side
 from latentcomm.models import Model, recorded_passes
 from latentcomm.tasks import Task
 

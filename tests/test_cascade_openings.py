@@ -10,15 +10,15 @@ from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms
 from tiny import EVERY_MODEL, files_in, hooks_left, model
 from toys import Counter
 
-from latentcomm.capture import capture
-from latentcomm.cascade import writing as module
-from latentcomm.cascade.openings import EMBEDDING, Openings, pieces_of
-from latentcomm.cascade.writing import write_openings
 from latentcomm.channels.kv import swapped
-from latentcomm.decoding import generate
+from latentcomm.experiments.cascade import generate as module
+from latentcomm.experiments.cascade.generate import write_openings
+from latentcomm.experiments.cascade.openings import EMBEDDING, Openings, pieces_of
+from latentcomm.hooks.capture import capture
+from latentcomm.hooks.decode import generate
 from latentcomm.models import Model, encode
-from latentcomm.prompts import Prompts
-from latentcomm.sites import Site
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 
 
 @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)

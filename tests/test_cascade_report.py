@@ -7,11 +7,11 @@ import pytest
 import torch
 from cascades import large, small, task
 
-from latentcomm.cascade import Confident, KVHandOff, Opening, Openings, Oracle, TextHandOff
-from latentcomm.cascade.named import depth_of, hand_offs_named, stops_named
-from latentcomm.cascade.stops import STOPS, FixedTokens
-from latentcomm.cascade_report import signal_table
-from latentcomm.small_models import small_model
+from latentcomm.experiments.cascade import Confident, KVHandOff, Opening, Openings, Oracle, TextHandOff
+from latentcomm.experiments.cascade.by_name import depth_of, hand_offs_named, stops_named
+from latentcomm.experiments.cascade.report import signal_table
+from latentcomm.experiments.cascade.stops import STOPS, FixedTokens
+from latentcomm.models.small import small_model
 
 ENTROPIES = ([4.0, 2.0, 1.0], [2.0, 1.0], [8.0, 3.0, 5.0, 6.0])
 

@@ -8,9 +8,9 @@ from cascades import large, of_bytes, prompt_ids, small, task
 from tiny import states
 
 from latentcomm.alignment import AffineMap
-from latentcomm.cascade import KVHandOff, LatentHandOff, TextHandOff, write_openings
-from latentcomm.cascade.signals import token_signals
 from latentcomm.drift import fit_drift_reference
+from latentcomm.experiments.cascade import KVHandOff, LatentHandOff, TextHandOff, write_openings
+from latentcomm.experiments.cascade.signals import token_signals
 from latentcomm.models import Model
 
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentcomm.cascade.openings import Opening
-from latentcomm.cascade.stops import STOPS, Confident, EntropyDrop, FixedTokens, SentenceEnd, Stop
+from latentcomm.experiments.cascade.openings import Opening
+from latentcomm.experiments.cascade.stops import STOPS, Confident, EntropyDrop, FixedTokens, SentenceEnd, Stop
 
 SIGNALS = st.lists(
     st.tuples(

@@ -9,7 +9,8 @@ import tiny
 from cascades import HAND_OFFS, LIMIT, NS, STOPS, TRIAL, greedy, large, of_bytes, prompt_ids, single, small, task
 
 from latentcomm.alignment import AffineMap
-from latentcomm.cascade import (
+from latentcomm.channels.text import item_seed
+from latentcomm.experiments.cascade import (
     Cascade,
     CascadeSweep,
     Confident,
@@ -19,21 +20,20 @@ from latentcomm.cascade import (
     LatentHandOff,
     SentenceEnd,
     TextHandOff,
-    handing,
     sweep_cascade,
     write_openings,
 )
-from latentcomm.cascade.continuing import go_on
-from latentcomm.cascade.openings import EMBEDDING, Opening
-from latentcomm.cascade.trials import (
+from latentcomm.experiments.cascade import continuations as handing
+from latentcomm.experiments.cascade.openings import EMBEDDING, Opening
+from latentcomm.experiments.cascade.resume import go_on
+from latentcomm.experiments.cascade.trials import (
     CascadeTrial,
     holds_answer,
     opening_flops,
 )
-from latentcomm.cascade.votes import _vote, held_votes
-from latentcomm.channels.text import item_seed
-from latentcomm.cost import ModelSize, flops
-from latentcomm.decoding import decode, generate
+from latentcomm.experiments.cascade.votes import _vote, held_votes
+from latentcomm.experiments.cost import ModelSize, flops
+from latentcomm.hooks.decode import decode, generate
 from latentcomm.models import Model, encode, recorded_passes
 from latentcomm.tasks import Item
 from latentcomm.tasks.judging import Begins, Contains, Letter, Number

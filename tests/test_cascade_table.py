@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from cascades import TRIAL
 
-from latentcomm.cascade.tables import cascade_table
-from latentcomm.stats import mcnemar_exact, proportion_interval
+from latentcomm._core.stats import mcnemar_exact, proportion_interval
+from latentcomm.experiments.cascade.table import cascade_table
 
 
 class TestTheTable:

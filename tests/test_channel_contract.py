@@ -14,7 +14,7 @@ from tiny import PAD, VOCABULARY, build, files_in, hooks_left, tokenizer, transf
 from torch import Tensor
 from toys import toy
 
-from latentcomm import evaluation
+from latentcomm._core.files import digest
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import (
     Activation,
@@ -35,16 +35,16 @@ from latentcomm.channels import (
     Text,
 )
 from latentcomm.channels.calm import Bridge, new_bridge
-from latentcomm.channels.latent import new_adapter
-from latentcomm.controls import Exchange, shuffled
-from latentcomm.crossmodal.captions import Caption, NearestPicture
-from latentcomm.crossmodal.messages import SoftPrompt, VisionGraft
-from latentcomm.decoding import next_token_logits
-from latentcomm.evaluation import evaluate
-from latentcomm.files import digest
+from latentcomm.channels.interlat import new_adapter
+from latentcomm.experiments import evaluation
+from latentcomm.experiments.controls import Exchange, shuffled
+from latentcomm.experiments.crossmodal.captions import Caption, NearestPicture
+from latentcomm.experiments.crossmodal.channels import SoftPrompt, VisionGraft
+from latentcomm.experiments.evaluation import evaluate
 from latentcomm.fusion import Gated, OrthogonalResidual, Replace, Sum, TaskArithmetic, Ties
+from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import Model, recorded_passes, wrap_model
-from latentcomm.sites import Site
+from latentcomm.models.sites import Site
 from latentcomm.tasks import Task
 
 
@@ -469,7 +469,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
 
 def test_what_is_said_costs_what_was_run() -> None:
     """The sender's share of a trial is the cost of the passes of `send`, the receiver's that of the rest."""
-    from latentcomm.cost import flops
+    from latentcomm.experiments.cost import flops
 
     sender, receiver = build("llama"), build("llama", seed=1)
     for name, row in CHANNELS.items():

@@ -13,10 +13,10 @@ from toys import ASKED, planted_pair, planted_task, toy
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, Message, Silent, Skyline
 from latentcomm.channels.base import label
-from latentcomm.decoding import next_token_logits
 from latentcomm.fusion import Linear, Mean, Replace, RightAligned, Sum
+from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import Model
-from latentcomm.sites import Site
+from latentcomm.models.sites import Site
 from latentcomm.tasks import Task
 
 ARCHITECTURES = ("llama", "gpt2")

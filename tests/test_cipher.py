@@ -20,11 +20,11 @@ from latentcomm.channels.soft_decoding import (
     table,
     with_slot,
 )
-from latentcomm.decoding import decode, next_token_logits
-from latentcomm.evaluation import evaluate
+from latentcomm.experiments.evaluation import evaluate
+from latentcomm.hooks.decode import decode, next_token_logits
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, encode, recorded_passes, wrap_model
-from latentcomm.prompts import Prompts
-from latentcomm.receiver_input import ReceiverInput
+from latentcomm.models.prompts import Prompts
 from latentcomm.tasks import Task
 
 TASK = toy()

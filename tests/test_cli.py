@@ -21,16 +21,19 @@ from tiny import files_in
 from toys import Counter, countries_folder
 from typer.testing import CliRunner
 
-from latentcomm import diagnosis, evaluation, layer_sweep, sweeps, weights
 from latentcomm.alignment import fit_ridge
 from latentcomm.cli import app
 from latentcomm.cli.sweep import FUSION_NAMES
-from latentcomm.diagnosis import grafts
+from latentcomm.experiments import diagnosis, evaluation
+from latentcomm.experiments.diagnosis import grafts
+from latentcomm.experiments.sweep import grid as layer_sweep
+from latentcomm.experiments.sweep import run as sweeps
+from latentcomm.experiments.sweep.report import conditions_figure, heatmap
+from latentcomm.experiments.sweep.run import sweep_and_judge
 from latentcomm.fusion import Mean, NormMatched, Replace, RightAligned, Sum
 from latentcomm.models import Model, load_model
-from latentcomm.publishing import check_replot
-from latentcomm.sweep_report import conditions_figure, heatmap
-from latentcomm.sweeps import sweep_and_judge
+from latentcomm.models import builtin as weights
+from latentcomm.reporting.publish import check_replot
 from latentcomm.tasks import Task, countries, tip_sheets
 
 ROOT = Path(__file__).resolve().parent.parent

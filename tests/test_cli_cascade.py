@@ -10,13 +10,15 @@ import pytest
 from click.testing import Result
 from test_cli import compared, last_line, run
 from tiny import files_in
+from worked_models import Size, worked_pair
 
-from latentcomm.cascade import TextHandOff, handing, writing
-from latentcomm.cascade.hand_offs import HandOff
-from latentcomm.cascade_report import PLOTS
-from latentcomm.publishing import check_replot
+from latentcomm.experiments.cascade import TextHandOff
+from latentcomm.experiments.cascade import continuations as handing
+from latentcomm.experiments.cascade import generate as writing
+from latentcomm.experiments.cascade.hand_offs import HandOff
+from latentcomm.experiments.cascade.report import PLOTS
+from latentcomm.reporting.publish import check_replot
 from latentcomm.tasks.kv_math_worked import knowing_texts
-from latentcomm.worked_models import Size, worked_pair
 
 ASKED = ("--task", "kv-math-worked", "--n", "0,2,5", "--stop", "confident,oracle", "--n-items", "6")
 ENDINGS = (".csv", ".html", ".json", ".meta.json")
@@ -118,8 +120,8 @@ class TestCascade:
             seen["sweep"] = options
             raise ValueError("seen")
 
-        monkeypatch.setattr("latentcomm.cascade.named.hand_offs_named", named)
-        monkeypatch.setattr("latentcomm.cascade.sweep_cascade", sweep)
+        monkeypatch.setattr("latentcomm.experiments.cascade.by_name.hand_offs_named", named)
+        monkeypatch.setattr("latentcomm.experiments.cascade.sweep_cascade", sweep)
         more = ("--hand-off", "graft", "--read-layer", "1", "--write-layer", "0", "--seed", "3")
         assert "seen" in cascade(pair, tmp_path, *more).output
         assert seen["maps"] == {"read_layer": 1, "write_layer": 0, "seed": 3}

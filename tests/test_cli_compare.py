@@ -12,8 +12,11 @@ from test_cli import last_line, run
 from tiny import files_in
 from toys import Counter, countries_folder
 
-from latentcomm import comparing, evaluation, learning, training
-from latentcomm.catalogue import LEARNED
+from latentcomm.channels.catalogue import LEARNED
+from latentcomm.channels.training import trainer as training
+from latentcomm.experiments import evaluation
+from latentcomm.experiments import train as learning
+from latentcomm.experiments.compare import run as comparing
 from latentcomm.models import recorded_passes
 
 FEW = ("--n-tune", "4", "--n-test", "6", "--message-tokens", "2", "--read-layer", "1", "--write-layer", "1")

@@ -12,9 +12,9 @@ from test_cli_compare import stop
 from tiny import files_in
 from toys import Counter
 
-from latentcomm import evaluation
-from latentcomm.crossmodal_report import crossmodal_figure
-from latentcomm.publishing import check_replot
+from latentcomm.experiments import evaluation
+from latentcomm.experiments.crossmodal.report import crossmodal_figure
+from latentcomm.reporting.publish import check_replot
 
 FEW = ("--n-fitting", "30", "--n-test", "6", "--reply-tokens", "1", "--vision-steps", "3")
 WRITTEN = ["c.csv", "c.html", "c.json", "c.meta.json", "c_trials.csv"]

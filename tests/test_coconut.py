@@ -16,12 +16,12 @@ import latentcomm as lc
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Channel, Message
 from latentcomm.channels.coconut import Coconut, CoconutLearner, marker, think
-from latentcomm.decoding import next_token_logits
-from latentcomm.learners import answer_logits, cross_entropy
+from latentcomm.channels.training.answers import answer_logits, cross_entropy
+from latentcomm.channels.training.trainer import Schedule, Trainable, train
+from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import Model
-from latentcomm.small_models import small_model, word_tokenizer
+from latentcomm.models.small import small_model, word_tokenizer
 from latentcomm.tasks.prosqa import KINDS, TERSE, problems, prosqa, words
-from latentcomm.training import Schedule, Trainable, train
 
 TASK = toy()
 BEGIN, END = " note", " says"

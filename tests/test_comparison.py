@@ -13,18 +13,18 @@ from scipy.stats import binomtest
 from tiny import model
 from toys import N_RECEIVER, PLANTED_CELL, planted_pair, planted_task
 
-from latentcomm import comparing
 from latentcomm.alignment import AffineMap
-from latentcomm.catalogue import CHANNELS, OF_ONE_LAYOUT, OF_ONE_VOCABULARY, Recipe, build, needs_cell
 from latentcomm.channels import Activation, Channel, Silent, Skyline
-from latentcomm.comparing import Plan, compare_named, names_for
-from latentcomm.comparison import compare, compare_trials
-from latentcomm.cost import ModelSize, paper_activation_flops, paper_forward_flops
-from latentcomm.evaluation import Trial
+from latentcomm.channels.catalogue import CHANNELS, OF_ONE_LAYOUT, OF_ONE_VOCABULARY, Recipe, build, needs_cell
+from latentcomm.experiments.compare import run as comparing
+from latentcomm.experiments.compare.channels import compare, compare_trials
+from latentcomm.experiments.compare.run import Plan, compare_named, names_for
+from latentcomm.experiments.cost import ModelSize, paper_activation_flops, paper_forward_flops
+from latentcomm.experiments.evaluation import Trial
 from latentcomm.fusion import Replace
+from latentcomm.hooks.paired_text import pair_tokens
 from latentcomm.models import Model, encode, recorded_passes
-from latentcomm.paired import pair_tokens
-from latentcomm.sites import Site
+from latentcomm.models.sites import Site
 from latentcomm.tasks import Task
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from toys import toy
 
 from latentcomm.alignment import AffineMap
-from latentcomm.capture import capture
 from latentcomm.channels import Activation, Message, Silent
-from latentcomm.controls import (
+from latentcomm.experiments.controls import (
     CONTROLS,
     USUAL,
     Exchange,
@@ -30,8 +29,9 @@ from latentcomm.controls import (
     zero,
 )
 from latentcomm.fusion import Linear, Replace
+from latentcomm.hooks.capture import capture
 from latentcomm.models import encode
-from latentcomm.sites import Site
+from latentcomm.models.sites import Site
 from latentcomm.tasks import Task
 
 CHANNEL = Activation("a", Site(1), Site(2), Replace())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from latentcomm.corpus import LEAST_DOCUMENTS, PASSAGE_CHARACTERS, PUBLIC_DOMAIN, Corpus, read_corpus
+from latentcomm.tasks.corpus import LEAST_DOCUMENTS, PASSAGE_CHARACTERS, PUBLIC_DOMAIN, Corpus, read_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [f"Document {number} says that the river was wide." for number in range(LEAST_DOCUMENTS)]
@@ -73,8 +73,8 @@ class TestWhatComesWithThePackage:
             pytest.skip("hatchling is not installed here; the wheel is built without it in continuous integration")
         assert done.returncode == 0, done.stderr
         with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-            packed = wheel.read("latentcomm/data/public_domain.jsonl")
-            assert "latentcomm/data/NOTICE.md" in wheel.namelist()
+            packed = wheel.read("latentcomm/tasks/data/public_domain.jsonl")
+            assert "latentcomm/tasks/data/NOTICE.md" in wheel.namelist()
         assert hashlib.sha256(packed).digest() == hashlib.sha256(PUBLIC_DOMAIN.read_bytes()).digest()
 
 

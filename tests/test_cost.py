@@ -10,23 +10,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toys import toy
 
+from latentcomm._core.stats import cost_front
 from latentcomm.channels import Activation, Calm, Cipher, Interlat, Silent
 from latentcomm.channels.calm import new_bridge
-from latentcomm.channels.latent import new_adapter
-from latentcomm.cost import (
+from latentcomm.channels.interlat import new_adapter
+from latentcomm.experiments.cost import (
     ModelSize,
-    cost_front,
     flops,
     paper_activation_flops,
     paper_forward_flops,
     paper_text_flops,
     pass_flops,
 )
-from latentcomm.decoding import decode
 from latentcomm.fusion import Replace
+from latentcomm.hooks.decode import decode
 from latentcomm.models import Model, recorded_passes
-from latentcomm.prompts import Prompts
-from latentcomm.sites import Site
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 
 
 def counted(tiny: Model, run: object) -> tuple[int, float]:

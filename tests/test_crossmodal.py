@@ -9,19 +9,35 @@ from seeing import country_pictures, noise, sender
 from tiny import COUNTRIES, build, model, states
 
 from latentcomm.alignment import AffineMap
-from latentcomm.crossmodal import digits, fitted
-from latentcomm.crossmodal import small_vit as digits_encoder
-from latentcomm.crossmodal.diagnostics import NameStates, alignment_map, combined_drift, mapped_drift, name_states
-from latentcomm.crossmodal.digits import CELLS, FOUR_CELLS, INKS, ONE_DIGIT, WORDS, digit_halves, four_cells, one_digit
-from latentcomm.crossmodal.fitted import FITTED_CONTROLS, Fitted
-from latentcomm.crossmodal.messages import SoftPrompt
-from latentcomm.crossmodal.pictures import Picture, PictureSet
-from latentcomm.crossmodal.questions import Question, picture_task
-from latentcomm.crossmodal.run import CHANNELS, USUAL, Part, Plan, cross_modal, digit_parts, exchangeable
-from latentcomm.crossmodal.small_vit import small_vit
-from latentcomm.crossmodal.vision import VisionSite
 from latentcomm.drift import fit_drift_reference, fitting
+from latentcomm.experiments.crossmodal import digits
+from latentcomm.experiments.crossmodal import fitted_channels as fitted
+from latentcomm.experiments.crossmodal import small_vit as digits_encoder
+from latentcomm.experiments.crossmodal.channels import SoftPrompt
+from latentcomm.experiments.crossmodal.diagnostics import (
+    NameStates,
+    alignment_map,
+    combined_drift,
+    mapped_drift,
+    name_states,
+)
+from latentcomm.experiments.crossmodal.digits import (
+    CELLS,
+    FOUR_CELLS,
+    INKS,
+    ONE_DIGIT,
+    WORDS,
+    digit_halves,
+    four_cells,
+    one_digit,
+)
+from latentcomm.experiments.crossmodal.fitted_channels import FITTED_CONTROLS, Fitted
+from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
+from latentcomm.experiments.crossmodal.questions import Question, picture_task
+from latentcomm.experiments.crossmodal.run import CHANNELS, USUAL, Part, Plan, cross_modal, digit_parts, exchangeable
+from latentcomm.experiments.crossmodal.small_vit import small_vit
 from latentcomm.models import encode, recorded_passes
+from latentcomm.models.vision import VisionSite
 
 WHERE = Question("identity", "Alice is in the country of", "identity", COUNTRIES)
 

@@ -9,8 +9,8 @@ from toys import toy
 
 from latentcomm.channels import Debate, Message
 from latentcomm.channels.debate import APART, agent_models, same_answer, vote
-from latentcomm.decoding import generate, next_token_logits
-from latentcomm.evaluation import evaluate
+from latentcomm.experiments.evaluation import evaluate
+from latentcomm.hooks.decode import generate, next_token_logits
 from latentcomm.models import Model, encode
 from latentcomm.tasks import Item, Task, Verdict
 

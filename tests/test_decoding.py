@@ -23,15 +23,15 @@ from tiny import (
 )
 from torch import Tensor
 
-from latentcomm import decoding
-from latentcomm.capture import capture
-from latentcomm.decoding import Run, _choose, decode, generate, next_token_logits
 from latentcomm.fusion import Mean, Replace, Sum
-from latentcomm.grafting import LAST, Graft, grafted
+from latentcomm.hooks import decode as decoding
+from latentcomm.hooks.capture import capture
+from latentcomm.hooks.decode import Run, _choose, decode, generate, next_token_logits
+from latentcomm.hooks.graft import LAST, Graft, grafted
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, encode, wrap_model
-from latentcomm.prompts import Prompts
-from latentcomm.receiver_input import ReceiverInput
-from latentcomm.sites import Site
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 
 ROWS = ids(6, 2, 9, 6, 1, seed=5)
 ROWS[0][-1] = PAD_ID

@@ -13,12 +13,12 @@ from test_channels import far_apart
 from tiny import BACKENDS, EVERY_MODEL, N_VOCABULARY, build, states, tokenizer, transformers_model
 from torch import Tensor
 
+from latentcomm._core.files import digest
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Channel, Message, Silent, StateDeltas, Text
-from latentcomm.channels.delta import _spliced
-from latentcomm.decoding import decode, next_token_logits
-from latentcomm.evaluation import evaluate
-from latentcomm.files import digest
+from latentcomm.channels.state_deltas import _spliced
+from latentcomm.experiments.evaluation import evaluate
+from latentcomm.hooks.decode import decode, next_token_logits
 from latentcomm.models import Model, encode, recorded_passes, wrap_model
 from latentcomm.tasks import Item, Task
 

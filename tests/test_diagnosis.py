@@ -14,17 +14,18 @@ from pairs import corpus, other_ids, rotated_pair
 from tiny import files_in
 
 import latentcomm as lc
-from latentcomm import paired
 from latentcomm.alignment import fit_procrustes
-from latentcomm.diagnosis import FUSIONS, MESSAGES, Diagnosis, Fitted, Size, cells, comparison, diagnose, grafts, report
-from latentcomm.diagnosis.comparison import r_squared_map
-from latentcomm.diagnosis.kept import Kept
-from latentcomm.diagnosis.rows import Rows, ordinary_rows
-from latentcomm.diagnosis.settings import layers_in_steps
 from latentcomm.drift import COMBINED, DETECTORS, FAMILIES
+from latentcomm.experiments.diagnosis import FUSIONS, MESSAGES, Diagnosis, Fitted, Size, cells, diagnose, grafts, report
+from latentcomm.experiments.diagnosis import alikeness as comparison
+from latentcomm.experiments.diagnosis.alikeness import r_squared_map
+from latentcomm.experiments.diagnosis.kept import Kept
+from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
+from latentcomm.experiments.diagnosis.settings import layers_in_steps
 from latentcomm.fusion import Mean, PredictabilityResidual, Replace, RightAligned
+from latentcomm.hooks import paired_text as paired
+from latentcomm.hooks.paired_text import PairedTokens, capture_paired, pair_tokens
 from latentcomm.models import Model, wrap_model
-from latentcomm.paired import PairedTokens, capture_paired, pair_tokens
 from latentcomm.similarity import linear_predictability
 
 SMALL = Size(documents=40, tokens=40, prompts=4, draws=3)

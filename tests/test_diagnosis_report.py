@@ -15,15 +15,15 @@ import torch
 from pairs import Tags, corpus, rotated_pair
 from tiny import files_in
 
-from latentcomm.diagnosis import Diagnosis, Size, diagnose
-from latentcomm.diagnosis.cells import Cell, choose_cells
-from latentcomm.diagnosis.page import Page, shade
-from latentcomm.diagnosis.report import report_page, write_report
-from latentcomm.diagnosis.rows import Rows, ordinary_rows
-from latentcomm.diagnosis.verdicts import Situation, cell_table, recommend, warn
 from latentcomm.drift import COMBINED
+from latentcomm.experiments.diagnosis import Diagnosis, Size, diagnose
+from latentcomm.experiments.diagnosis.cells import Cell, choose_cells
+from latentcomm.experiments.diagnosis.recommend import Situation, cell_table, recommend, warn
+from latentcomm.experiments.diagnosis.report import report_page, write_report
+from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.models import Model
-from latentcomm.publishing import PACKAGES
+from latentcomm.reporting.html_page import Page, shade
+from latentcomm.reporting.publish import PACKAGES
 
 SIZE = Size(documents=24, tokens=24, prompts=3, draws=2)
 FILES = sorted(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latentcomm.weights import BUILT_IN
+from latentcomm.models.builtin import BUILT_IN
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])

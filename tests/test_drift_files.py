@@ -14,7 +14,7 @@ from latentcomm.drift import DriftReference, fit_drift_reference
 from latentcomm.drift import reference as reference_module
 from latentcomm.drift.gaussian import fit_gaussian
 from latentcomm.drift.neighbours import fit_local_density, local_residual, nearest
-from latentcomm.sites import Site
+from latentcomm.models.sites import Site
 
 # --- the file ---
 

@@ -10,14 +10,14 @@ from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms
 from tiny import BACKENDS, EVERY_MODEL, ids, model, states
 from torch import Tensor
 
-from latentcomm import effects as effects_module
 from latentcomm.drift import COMBINED, DriftReference, fit_drift_reference
-from latentcomm.effects import Effects, measure_effects
+from latentcomm.experiments import effects as effects_module
+from latentcomm.experiments.effects import Effects, measure_effects
 from latentcomm.fusion import Mean, Replace, RightAligned, Sum, Weighted
+from latentcomm.hooks.shared_prefix import can_pack
 from latentcomm.models import Model
-from latentcomm.prompts import Prompts
-from latentcomm.sites import Site
-from latentcomm.staircase import can_pack
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 
 IDS = ids(7, 4, 7, seed=3)
 IDS.insert(2, IDS[0])  # two items of one prompt with another between them, and two prompts of one length

@@ -18,16 +18,16 @@ from tiny import CHOICES, EOS_ID, build, files_in, model, tokenizer, transformer
 from torch import Tensor
 from toys import Counter, toy
 
-from latentcomm import evaluation
+from latentcomm._core.stats import paired_bootstrap
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, Silent, Skyline
-from latentcomm.controls import USUAL
-from latentcomm.cost import flops
-from latentcomm.evaluation import METRICS, Trial, evaluate, summarise, to_table
+from latentcomm.experiments import evaluation
+from latentcomm.experiments.controls import USUAL
+from latentcomm.experiments.cost import flops
+from latentcomm.experiments.evaluation import METRICS, Trial, evaluate, summarise, to_table
 from latentcomm.fusion import Linear, Mean, Replace, Sum
 from latentcomm.models import Model, recorded_passes
-from latentcomm.sites import Site
-from latentcomm.stats import paired_bootstrap
+from latentcomm.models.sites import Site
 from latentcomm.tasks import Task, draw_choices
 from latentcomm.tasks.base import REPLY_TOKENS
 

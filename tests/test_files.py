@@ -18,7 +18,7 @@ from numerics import assert_same_bits
 from safetensors.torch import save_file
 from tiny import files_in, states
 
-from latentcomm.files import ALIGNMENT, digest, laid_out, read_tensors, write_json, write_text, written_whole
+from latentcomm._core.files import ALIGNMENT, digest, laid_out, read_tensors, write_json, write_text, written_whole
 from latentcomm.fusion import Mean, RightAligned, Weighted
 
 

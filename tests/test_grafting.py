@@ -21,14 +21,14 @@ from tiny import (
 from torch import Tensor
 
 from latentcomm.alignment import AffineMap
-from latentcomm.capture import capture
-from latentcomm.decoding import generate, next_token_logits
 from latentcomm.fusion import Linear, Mean, Replace, RightAligned, Sum, TaskArithmetic
-from latentcomm.grafting import LAST, Graft, grafted, is_grafted, span
+from latentcomm.hooks.capture import capture
+from latentcomm.hooks.decode import generate, next_token_logits
+from latentcomm.hooks.graft import LAST, Graft, grafted, is_grafted, span
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, wrap_model
-from latentcomm.prompts import Prompts
-from latentcomm.receiver_input import ReceiverInput
-from latentcomm.sites import STREAMS, Site
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import STREAMS, Site
 
 TOKENS = torch.stack(ids(7, 7, 7, seed=6))
 PROMPTS = Prompts.from_ids(list(TOKENS))

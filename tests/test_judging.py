@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import COUNTRIES, model
 
-from latentcomm.decoding import next_token_logits
-from latentcomm.files import digest
+from latentcomm._core.files import digest
+from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import encode
 from latentcomm.tasks import Begins, Contains, Judge, JudgedBy, Letter, Mentions, Number, Verdict
 from latentcomm.tasks.numbers import answered_number, before_the_next_question, written

@@ -14,13 +14,13 @@ from tiny import BACKENDS, BOS_ID, EVERY_MODEL, N_CTX, build, needs_hooked_trans
 from torch import Tensor
 from toys import OPENINGS, toy
 
+from latentcomm._core.files import digest
 from latentcomm.channels import Channel, KeyValues, Message, Silent
 from latentcomm.channels.kv import choose_layers, measure_attention
-from latentcomm.decoding import decode, next_token_logits
-from latentcomm.evaluation import evaluate
-from latentcomm.files import digest
+from latentcomm.experiments.evaluation import evaluate
+from latentcomm.hooks.decode import decode, next_token_logits
 from latentcomm.models import Hook, Model, encode, recorded_passes, wrap_model
-from latentcomm.prompts import Prompts
+from latentcomm.models.prompts import Prompts
 from latentcomm.tasks import Task
 
 TASK = toy()

@@ -14,13 +14,13 @@ from toys import ASKED, toy
 
 import latentcomm as lc
 from latentcomm.channels import Channel, Message
-from latentcomm.channels.latent import Adapter, AdapterShape, Interlat, new_adapter
-from latentcomm.channels.latent_training import InterlatLearner, InterlatLoss, jensen_shannon, warm_start
-from latentcomm.channels.slots import filled, with_gap
-from latentcomm.decoding import next_token_logits
+from latentcomm.channels.interlat import Adapter, AdapterShape, Interlat, new_adapter
+from latentcomm.channels.soft_slots import filled, with_gap
+from latentcomm.channels.training.interlat import InterlatLearner, InterlatLoss, jensen_shannon, warm_start
+from latentcomm.channels.training.trainer import Schedule, Trainable, frozen_weights, train
+from latentcomm.hooks.decode import next_token_logits
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model
-from latentcomm.receiver_input import ReceiverInput
-from latentcomm.training import Schedule, Trainable, frozen_weights, train
 
 TASK = toy()
 CE_ONLY = InterlatLoss(separation=0, alignment=0, curriculum=(0,))

@@ -13,11 +13,11 @@ from latentcomm.similarity import (
     MinibatchPairs,
     debiased_cka,
     document_fold,
-    held_rows,
-    layer_pairs,
     linear_cka,
     linear_predictability,
 )
+from latentcomm.similarity.layer_maps import exact as layer_pairs
+from latentcomm.similarity.layer_maps import grams as held_rows
 
 D_X, D_Y = 5, 7
 DOCUMENTS = torch.arange(15).repeat_interleave(8)

@@ -33,13 +33,15 @@ from tiny import (
 )
 from torch import Tensor
 
-from latentcomm import layer_sweep, staircase, weights
 from latentcomm.alignment import AffineMap, fit_ridge
+from latentcomm.experiments.sweep import grid as layer_sweep
+from latentcomm.experiments.sweep.grid import LayerSweep, sweep_layers
 from latentcomm.fusion import Fusion, Linear, Mean, NormMatched, OrthogonalResidual, Replace, RightAligned, Sum
-from latentcomm.layer_sweep import LayerSweep, sweep_layers
+from latentcomm.hooks import shared_prefix as staircase
 from latentcomm.models import Model, encode, load_model, wrap_model
-from latentcomm.prompts import Prompts
-from latentcomm.sites import Site
+from latentcomm.models import builtin as weights
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 
 Rule = Callable[[int, int, Tensor, Tensor], Tensor]
 """(read layer, write layer, own, incoming) -> fused."""

@@ -1,6 +1,7 @@
 """The layout holds: imports point one way, heavy libraries load late, and no file names the machine it comes from."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -12,54 +13,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "latentcomm"
 
-LAYOUT = (  # a module may import those that stand before it, and none that stands behind
-    "files",
-    "progress",
-    "corpus",
-    "linalg",
-    "sites",
+ROOMS = (  # a room may import those that are named before it, and none that is named after it
+    "_core",
     "fusion",
     "alignment",
+    "models",
+    "reporting",
+    "hooks",
     "similarity",
+    "tasks",
     "redundancy",
     "drift",
-    "stats",
-    "prompts",
-    "weights",
-    "models",
-    "small_models",
-    "capture",
-    "paired",
-    "grafting",
-    "receiver_input",
-    "decoding",
-    "training",
-    "learners",
-    "staircase",
-    "layer_sweep",
-    "logit_lens",
-    "effects",
-    "tasks",
-    "worked_models",
     "channels",
-    "controls",
-    "cost",
-    "evaluation",
-    "comparison",
-    "catalogue",
-    "sweeps",
-    "comparing",
-    "cascade",
-    "crossmodal",
-    "sheets",
-    "plots",
-    "publishing",
-    "learning",
-    "sweep_report",
-    "comparison_report",
-    "cascade_report",
-    "crossmodal_report",
-    "diagnosis",
+    "experiments",
     "cli",
     "__main__",
 )
@@ -85,19 +51,38 @@ def imports_of(source: str, package: str = "latentcomm") -> set[str]:
     return set(imported_names(ast.parse(source), package))
 
 
-def broken_rules(module: str, imports: set[str], layout: tuple[str, ...] = LAYOUT) -> list[str]:
-    """Name each import from the package that does not stand before `module` in the layout."""
+def broken_rules(room: str, imports: set[str], rooms: tuple[str, ...] = ROOMS) -> list[str]:
+    """Name each import from the package that is not of a room before this one."""
     broken = []
     for name in sorted(imports):
         first, _, rest = name.partition(".")
         target = rest.partition(".")[0]
-        if first != "latentcomm" or target == module:
+        if first != "latentcomm" or target == room:
             continue
-        if target not in layout:
-            broken.append(f"{module} imports {name}, which is no module of the layout; import from the module itself")
-        elif layout.index(target) > layout.index(module):
-            broken.append(f"{module} imports {target}, which stands behind it in the layout")
+        if target not in rooms:
+            broken.append(f"{room} imports {name}, which is no room of the house; import from the module itself")
+        elif rooms.index(target) > rooms.index(room):
+            broken.append(f"{room} imports {target}, which is above it")
     return broken
+
+
+def dotted(path: Path, root: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def circle_in(root: Path) -> list[str]:
+    """A circle of modules that import one another, late imports too, in the package below `root`; empty if none."""
+    files = {dotted(path, root): path for path in sorted((root / "latentcomm").rglob("*.py"))}
+    graph = {}
+    for name, path in files.items():
+        imports = imports_of(path.read_text("utf-8"), ".".join(path.parent.relative_to(root).parts))
+        found = {full if full in files else full.rpartition(".")[0] for full in imports} & files.keys()
+        graph[name] = found - {name, "latentcomm"}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
 
 
 def module_files() -> list[Path]:
@@ -125,9 +110,30 @@ def text_files() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", module_files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_a_module_stands_in_the_layout_and_imports_only_what_stands_before_it(path: Path) -> None:
-    assert module_of(path) in LAYOUT
+def test_a_module_imports_only_from_rooms_below_its_own(path: Path) -> None:
+    assert module_of(path) in ROOMS
     assert broken_rules(module_of(path), imports_of(path.read_text("utf-8"), package_of(path))) == []
+
+
+def test_the_package_has_these_rooms_and_no_other() -> None:
+    entries = {path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py") and path.name != "__pycache__"}
+    assert entries == {*ROOMS, "__init__"}
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    assert circle_in(ROOT) == []
+
+
+@pytest.mark.parametrize("late", ["", "def late():\n    "])
+def test_a_circle_inside_a_package_is_seen(tmp_path: Path, late: str) -> None:
+    package = tmp_path / "latentcomm" / "room"
+    package.mkdir(parents=True)
+    (package / "one.py").write_text("from latentcomm.room import two")
+    (package / "two.py").write_text("from latentcomm.room.three import name")
+    (package / "three.py").write_text("name = 1")
+    assert circle_in(tmp_path) == []
+    (package / "three.py").write_text(f"{late}from .one import two")
+    assert sorted(set(circle_in(tmp_path))) == [f"latentcomm.room.{name}" for name in ("one", "three", "two")]
 
 
 @pytest.mark.parametrize(
@@ -144,21 +150,26 @@ def test_a_module_stands_in_the_layout_and_imports_only_what_stands_before_it(pa
     ],
 )
 def test_an_import_against_the_layout_is_seen_however_it_is_written(source: str) -> None:
-    assert len(broken_rules("grafting", imports_of(source))) == 1
+    assert len(broken_rules("hooks", imports_of(source))) == 1
 
 
 @pytest.mark.parametrize(
     "source",
-    ["from latentcomm.sites import Site", "from latentcomm import sites", "from .sites import Site", "import torch"],
+    [
+        "from latentcomm.models.sites import Site",
+        "from latentcomm import models",
+        "from .fusion import Sum",
+        "import torch",
+    ],
 )
 def test_an_import_along_the_layout_is_allowed(source: str) -> None:
-    assert broken_rules("grafting", imports_of(source)) == []
+    assert broken_rules("hooks", imports_of(source)) == []
 
 
 def test_files_of_one_subpackage_may_import_each_other_but_nothing_behind_it() -> None:
     package = "latentcomm.tasks"
     assert broken_rules("tasks", imports_of("from .base import Task\nfrom latentcomm.tasks import base", package)) == []
-    assert len(broken_rules("tasks", imports_of("from ..plots import heat_map", package))) == 1
+    assert len(broken_rules("tasks", imports_of("from ..experiments import sweep", package))) == 1
 
 
 def test_transformer_lens_is_imported_in_the_seam_alone() -> None:
@@ -170,8 +181,8 @@ def test_transformer_lens_is_imported_in_the_seam_alone() -> None:
     assert importers == {SEAM}
 
 
-def test_importing_latentcomm_loads_neither_transformer_lens_nor_transformers() -> None:
-    heavy = "{'transformer_lens', 'transformers'}"
+def test_importing_latentcomm_loads_nothing_heavy() -> None:
+    heavy = "{'transformer_lens', 'transformers', 'torch', 'pandas', 'plotly', 'sklearn'}"
     lines = f"import sys, latentcomm; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,14 +8,15 @@ from numerics import assert_same_bits, equal_to_rounding, forward_terms, same_bi
 from tiny import build, model
 from toys import toy
 
-from latentcomm import comparing, learning
-from latentcomm.catalogue import CHANNELS, LEARNED, Recipe
-from latentcomm.catalogue import build as build_channels
-from latentcomm.comparing import Plan, compare_named
-from latentcomm.decoding import next_token_logits
-from latentcomm.learning import LearningPlan, check_unseen, learn, load_folder, load_learned
+from latentcomm.channels.catalogue import CHANNELS, LEARNED, Recipe
+from latentcomm.channels.catalogue import build as build_channels
+from latentcomm.experiments import train as learning
+from latentcomm.experiments.compare import run as comparing
+from latentcomm.experiments.compare.run import Plan, compare_named
+from latentcomm.experiments.train import LearningPlan, check_unseen, learn, load_folder, load_learned
+from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import Model
-from latentcomm.sites import Site
+from latentcomm.models.sites import Site
 from latentcomm.tasks import Task
 
 PLAN = LearningPlan(steps=3, batch_size=2, read_layer=1, write_layer=1, plan_tokens=2, every=1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numerics import assert_equal_to_rounding, assert_same_bits
 
-from latentcomm.linalg import (
+from latentcomm._core.linalg import (
     canonical_pairs,
     centred,
     fitted_dtype,

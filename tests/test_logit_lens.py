@@ -9,8 +9,8 @@ from tiny import ARCHITECTURES, CHOICES, EVERY_MODEL, model, transformers_model
 from torch import Tensor
 from toys import ASKED, toy
 
-from latentcomm.decoding import next_token_logits
-from latentcomm.logit_lens import lens_choice, lens_top_token
+from latentcomm.hooks.decode import next_token_logits
+from latentcomm.hooks.logit_lens import lens_choice, lens_top_token
 from latentcomm.models import Model, encode
 from latentcomm.tasks import draw_choices
 

@@ -10,13 +10,12 @@ from tiny import COUNTRIES, EVERY_MODEL, build, model, states
 from torch import Tensor
 from toys import toy
 
+from latentcomm._core.files import digest
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, FurtherSender, Merged, Message, OfEach, Silent
 from latentcomm.channels.merged import MERGES, fit_predictability
-from latentcomm.channels.senders import takes_several
-from latentcomm.decoding import next_token_logits
-from latentcomm.evaluation import evaluate
-from latentcomm.files import digest
+from latentcomm.channels.several_senders import takes_several
+from latentcomm.experiments.evaluation import evaluate
 from latentcomm.fusion import (
     Fusion,
     Linear,
@@ -30,10 +29,11 @@ from latentcomm.fusion import (
     TaskArithmetic,
     Ties,
 )
+from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import Model, recorded_passes
+from latentcomm.models.sites import Site
 from latentcomm.redundancy import principal_subspace
 from latentcomm.redundancy.projection import Drop
-from latentcomm.sites import Site
 from latentcomm.tasks import Item, Task
 
 READ, WRITE = Site(1), Site(2)

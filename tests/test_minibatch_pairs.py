@@ -6,7 +6,8 @@ import torch
 from numerics import assert_same_bits
 from similar import hsic_from_moments, planted, rows
 
-from latentcomm.similarity import LayerPairs, MinibatchPairs, minibatch_debiased_cka, minibatch_pairs
+from latentcomm.similarity import LayerPairs, MinibatchPairs, minibatch_debiased_cka
+from latentcomm.similarity.layer_maps import minibatch as minibatch_pairs
 
 N = 130
 

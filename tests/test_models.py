@@ -34,10 +34,10 @@ from tiny import (
     write_gguf,
 )
 
-from latentcomm import weights
 from latentcomm.models import Model, check_pair, encode, load_model, wrap_model
-from latentcomm.prompts import Prompts
-from latentcomm.sites import STREAMS, Site
+from latentcomm.models import builtin as weights
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import STREAMS, Site
 
 TOKENS = torch.stack(ids(9, 9, seed=3))
 TOKENS[0, -1] = PAD_ID  # a last token that equals the padding token is still a token

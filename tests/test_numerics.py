@@ -10,7 +10,7 @@ from other_kernels import OtherKernels
 from tiny import ARCHITECTURES, ids, model, states
 from torch import Tensor
 
-from latentcomm.prompts import Prompts
+from latentcomm.models.prompts import Prompts
 
 NAN, INF = float("nan"), float("inf")
 EXACT_CALLS = {"equal", "array_equal", "assert_array_equal", "assert_equal"}

@@ -16,11 +16,11 @@ from tiny import BACKENDS, build, files_in, hooks_left, transformers_model
 from torch import Tensor
 from toys import PIECES, Counter
 
+from latentcomm.hooks.paired_text import PairedStates, PairedTokens, capture_paired, pair_tokens
 from latentcomm.models import Model, encode, wrap_model
-from latentcomm.paired import PairedStates, PairedTokens, capture_paired, pair_tokens
-from latentcomm.sites import Site
+from latentcomm.models.sites import Site
 
-pairing = importlib.import_module("latentcomm.paired")
+pairing = importlib.import_module("latentcomm.hooks.paired_text")
 
 TEXTS = (
     "Alice is in Greece. The note says so.",

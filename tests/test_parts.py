@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from seeing import noise, sender
 
-from latentcomm.crossmodal.digits import FOUR_CELLS, WORDS, four_cells
-from latentcomm.crossmodal.parts import Part, digit_parts, pooled_for
-from latentcomm.crossmodal.pictures import Picture, PictureSet
-from latentcomm.crossmodal.questions import Question
+from latentcomm.experiments.crossmodal.digits import FOUR_CELLS, WORDS, four_cells
+from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
+from latentcomm.experiments.crossmodal.questions import Question
+from latentcomm.experiments.crossmodal.splits import Part, digit_parts, pooled_for
 
 QUESTION = (Question("identity", "It is", "identity", ("a", "b")),)
 

@@ -8,11 +8,12 @@ from seeing import country_pictures, drawn_map, noise, sender
 from tiny import COUNTRIES, build, model, states
 
 from latentcomm.alignment import AffineMap
-from latentcomm.capture import capture
 from latentcomm.channels import Message, Skyline
-from latentcomm.controls import Exchange, shuffled
-from latentcomm.crossmodal.captions import Caption, NearestLabel, NearestPicture, NearestWords
-from latentcomm.crossmodal.fitting import (
+from latentcomm.channels.training.trainer import Schedule, train
+from latentcomm.experiments.controls import Exchange, shuffled
+from latentcomm.experiments.crossmodal.captions import Caption, NearestLabel, NearestPicture, NearestWords
+from latentcomm.experiments.crossmodal.channels import Eye, SoftPrompt, VisionGraft, in_words_place
+from latentcomm.experiments.crossmodal.fitting import (
     SoftPromptLearner,
     caption_embeddings,
     caption_length,
@@ -21,16 +22,15 @@ from latentcomm.crossmodal.fitting import (
     fit_vision_graft,
     informed_states,
 )
-from latentcomm.crossmodal.messages import Eye, SoftPrompt, VisionGraft, in_words_place
-from latentcomm.crossmodal.pictures import Picture, PictureSet
-from latentcomm.crossmodal.questions import Question, asked_of, picture_task, told
-from latentcomm.crossmodal.vision import VisionSite
-from latentcomm.decoding import next_token_logits
-from latentcomm.evaluation import evaluate
+from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
+from latentcomm.experiments.crossmodal.questions import Question, asked_of, picture_task, told
+from latentcomm.experiments.evaluation import evaluate
+from latentcomm.hooks.capture import capture
+from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import encode
-from latentcomm.sites import Site
+from latentcomm.models.sites import Site
+from latentcomm.models.vision import VisionSite
 from latentcomm.tasks.judging import is_correct
-from latentcomm.training import Schedule, train
 
 WHERE = Question("identity", "Alice is in the country of", "identity", COUNTRIES)
 KIND = Question("category", "The country is", "category", COUNTRIES[:2])

@@ -3,8 +3,8 @@
 import pytest
 from seeing import noise
 
-from latentcomm.crossmodal.pictures import Picture, PictureSet
-from latentcomm.crossmodal.questions import Question, distinct_choices, picture_task
+from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
+from latentcomm.experiments.crossmodal.questions import Question, distinct_choices, picture_task
 from latentcomm.tasks.base import Task, draw_choices
 
 SAME = ("Niger", "Nigeria", "Peru", "Poland", "Chad")

@@ -13,20 +13,22 @@ from seeing import country_pictures, noise, sender
 from test_crossmodal import WHERE, part
 from tiny import COUNTRIES, build, model, states
 
+from latentcomm._core.stats import mcnemar_exact, paired_bootstrap
 from latentcomm.alignment import AffineMap
-from latentcomm.crossmodal import choosing, fitted, fitting
-from latentcomm.crossmodal.choosing import choose_block, choose_write_layer
-from latentcomm.crossmodal.fitted import Fitted, Plan
-from latentcomm.crossmodal.fitting import caption_embeddings, fit_soft_prompt, fit_vision_graft, renamed
-from latentcomm.crossmodal.messages import SoftPrompt, VisionGraft
-from latentcomm.crossmodal.parts import Part
-from latentcomm.crossmodal.pictures import Picture, PictureSet
-from latentcomm.crossmodal.questions import picture_task
-from latentcomm.crossmodal.run import cross_modal
-from latentcomm.crossmodal.table import AGAINST, picture_table
-from latentcomm.evaluation import Trial
-from latentcomm.sites import Site
-from latentcomm.stats import mcnemar_exact, paired_bootstrap
+from latentcomm.experiments.crossmodal import choose_layers as choosing
+from latentcomm.experiments.crossmodal import fitted_channels as fitted
+from latentcomm.experiments.crossmodal import fitting
+from latentcomm.experiments.crossmodal.channels import SoftPrompt, VisionGraft
+from latentcomm.experiments.crossmodal.choose_layers import choose_block, choose_write_layer
+from latentcomm.experiments.crossmodal.fitted_channels import Fitted, Plan
+from latentcomm.experiments.crossmodal.fitting import caption_embeddings, fit_soft_prompt, fit_vision_graft, renamed
+from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
+from latentcomm.experiments.crossmodal.questions import picture_task
+from latentcomm.experiments.crossmodal.run import cross_modal
+from latentcomm.experiments.crossmodal.splits import Part
+from latentcomm.experiments.crossmodal.table import AGAINST, picture_table
+from latentcomm.experiments.evaluation import Trial
+from latentcomm.models.sites import Site
 
 
 def reader() -> Any:

@@ -11,7 +11,7 @@ from seeing import NAMED as ROWS
 from seeing import noise
 from seeing import picture_folder as folder
 
-from latentcomm.crossmodal.picture_folder import (
+from latentcomm.experiments.crossmodal.picture_folder import (
     COLUMN_QUESTIONS,
     counted_part,
     folder_parts,
@@ -21,8 +21,8 @@ from latentcomm.crossmodal.picture_folder import (
     recoloured_part,
     views,
 )
-from latentcomm.crossmodal.pictures import Picture
-from latentcomm.crossmodal.questions import Question, picture_task
+from latentcomm.experiments.crossmodal.pictures import Picture
+from latentcomm.experiments.crossmodal.questions import Question, picture_task
 
 
 def test_csv_and_json_say_the_same_and_lists_are_answers_of_equal_worth(tmp_path: Path) -> None:

@@ -12,19 +12,21 @@ from seeing import country_pictures, sender
 from test_crossmodal import WHERE, part
 from tiny import COUNTRIES, build, states
 
-from latentcomm.crossmodal import choosing, fitted, fitting
-from latentcomm.crossmodal import small_vit as digits_encoder
-from latentcomm.crossmodal.diagnostics import NameStates, alignment_map
-from latentcomm.crossmodal.digits import digit_halves
-from latentcomm.crossmodal.fitted import GRAFT_CONTROL, Fitted, Plan
-from latentcomm.crossmodal.fitting import fit_vision_graft, informed_states
-from latentcomm.crossmodal.messages import VisionGraft
-from latentcomm.crossmodal.parts import Part
-from latentcomm.crossmodal.pictures import PictureSet
-from latentcomm.crossmodal.questions import Question, picture_task
-from latentcomm.crossmodal.run import cross_modal
+from latentcomm.experiments.crossmodal import choose_layers as choosing
+from latentcomm.experiments.crossmodal import fitted_channels as fitted
+from latentcomm.experiments.crossmodal import fitting
+from latentcomm.experiments.crossmodal import small_vit as digits_encoder
+from latentcomm.experiments.crossmodal.channels import VisionGraft
+from latentcomm.experiments.crossmodal.diagnostics import NameStates, alignment_map
+from latentcomm.experiments.crossmodal.digits import digit_halves
+from latentcomm.experiments.crossmodal.fitted_channels import GRAFT_CONTROL, Fitted, Plan
+from latentcomm.experiments.crossmodal.fitting import fit_vision_graft, informed_states
+from latentcomm.experiments.crossmodal.pictures import PictureSet
+from latentcomm.experiments.crossmodal.questions import Question, picture_task
+from latentcomm.experiments.crossmodal.run import cross_modal
+from latentcomm.experiments.crossmodal.splits import Part
+from latentcomm.models.sites import Site
 from latentcomm.similarity import debiased_cka, shuffled_rows
-from latentcomm.sites import Site
 
 
 def reader() -> Any:

@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 import pytest
 
 from figures import SIGHT, axes_of, luminance, nearest, overlaps, untitled
-from latentcomm.plots import condition_bars, factor_grid, layer_heatmap
-from latentcomm.sheets import SPARE_STYLES, STYLES, TEMPLATE, styles
+from latentcomm.reporting.plots import condition_bars, factor_grid, layer_heatmap
+from latentcomm.reporting.style import SPARE_STYLES, STYLES, TEMPLATE, styles
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ("silent", "skyline", "replace", "mean", "sum", "shuffled", "zero", "random", "self", "text")

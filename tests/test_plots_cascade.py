@@ -8,8 +8,8 @@ import pytest
 from plot_tables import cascade_rows, signal_rows
 
 from figures import heads, named, parsed
-from latentcomm.plots import cascade_curves, cascade_front, opening_signals
-from latentcomm.plots.cascade import FINISHED, FIRED, IN_OPENING, WENT_ON
+from latentcomm.reporting.plots import cascade_curves, cascade_front, opening_signals
+from latentcomm.reporting.plots.cascade import FINISHED, FIRED, IN_OPENING, WENT_ON
 
 STOPS = ["0", "8", "16", "entropy-drop", "oracle"]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from figures import axes_of, heads, overlaps, parsed, untitled
-from latentcomm.plots import accuracy_against_cost
-from latentcomm.plots.costs import EDGE, PANEL, STEP, set_apart
+from latentcomm.reporting.plots import accuracy_against_cost
+from latentcomm.reporting.plots.costs import EDGE, PANEL, STEP, set_apart
 
 
 def table() -> pd.DataFrame:

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from figures import heads, named, overlaps, titled_below, traces, untitled
-from latentcomm.plots import accuracy_against_pairs, accuracy_by_question
-from latentcomm.plots.crossmodal import LOOKS
+from latentcomm.reporting.plots import accuracy_against_pairs, accuracy_by_question
+from latentcomm.reporting.plots.crossmodal import LOOKS
 
 CHANNELS = ("blind", "oracle", "soft_prompt", "caption")
 QUESTIONS = (

@@ -9,8 +9,8 @@ from plot_tables import DETECTORS, calibration_table
 from figures import SIGHT, contrast, heads, luminance, nearest, parsed, traces
 from latentcomm.drift import DETECTORS as ALL_DETECTORS
 from latentcomm.drift import FAMILIES
-from latentcomm.plots import detector_table
-from latentcomm.sheets import DIVERGING, INK
+from latentcomm.reporting.plots import detector_table
+from latentcomm.reporting.style import DIVERGING, INK
 
 
 def test_every_number_stands_in_its_cell_as_colour_and_as_text() -> None:

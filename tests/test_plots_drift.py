@@ -4,11 +4,12 @@ import math
 
 import pandas as pd
 import pytest
+from correlation import drift_against_accuracy
 from plot_tables import FUSIONS, MESSAGES, WRITES, cells_table, drift_table
 
 from figures import heads, named, parsed, traces
-from latentcomm.plots import drift_against_accuracy, drift_violins
-from latentcomm.sheets import styles
+from latentcomm.reporting.plots import drift_violins
+from latentcomm.reporting.style import styles
 
 
 class TestViolins:

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from correlation import drift_against_accuracy
 from plot_tables import (
     calibration_table,
     cascade_rows,
@@ -17,19 +18,18 @@ from plot_tables import (
 )
 
 from figures import SIGHT, lab, linear, luminance, nearest, overlaps, parsed, titled_below, untitled
-from latentcomm.plots import (
+from latentcomm.reporting.plots import (
     cascade_curves,
     cascade_front,
     detector_table,
-    drift_against_accuracy,
     drift_violins,
     healing_curves,
     opening_signals,
     pair_map,
     with_kl,
 )
-from latentcomm.publishing import check_replot, publish, replot
-from latentcomm.sheets import DEPTH, TEMPLATE
+from latentcomm.reporting.publish import check_replot, publish, replot
+from latentcomm.reporting.style import DEPTH, TEMPLATE
 
 
 def similarity(table: pd.DataFrame, title: str) -> go.Figure:

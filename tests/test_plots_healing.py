@@ -10,8 +10,8 @@ import pytest
 from plot_tables import FUSIONS, LAST, WRITES, effects_table, healing_table
 
 from figures import heads, named, parsed, traces
-from latentcomm.plots import healing_curves, with_kl
-from latentcomm.sheets import styles
+from latentcomm.reporting.plots import healing_curves, with_kl
+from latentcomm.reporting.style import styles
 
 UP = list(range(3, LAST + 1))
 

@@ -8,7 +8,7 @@ import pytest
 from plot_tables import pairs
 
 from figures import heads, named, overlaps, parsed, traces
-from latentcomm.plots import pair_map
+from latentcomm.reporting.plots import pair_map
 
 
 def drawn(table: pd.DataFrame, **options) -> go.Figure:

@@ -11,13 +11,14 @@ from sklearn.linear_model import LogisticRegression
 from test_crossmodal import WHERE, part
 from tiny import COUNTRIES, build, states
 
-from latentcomm.crossmodal import fitted, probe
-from latentcomm.crossmodal.fitted import Fitted, Plan
-from latentcomm.crossmodal.pictures import Picture, PictureSet
-from latentcomm.crossmodal.probe import AnswerProbe, fit_answer_probe, probe_trials
-from latentcomm.crossmodal.questions import Question, picture_task
-from latentcomm.crossmodal.run import cross_modal
-from latentcomm.evaluation import Trial
+from latentcomm.experiments.crossmodal import fitted_channels as fitted
+from latentcomm.experiments.crossmodal import probe
+from latentcomm.experiments.crossmodal.fitted_channels import Fitted, Plan
+from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
+from latentcomm.experiments.crossmodal.probe import AnswerProbe, fit_answer_probe, probe_trials
+from latentcomm.experiments.crossmodal.questions import Question, picture_task
+from latentcomm.experiments.crossmodal.run import cross_modal
+from latentcomm.experiments.evaluation import Trial
 
 KIND = Question("category", "It is of", "category")
 PLACES = ("top", "bottom")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from latentcomm.progress import say, track
+from latentcomm._core.progress import say, track
 
 
 class Terminal(io.StringIO):

@@ -8,7 +8,7 @@ from jaxtyping import TypeCheckError
 from numerics import assert_same_bits
 from tiny import left_padded
 
-from latentcomm.prompts import Prompts
+from latentcomm.models.prompts import Prompts
 
 ROWS = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=5)
 

@@ -22,10 +22,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentcomm import publishing
 from latentcomm.fusion import Weighted
-from latentcomm.plots import condition_bars
-from latentcomm.publishing import check_replot, figure_json, image, plain, publish, read_figure, replot
+from latentcomm.reporting import publish as publishing
+from latentcomm.reporting.plots import condition_bars
+from latentcomm.reporting.publish import check_replot, figure_json, image, plain, publish, read_figure, replot
 
 SETTINGS = {"title": "Bars < dots", "layers": [1, 2]}
 ENDINGS = (".csv", ".json", ".meta.json", ".html")

@@ -10,13 +10,13 @@ from numerics import assert_equal_to_rounding, assert_same_bits, equal_to_roundi
 from tiny import BACKENDS, EVERY_MODEL, build, ids, left_padded, model, states, transformers_model
 from torch import Tensor
 
-from latentcomm.decoding import decode, next_token_logits
 from latentcomm.fusion import Mean
-from latentcomm.grafting import LAST, Graft
+from latentcomm.hooks.decode import decode, next_token_logits
+from latentcomm.hooks.graft import LAST, Graft
+from latentcomm.hooks.receiver_input import Past, ReceiverInput, SoftTokens, Standing
 from latentcomm.models import Hook, Model
-from latentcomm.prompts import Prompts
-from latentcomm.receiver_input import Past, ReceiverInput, SoftTokens, Standing
-from latentcomm.sites import Site
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 
 ROWS = ids(6, 3, 6, 1, seed=5)
 PROMPTS = Prompts.from_ids(ROWS)

@@ -6,7 +6,7 @@ import sklearn.decomposition
 import torch
 from numerics import assert_same_bits
 
-from latentcomm.linalg import canonical_pairs
+from latentcomm._core.linalg import canonical_pairs
 from latentcomm.redundancy import (
     Drop,
     Projection,

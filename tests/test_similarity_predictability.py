@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 
 from latentcomm.alignment import PENALTY_RATIOS, row_folds
 from latentcomm.similarity import linear_predictability
-from latentcomm.similarity.fold_ridge import check_penalty, factor_source, fold_sums
+from latentcomm.similarity.layer_maps.ridge import check_penalty, factor_source, fold_sums
 
 
 def documents(n_documents: int, length: int) -> torch.Tensor:

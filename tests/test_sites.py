@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentcomm.sites import STREAMS, Site
+from latentcomm.models.sites import STREAMS, Site
 
 
 def test_a_site_is_named_as_transformer_lens_names_its_hook_point() -> None:

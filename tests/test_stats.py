@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm, rankdata, spearmanr
 
-from latentcomm import stats
-from latentcomm.stats import (
+from latentcomm._core import stats
+from latentcomm._core.stats import (
     McNemar,
     RankCorrelation,
     cell_rank_correlation,

@@ -14,16 +14,14 @@ from numerics import assert_same_bits, equal_to_rounding, forward_terms
 from tiny import CHOICES, COUNTRIES, files_in, model
 from toys import DEFAULT, N_RECEIVER, N_SENDER, PLANTED_CELL, Counter, planted_pair, planted_task, toy
 
-from latentcomm import evaluation, layer_sweep, sweeps
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation
-from latentcomm.evaluation import summarise
-from latentcomm.fusion import Mean, Replace
-from latentcomm.layer_sweep import LayerSweep, sweep_layers
-from latentcomm.logit_lens import lens_choice, lens_top_token
-from latentcomm.models import Model, encode
-from latentcomm.sites import Site
-from latentcomm.sweeps import (
+from latentcomm.experiments import evaluation
+from latentcomm.experiments.evaluation import summarise
+from latentcomm.experiments.sweep import grid as layer_sweep
+from latentcomm.experiments.sweep import run as sweeps
+from latentcomm.experiments.sweep.grid import LayerSweep, sweep_layers
+from latentcomm.experiments.sweep.run import (
     LENS,
     SweepReport,
     best_cell,
@@ -32,6 +30,10 @@ from latentcomm.sweeps import (
     sweep_and_judge,
     tune_sweep,
 )
+from latentcomm.fusion import Mean, Replace
+from latentcomm.hooks.logit_lens import lens_choice, lens_top_token
+from latentcomm.models import Model, encode
+from latentcomm.models.sites import Site
 from latentcomm.tasks import Task, draw_choices
 
 REPLACE = {"replace": Replace()}

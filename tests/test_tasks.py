@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentcomm.files import digest
+from latentcomm._core.files import digest
 from latentcomm.tasks import DEFAULT_N_CHOICES, TASKS, Item, Task, countries, draw_choices, is_correct, tip_sheets
 
 UNITED_STATES = ("United States", "United States of America", "USA", "U.S.A.", "US", "U.S.", "America")

@@ -13,8 +13,8 @@ from toys import toy
 
 from latentcomm.channels import Message, Silent, Text
 from latentcomm.channels.text import item_seed
-from latentcomm.decoding import next_token_logits
-from latentcomm.evaluation import evaluate
+from latentcomm.experiments.evaluation import evaluate
+from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import Model, wrap_model
 from latentcomm.tasks import Task
 

@@ -14,14 +14,22 @@ from toys import toy
 
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.channels import Activation
-from latentcomm.channels.fusion_training import FusionLearner
+from latentcomm.channels.training.answers import TextLearner, answer_logits, cross_entropy, train_linear
+from latentcomm.channels.training.fusions import FusionLearner
+from latentcomm.channels.training.trainer import (
+    Schedule,
+    Trainable,
+    Training,
+    frozen_weights,
+    load_weights,
+    save_weights,
+    train,
+)
 from latentcomm.fusion import Concat, Gated, Replace
-from latentcomm.grafting import LAST, Graft
-from latentcomm.learners import TextLearner, answer_logits, cross_entropy, train_linear
-from latentcomm.prompts import Prompts
-from latentcomm.receiver_input import Past, ReceiverInput, SoftTokens
-from latentcomm.sites import Site
-from latentcomm.training import Schedule, Trainable, Training, frozen_weights, load_weights, save_weights, train
+from latentcomm.hooks.graft import LAST, Graft
+from latentcomm.hooks.receiver_input import Past, ReceiverInput, SoftTokens
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,14 @@ from numerics import assert_equal_to_rounding, assert_same_bits
 from PIL import Image
 from seeing import KINDS, TO_16, encoder, noise, sender
 
-from latentcomm.crossmodal import IMAGENET, Preprocessing, VisionSite, load_vision, read_picture, read_pictures
+from latentcomm.experiments.crossmodal import (
+    IMAGENET,
+    Preprocessing,
+    VisionSite,
+    load_vision,
+    read_picture,
+    read_pictures,
+)
 
 PICTURES = [noise(seed) for seed in range(5)]
 TERMS = 3 * 4 * 4 + 3 * (9 * 16 + 17)  # numbers of a patch, and in each block the width nine times and all tokens
@@ -254,7 +261,7 @@ def test_seeing_needs_no_torchvision_and_installs_nothing(tmp_path: Path) -> Non
 import subprocess, sys
 def refuse(*given, **options): raise SystemExit(f"started {{given}}")
 subprocess.Popen.__init__ = refuse
-from latentcomm.crossmodal import Preprocessing, load_vision
+from latentcomm.experiments.crossmodal import Preprocessing, load_vision
 model = load_vision({str(tmp_path)!r}, preprocessing=Preprocessing(size=(16, 16)))
 print(model.states([{str(tmp_path / "a.png")!r}]).values.shape)
 print([name for name in ("transformer_lens", "torchvision", "pip") if name in sys.modules])

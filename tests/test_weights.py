@@ -17,9 +17,9 @@ from numerics import assert_equal_to_rounding, forward_terms
 from safetensors import SafetensorError
 from tiny import GGUF_WORDS, files_in, transformers_model, write_gguf
 
-from latentcomm import weights
+from latentcomm.models import builtin as weights
 from latentcomm.models import encode, load_model, wrap_model
-from latentcomm.weights import BuiltIn
+from latentcomm.models.builtin import BuiltIn
 
 MEMBER = "tiny_weights/tiny.gguf"
 

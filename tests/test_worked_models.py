@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny import files_in
 from tiny import transformers_model as unlike
+from worked_models import Size, WorkedPair, worked_pair
 
 import latentcomm as lc
-from latentcomm import training
+from latentcomm.channels.training import trainer as training
 from latentcomm.models import load_model, wrap_model
-from latentcomm.small_models import save_model, small_model
+from latentcomm.models.small import save_model, small_model
 from latentcomm.tasks import kv_math_worked
 from latentcomm.tasks.kv_math_worked import worked_out, worked_table
-from latentcomm.worked_models import Size, WorkedPair, worked_pair
 
 OPTIONS = {"n_keys": 5, "highest": 5, "n_terms": (2,)}
 TINY = {

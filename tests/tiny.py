@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from latentcomm.models import Model, wrap_model
-from latentcomm.prompts import Prompts
+from latentcomm.models.prompts import Prompts
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "neox")
 HAS_HOOKED_TRANSFORMER = importlib.metadata.version("transformer-lens").startswith("3.")

@@ -6,13 +6,13 @@ from latentcomm.channels.calm import Calm
 from latentcomm.channels.cipher import Cipher, CipherDebate
 from latentcomm.channels.coconut import Coconut
 from latentcomm.channels.debate import Debate
-from latentcomm.channels.delta import StateDeltas
+from latentcomm.channels.interlat import Interlat
 from latentcomm.channels.kv import KeyValues
-from latentcomm.channels.latent import Interlat
 from latentcomm.channels.merged import Merged
 from latentcomm.channels.message import Message
-from latentcomm.channels.senders import FurtherSender, OfEach
+from latentcomm.channels.several_senders import FurtherSender, OfEach
 from latentcomm.channels.silent import Silent, Skyline
+from latentcomm.channels.state_deltas import StateDeltas
 from latentcomm.channels.text import Text
 
 __all__ = [

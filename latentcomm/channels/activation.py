@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
-from latentcomm.capture import capture_positions
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.message import Message, made_by
-from latentcomm.channels.senders import FurtherSender, apart, takes_several, together
+from latentcomm.channels.several_senders import FurtherSender, apart, takes_several, together
 from latentcomm.fusion import Fusion
-from latentcomm.grafting import LAST, Graft
+from latentcomm.hooks.capture import capture_positions
+from latentcomm.hooks.graft import LAST, Graft
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, check_pair, encode
-from latentcomm.prompts import Prompts
-from latentcomm.receiver_input import ReceiverInput
-from latentcomm.sites import Site
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
 

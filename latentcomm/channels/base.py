@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from latentcomm.channels.message import Message
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, encode
-from latentcomm.prompts import Prompts
-from latentcomm.receiver_input import ReceiverInput
+from latentcomm.models.prompts import Prompts
 from latentcomm.tasks.base import Item, Task
 
 

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from latentcomm._core.files import digest
 from latentcomm.channels.base import asked_itself, receiver_prompts, sender_prompts
 from latentcomm.channels.message import Message, made_by
-from latentcomm.files import digest
-from latentcomm.learners import answer_ids, answer_logits, cross_entropy, xavier
+from latentcomm.channels.training.answers import answer_ids, answer_logits, cross_entropy, xavier
+from latentcomm.channels.training.trainer import check_weights, load_weights, save_weights
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Hook, Model, record_products
-from latentcomm.prompts import Prompts
-from latentcomm.receiver_input import ReceiverInput
-from latentcomm.sites import Site
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
-from latentcomm.training import check_weights, load_weights, save_weights
 
 KIND = "calm bridge"
 

@@ -18,8 +18,8 @@ from latentcomm.channels.soft_decoding import (
     with_slot,
 )
 from latentcomm.channels.text import asked_prompts, check_length, refuse_silence
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model
-from latentcomm.receiver_input import ReceiverInput
 from latentcomm.tasks.base import Task
 
 SOFT = "embeddings"

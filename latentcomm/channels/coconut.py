@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.files import digest
 from latentcomm.channels.base import asked_itself
 from latentcomm.channels.message import Message, made_by
-from latentcomm.channels.slots import with_gap
-from latentcomm.files import digest
+from latentcomm.channels.soft_slots import with_gap
+from latentcomm.hooks.receiver_input import EMBEDDED, ReceiverInput, SoftTokens
 from latentcomm.models import Halves, Model
-from latentcomm.prompts import Prompts
-from latentcomm.receiver_input import EMBEDDED, ReceiverInput, SoftTokens
+from latentcomm.models.prompts import Prompts
 from latentcomm.tasks.base import Task
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from latentcomm.channels.base import asked_itself
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.text import check_length, item_seed, refuse_silence, texts_of
-from latentcomm.decoding import decode
+from latentcomm.hooks.decode import decode
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, encode
-from latentcomm.prompts import Prompts
-from latentcomm.receiver_input import ReceiverInput
+from latentcomm.models.prompts import Prompts
 from latentcomm.tasks.base import Item, Task
 from latentcomm.tasks.judging import is_correct
 

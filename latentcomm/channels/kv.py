@@ -12,11 +12,11 @@ from torch import Tensor
 
 from latentcomm.channels.base import asked_itself, receiver_prompts, sender_prompts
 from latentcomm.channels.message import Message, made_by
-from latentcomm.decoding import TOKENS_PER_BATCH, decode
+from latentcomm.hooks.decode import TOKENS_PER_BATCH, decode
+from latentcomm.hooks.receiver_input import Past, ReceiverInput
 from latentcomm.models import Hook, Model
-from latentcomm.prompts import Prompts
-from latentcomm.receiver_input import Past, ReceiverInput
-from latentcomm.sites import Site
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
 FACTS = "key_values"

@@ -6,16 +6,16 @@ from types import MappingProxyType
 from typing import Any
 
 from latentcomm.alignment import AffineMap
-from latentcomm.capture import capture
 from latentcomm.channels.activation import Activation
 from latentcomm.channels.message import Message
-from latentcomm.channels.senders import FurtherSender, OfEach
+from latentcomm.channels.several_senders import FurtherSender, OfEach
 from latentcomm.fusion import Fusion, OrthogonalResidual, Replace, TaskArithmetic, Ties
+from latentcomm.hooks.capture import capture
+from latentcomm.hooks.paired_text import MAX_TOKENS, pair_tokens
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model
-from latentcomm.paired import MAX_TOKENS, pair_tokens
-from latentcomm.receiver_input import ReceiverInput
+from latentcomm.models.sites import Site
 from latentcomm.redundancy import fit_predictable
-from latentcomm.sites import Site
 from latentcomm.tasks.base import Task
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm.files import digest, laid_out, read_tensors, written_whole
+from latentcomm._core.files import digest, laid_out, read_tensors, written_whole
 from latentcomm.models import Model
 
 FORMAT = "latentcomm message 1"

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.message import Message
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, encode
-from latentcomm.receiver_input import ReceiverInput
 from latentcomm.tasks.base import Task
 
 

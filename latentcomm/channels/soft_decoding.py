@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.decoding import Read, Run, runs
+from latentcomm.hooks.decode import Read, Run, runs
+from latentcomm.hooks.receiver_input import EMBEDDED, ReceiverInput, SoftTokens
 from latentcomm.models import Hook, Model, around_gap, encode, record_products
-from latentcomm.prompts import Prompts, Template
-from latentcomm.receiver_input import EMBEDDED, ReceiverInput, SoftTokens
+from latentcomm.models.prompts import Prompts, Template
 
 
 @dataclass(frozen=True, eq=False)

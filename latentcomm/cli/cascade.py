@@ -7,6 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
+from latentcomm._core.files import digest, without_folder
 from latentcomm.cli.options import (
     DEFAULT_MODEL,
     DataOption,
@@ -34,7 +35,6 @@ from latentcomm.cli.shared import (
     make_task,
     unfinished,
 )
-from latentcomm.files import digest, without_folder
 
 AT_DEPTH = -1
 """What a layer is where it is left out: that at two thirds of the model's depth."""
@@ -84,10 +84,10 @@ def cascade(
     with errors_as_sentences():
         began = time.monotonic()
         check_file_name(name)
-        from latentcomm.cascade import sweep_cascade
-        from latentcomm.cascade.named import hand_offs_named, refuse_hand_offs, stops_named
-        from latentcomm.cascade_report import print_cascade, write_cascade
-        from latentcomm.corpus import read_corpus
+        from latentcomm.experiments.cascade import sweep_cascade
+        from latentcomm.experiments.cascade.by_name import hand_offs_named, refuse_hand_offs, stops_named
+        from latentcomm.experiments.cascade.report import print_cascade, write_cascade
+        from latentcomm.tasks.corpus import read_corpus
         from latentcomm.tasks.kv_math_worked import pairs_of
 
         ns, stops, wanted = _numbers(n), stops_named(listed(stop)), listed(hand_off)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from latentcomm._core.files import digest, without_folder
 from latentcomm.cli.options import (
     CHOSEN,
     DEFAULT_MODEL,
@@ -42,7 +43,6 @@ from latentcomm.cli.shared import (
     make_task,
     names,
 )
-from latentcomm.files import digest, without_folder
 
 
 def compare(
@@ -85,11 +85,11 @@ def compare(
     with errors_as_sentences():
         began = time.monotonic()
         check_file_name(name)
-        from latentcomm.catalogue import LEARNED, check_names
-        from latentcomm.comparing import Plan, compare_named, names_for
-        from latentcomm.comparison_report import print_comparison, write_comparison
-        from latentcomm.evaluation import forget_messages
-        from latentcomm.learning import check_unseen, load_folder
+        from latentcomm.channels.catalogue import LEARNED, check_names
+        from latentcomm.experiments.compare.report import print_comparison, write_comparison
+        from latentcomm.experiments.compare.run import Plan, compare_named, names_for
+        from latentcomm.experiments.evaluation import forget_messages
+        from latentcomm.experiments.train import check_unseen, load_folder
 
         chosen = names(channels)
         if chosen:

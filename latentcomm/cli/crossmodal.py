@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from latentcomm._core.files import digest, without_folder
 from latentcomm.cli.options import (
     CHOSEN,
     DEFAULT_MODEL,
@@ -20,7 +21,6 @@ from latentcomm.cli.options import (
     WriteLayerOption,
 )
 from latentcomm.cli.shared import check_file_name, console, errors_as_sentences, layer_or_none, names
-from latentcomm.files import digest, without_folder
 
 DIGITS = "digits"
 
@@ -77,14 +77,19 @@ def crossmodal(
     with errors_as_sentences():
         began = time.monotonic()
         check_file_name(name)
-        from latentcomm.crossmodal.parts import Part, digit_parts, pooled_for
-        from latentcomm.crossmodal.picture_folder import counted_part, folder_parts, read_folder, recoloured_part
-        from latentcomm.crossmodal.run import USUAL, Plan, cross_modal
-        from latentcomm.crossmodal.small_vit import encoder_named
-        from latentcomm.crossmodal_report import print_crossmodal, write_crossmodal
-        from latentcomm.evaluation import forget_messages
+        from latentcomm.experiments.crossmodal.picture_folder import (
+            counted_part,
+            folder_parts,
+            read_folder,
+            recoloured_part,
+        )
+        from latentcomm.experiments.crossmodal.report import print_crossmodal, write_crossmodal
+        from latentcomm.experiments.crossmodal.run import USUAL, Plan, cross_modal
+        from latentcomm.experiments.crossmodal.small_vit import encoder_named
+        from latentcomm.experiments.crossmodal.splits import Part, digit_parts, pooled_for
+        from latentcomm.experiments.evaluation import forget_messages
         from latentcomm.models import load_model
-        from latentcomm.sites import Site
+        from latentcomm.models.sites import Site
 
         plan = Plan(
             channels=tuple(names(channels)) or USUAL,

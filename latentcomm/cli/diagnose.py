@@ -35,9 +35,9 @@ def diagnose(
     """
     with errors_as_sentences():
         from latentcomm.alignment import fit_ridge
-        from latentcomm.corpus import read_corpus
-        from latentcomm.diagnosis import FUSIONS, Size
-        from latentcomm.diagnosis import diagnose as run
+        from latentcomm.experiments.diagnosis import FUSIONS, Size
+        from latentcomm.experiments.diagnosis import diagnose as run
+        from latentcomm.tasks.corpus import read_corpus
 
         size = Size(documents=documents, tokens=tokens, prompts=prompts, layers=layers)
         chosen = names(fusion) or list(FUSIONS)

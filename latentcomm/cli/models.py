@@ -2,8 +2,8 @@
 
 from rich.table import Table
 
-from latentcomm import weights
 from latentcomm.cli.shared import console
+from latentcomm.models import builtin as weights
 
 
 def models() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from latentcomm._core.files import digest
 from latentcomm.cli.options import Fame, SenderForm, TaskName, TemplateName
-from latentcomm.files import digest
 from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 

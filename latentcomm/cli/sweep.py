@@ -79,8 +79,8 @@ def sweep(
         fusions = _fusions(fusion, right_aligned)
         reads, writes = _layers(read_layers, "--read-layers"), _layers(write_layers, "--write-layers")
         chosen_task = make_task(task, template, sender_form, fame, seed)
-        from latentcomm.sweep_report import print_report, write_report
-        from latentcomm.sweeps import sweep_and_judge
+        from latentcomm.experiments.sweep.report import print_report, write_report
+        from latentcomm.experiments.sweep.run import sweep_and_judge
 
         first, second = load_pair(sender, receiver, device=device, dtype=dtype)
         settings = {

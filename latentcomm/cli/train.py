@@ -58,8 +58,8 @@ def train(
     Stopped trainings go on: the same command takes them up where they were, to the same bits.
     """
     with errors_as_sentences():
-        from latentcomm.catalogue import LEARNED
-        from latentcomm.learning import LearningPlan, learn
+        from latentcomm.channels.catalogue import LEARNED
+        from latentcomm.experiments.train import LearningPlan, learn
 
         chosen = names(channels)
         if not chosen or any(name not in LEARNED for name in chosen):

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.files import laid_out
 from latentcomm.drift.gaussian import Gaussian, rms_normalised
 from latentcomm.drift.neighbours import Bank, LocalDensity, Neighbours, local_outlier_factor, local_residual
-from latentcomm.files import laid_out
 from latentcomm.redundancy import Projection
 
 __all__ = ["DETECTORS", "PANEL", "Detector", "Manifold", "measure_all"]

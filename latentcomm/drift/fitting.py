@@ -4,17 +4,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.linalg import ROWS_NAMED, require_finite
 from latentcomm.alignment import row_folds
 from latentcomm.drift.detectors import DETECTORS, LOCAL_NEIGHBOURS, LOF_NEIGHBOURS, Manifold, measure_all
 from latentcomm.drift.gaussian import fit_clusters, fit_gaussian, rms_normalised
 from latentcomm.drift.neighbours import fit_local_density
 from latentcomm.drift.reference import DriftReference
-from latentcomm.linalg import ROWS_NAMED, require_finite
+from latentcomm.models.sites import Site
 from latentcomm.redundancy import principal_subspace
 from latentcomm.redundancy.residuals import Groups, group_codes
 from latentcomm.similarity import find_sinks
 from latentcomm.similarity.views import NORM_LIMIT, SINK_POSITIONS
-from latentcomm.sites import Site
 
 __all__ = ["fit_drift_reference"]
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.files import laid_out
-from latentcomm.linalg import centred
+from latentcomm._core.files import laid_out
+from latentcomm._core.linalg import centred
 
 __all__ = ["Gaussian", "fit_clusters", "fit_gaussian", "ledoit_wolf", "rms_normalised"]
 

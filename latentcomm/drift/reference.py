@@ -13,16 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latentcomm._core.files import laid_out, read_tensors, written_whole
+from latentcomm._core.linalg import require_finite
 from latentcomm.drift.alarms import alarm_shares
 from latentcomm.drift.detectors import DETECTORS, PANEL, Manifold, measure_all
 from latentcomm.drift.families import FAMILIES, known_off
 from latentcomm.drift.gaussian import rms_normalised
 from latentcomm.drift.rarity import auroc, combined_surprise, held_out_surprise, share_at_least, surprise, two_sided
 from latentcomm.drift.sets import SetDrift, set_drift
-from latentcomm.files import laid_out, read_tensors, written_whole
-from latentcomm.linalg import require_finite
+from latentcomm.models.sites import Site
 from latentcomm.redundancy.residuals import Groups
-from latentcomm.sites import Site
 
 __all__ = ["COMBINED", "Auroc", "Drift", "DriftReference"]
 

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.linalg import require_finite
 from latentcomm.alignment import row_folds
 from latentcomm.drift.gaussian import ledoit_wolf
 from latentcomm.drift.rarity import auroc
-from latentcomm.linalg import require_finite
 from latentcomm.redundancy.residuals import group_codes
 
 __all__ = ["Excess", "SetDrift", "classifier_auroc", "energy_distance", "set_drift"]

@@ -13,7 +13,7 @@ from latentcomm.models.base import (
 )
 from latentcomm.models.encoding import Halves, around_gap, encode
 from latentcomm.models.loading import load_model, wrap_model
-from latentcomm.prompts import Template
+from latentcomm.models.prompts import Template
 
 __all__ = [
     "Halves",

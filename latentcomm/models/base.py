@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentcomm.sites import Site
+from latentcomm.models.sites import Site
 
 Hook = tuple[str, Callable[..., Any]]
 """A TransformerLens forward hook: the hook point's name and `fn(value, hook) -> value | None`."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from latentcomm.models.base import Model
-from latentcomm.prompts import Prompts, Template
+from latentcomm.models.prompts import Prompts, Template
 
 Halves = tuple[list[int], list[int]]
 """The ids of a prompt before a gap and behind it."""

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.linalg import centred, require_finite, squared_size
 from latentcomm.alignment import PENALTY_RATIOS, row_folds
-from latentcomm.linalg import centred, require_finite, squared_size
 from latentcomm.redundancy.intervals import RESAMPLES, ratio_intervals, sums_by_group
 from latentcomm.redundancy.report import effective_rank
 from latentcomm.redundancy.residuals import Groups, group_codes
-from latentcomm.similarity.fold_ridge import (
+from latentcomm.similarity.layer_maps.ridge import (
     SourceFactors,
     Split,
     TargetSums,

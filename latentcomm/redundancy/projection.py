@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.files import laid_out
-from latentcomm.linalg import require_finite, squared_size
+from latentcomm._core.files import laid_out
+from latentcomm._core.linalg import require_finite, squared_size
 
 __all__ = ["Drop", "Keep", "Projection"]
 

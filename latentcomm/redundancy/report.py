@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.linalg import centred, require_finite, squared_size, thin_svd
 from latentcomm.alignment import row_folds
-from latentcomm.linalg import centred, require_finite, squared_size, thin_svd
 from latentcomm.redundancy.intervals import RESAMPLES, Interval, ratio_intervals, sums_by_group
 from latentcomm.redundancy.residuals import Groups, fit_predictable, group_codes, orthogonal_residual
 

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.linalg import remove_component, require_finite
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.fusion import Concat
-from latentcomm.linalg import remove_component, require_finite
 
 __all__ = ["Groups", "group_codes", "fit_predictable", "orthogonal_residual", "residual_fusion", "residual_map"]
 

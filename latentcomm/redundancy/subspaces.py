@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.linalg import canonical_pairs, centred, fitted_dtype, require_finite, thin_svd
+from latentcomm._core.linalg import canonical_pairs, centred, fitted_dtype, require_finite, thin_svd
 from latentcomm.redundancy.projection import Projection
 
 __all__ = ["principal_subspace", "shared_subspace"]

@@ -8,12 +8,12 @@ from latentcomm.similarity.cka import (
     minibatch_linear_cka,
     rbf_cka,
 )
-from latentcomm.similarity.layer_pairs import LayerPairs, document_fold
-from latentcomm.similarity.minibatch_pairs import MinibatchPairs
+from latentcomm.similarity.layer_maps.exact import LayerPairs, document_fold
+from latentcomm.similarity.layer_maps.minibatch import MinibatchPairs
+from latentcomm.similarity.layer_maps.null_maps import NullMaps, maximum_null, null_maps
+from latentcomm.similarity.layer_maps.permutations import Pairing, exchanged_documents, shuffled_rows
 from latentcomm.similarity.neighbours import cknna, mutual_knn
-from latentcomm.similarity.null_maps import NullMaps, maximum_null, null_maps
 from latentcomm.similarity.nulls import Compared, Null, compare, null
-from latentcomm.similarity.pairings import Pairing, exchanged_documents, shuffled_rows
 from latentcomm.similarity.predictability import linear_predictability
 from latentcomm.similarity.rsa import rsa
 from latentcomm.similarity.shape import procrustes

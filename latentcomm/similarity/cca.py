@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.linalg import canonical_pairs, centred, thin_svd
+from latentcomm._core.linalg import canonical_pairs, centred, thin_svd
 from latentcomm.similarity.checks import require_pair, require_rows
 
 __all__ = ["pwcca", "svcca"]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.linalg import require_finite
+from latentcomm._core.linalg import require_finite
 
 __all__ = [
     "LEAST_WIDTH",

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.linalg import centred
+from latentcomm._core.linalg import centred
 from latentcomm.similarity.checks import require_pair
 from latentcomm.similarity.hsic import (
     LEAST_ROWS,

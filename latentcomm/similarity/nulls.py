@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.similarity.pairings import Pairing, exchanged_documents, shuffled_rows
+from latentcomm.similarity.layer_maps.permutations import Pairing, exchanged_documents, shuffled_rows
 from latentcomm.similarity.table import SIMILARITIES, Similarity
 
 __all__ = ["DRAWS", "QUANTILES", "Compared", "Null", "compare", "fewest_rows", "null"]

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.linalg import centred
 from latentcomm.alignment import row_folds
-from latentcomm.linalg import centred
 from latentcomm.similarity.checks import require_pair
-from latentcomm.similarity.fold_ridge import (
+from latentcomm.similarity.layer_maps.ridge import (
     check_penalty,
     cross_sums,
     factor_source,

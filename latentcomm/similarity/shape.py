@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.linalg import centred
+from latentcomm._core.linalg import centred
 from latentcomm.similarity.checks import require_pair
 
 __all__ = ["procrustes"]

@@ -43,7 +43,7 @@ def plan_tiles(
     Raises:
         ValueError: no layers or widths, or less memory than a single pair needs (it says how much that is).
 
-    >>> from latentcomm.similarity.layer_pairs import LayerPairs
+    >>> from latentcomm.similarity.layer_maps.exact import LayerPairs
     >>> tiles = plan_tiles(LayerPairs(folds=1), layers=(32, 32), widths=(4096, 4096), max_bytes=8 * 2**30)
     >>> len(tiles), tiles[0], tiles[-1].y
     (64, Tile(x=range(0, 4), y=range(0, 4)), range(28, 32))
@@ -82,7 +82,7 @@ def tiled_map(
         ValueError: tiles that leave out a cell or hold one twice, or a map of another shape than its tile.
 
     >>> layers = torch.randn(5, 60, 4, generator=torch.Generator().manual_seed(0)).double()
-    >>> from latentcomm.similarity.layer_pairs import LayerPairs
+    >>> from latentcomm.similarity.layer_maps.exact import LayerPairs
     >>> def measure(tile):
     ...     return LayerPairs().update(layers[tile.x], layers[tile.y]).debiased_cka()
     >>> tiles = plan_tiles(LayerPairs(), layers=(5, 5), widths=(4, 4), max_bytes=4_000_000)

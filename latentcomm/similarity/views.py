@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentcomm.linalg import require_finite
+from latentcomm._core.linalg import require_finite
 
 __all__ = ["ResidualView", "Sinks", "find_sinks", "raw", "residual_view", "rms_normalised", "standardised"]
 

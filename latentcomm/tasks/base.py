@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from latentcomm.prompts import Template
+from latentcomm.models.prompts import Template
 from latentcomm.tasks.judging import Begins, Judge, is_correct, refuse_empty_answers
 
 REPLY_TOKENS = 8

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from latentcomm.files import digest
-from latentcomm.prompts import Template
+from latentcomm._core.files import digest
+from latentcomm.models.prompts import Template
 from latentcomm.tasks.base import Item, Task
 from latentcomm.tasks.files import Row, Source, read_rows, refuse_repeats, source_name
 from latentcomm.tasks.judging import Contains, Judge, Mentions, mentions

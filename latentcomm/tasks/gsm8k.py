@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from latentcomm.files import digest
-from latentcomm.prompts import Template
+from latentcomm._core.files import digest
+from latentcomm.models.prompts import Template
 from latentcomm.tasks.base import Item, Task
 from latentcomm.tasks.files import Row, Source, is_file, read_rows, refuse_repeats, source_name
 from latentcomm.tasks.judging import Number

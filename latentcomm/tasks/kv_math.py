@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Literal
 
-from latentcomm.prompts import Template
+from latentcomm.models.prompts import Template
 from latentcomm.tasks.base import Item, Task
 from latentcomm.tasks.judging import Number
 

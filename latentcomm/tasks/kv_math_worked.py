@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import NamedTuple
 
-from latentcomm.prompts import Template
+from latentcomm.models.prompts import Template
 from latentcomm.tasks.base import Item, Task
 from latentcomm.tasks.judging import Number
 from latentcomm.tasks.kv_math import TEST_FRACTION, Part

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentcomm.files import digest
-from latentcomm.prompts import Template
+from latentcomm._core.files import digest
+from latentcomm.models.prompts import Template
 from latentcomm.tasks.base import Item, Task
 from latentcomm.tasks.files import SUFFIXES, Row, Source, read_rows, source_name
 from latentcomm.tasks.judging import Letter

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 
-from latentcomm.decoding import next_token_logits
+from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import Model, encode
-from latentcomm.prompts import Template
+from latentcomm.models.prompts import Template
 from latentcomm.tasks.judging import Verdict, refuse_empty_answers
 from latentcomm.tasks.numbers import before_the_next_question
 

@@ -1,0 +1,36 @@
+"""Prompts with a gap at the end of the user's turn, into which latents are put between a begin and an end."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentcomm.hooks.receiver_input import SoftTokens
+from latentcomm.models import Halves, Model, around_gap, encode
+from latentcomm.models.prompts import Prompts, Template
+
+PLACEHOLDER = 0
+"""The id that stands where a soft token enters; which one does not matter."""
+
+
+def with_gap(model: Model, texts: Sequence[str], *, template: Template) -> list[Halves]:
+    """The two halves of each prompt: raw text up to its end and nothing; a chat up to the end of the user's words, and
+    what closes the turn and opens the assistant's.
+
+    Raises:
+        ValueError: what `encode` refuses, or a chat template that changes the user's words.
+    """
+    encode(model, texts, template=template)  # refuses what cannot be a prompt
+    return [around_gap(model, text, "", template=template) for text in texts]
+
+
+def filled(halves: Sequence[Halves], vectors: Sequence[Float[Tensor, "_ d_receiver"]]) -> tuple[Prompts, SoftTokens]:
+    """The prompts with as many places in their gaps as there are vectors, and the vectors for these places."""
+    rows = [
+        [*before, *[PLACEHOLDER] * len(given), *after] for (before, after), given in zip(halves, vectors, strict=True)
+    ]
+    places = tuple(
+        torch.arange(len(before), len(before) + len(given)) for (before, _), given in zip(halves, vectors, strict=True)
+    )
+    return Prompts.from_ids(rows), SoftTokens(places, tuple(vectors))

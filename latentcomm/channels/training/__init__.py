@@ -1,0 +1,1 @@
+"""What channels learn beside frozen models: the trainer and one learner a channel."""

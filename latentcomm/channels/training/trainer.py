@@ -1,0 +1,360 @@
+"""Train a few tensors beside frozen models: seeded, resumed to the bit, with a result that is written whole."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentcomm._core.files import read_tensors, written_whole
+from latentcomm._core.progress import say
+from latentcomm.models import Model
+
+CHECKPOINT = "latentcomm checkpoint 1"
+WEIGHTS = "latentcomm weights 1"
+REPORTS = 10
+"""Lines of progress a training prints."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What can be trained: its tensors, what makes it this training and no other, and its loss on some examples."""
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The tensors that are trained, by name; `train` changes them in place and nothing else."""
+        ...
+
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """Plain values that a checkpoint is held to: the sizes, the options, a digest of the examples."""
+        ...
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        ...
+
+    def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:
+        """The mean loss over the examples of these numbers; whatever is drawn is drawn from the generator."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: AdamW with a linear warm-up and, where `final_rate` is below 1, a linear way down.
+
+    Attributes:
+        steps: updates of the parameters.
+        batch_size: examples a pass; `accumulate` passes make an update.
+        learning_rate: after the warm-up of `warmup` updates; the last update has `final_rate` times it.
+        weight_decay: AdamW's; 0 makes it Adam.
+        clip: the largest norm of all gradients together; None leaves them.
+        dtype: of the arithmetic; "bfloat16" is torch's autocast over float32 parameters.
+        seed: of the order of the examples and of all that a loss draws.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    >>> [round(Schedule(steps=4, learning_rate=1.0, warmup=2, final_rate=0.5).rate(step), 2) for step in range(4)]
+    [0.5, 1.0, 0.75, 0.5]
+    """
+
+    steps: int
+    batch_size: int = 32
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    warmup: int = 0
+    final_rate: float | int = 1.0
+    weight_decay: float | int = 0.0
+    clip: float | int | None = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least {least}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate is {self.learning_rate}; give a positive number")
+        if not 0 <= self.final_rate <= 1 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
+            raise ValueError(
+                f"final_rate {self.final_rate} must be in [0, 1], weight_decay {self.weight_decay} at least 0, "
+                f"and clip {self.clip} positive or None"
+            )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of an update, counted from 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        way = max(1, self.steps - self.warmup)
+        share = (step - self.warmup + 1) / way
+        return self.learning_rate * (1 - (1 - self.final_rate) * share)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training was.
+
+    Attributes:
+        losses: the loss of every update, before it.
+        seconds: how long all of it took, the part before an interruption included.
+        resumed_at: how many updates were there already when this run began.
+    """
+
+    losses: tuple[float, ...]
+    seconds: float
+    resumed_at: int = 0
+
+    @property
+    def mean_losses(self) -> tuple[float, ...]:
+        """The mean loss of each tenth of the updates, in order; updates left over make further parts.
+
+        >>> Training(losses=(4.0, 2.0, 1.0), seconds=0.0).mean_losses
+        (4.0, 2.0, 1.0)
+        """
+        tenth = max(1, len(self.losses) // 10)
+        parts = [self.losses[start : start + tenth] for start in range(0, len(self.losses), tenth)]
+        return tuple(sum(part) / len(part) for part in parts)
+
+
+def train(
+    learner: Trainable,
+    schedule: Schedule,
+    *,
+    frozen: Sequence[Model] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 100,
+    progress: bool = False,
+    name: str = "training",
+) -> Training:
+    """Change the learner's parameters in place until the schedule ends, and say how the loss went.
+
+    The examples pass in a new order each epoch, and what a loss draws comes from the seed and the number of the update,
+    so there is no state of random numbers to lose. With `checkpoint` the parameters, the optimiser and the losses are
+    written there every `every` updates and at the end; a training that was interrupted goes on from them and ends with
+    the same bits as one that was not, and one that is done is read back. The `frozen` models pass gradients on and keep
+    their weights.
+
+    Raises:
+        ValueError: there are no parameters or examples, a parameter belongs to a frozen model, or the checkpoint is of
+            another shape or another configuration.
+        RuntimeError: a loss or a gradient that is not finite.
+    """
+    parameters = dict(learner.parameters)
+    if not parameters or len(learner) == 0:
+        raise ValueError(f"there are {len(parameters)} parameters and {len(learner)} examples; a training needs both")
+    held = {id(parameter) for model in frozen for parameter in model.hooked.parameters()}
+    if both := [label for label, parameter in parameters.items() if id(parameter) in held]:
+        raise ValueError(f"the parameter {both[0]} belongs to a frozen model; leave that model out of `frozen`")
+    asked = {"schedule": asdict(schedule), **learner.configuration}
+    path = None if checkpoint is None else Path(checkpoint)
+    with frozen_weights(frozen), _asking(parameters.values(), gradients=True):
+        optimiser = torch.optim.AdamW(
+            parameters.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+        losses, before = ([], 0.0) if path is None else _resume(path, parameters, optimiser, asked)
+        resumed_at, began = len(losses), time.perf_counter()
+        for step in range(resumed_at, schedule.steps):
+            losses.append(_update(learner.loss, len(learner), parameters, optimiser, schedule, step))
+            done, seconds = step + 1, before + time.perf_counter() - began
+            if path is not None and (done % every == 0 or done == schedule.steps):
+                _write_checkpoint(path, parameters, optimiser, asked, losses, seconds)
+            if progress and (done * REPORTS // schedule.steps > step * REPORTS // schedule.steps or step == resumed_at):
+                recent = losses[-max(1, schedule.steps // REPORTS) :]
+                mean = sum(recent) / len(recent)
+                say(f"{name}: {done} of {schedule.steps} updates, loss {mean:.4f}, {seconds:.0f} s")
+        seconds = before + time.perf_counter() - began
+    return Training(tuple(losses), seconds, resumed_at)
+
+
+def frozen_weights(models: Sequence[Model]) -> contextlib.AbstractContextManager[None]:
+    """A block in which no weight of these models asks for a gradient; what each asked for before is restored."""
+    return _asking((weight for model in models for weight in model.hooked.parameters()), gradients=False)
+
+
+def save_weights(
+    path: str | os.PathLike[str], weights: Mapping[str, Tensor], *, kind: str, configuration: Mapping[str, Any]
+) -> None:
+    """Write trained tensors and what they are for as safetensors, whole or not at all."""
+    manifest = {"format": WEIGHTS, "kind": kind, "configuration": dict(configuration)}
+    with written_whole(Path(path)) as draft:
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()},
+            draft,
+            metadata={"manifest": json.dumps(manifest)},
+        )
+
+
+def check_weights(weights: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], *, of: str, shape: Any) -> None:
+    """Refuse tensors of other names or shapes than the wanted, which what is called `of` needs at its sizes `shape`.
+
+    Raises:
+        ValueError: with the first name that is missing, left over, or of another shape.
+    """
+    for name in sorted(wanted.keys() | weights.keys()):
+        found = tuple(weights[name].shape) if name in weights else None
+        if found != wanted.get(name):
+            raise ValueError(f"the {of}'s {name} is {found}, but {shape} needs {wanted.get(name)}")
+
+
+def load_weights(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors that `save_weights` wrote, bit for bit, and their configuration.
+
+    Raises:
+        ValueError: the file is missing, is no such file, or holds another kind.
+    """
+    manifest, tensors = _read(Path(path))
+    if manifest.get("format") != WEIGHTS or manifest.get("kind") != kind:
+        raise ValueError(f"{os.fspath(path)} holds {manifest.get('kind', 'nothing of this package')} and not {kind}")
+    return tensors, manifest["configuration"]
+
+
+def _update(
+    loss_of: Callable[..., Tensor],
+    n_examples: int,
+    parameters: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    schedule: Schedule,
+    step: int,
+) -> float:
+    """One update; its loss.
+
+    The learner itself is no argument: that it is one is checked at every call by asking for all of its attributes, and
+    the digest of the examples would be taken anew for every update.
+    """
+    optimiser.zero_grad(set_to_none=True)
+    device = next(iter(parameters.values())).device.type
+    total = 0.0
+    for part in range(schedule.accumulate):
+        number = step * schedule.accumulate + part
+        draw = torch.Generator().manual_seed(_mixed(schedule.seed, 1, number))
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            torch.autocast(device, torch.bfloat16, enabled=schedule.dtype == "bfloat16"),
+        ):
+            torch.manual_seed(_mixed(schedule.seed, 2, number))  # for what draws by itself, such as dropout
+            loss = loss_of(_batch(n_examples, schedule, number), draw)
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"the loss of update {step} is {float(loss.detach())}; lower the learning rate or set clip"
+            )
+        (loss / schedule.accumulate).backward()
+        total += float(loss.detach()) / schedule.accumulate
+    if schedule.clip is not None:
+        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), schedule.clip)
+        if not torch.isfinite(norm):
+            raise RuntimeError(f"the gradient of update {step} is not finite; lower the learning rate")
+    for group in optimiser.param_groups:
+        group["lr"] = schedule.rate(step)
+    optimiser.step()
+    return total
+
+
+def _batch(n: int, schedule: Schedule, number: int) -> list[int]:
+    """The examples of a pass: the epochs' orders one behind the other, cut into batches."""
+    places = range(number * schedule.batch_size, (number + 1) * schedule.batch_size)
+    orders: dict[int, list[int]] = {}
+    for epoch in {place // n for place in places}:
+        draw = torch.Generator().manual_seed(_mixed(schedule.seed, 0, epoch))
+        orders[epoch] = torch.randperm(n, generator=draw).tolist()
+    return [orders[place // n][place % n] for place in places]
+
+
+def _mixed(seed: int, stream: int, number: int) -> int:
+    """A seed of its own for each stream of random numbers and each place in it."""
+    return (seed * 1_000_003 + stream) * 1_000_000_007 + number
+
+
+@contextlib.contextmanager
+def _asking(tensors: Iterable[Tensor], *, gradients: bool) -> Iterator[None]:
+    """A block in which these tensors ask for gradients or do not; what each asked for before is restored.
+
+    Gradients that the block leaves in what asked for them go.
+    """
+    before = [(tensor, tensor.requires_grad) for tensor in tensors]
+    try:
+        for tensor, _ in before:
+            tensor.requires_grad_(gradients)
+        yield
+    finally:
+        for tensor, asked in before:
+            tensor.requires_grad_(asked)
+            if gradients:
+                tensor.grad = None
+
+
+def _write_checkpoint(
+    path: Path,
+    parameters: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    asked: Mapping[str, Any],
+    losses: Sequence[float],
+    seconds: float,
+) -> None:
+    tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
+    for name, parameter in parameters.items():
+        tensors[f"parameters/{name}"] = parameter.detach().cpu().contiguous().clone()
+        for kind, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous().clone()
+    manifest = {"format": CHECKPOINT, "asked": asked, "seconds": seconds}
+    with written_whole(path) as draft:
+        save_file(tensors, draft, metadata={"manifest": json.dumps(manifest)})
+
+
+def _resume(
+    path: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, asked: Mapping[str, Any]
+) -> tuple[list[float], float]:
+    """Put the checkpoint's state into the parameters and the optimiser; its losses and seconds, if there is one."""
+    if not path.exists():
+        return [], 0.0
+    manifest, tensors = _read(path)
+    if manifest.get("format") != CHECKPOINT:
+        raise ValueError(f"{path} is no checkpoint of a training; give another path")
+    theirs, ours = _flat(manifest["asked"]), _flat(json.loads(json.dumps(asked)))
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise ValueError(
+                f"the checkpoint {path} is of another training: its {key} is {theirs.get(key)} and not "
+                f"{ours.get(key)}; give another path, or the same options"
+            )
+    stored = {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith("parameters/")}
+    for name in sorted(stored.keys() | parameters.keys()):
+        shapes = [list(each[name].shape) if name in each else None for each in (stored, parameters)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the checkpoint {path} is of another shape: its {name} is {shapes[0]}, not {shapes[1]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored[name])
+            optimiser.state[parameter] = {
+                kind: tensors[f"{kind}/{name}"].to(parameter.device if kind != "step" else "cpu")
+                for kind in ("step", "exp_avg", "exp_avg_sq")
+                if f"{kind}/{name}" in tensors
+            }
+    return tensors["losses"].tolist(), float(manifest["seconds"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        facts, tensors = read_tensors(path)
+        return json.loads(facts.get("manifest", "{}")), tensors
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a file of this package ({error})") from error
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return out

@@ -1,0 +1,205 @@
+"""Let a large model write, token by token, and see what stands along the way."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentcomm._core.files import digest, without_folder
+from latentcomm._core.progress import track
+from latentcomm.channels.base import receiver_prompts
+from latentcomm.channels.kv import swapped
+from latentcomm.experiments.cascade.openings import EMBEDDING, Opening, Openings, ids_of, pieces_of, vocabulary_of
+from latentcomm.hooks.decode import EMBEDDED, ReceiverInput, Run, read_prompts, runs
+from latentcomm.models import Hook, Model
+from latentcomm.models.sites import Site
+from latentcomm.tasks.base import Task
+
+ITEMS_AT_ONCE = 32
+"""Items that are written together and kept in one file: what a stopped run loses at most."""
+_NONE = torch.zeros(0, dtype=torch.float64)
+
+
+def write_openings(
+    large: Model,
+    task: Task,
+    *,
+    longest: int | None = None,
+    layers: Sequence[int] = (),
+    keep_cache: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Openings:
+    """What the large model writes of every item, greedily, to `longest` tokens (`task.reply_tokens` by default).
+
+    It reads what the small one will read, `item.receiver`, under the task's template, and writes once for every n and
+    every stop. With `layers` the residual stream after these blocks (-1: the embedding) is kept at every token, which
+    takes a last pass of these layers that reads the last token; with `keep_cache` the keys and values of all layers.
+    They lie on the CPU: 4 d_model bytes a token and layer, and 8 n_layers G d_head bytes a token of prompt and opening,
+    G the key-value heads, in float32. With `checkpoint` what is written is kept there, 32 items a file, and not written
+    again.
+
+    Raises:
+        ValueError: `longest` below 1, a layer that the model does not have, or prompts that do not fit it.
+    """
+    longest = task.reply_tokens if longest is None else longest
+    if longest < 1:
+        raise ValueError(f"longest is {longest}; let the large model write at least 1 token")
+    wanted = tuple(sorted(set(layers)))
+    for layer in wanted:
+        if layer != EMBEDDING:
+            large.check_site(Site(layer))
+    prompts = receiver_prompts(large, task)
+    if (most := int(prompts.lengths.max())) + longest > large.n_ctx:
+        raise ValueError(
+            f"{most} prompt tokens and an opening of {longest} exceed the {large.n_ctx} of {large.name}; ask for a "
+            "shorter one"
+        )
+    names, known = tuple(item.id for item in task.items), vocabulary_of(large)
+    folder = None
+    if checkpoint is not None:
+        if large.has_hooks:
+            raise ValueError(f"openings of {large.name} with hooks attached cannot be kept: they are in no name")
+        asked = [ids_of(prompts, row) for row in range(len(names))]
+        key = digest(large, names, asked, sorted(large.stop_ids), known, longest, wanted, keep_cache)
+        folder = Path(checkpoint) / f"openings-{key[:16]}"
+    rows: list[Opening] = []
+    parts = list(_chunks(len(names)))
+    for part in track(parts, f"openings by {without_folder(large.name)}", total=len(parts), shown=progress):
+        file = None if folder is None else folder / f"{part.start:05d}.safetensors"
+        if file is not None and file.exists():
+            rows += Openings.load(file).rows
+            continue
+        done = _write(large, ReceiverInput(prompts.select(part)), longest, wanted, keep_cache)
+        if file is not None:
+            Openings(names[part.start : part.stop], tuple(done), longest, large.name, known, wanted).save(file)
+        rows += done
+    return Openings(names, tuple(rows), longest, large.name, known, wanted)
+
+
+def _chunks(n: int) -> Iterator[range]:
+    return (range(first, min(first + ITEMS_AT_ONCE, n)) for first in range(0, n, ITEMS_AT_ONCE))
+
+
+class _EnoughError(Exception):
+    """Raised by a hook to end the pass that reads the last token, whose logits nobody asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """What was seen as the rows of a batch were each given one more token."""
+
+    tokens: list[int]
+    entropy: Float[Tensor, " batch"]
+    margin: Float[Tensor, " batch"]
+    states: dict[int, Tensor]
+
+
+def _write(
+    large: Model, given: ReceiverInput, longest: int, layers: tuple[int, ...], keep_cache: bool
+) -> list[Opening]:
+    rows: list[Opening | None] = [None] * len(given.prompts)
+    for run in runs(large, given, longest, read_prompts):
+        steps, lengths = _steps(large, run, longest, layers)
+        kept = large.cache_layers(run.cache) if keep_cache else None
+        for place, row in enumerate(run.rows):
+            n, n_prompt = lengths[place], int(given.prompts.lengths[row])
+            ids = tuple(step.tokens[place] for step in steps[:n])
+            cache = None
+            if kept is not None:
+                real = _real_positions(run, place, n_prompt + max(n - 1, 0))
+                cache = (_of_row(large, [keys for keys, _ in kept], place, real),
+                         _of_row(large, [values for _, values in kept], place, real))  # fmt: skip
+            rows[row] = Opening(
+                ids,
+                n < longest,
+                n_prompt,
+                torch.stack([step.entropy[place] for step in steps[:n]]) if n else _NONE.clone(),
+                torch.stack([step.margin[place] for step in steps[:n]]) if n else _NONE.clone(),
+                *pieces_of(large, ids),
+                large.decode(ids),
+                {
+                    layer: torch.stack([step.states[layer][place] for step in steps[:n]])
+                    if n
+                    else torch.zeros(0, large.d_model, dtype=large.dtype)
+                    for layer in layers
+                },
+                cache,
+                digest(ids_of(given.prompts, row)),
+            )
+    return [row for row in rows if row is not None]
+
+
+def _steps(large: Model, run: Run, longest: int, layers: tuple[int, ...]) -> tuple[list[_Step], list[int]]:
+    """The steps of rows that go on together, and how many tokens each row has before it ended or was cut."""
+    steps: list[_Step] = []
+    lengths, live, logits = [0] * len(run.rows), [True] * len(run.rows), run.logits
+    for number in range(longest):
+        entropy, margin = _signals(logits)
+        tokens = logits.argmax(-1)
+        for row, token in enumerate(tokens.tolist()):
+            live[row] = live[row] and token not in large.stop_ids
+            lengths[row] += live[row]
+        if not any(live):
+            break
+        states: dict[int, Tensor] = {}
+        steps.append(_Step(tokens.tolist(), entropy, margin, states))
+        if number < longest - 1:
+            logits = run.step(tokens, _keepers(layers, states))
+        elif layers:
+            _read_last(large, run, tokens, layers, states)
+    return steps, lengths
+
+
+def _signals(logits: Float[Tensor, "batch d_vocab"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Entropy in nats, and the likeliest token's probability less the second's."""
+    log_p = logits.double().log_softmax(-1)
+    p = log_p.exp()
+    best = p.topk(2, dim=-1).values
+    return torch.special.entr(p).sum(-1).cpu(), (best[:, 0] - best[:, 1]).cpu()
+
+
+def _keepers(layers: Sequence[int], states: dict[int, Tensor]) -> list[Hook]:
+    """Hooks that write down the state after each layer at the one token that is read."""
+
+    def keeper(layer: int) -> Hook:
+        def keep(value: Tensor, hook: Any) -> None:
+            states[layer] = value[:, -1].detach().cpu().clone()
+
+        return _hook_name(layer), keep
+
+    return [keeper(layer) for layer in layers]
+
+
+def _hook_name(layer: int) -> str:
+    return EMBEDDED if layer == EMBEDDING else Site(layer).hook_name
+
+
+def _read_last(large: Model, run: Run, tokens: Tensor, layers: tuple[int, ...], states: dict[int, Tensor]) -> None:
+    """The pass that reads the last token for its states, and ends once it has them."""
+
+    def stop(_state: Tensor, hook: Any) -> None:
+        raise _EnoughError
+
+    hooks = [*_keepers(layers, states), (_hook_name(layers[-1]), stop), *run.hooks]
+    with contextlib.suppress(_EnoughError):
+        large.forward(
+            tokens[:, None], hooks=hooks, cache=run.cache, past_mask=run.past_mask, n_layers_run=layers[-1] + 1
+        )
+
+
+def _real_positions(run: Run, place: int, n: int) -> Tensor:
+    """The first n positions of the cache that a row really has."""
+    return torch.arange(n) if run.past_mask is None else run.past_mask[place].nonzero()[:n, 0]
+
+
+def _of_row(large: Model, layers: Sequence[Tensor], place: int, positions: Tensor) -> Float[Tensor, "layer head pos _"]:
+    """One row's keys or values at these positions, layers first, on the CPU."""
+    own = [swapped(large, each[place : place + 1])[0][:, positions.to(each.device)] for each in layers]
+    return torch.stack(own).detach().cpu()

@@ -1,0 +1,214 @@
+"""A reverse cascade as a reader sees it: a table in the terminal, three figures on disk, and all that was written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from rich.console import Console
+from rich.table import Table
+
+from latentcomm._core.files import written_whole
+from latentcomm.experiments.cascade import CascadeSweep, Openings, Oracle, Stop
+from latentcomm.experiments.cascade.run import choose
+from latentcomm.experiments.cascade.trials import CONTROLS, LARGE_ALONE, SMALL_ALONE
+from latentcomm.experiments.evaluation import MESSAGE
+from latentcomm.models import Model
+from latentcomm.models.facts import describe
+from latentcomm.reporting.plots import cascade_curves, cascade_front, opening_signals
+from latentcomm.reporting.plots.cascade import HANDED
+from latentcomm.reporting.plots.tables import p_value, spoken
+from latentcomm.reporting.publish import Published, plain, publish
+
+FRONT, SIGNALS = "front", "signals"
+"""How the names of the two other figures end."""
+
+
+def signal_table(
+    openings: Openings, seen: pd.DataFrame, stops: Mapping[str, Stop | Oracle], *, most: int
+) -> pd.DataFrame:
+    """What is seen along openings, token by token: `plots.opening_signals` draws it.
+
+    Of every signal of `seen` (`cascade.signals.token_signals`) the median and the quartiles over the openings that have
+    it at a token, with their number; of every stop the share of all openings that it has handed over by then, where it
+    fired by `most`. The oracle, which needs the answers, is left out.
+
+    Raises:
+        ValueError: no opening has a token.
+
+    >>> import torch
+    >>> from latentcomm.experiments.cascade import Confident, Opening
+    >>> sure = Opening.of_signals(entropy=torch.tensor([2.0, 0.5]), margin=torch.tensor([0.1, 0.95]))
+    >>> openings = Openings(("a",), (sure,), 2, "large", "")
+    >>> seen = pd.DataFrame({"item": "a", "token": [1, 2], "piece": "", "entropy": sure.entropy, "margin": sure.margin})
+    >>> signal_table(openings, seen, {"confident": Confident(window=1)}, most=2)["median"].round(2).tolist()
+    [2.0, 0.5, 0.1, 0.95, 0.0, 1.0]
+    """
+    longest = max((len(opening) for opening in openings.rows), default=0)
+    if longest == 0:
+        raise ValueError("no opening has a token, so there are no signals to show")
+    rows = []
+    for signal in seen.columns.drop(["item", "token", "piece"]):
+        for token, there in seen.dropna(subset=[signal]).groupby("token")[signal]:
+            low, median, high = there.quantile([0.25, 0.5, 0.75]).tolist()
+            rows.append({"signal": signal, "token": token, "median": median, "low": low, "high": high, "n": len(there)})
+    for name, stop in stops.items():
+        if isinstance(stop, Oracle):
+            continue
+        chosen = [choose(stop, opening, most, openings.longest) for opening in openings.rows]
+        for token in range(1, longest + 1):
+            share = sum(fired and n <= token for n, fired in chosen) / len(chosen)
+            of_stop = {"signal": f"{HANDED}{name}", "token": token, "n": len(chosen)}
+            rows.append(of_stop | dict.fromkeys(("median", "low", "high"), share))
+    return pd.DataFrame(rows)
+
+
+def curves_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
+    """Accuracy against the tokens of the large model."""
+    return cascade_curves(
+        table,
+        title=f"How much must the large model write? {_pair(settings)}",
+        note=f"{_items(table)}; 95 % Wilson intervals over items. Tokens of a stop: the mean that it hands over. "
+        "The controls stand beside every number, those of states where states pass; the oracle knows the answers and "
+        "is no policy.",
+    )
+
+
+def front_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
+    """Accuracy against cost."""
+    return cascade_front(
+        table,
+        title=f"What does it cost? {_pair(settings)}",
+        note=f"{_items(table)}; 95 % Wilson intervals over items. Operations of both models, as run with a cache for "
+        "this number of tokens alone; numbers at the dots: tokens by the large model. The oracle stands outside the "
+        "front.",
+    )
+
+
+def signals_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
+    """Entropy and margin along the openings, and the stops."""
+    n = max(table["n"].tolist())
+    return opening_signals(
+        table,
+        title=f"When is the large model sure? {_pair(settings)}",
+        note=f"{n} openings; fewer are so long further on. Dashed: the token by which a stop has handed half of them "
+        "over.",
+    )
+
+
+PLOTS = {"": curves_figure, f"_{FRONT}": front_figure, f"_{SIGNALS}": signals_figure}
+"""What draws each figure of a cascade, by how its name ends."""
+
+
+def write_cascade(
+    found: CascadeSweep,
+    stops: Mapping[str, Stop | Oracle],
+    *,
+    name: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    models: Mapping[str, Model],
+    groups: Mapping[str, str] | None = None,
+) -> list[Published]:
+    """NAME, NAME_front and NAME_signals with data and metadata under `folder`, NAME_trials.jsonl and NAME_tokens.csv.
+
+    `settings` have `large`, `small` and `task`, which stand in the titles, `ns`, and `seed`. With `groups` (item to
+    group) bootstrap intervals are over groups of items.
+    """
+    shown = plain(settings)
+    table = found.table(groups=groups, seed=int(settings["seed"]))
+    most = max(settings["ns"]) or found.openings.longest
+    signals = signal_table(found.openings, found.signals, stops, most=most)
+    known = {role: describe(model) for role, model in models.items()}
+    published = [
+        publish(
+            draw(data, shown),
+            data,
+            name=f"{name}{ending}",
+            folder=folder,
+            settings=shown,
+            measured=dict(measured),
+            models=known,
+        )
+        for (ending, draw), data in zip(PLOTS.items(), (table, table, signals), strict=True)
+    ]
+    found.save_trials(folder / f"{name}_trials.jsonl")
+    with written_whole(folder / f"{name}_tokens.csv") as draft:
+        found.signals.to_csv(draft, index=False, lineterminator="\n")
+    return published
+
+
+def print_cascade(table: pd.DataFrame, console: Console) -> None:
+    """One row a hand-off and stop, the two models alone first; the controls beside each."""
+    rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    shown = Table(
+        title=f"{_items(table)}; 95 % Wilson intervals; exact McNemar p against small alone / large alone / another "
+        "item's opening",
+        caption="went on: the items whose reply the large model had not finished; operations are means of an item, as "
+        "if run for this n alone; not corrected for multiple tests; an oracle is chosen by the answers, so that its p "
+        "test nothing",
+    )
+    heads = (
+        "hand-off",
+        "stop",
+        "tokens",
+        "accuracy",
+        "went on",
+        "answer in opening",
+        "accuracy without",
+        "other",
+        "zero/random",
+        "own",
+        "vote",
+        "p",
+    )
+    for head in (*heads, "GFLOP"):
+        shown.add_column(
+            head, justify="left" if head in heads[:2] else "right", no_wrap=head in (*heads[:2], "accuracy", "p")
+        )
+    beside = {(row["hand_off"], row["stop"], row["condition"]): row for row in rows}
+    for row in rows:
+        if row["condition"] not in (SMALL_ALONE, LARGE_ALONE, MESSAGE):
+            continue
+        is_alone = row["condition"] != MESSAGE
+        other, zero, random, own, vote = (
+            _accuracy(beside.get((row["hand_off"], row["stop"], each))) for each in CONTROLS
+        )
+        shown.add_row(
+            row["condition"] if is_alone else spoken(row["hand_off"]),
+            "" if is_alone else row["stop"],
+            f"{row['tokens']:.1f}",
+            f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+            "" if is_alone else _part(row, "handed"),
+            "" if is_alone else f"{row['in_opening']:.2f}",
+            "" if is_alone else _part(row, "without"),
+            *(other, f"{zero}/{random}".strip("/"), own, vote),
+            " / ".join(p_value(row[f"p_{name}"]) for name in ("small", "large", "other")),
+            f"{row['flops'] / 1e9:.3g}",
+        )
+    console.print(shown)
+    for row in rows:
+        if row["condition"] in (SMALL_ALONE, LARGE_ALONE) and row["parsed"] < 1:
+            unread = 1 - row["parsed"]
+            console.print(
+                f"{row['condition']}: no answer could be read in {unread:.0%} of the replies", highlight=False
+            )
+
+
+def _part(row: Mapping[str, Any], name: str) -> str:
+    """Accuracy and number of some of the items."""
+    return f"{row[f'{name}_accuracy']:.2f} of {row[f'{name}_n']}" if row[f"{name}_n"] else ""
+
+
+def _accuracy(row: Mapping[str, Any] | None) -> str:
+    return "" if row is None else f"{row['accuracy']:.2f}"
+
+
+def _pair(settings: Mapping[str, Any]) -> str:
+    return f"{settings['large']} to {settings['small']}, {settings['task']}"
+
+
+def _items(table: pd.DataFrame) -> str:
+    return f"{table['n'].tolist()[0]} items"

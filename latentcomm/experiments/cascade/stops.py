@@ -1,0 +1,205 @@
+"""When a large model hands over: after so many tokens, or by a signal along what it has written so far."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol, runtime_checkable
+
+from latentcomm.experiments.cascade.openings import Opening
+
+_SENTENCE_END = re.compile(r"(?P<mark>[.!?])[\"'\u201d\u2019)\]*_]*(?=\s)|\n")
+_ABBREVIATIONS = frozenset({"e.g", "i.e", "etc", "vs", "mr", "mrs", "ms", "dr", "prof", "st", "approx", "cf", "eq"})
+"""What stands before a point that ends no sentence, in lower case."""
+_LAST_WORD = re.compile(r"[^\s(\[\"']*$")
+_NUMBERING = re.compile(r"(?:^|\n)[ \t*_#]*(?:step )?\d+$", re.IGNORECASE)
+"""A list's number at the beginning of a line, "1", whose point ends no sentence."""
+
+
+@runtime_checkable
+class Stop(Protocol):
+    """A rule that says after how many tokens of an opening the small model takes over; a frozen dataclass.
+
+    It is causal: what it says of an opening does not change with what is written after the hand-over, so that it could
+    have been asked at every token as it was written.
+    """
+
+    def at(self, opening: Opening) -> int | None:
+        """Tokens after which it hands over, or None where the opening gave no reason to."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedTokens:
+    """Hand over after `n` tokens, whatever they are.
+
+    Raises:
+        ValueError: a negative number.
+
+    >>> FixedTokens(8).n
+    8
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 0:
+            raise ValueError(f"n is {self.n}; hand over after 0 tokens or more")
+
+    def at(self, opening: Opening) -> int | None:  # noqa: ARG002 (every stop is asked alike)
+        """`n`, also where the opening has ended before."""
+        return self.n
+
+
+@dataclass(frozen=True)
+class EntropyDrop:
+    """Hand over once the next-token entropy has fallen: the mean of the last `window` tokens is below `fraction` times
+    the mean of all tokens before the window.
+
+    With H_1 .. H_n the entropies of the distributions that the first n tokens were drawn from and w the window, n is
+    the smallest with n >= max(minimum, w + 1) and mean(H_{n-w+1} .. H_n) < fraction * mean(H_1 .. H_{n-w}).
+
+    Raises:
+        ValueError: a fraction that is not above 0, a window below 1, a negative minimum.
+
+    >>> import torch
+    >>> sure = Opening.of_signals(entropy=torch.tensor([2.0, 2.0, 2.0, 0.1, 0.1, 0.1]))
+    >>> EntropyDrop(fraction=0.5, window=2, minimum=3).at(sure)
+    5
+    """
+
+    fraction: float | int = 0.5
+    window: int = 4
+    minimum: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.fraction > 0 or self.window < 1 or self.minimum < 0:
+            raise ValueError(
+                f"fraction {self.fraction} must be above 0, window {self.window} at least 1 and minimum "
+                f"{self.minimum} at least 0"
+            )
+
+    def at(self, opening: Opening) -> int | None:
+        """The first such number of tokens."""
+        values = opening.entropy.tolist()
+        for n in range(max(self.minimum, self.window + 1), len(values) + 1):
+            before = math.fsum(values[: n - self.window]) / (n - self.window)
+            if math.fsum(values[n - self.window : n]) / self.window < self.fraction * before:
+                return n
+        return None
+
+
+@dataclass(frozen=True)
+class Confident:
+    """Hand over once `window` tokens on end were each drawn with a top-1 margin (p_1 - p_2) of at least `margin`.
+
+    Raises:
+        ValueError: a margin outside [0, 1], or a window below 1.
+
+    >>> import torch
+    >>> Confident(margin=0.9, window=2).at(Opening.of_signals(margin=torch.tensor([0.95, 0.2, 0.92, 0.99, 0.1])))
+    4
+    """
+
+    margin: float | int = 0.9
+    window: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin <= 1 or self.window < 1:
+            raise ValueError(f"margin {self.margin} must be in [0, 1] and window {self.window} at least 1")
+
+    def at(self, opening: Opening) -> int | None:
+        """The first such number of tokens."""
+        run = 0
+        for n, value in enumerate(opening.margin.tolist(), 1):
+            run = run + 1 if value >= self.margin else 0
+            if run == self.window:
+                return n
+        return None
+
+
+@dataclass(frozen=True)
+class SentenceEnd:
+    r"""Hand over once `number` sentences or lines have ended: ".", "!" or "?" with white space behind it, or "\n".
+
+    A mark counts once the next token shows what stands behind it, so that "3.5" is not cut; it is then handed over
+    with that token. The points of "e.g." and of a list's "1." end nothing, and a line feed ends a line that
+    holds something.
+
+    Raises:
+        ValueError: a number below 1.
+
+    >>> pieces = ["She", " pays", " $3", ".", "5", " e", ".g", ".", " now", ".", " So"]
+    >>> SentenceEnd().at(Opening.of_signals(pieces=pieces))
+    11
+    """
+
+    number: int = 1
+
+    def __post_init__(self) -> None:
+        if self.number < 1:
+            raise ValueError(f"number is {self.number}; hand over after the first sentence or a later one")
+
+    def at(self, opening: Opening) -> int | None:
+        """The first number of tokens whose text holds so many ends."""
+        text = "".join(opening.pieces)
+        ends = _ends(text)
+        if len(ends) < self.number:
+            return None
+        needed, held = ends[self.number - 1], 0
+        for n, piece in enumerate(opening.pieces, 1):
+            held += len(piece)
+            if held >= needed:
+                return n
+        return None
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """For analysis alone: of each item the smallest n of the grid at which the answer is right, else
+    the smallest.
+
+    It knows the answer, so its row is no policy that anybody could follow. It is the best of as many tries as the grid
+    has numbers, so that it counts luck as well: an upper bound of what a stop can gain.
+    """
+
+
+def _ends(text: str) -> list[int]:
+    """Characters that must be there for each sentence or line to be seen to have ended."""
+    found: list[int] = []
+    line_start = 0
+    closed = True  # nothing but white space since the last end
+    place = 0
+    for match in _SENTENCE_END.finditer(text):
+        fresh = text[place : match.start()].strip()
+        closed = closed and not fresh
+        place = match.end()
+        if match["mark"] is None:
+            if text[line_start : match.start()].strip() and not closed:
+                found.append(match.end())
+                closed = True
+            line_start = match.end()
+            continue
+        before = text[: match.start()]
+        word = _LAST_WORD.search(before)
+        is_short = word is not None and word.group().lower() in _ABBREVIATIONS
+        if (is_short and match["mark"] == ".") or _NUMBERING.search(before):
+            closed = False
+            continue
+        if not closed:
+            found.append(match.end() + 1)
+            closed = True
+    return found
+
+
+STOPS: Mapping[str, Stop | Oracle] = MappingProxyType(
+    {
+        "entropy-drop": EntropyDrop(),
+        "early-drop": EntropyDrop(window=1, minimum=0),
+        "confident": Confident(),
+        "sentence-end": SentenceEnd(),
+        "oracle": Oracle(),
+    }
+)
+"""The stops by the names of the command line; "early-drop" is an entropy drop that a single token can show."""

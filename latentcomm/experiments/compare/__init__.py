@@ -1,0 +1,1 @@
+"""Channels compared on the same items: accuracy, controls and cost."""

@@ -1,0 +1,148 @@
+"""Compare channels on the same items: accuracy with interval, paired tests against baselines, and what each costs."""
+
+import os
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from latentcomm._core.stats import cost_front, mcnemar_exact, paired_bootstrap, proportion_interval
+from latentcomm.channels import Channel
+from latentcomm.experiments.controls import USUAL
+from latentcomm.experiments.evaluation import MESSAGE, METRICS, NAN, Trial, by_condition, evaluate, to_table
+from latentcomm.models import Model
+from latentcomm.tasks.base import Task
+
+BASELINES = ("silent", "text")
+"""Channels that every other is held against, item by item, where they were run."""
+COSTS = ("flops", "sender_flops", "receiver_flops", "message_bytes", "reply_tokens", "seconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        table: one row a channel, condition and metric; see `compare_trials`.
+        trials: what was said, item by item.
+    """
+
+    table: pd.DataFrame
+    trials: list[Trial]
+
+    @classmethod
+    def of(cls, trials: Sequence[Trial], *, seed: int = 0) -> "Comparison":
+        """The comparison of trials on the same items."""
+        return cls(compare_trials(trials, seed=seed), list(trials))
+
+    def trial_table(self) -> pd.DataFrame:
+        """One row a trial."""
+        return to_table(self.trials)
+
+
+def compare(
+    channels: Sequence[Channel],
+    sender: Model,
+    receiver: Model,
+    task: Task,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    controls: Sequence[str] = USUAL,
+    reply_tokens: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    told: MutableMapping[str, Any] | None = None,
+    started: Callable[[str], object] | None = None,
+) -> Comparison:
+    """Every channel on the same n items of a task (all by default), under its true message and its controls.
+
+    With `checkpoint`, what was done is kept item by item and never run again. Channels that say the same are told once,
+    those of later calls too that are given the same dict `told`. `started` is told each channel's name.
+
+    Raises:
+        ValueError: no channel, two of one name, or what `evaluate` refuses.
+    """
+    names = [channel.name for channel in channels]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"the channels are named {names}; give at least one, and each a name of its own")
+    trials: list[Trial] = []
+    told = {} if told is None else told
+    for channel in channels:
+        if started is not None:
+            started(channel.name)
+        trials += evaluate(
+            channel,
+            sender,
+            receiver,
+            task,
+            n=n,
+            seed=seed,
+            controls=controls,
+            reply_tokens=reply_tokens,
+            checkpoint=checkpoint,
+            told=told,
+        )
+    return Comparison.of(trials, seed=seed)
+
+
+def compare_trials(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
+    """One row a channel, condition and metric of trials on the same items.
+
+    Columns: channel, condition, metric, n, correct, accuracy with its 95 % Wilson interval (low, high); unparsed, the
+    share of replies in which no answer was found (they count as not right). For each baseline ("silent", "text") and
+    for this channel's own "shuffled" message the paired difference with its 95 % bootstrap interval over items
+    (over_silent, over_silent_low, over_silent_high, ...) and the exact McNemar p-value (p_silent, ...), not corrected
+    for the number of comparisons. Costs, means of an item: flops as run and its parts sender_flops and receiver_flops,
+    message_bytes, reply_tokens, seconds. on_front: whether no other true message is as accurate for fewer operations.
+    What does not apply is NaN.
+
+    Raises:
+        ValueError: channels that were not evaluated on the same items, or share a name.
+    """
+    outcomes, items = by_condition(trials)
+    records = [
+        _record(outcomes, key, metric, items, seed)
+        for key, answered in outcomes.items()
+        for metric in METRICS
+        if all(getattr(trial, metric) is not None for trial in answered.values())
+    ]
+    table = pd.DataFrame(records)
+    table["on_front"] = False
+    for metric in METRICS:
+        part = table.loc[(table["condition"] == MESSAGE) & (table["metric"] == metric)]
+        table.loc[cost_front(pd.DataFrame(part)).index, "on_front"] = True
+    return table
+
+
+def _record(
+    outcomes: Mapping[tuple[str, str], Mapping[str, Trial]],
+    key: tuple[str, str],
+    metric: str,
+    items: Sequence[str],
+    seed: int,
+) -> dict[str, object]:
+    channel, condition = key
+    answered = [outcomes[key][item] for item in items]
+    right = [bool(getattr(trial, metric)) for trial in answered]
+    n = len(right)
+    low, high = proportion_interval(sum(right), n)
+    record: dict[str, object] = {"channel": channel, "condition": condition, "metric": metric, "n": n}
+    record |= {"correct": sum(right), "accuracy": sum(right) / n, "low": low, "high": high}
+    record["unparsed"] = sum(not trial.parsed for trial in answered) / n
+    against = {name: (name, MESSAGE) for name in BASELINES if name != channel}
+    if condition == MESSAGE:
+        against["shuffled"] = (channel, "shuffled")
+    for name in (*BASELINES, "shuffled"):
+        record |= dict.fromkeys((f"over_{name}", f"over_{name}_low", f"over_{name}_high", f"p_{name}"), NAN)
+        other = outcomes.get(against.get(name, ("", "")))
+        if other is None or any(getattr(trial, metric) is None for trial in other.values()):
+            continue
+        base = [bool(getattr(other[item], metric)) for item in items]
+        gain = paired_bootstrap(right, base, seed=seed)
+        record |= {f"over_{name}": gain.difference, f"over_{name}_low": gain.low, f"over_{name}_high": gain.high}
+        record[f"p_{name}"] = mcnemar_exact(right, base).p_value
+    for cost in COSTS[1:]:
+        record[cost] = sum(float(getattr(trial, cost)) for trial in answered) / n
+    record["flops"] = sum(trial.sender_flops + trial.receiver_flops for trial in answered) / n
+    return record

@@ -1,0 +1,294 @@
+"""The job behind `latentcomm compare`: choose a cell and fit maps on one half of a task, compare on the other."""
+
+import contextlib
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from latentcomm._core.progress import track
+from latentcomm.alignment import AffineMap, fit_ridge
+from latentcomm.channels.base import Channel
+from latentcomm.channels.catalogue import (
+    CHANNELS,
+    OF_ONE_LAYOUT,
+    OF_ONE_VOCABULARY,
+    OF_ONE_WIDTH,
+    PREDICTABILITY,
+    Recipe,
+    build,
+    check_names,
+    needs_cell,
+)
+from latentcomm.channels.coconut import marker
+from latentcomm.channels.merged import fit_predictability
+from latentcomm.experiments.compare.channels import Comparison, compare
+from latentcomm.experiments.controls import CONTROLS, exchanged, exchanged_alike
+from latentcomm.experiments.cost import ModelSize, paper_activation_flops, paper_forward_flops, paper_text_flops
+from latentcomm.experiments.evaluation import MESSAGE, Trial
+from latentcomm.experiments.sweep.grid import Cell
+from latentcomm.experiments.sweep.run import best_cell, cell_table, tune_sweep
+from latentcomm.fusion import Replace, RightAligned
+from latentcomm.hooks.paired_text import capture_paired, pair_tokens
+from latentcomm.models import Model, check_pair, encode, one_model, one_vocabulary
+from latentcomm.models.sites import Site
+from latentcomm.tasks.base import Task
+from latentcomm.tasks.corpus import read_corpus
+
+DEPTHS = (0.5, 0.65, 0.8, 0.9, 0.97)
+"""Relative depths of the cells that are tried where every cell needs a map of its own: of blocks, from the first."""
+MARKERS = (("(", ")"), ("[", "]"), ("<", ">"), (":", "."), (".", "."))
+"""What stands around continuous thoughts where nothing else is asked: the first of them that are single tokens."""
+MAP_DOCUMENTS, MAP_TOKENS, MAP_FOLDS = 64, 128, 3
+"""Documents of the packaged corpus, tokens of each, and folds for the penalty, of maps between models."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a comparison of named channels is run.
+
+    Attributes:
+        read_layer, write_layer: the cell of the channels that graft a state; chosen on the tuning half where None.
+        right_aligned: fuse the last entries of states of unequal models, and fit no map.
+        message_tokens, request: of senders that write; see `Recipe`.
+        n_tune, n_test: items of each half at most; all where None.
+        n_thoughts: of Coconut, how often a state is fed back.
+        controls: which of `controls.CONTROLS` every channel is also run under; each costs as much as the message.
+        seed: of the split, the choices, the folds and the controls.
+    """
+
+    read_layer: int | None = None
+    write_layer: int | None = None
+    right_aligned: bool = False
+    message_tokens: int = 16
+    request: str = ""
+    n_tune: int | None = 40
+    n_test: int | None = None
+    controls: tuple[str, ...] = ("shuffled",)
+    n_thoughts: int = 4
+    seed: int = 0
+
+
+def names_for(sender: Model, receiver: Model, *, right_aligned: bool = False) -> list[str]:
+    """The names of all channels that can run without training and can pass between these two models."""
+    if one_model(sender, receiver):
+        return list(CHANNELS)
+    left_out = {*OF_ONE_LAYOUT, *_refused(CHANNELS, sender, receiver)}
+    if right_aligned and sender.d_model != receiver.d_model:
+        left_out.add(PREDICTABILITY)
+    return [name for name in CHANNELS if name not in left_out]
+
+
+def _refused(names: Collection[str], sender: Model, receiver: Model) -> dict[str, str]:
+    """Those of the channels that cannot pass between these two models, and why."""
+    why = {}
+    if sender.d_model != receiver.d_model:
+        widths = f"they are {sender.d_model} and {receiver.d_model} wide, and nothing here maps what it sends"
+        why |= dict.fromkeys(OF_ONE_WIDTH, widths)
+    if (sender.n_layers, sender.d_model) != (receiver.n_layers, receiver.d_model):
+        why |= dict.fromkeys(OF_ONE_LAYOUT, "they are of different layouts")
+    if any(name in OF_ONE_VOCABULARY for name in names) and not one_vocabulary(sender, receiver):
+        why |= dict.fromkeys(OF_ONE_VOCABULARY, "their vocabularies differ")
+    return {name: reason for name, reason in why.items() if name in names}
+
+
+def compare_named(
+    names: Sequence[str],
+    sender: Model,
+    receiver: Model,
+    task: Task,
+    *,
+    plan: Plan = Plan(),
+    learned: Mapping[str, Channel] = MappingProxyType({}),
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> tuple[Comparison, Cell | None]:
+    """The channels of these names on the test half of a task, and the cell (k, j) that was chosen on the other half.
+
+    Where a channel grafts a state, `replace` is swept over all cells of one model with itself (over 25 cells of unequal
+    models, each with a ridge map fitted on the packaged corpus) and the best by choices is taken, writes after the
+    last block left out. No test item is seen by the choice of the cell or by any map. Channels that learn are given
+    ready, by name, in `learned` (`learning.load_folder`). It goes on where it stopped.
+
+    Raises:
+        ValueError: an unknown name, one half of a cell, a task without choices and no cell, a test half whose messages
+            cannot be exchanged, or what the channels refuse.
+    """
+    check_names(names, learned)
+    check_pair(sender, receiver)
+    if unknown := [name for name in plan.controls if name not in CONTROLS]:
+        raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
+    for name, why in _refused(names, sender, receiver).items():
+        raise ValueError(f"the channel {name} cannot pass from {sender.name} to {receiver.name}: {why}; leave it out")
+    if plan.right_aligned and PREDICTABILITY in names and sender.d_model != receiver.d_model:
+        raise ValueError(
+            f"{PREDICTABILITY} needs a map between {sender.name} and {receiver.name}; leave out one of both"
+        )
+    if (plan.read_layer is None) != (plan.write_layer is None):
+        raise ValueError("a cell has a read and a write layer; give both, or neither to have it chosen")
+    tune, test = task.split(seed=plan.seed)
+    if plan.n_test is not None and plan.n_test < len(test.items):
+        test = test.take(plan.n_test, seed=plan.seed)
+    exchanged(test, seed=plan.seed)  # refuses now what would fail after the sweep
+    if "same-label" in plan.controls:
+        exchanged_alike(test, seed=plan.seed)
+    kept = None if checkpoint is None else Path(checkpoint)
+    cell, alignment, predictable = None, None, None
+    if any(needs_cell(name) for name in names):
+        cell, alignment = choose_cell(sender, receiver, tune, plan, kept, progress)
+        if PREDICTABILITY in names:
+            predictable = fit_predictability(
+                sender,
+                receiver,
+                map_documents(),
+                read=Site(cell[0]),
+                write=Site(cell[1]),
+                alignment=alignment,
+                max_tokens=map_tokens(sender, receiver),
+                seed=plan.seed,
+            )
+    recipe = Recipe(
+        Site(cell[0] if cell else 0),
+        Site(cell[1] if cell else 0),
+        alignment=alignment,
+        predictable=predictable,
+        right_aligned=plan.right_aligned and sender.d_model != receiver.d_model,
+        message_tokens=plan.message_tokens,
+        request=plan.request,
+        n_thoughts=plan.n_thoughts,
+        markers=_markers(sender, receiver),
+        learned=learned,
+        delta_layers=tuple(sorted({sender.n_layers * part // 4 for part in (1, 2, 3)})),
+    )
+    trials, told = [], {}
+    for channel in track(build(names, recipe), "channels", total=len(names), shown=progress):
+        trials += compare(
+            [channel], sender, receiver, test, seed=plan.seed, controls=plan.controls, checkpoint=kept, told=told
+        ).trials
+    found = Comparison.of(trials, seed=plan.seed)
+    formula = _paper_flops(names, sender, receiver, test, cell, plan, found.trials)
+    return replace(
+        found, table=found.table.assign(paper_flops=[formula[name] for name in found.table["channel"]])
+    ), cell
+
+
+def _paper_flops(
+    names: Sequence[str],
+    sender: Model,
+    receiver: Model,
+    task: Task,
+    cell: Cell | None,
+    plan: Plan,
+    trials: Sequence[Trial],
+) -> dict[str, float]:
+    """Of each channel the operations of an item by the paper's formulas, without a cache, at mean lengths.
+
+    NaN for a channel that has no formula. A text counts as long as it may get.
+    """
+    first, second = ModelSize.of(sender), ModelSize.of(receiver)
+
+    def length(model: Model, texts: list[str]) -> int:
+        return round(float(encode(model, texts, template=task.template).lengths.double().mean()))
+
+    read, asked = (
+        length(sender, [item.sender for item in task.items]),
+        length(receiver, [item.receiver for item in task.items]),
+    )
+
+    def of(name: str) -> float:
+        counts = [trial.reply_tokens for trial in trials if trial.channel == name and trial.condition == MESSAGE]
+        reply = sum(counts) / len(counts)
+        if name == "silent":
+            return reply * paper_forward_flops(second, asked)
+        if name == "skyline":
+            return reply * paper_forward_flops(second, length(receiver, [item.skyline for item in task.items]))
+        if name == "text":
+            return paper_text_flops(first, second, prompt=read, message=plan.message_tokens, reply=reply, asked=asked)
+        if cell is not None and needs_cell(name):
+            return paper_activation_flops(first, second, prompt=read, read=cell[0], reply=reply, asked=asked)
+        return math.nan
+
+    return {name: of(name) for name in names}
+
+
+def choose_cell(
+    sender: Model, receiver: Model, tune: Task, plan: Plan, kept: Path | None = None, progress: bool = False
+) -> tuple[Cell, AffineMap | None]:
+    """The cell that states are read and written at, the plan's own or the best on tuning items, and the map they pass.
+
+    Raises:
+        ValueError: a task without choices and no cell, or a layer that is none.
+    """
+    given = None if plan.read_layer is None or plan.write_layer is None else (plan.read_layer, plan.write_layer)
+    mapped = not plan.right_aligned and not one_model(sender, receiver)
+    if given is not None:
+        sender.check_site(Site(given[0]))
+        receiver.check_site(Site(given[1]))
+        return given, fit_maps(sender, receiver, [given], plan.seed)[given] if mapped else None
+    if not tune.has_choices:
+        raise ValueError(
+            f"task {tune.name!r} has no choices to choose a cell by; give the read and the write layer yourself"
+        )
+    tune = tune if plan.n_tune is None else tune.take(min(plan.n_tune, len(tune.items)), seed=plan.seed)
+    reads = _depths(sender.n_layers) if mapped else None
+    writes = _depths(receiver.n_layers) if mapped else None
+    maps = None
+    if reads is not None and writes is not None:
+        maps = fit_maps(sender, receiver, [(read, write) for read in reads for write in writes], plan.seed)
+    wide = plan.right_aligned and sender.d_model != receiver.d_model
+    sweep = tune_sweep(
+        sender,
+        receiver,
+        tune,
+        fusion=RightAligned(Replace()) if wide else Replace(),
+        alignment=maps,
+        read_layers=reads,
+        write_layers=writes,
+        seed=plan.seed,
+        checkpoint=None if kept is None else kept / "sweep",
+        progress=progress,
+    )
+    cell = best_cell(cell_table(sweep, sender, tune), n_layers=receiver.n_layers)
+    return cell, None if maps is None else maps[cell]
+
+
+def _markers(sender: Model, receiver: Model) -> tuple[str, str]:
+    """What can stand around thoughts: the first of `MARKERS` that are single tokens of both models, or of neither."""
+    for pair in MARKERS:
+        with contextlib.suppress(ValueError):
+            for model in (sender, receiver):
+                for text in pair:
+                    marker(model, text)
+            return pair
+    return MARKERS[0]
+
+
+def _depths(n_layers: int) -> list[int]:
+    """Blocks at the relative depths that are tried, none twice and the last one left out."""
+    return sorted({min(n_layers - 2, int(depth * n_layers)) for depth in DEPTHS} - {-1}) or [0]
+
+
+def map_documents() -> list[str]:
+    """The texts that maps are fitted on: spread evenly over the packaged corpus."""
+    texts = read_corpus().documents
+    return list(texts)[:: max(1, len(texts) // MAP_DOCUMENTS)][:MAP_DOCUMENTS]
+
+
+def map_tokens(sender: Model, receiver: Model) -> int:
+    """How many tokens of a text maps are fitted on: what both models can read."""
+    return min(MAP_TOKENS, sender.n_ctx, receiver.n_ctx)
+
+
+def fit_maps(sender: Model, receiver: Model, cells: Sequence[Cell], seed: int) -> dict[Cell, AffineMap]:
+    """Of every cell the ridge map from the sender's states to the receiver's on the packaged corpus, sinks left out."""
+    tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
+    states = capture_paired(sender, receiver, tokens)
+    rows = states.after_first
+    return {
+        (read, write): fit_ridge(
+            states.x[read, rows], states.y[write, rows], folds=MAP_FOLDS, groups=states.document[rows], seed=seed
+        )
+        for read, write in cells
+    }

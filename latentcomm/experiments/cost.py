@@ -1,0 +1,127 @@
+"""What communication costs: operations as they were run and by the paper's formula, and the front against accuracy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentcomm.models import Model, Pass
+
+MULTIPLY_ADD = 2
+"""Operations of one multiply-add, as the field counts them."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What the operations of a model depend on.
+
+    Attributes:
+        n_layers, d_model, n_heads, d_head, d_mlp, d_vocab: L, D, H, K, F and V of the formulas.
+        n_key_value_heads: heads that keys and values have; fewer than `n_heads` under grouped-query attention.
+        gated: whether the feed-forward block has a gate, hence three matrices and not two.
+    """
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_key_value_heads: int
+    gated: bool
+
+    @classmethod
+    def of(cls, model: Model) -> "ModelSize":
+        """The sizes of a model."""
+        cfg = model.hooked.cfg
+        return cls(
+            n_layers=int(cfg.n_layers),
+            d_model=int(cfg.d_model),
+            n_heads=int(cfg.n_heads),
+            d_head=int(cfg.d_head),
+            d_mlp=int(cfg.d_mlp),
+            d_vocab=int(cfg.d_vocab),
+            n_key_value_heads=int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads),
+            gated=bool(getattr(cfg, "gated_mlp", False)),
+        )
+
+
+def pass_flops(size: ModelSize, *, n_new: int, n_past: int = 0, n_layers: int | None = None, n_unembedded: int) -> int:
+    """Operations of the matrix products of one row's forward pass, as eager attention runs them.
+
+    With n new positions after p cached ones, a layer costs 2n(2DHK + 2DGK) for queries, keys, values and output,
+    4n(n+p)HK for scores and their weighted sum (the masked half is computed too), and 2n(2 or 3)DF for the feed-forward
+    block; the unembedding 2DV a position. G is the number of key-value heads. Norms, softmaxes and biases are left out.
+
+    >>> size = ModelSize(1, 4, 2, 2, 8, 10, 1, gated=True)
+    >>> pass_flops(size, n_new=1, n_unembedded=0)
+    304
+    """
+    inner, shared = size.n_heads * size.d_head, size.n_key_value_heads * size.d_head
+    projections = n_new * size.d_model * (2 * inner + 2 * shared)
+    attention = 2 * n_new * (n_new + n_past) * inner
+    feed_forward = n_new * (3 if size.gated else 2) * size.d_model * size.d_mlp
+    layers = (size.n_layers if n_layers is None else n_layers) * (projections + attention + feed_forward)
+    return MULTIPLY_ADD * (layers + n_unembedded * size.d_model * size.d_vocab)
+
+
+def flops(passes: Sequence[Pass]) -> float:
+    """Operations of what was recorded: forward passes over all their rows (`pass_flops`), and products beside them."""
+    sizes: dict[int, ModelSize] = {}
+    total = 0
+    for each in passes:
+        size = sizes.setdefault(id(each.model), ModelSize.of(each.model))
+        total += each.rows * pass_flops(
+            size,
+            n_new=each.n_new,
+            n_past=each.n_past,
+            n_layers=each.n_layers,
+            n_unembedded=each.n_unembedded,
+        )
+        total += MULTIPLY_ADD * each.n_extra
+    return float(total)
+
+
+def paper_forward_flops(size: ModelSize, prompt: int) -> float:
+    """X(P) = 4PVD + L(8PDKH + 4P^2KH + 3HP^2 + 4PDF): one forward pass over a prompt of P tokens.
+
+    Source: Ramesh & Li 2025, arXiv:2501.14082. It knows neither
+    grouped-query attention nor a gated feed-forward block, and counts the embedding as a product.
+    """
+    embedding = 4 * prompt * size.d_vocab * size.d_model
+    return float(embedding + size.n_layers * _paper_layer(size, prompt))
+
+
+def paper_text_flops(
+    sender: ModelSize,
+    receiver: ModelSize,
+    *,
+    prompt: int,
+    message: float | int,
+    reply: float | int,
+    asked: int | None = None,
+) -> float:
+    """M X_A(P) + T X_B(P + M): the sender writes M tokens, the receiver T, each by a whole pass: nothing is cached.
+
+    `asked` is the receiver's own prompt where it is not as long as the sender's. Source: Ramesh & Li 2025,
+    arXiv:2501.14082.
+    """
+    own = prompt if asked is None else asked
+    written = message * paper_forward_flops(sender, prompt)
+    return written + reply * paper_forward_flops(receiver, own + round(message))
+
+
+def paper_activation_flops(
+    sender: ModelSize, receiver: ModelSize, *, prompt: int, read: int, reply: float | int, asked: int | None = None
+) -> float:
+    """2PVD + (read + 1)(8PDKH + 4P^2KH + 3HP^2 + 4PDF) + T X_B(P): the sender stops after block `read`.
+
+    `read` counts layers from 0, as everywhere here; the paper's k is one more. `asked` is the receiver's own prompt
+    where it is not as long as the sender's. Source: Ramesh & Li 2025, arXiv:2501.14082.
+    """
+    own = prompt if asked is None else asked
+    sent = 2 * prompt * sender.d_vocab * sender.d_model + (read + 1) * _paper_layer(sender, prompt)
+    return float(sent) + reply * paper_forward_flops(receiver, own)
+
+
+def _paper_layer(size: ModelSize, prompt: int) -> int:
+    d, k, h, f = size.d_model, size.d_head, size.n_heads, size.d_mlp
+    return 8 * prompt * d * k * h + 4 * prompt**2 * k * h + 3 * h * prompt**2 + 4 * prompt * d * f

@@ -1,0 +1,137 @@
+"""What a vision encoder sees put into words: the nearest known caption, or a map's output word by word."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from latentcomm.alignment import AffineMap
+from latentcomm.channels.message import Message
+from latentcomm.channels.text import words_first
+from latentcomm.experiments.crossmodal.channels import STOP, Seen
+from latentcomm.experiments.crossmodal.questions import told
+from latentcomm.hooks.receiver_input import ReceiverInput
+from latentcomm.models import Model
+from latentcomm.tasks.base import Task
+
+
+@runtime_checkable
+class Captioner(Protocol):
+    """A rule that puts pictures' vectors into words; a frozen dataclass."""
+
+    def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
+        """A caption of each."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class NearestPicture:
+    """The caption of the known picture whose vector is nearest, by cosine once the known ones' mean is taken away.
+
+    >>> known = NearestPicture(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), ("a one", "a two"))
+    >>> known(torch.tensor([[0.2, 0.9]]))
+    ['a one']
+    """
+
+    known: Float[Tensor, "known d_read"]
+    captions: tuple[str, ...]
+
+    def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
+        """Of equally near ones the first."""
+        return [self.captions[place] for place in nearest(vectors, self.known, self.known.double().mean(0)).tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class NearestLabel:
+    """The caption whose embeddings are nearest to what the soft prompt's own map gives: the same latents, in words.
+
+    Attributes:
+        mapping: from a vector to the embeddings of a caption.
+        targets: the embeddings of every caption that may be said.
+        captions: these, in the same order.
+    """
+
+    mapping: AffineMap
+    targets: Float[Tensor, "caption d_out"]
+    captions: tuple[str, ...]
+
+    def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
+        """By cosine, the mean of all captions taken away."""
+        places = nearest(
+            self.mapping(vectors.to(self.mapping.weight.device)), self.targets, self.targets.double().mean(0)
+        )
+        return [self.captions[place] for place in places.tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class NearestWords:
+    """What the soft prompt's own map gives, each soft token rounded to the nearest token that captions have there.
+
+    The soft prompt's message in words: it can say captions that no picture has had, one token a place. Full stops at
+    the end, which fill captions up, are not said.
+
+    Attributes:
+        mapping: from a vector to the embeddings of a caption's tokens, one behind the other.
+        receiver: whose embeddings and tokens these are.
+        places: of each soft token the ids that may stand there.
+
+    Raises:
+        ValueError: a place without a token, or a map that does not give one embedding a place.
+    """
+
+    mapping: AffineMap
+    receiver: Model
+    places: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.places or not all(self.places):
+            raise ValueError("there is a place at which no token may stand; give every soft token at least one")
+        if self.mapping.d_out != len(self.places) * self.receiver.d_model:
+            raise ValueError(
+                f"the map gives {self.mapping.d_out} entries and {len(self.places)} tokens of {self.receiver.name} "
+                f"take {len(self.places) * self.receiver.d_model}; fit one for this receiver"
+            )
+
+    def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
+        """By Euclidean distance; of equally near ones the first."""
+        rows = self.mapping(vectors.to(self.mapping.weight.device)).double().cpu()
+        mapped = rows.unflatten(1, (len(self.places), -1))
+        table = self.receiver.embedding_table.detach()
+        said: list[list[int]] = [[] for _ in mapped]
+        for place, ids in enumerate(self.places):
+            known = table[torch.tensor(ids, device=table.device)].double().cpu()
+            for row, found in zip(said, torch.cdist(mapped[:, place], known).argmin(1).tolist(), strict=True):
+                row.append(ids[found])
+        decode = self.receiver.require_tokenizer().decode
+        texts = [decode(row, clean_up_tokenization_spaces=False) for row in said]
+        return [text.strip().rstrip(STOP).rstrip() for text in texts]
+
+
+@dataclass(frozen=True)
+class Caption(Seen):
+    """The encoder's latents put into words, which the receiver reads before the question."""
+
+    captioner: Captioner
+
+    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:  # noqa: ARG002
+        """A caption of each picture."""
+        return self.eye.in_words(self.captioner(self.eye.look(sender, task)), "caption")
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """The caption and the question as one prompt; without a word, the question alone.
+
+        Raises:
+            ValueError: the message holds no text, or is meant for another model.
+        """
+        return words_first(self.name, receiver, task, message, told)
+
+
+def nearest(
+    vectors: Float[Tensor, "item d"], known: Float[Tensor, "known d"], centre: Float[Tensor, " d"]
+) -> Int[Tensor, " item"]:
+    """The number of the known vector at the largest cosine to each, all less the centre."""
+    rows, bank = (F.normalize(each.double().cpu() - centre.cpu(), dim=1) for each in (vectors, known))
+    return (rows @ bank.T).argmax(1)

@@ -1,0 +1,209 @@
+"""What a vision encoder sees as a message to a model that reads: as soft tokens or as a graft."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentcomm.alignment import AffineMap
+from latentcomm.channels.base import receiver_prompts
+from latentcomm.channels.message import Message
+from latentcomm.channels.soft_slots import filled
+from latentcomm.experiments.crossmodal.pictures import PictureSet
+from latentcomm.experiments.crossmodal.questions import AFTER, BEFORE
+from latentcomm.fusion import Fusion, Replace
+from latentcomm.hooks.graft import LAST, Graft
+from latentcomm.hooks.receiver_input import ReceiverInput
+from latentcomm.models import Halves, Model, around_gap, encode, record_products
+from latentcomm.models.prompts import Template
+from latentcomm.models.sites import Site
+from latentcomm.models.vision import VisionSender, VisionSite
+from latentcomm.tasks.base import Item, Task
+
+STOP = AFTER.strip()
+"""What stands behind a caption, and fills up one that is shorter than others."""
+
+
+@dataclass(frozen=True)
+class Eye:
+    """Who looks, at which pictures, and what of the states is said: one message for all channels that share it.
+
+    The sender of a picture's message is the encoder in here, and the sender's text of an item the picture's id; what
+    `evaluate` is given as the sender only carries the record of the cost.
+    """
+
+    vision: VisionSender
+    pictures: PictureSet
+    site: VisionSite
+
+    @property
+    def said(self) -> tuple[Any, ...]:
+        """What decides the message."""
+        return ("seen", self.vision, self.pictures, self.site)
+
+    def look(self, sender: Model, task: Task) -> Float[Tensor, "item d_read"]:
+        """The vector of each item's picture.
+
+        Raises:
+            ValueError: an item of no picture of the set.
+        """
+        images = [self.pictures[item.sender].image for item in task.items]
+        record_products(sender, len(images) * self.vision.multiply_adds(images[0], self.site.block))
+        return self.vision.read(images, self.site).float()
+
+    def message(self, sender: Model, task: Task) -> Message:
+        """These vectors as a message."""
+        return Message(self.look(sender, task), f"{self.vision.name} {self.site}", made_by=self._facts)
+
+    def in_words(self, texts: Sequence[str], what: str) -> Message:
+        """What was made of these vectors in words, a text an item."""
+        return Message(None, f"{self.vision.name} {what}", texts=tuple(texts), made_by=self._facts)
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        facts = {"model": self.vision.name, "fingerprint": self.vision.fingerprint, "pictures": self.pictures.name}
+        return facts | {"dtype": str(self.vision.dtype).removeprefix("torch."), "site": str(self.site)}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A channel about pictures, whose receiver has nothing of its own to say of them."""
+
+    name: str
+    eye: Eye
+
+    def carries_own(self, receiver: Model) -> bool:
+        """No: the receiver cannot see."""
+        return False
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """Nothing."""
+        return Message(None, "nothing", is_own=True)
+
+
+@dataclass(frozen=True)
+class SeenVectors(Seen):
+    """One that sends the vectors as they are, so that all such channels of one eye share a message."""
+
+    @property
+    def said(self) -> tuple[Any, ...]:
+        """What decides the message."""
+        return self.eye.said
+
+    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
+        """The vector of each picture, before any map."""
+        return self.eye.message(sender, task)
+
+
+@dataclass(frozen=True)
+class SoftPrompt(SeenVectors):
+    """The vector of a picture, mapped to soft tokens that stand where the words of a caption would.
+
+    The receiver reads "Picture:", the tokens, and the question. Each of `n_tokens` soft tokens is d_receiver entries of
+    what the map gives, as they are: nothing rescales them, and a ridge map shrinks them towards the mean embedding of
+    the captions it was fitted to.
+
+    Source: Merullo et al. 2023, "Linearly mapping from image to text space", arXiv:2209.15162 (there the map is trained
+    through the model; in closed form it is fitted to the embeddings of captions, `fitting.fit_soft_prompt`).
+    """
+
+    mapping: AffineMap
+    n_tokens: int
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """The questions behind the soft tokens.
+
+        Raises:
+            ValueError: the message holds no vectors, is meant for another model, or is not of the map's width; a map
+                that does not give `n_tokens` times the receiver's width.
+        """
+        mapped = mapped_on(self.mapping, vectors_of(message, self.name, receiver), receiver)
+        if mapped.shape[1] != self.n_tokens * receiver.d_model:
+            raise ValueError(
+                f"the map of {self.name} gives {mapped.shape[1]} entries and {self.n_tokens} soft tokens of "
+                f"{receiver.name} take {self.n_tokens * receiver.d_model}; fit one for this receiver"
+            )
+        return in_words_place(receiver, task, mapped.unflatten(1, (self.n_tokens, receiver.d_model)))
+
+
+@dataclass(frozen=True)
+class VisionGraft(SeenVectors):
+    """The vector of a picture, mapped into a layer of the receiver at the last token of the question.
+
+    With one map a question, into a late layer where the state all but holds the answer, this is close to a supervised
+    probe of the vector that the receiver's last layers read out: what it gets right is in the latents, and says little
+    of what the receiver makes of them.
+
+    Attributes:
+        write: where.
+        maps: for each question, by its name, the map to the state that the receiver has there once it has read the
+            true caption (`fitting.fit_vision_graft`); one under "" serves every question without one.
+        fusion: how the two become one.
+    """
+
+    write: Site
+    maps: Mapping[str, AffineMap]
+    fusion: Fusion = field(default_factory=Replace)
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """The questions alone, with one graft.
+
+        Raises:
+            ValueError: the message holds no vectors or is meant for another model, or a question without a map.
+        """
+        vectors = vectors_of(message, self.name, receiver)
+        each = [mapped_on(self._map_of(item), row, receiver) for item, row in zip(task.items, vectors, strict=True)]
+        return ReceiverInput(
+            receiver_prompts(receiver, task),
+            (Graft(self.write, LAST, torch.stack(each).to(receiver.dtype), self.fusion),),
+        )
+
+    def _map_of(self, item: Item) -> AffineMap:
+        question = item.tags.get("question", "")
+        found = self.maps.get(question, self.maps.get(""))
+        if found is None:
+            raise ValueError(
+                f"the graft {self.name} has no map for the question {question!r}; fit one for each that is asked"
+            )
+        return found
+
+
+def vectors_of(message: Message, name: str, receiver: Model) -> Float[Tensor, "item d_read"]:
+    """The vectors of a message, where they are.
+
+    Raises:
+        ValueError: it is meant for another model, or holds none.
+    """
+    message.check_receiver(receiver)
+    if message.vectors is None or message.vectors.ndim != 2:
+        raise ValueError(f"the channel {name} needs a message with one vector a picture and got {message.origin}")
+    return message.vectors
+
+
+def mapped_on(mapping: AffineMap, rows: Float[Tensor, "*item d_read"], receiver: Model) -> Float[Tensor, "*item d_out"]:
+    """What a map gives, computed where the map is, then on the receiver's device: maps are kept on the processor."""
+    return mapping(rows.to(mapping.weight.device)).to(receiver.device)
+
+
+def in_words_place(
+    receiver: Model,
+    task: Task,
+    vectors: Float[Tensor, "item slot d_receiver"] | Sequence[Float[Tensor, "_ d_receiver"]],
+) -> ReceiverInput:
+    """The questions of a task with soft tokens where the words of a caption would stand."""
+    halves = around(receiver, [item.receiver for item in task.items], template=task.template)
+    prompts, soft = filled(halves, [each.to(receiver.dtype) for each in vectors])
+    return ReceiverInput(prompts, soft=soft)
+
+
+def around(receiver: Model, asked: Sequence[str], *, template: Template) -> list[Halves]:
+    """The ids before and behind the place of a caption's words, for each question.
+
+    Raises:
+        ValueError: what `encode` refuses, or a chat template that changes the user's words.
+    """
+    encode(receiver, list(asked), template=template)  # refuses what cannot be a prompt
+    return [around_gap(receiver, BEFORE, AFTER + text, template=template) for text in asked]

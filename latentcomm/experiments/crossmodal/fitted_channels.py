@@ -1,0 +1,387 @@
+"""Every channel of a part, fitted on its fitting pictures when first asked for, and kept where there is a folder."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentcomm._core.files import digest
+from latentcomm.alignment import PENALTY_RATIOS, AffineMap
+from latentcomm.channels import Channel, Silent, Skyline
+from latentcomm.channels.training.trainer import Schedule, train
+from latentcomm.drift import DriftReference, fit_drift_reference
+from latentcomm.drift.fitting import FEWEST_ROWS
+from latentcomm.experiments.crossmodal.captions import Caption, NearestLabel, NearestPicture, NearestWords
+from latentcomm.experiments.crossmodal.channels import Eye, SoftPrompt, VisionGraft
+from latentcomm.experiments.crossmodal.choose_layers import (
+    CHOSEN_ON,
+    LATE,
+    MOST_CHOSEN_ON,
+    choose_block,
+    choose_write_layer,
+)
+from latentcomm.experiments.crossmodal.diagnostics import combined_drift
+from latentcomm.experiments.crossmodal.fitting import (
+    FOLDS,
+    SoftPromptLearner,
+    caption_embeddings,
+    caption_length,
+    caption_tokens,
+    fit_soft_prompt,
+    fit_vision_graft,
+    informed_states,
+)
+from latentcomm.experiments.crossmodal.kept import KeptMaps
+from latentcomm.experiments.crossmodal.pictures import PictureSet
+from latentcomm.experiments.crossmodal.probe import PROBE, fit_answer_probe, probe_trials
+from latentcomm.experiments.crossmodal.questions import Question, picture_task
+from latentcomm.experiments.crossmodal.splits import Part
+from latentcomm.experiments.evaluation import Trial
+from latentcomm.models import Model
+from latentcomm.models.prompts import Template
+from latentcomm.models.sites import Site
+from latentcomm.models.vision import VisionSender, VisionSite
+from latentcomm.tasks.base import Task, draw_choices
+
+TRAINED = "soft_prompt_trained"
+TRAINED_CONTROL = "trained_other_pictures"
+GRAFT_CONTROL = "graft_shuffled_names"
+GRAFT_BLANK = "graft_random_encoder"
+CHANNELS = (
+    "blind",
+    "oracle",
+    "soft_prompt",
+    TRAINED,
+    "graft",
+    "caption",
+    "caption_by_map",
+    "caption_by_word",
+    "random_encoder",
+    GRAFT_BLANK,
+    "shuffled_names",
+    GRAFT_CONTROL,
+    TRAINED_CONTROL,
+    PROBE,
+)
+"""In the order of tables; see `run.cross_modal`."""
+USUAL = tuple(name for name in CHANNELS if name not in (TRAINED, TRAINED_CONTROL))
+"""Those that need no training through the reader."""
+FITTED_CONTROLS = ("random_encoder", GRAFT_BLANK, "shuffled_names", GRAFT_CONTROL, TRAINED_CONTROL)
+"""Channels that are controls themselves: they are not run with other pictures' messages."""
+BATCH, RATE = 8, 3e-4
+"""Of the training through the reader."""
+DRIFT_STATES = 2_000
+"""The reader's own states that drift is measured against at most."""
+FITTING_RULES = (FOLDS, CHOSEN_ON, LATE, MOST_CHOSEN_ON, PENALTY_RATIOS, BATCH, RATE)
+"""What decides maps beside the plan: what was kept under other ones is made anew."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How pictures are said and asked about.
+
+    Attributes:
+        channels: of `CHANNELS`; "blind" is always run. "probe" is none: it has no reader.
+        block: of the encoder; None chooses it by held-out fit among the fitting pictures.
+        write_layer: of the graft; None chooses it by accuracy on held-out fitting pictures.
+        template: of the prompts.
+        n_test: pictures asked about at most, of each part.
+        reply_tokens: of a reply.
+        train_steps: updates of the soft prompt that is trained through the reader.
+        seed: of all that is drawn.
+
+    Raises:
+        ValueError: an unknown channel or one named twice, or a number that cannot be.
+    """
+
+    channels: tuple[str, ...] = USUAL
+    block: int | None = None
+    write_layer: int | None = None
+    template: Template = "raw"
+    n_test: int | None = None
+    reply_tokens: int = 4
+    train_steps: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.channels if name not in CHANNELS]:
+            raise ValueError(f"there is no channel {unknown[0]!r} for pictures; choose among {', '.join(CHANNELS)}")
+        if len(set(self.channels)) < len(self.channels):
+            raise ValueError(f"a channel is named twice in {', '.join(self.channels)}; name each once")
+        if self.reply_tokens < 1 or self.train_steps < 1 or (self.n_test is not None and self.n_test < 1):
+            raise ValueError(
+                f"reply_tokens is {self.reply_tokens}, train_steps {self.train_steps} and n_test {self.n_test}; "
+                "each must be at least 1"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What is fitted on the fitting pictures of a part, each map once and only where a channel needs it.
+
+    Attributes:
+        folder: where maps and states are kept; None keeps nothing.
+    """
+
+    vision: VisionSender
+    receiver: Model
+    part: Part
+    plan: Plan
+    folder: Path | None = None
+    progress: bool = False
+
+    def channels(self) -> list[Channel]:
+        """Those that the plan names, in the order of `CHANNELS`."""
+        makers: Mapping[str, Callable[[], Channel]] = {
+            "blind": lambda: Silent("blind"),
+            "oracle": lambda: Skyline("oracle"),
+            "soft_prompt": lambda: SoftPrompt("soft_prompt", self.eye, self.mapping, self.n_tokens),
+            TRAINED: lambda: SoftPrompt(TRAINED, self.eye, self._trained(), self.n_tokens),
+            "graft": lambda: VisionGraft("graft", self.eye, Site(self.write_layer), self._grafts("graft")),
+            "caption": lambda: Caption("caption", self.eye, NearestPicture(self.vectors, self._said)),
+            "caption_by_map": lambda: Caption("caption_by_map", self.eye, self._nearest_label()),
+            "caption_by_word": lambda: Caption("caption_by_word", self.eye, self._nearest_words()),
+            "random_encoder": self._random_encoder,
+            GRAFT_BLANK: self._random_graft,
+            "shuffled_names": lambda: SoftPrompt("shuffled_names", self.eye, self._shuffled_names(), self.n_tokens),
+            GRAFT_CONTROL: lambda: VisionGraft(
+                GRAFT_CONTROL, self.eye, Site(self.write_layer), self._grafts(GRAFT_CONTROL)
+            ),
+            TRAINED_CONTROL: lambda: SoftPrompt(TRAINED_CONTROL, self.eye, self._trained(True), self.n_tokens),
+        }
+        return [make() for name, make in makers.items() if name in ("blind", *self.plan.channels)]
+
+    def probed(self, question: Question, task: Task) -> list[Trial]:
+        """What a linear classifier of the same vectors answers, which has seen what training through the reader sees.
+
+        See `probe.fit_answer_probe`; the task is that of the pictures that are asked about.
+        """
+        plan = self.plan
+        found = fit_answer_probe(self.vectors, self.part.fitting, question, template=plan.template, seed=plan.seed)
+        seen = self._shown[self.asked.places([item.sender for item in task.items])]
+        return probe_trials(found, seen, task, draw_choices(task, self.receiver.first_token, seed=plan.seed))
+
+    def chosen(self) -> dict[str, int]:
+        """The block that is read, the layer that a graft writes into, and the block of the untrained encoder."""
+        if not set(self.plan.channels) - {"blind", "oracle"}:
+            return {}
+        found = {"block": self.block}
+        if {"graft", GRAFT_CONTROL, GRAFT_BLANK} & set(self.plan.channels):
+            found["write_layer"] = self.write_layer
+        if {"random_encoder", GRAFT_BLANK} & set(self.plan.channels):
+            found["random_encoder_block"] = self._random_block
+        return found
+
+    def drift(self, channel: Channel, question: Question) -> dict[str, float]:
+        """How far what a channel's map gives lies from the reader's own states; NaN without a map or enough states.
+
+        Soft tokens are held against rows of the reader's embedding table, grafts against its states at that layer once
+        it has read a true caption and a question about a fitting picture. See `diagnostics.combined_drift`.
+        """
+        if not isinstance(channel, SoftPrompt | VisionGraft):
+            return combined_drift(torch.empty(0, self.receiver.d_model), None)
+        maps = channel.mapping if isinstance(channel, SoftPrompt) else channel.maps[question.name]
+        key = digest(maps, self.asked, channel.name, question.name, DRIFT_STATES)[:16]
+        return self._kept.facts(f"drift-{key}", lambda: self._drift(channel, maps, question))
+
+    def _drift(self, channel: SoftPrompt | VisionGraft, mapping: AffineMap, question: Question) -> dict[str, float]:
+        images = [each.image for each in self.asked if question.fact in each.facts]
+        mapped = mapping(channel.eye.vision.read(images, channel.eye.site).float())
+        if isinstance(channel, SoftPrompt):
+            return combined_drift(mapped.reshape(-1, self.receiver.d_model), self._embedding_reference)
+        return combined_drift(mapped, self._state_reference)
+
+    @cached_property
+    def _embedding_reference(self) -> DriftReference | None:
+        table = self.receiver.embedding_table.detach().float().cpu()
+        table = table[table.norm(dim=1) > 0]
+        rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(self.plan.seed))[:DRIFT_STATES]
+        return self._reference(table if len(table) <= DRIFT_STATES else table[rows])
+
+    @cached_property
+    def _state_reference(self) -> DriftReference | None:
+        write, part = Site(self.write_layer), self.part
+        tasks = [picture_task(part.fitting, question, template=self.plan.template) for question in part.questions]
+        states = [informed_states(self.receiver, task, [write])[write] for task in tasks]
+        return self._reference(torch.cat(states).unique(dim=0)[:DRIFT_STATES])
+
+    def _reference(self, own: Float[Tensor, "state d_receiver"]) -> DriftReference | None:
+        return fit_drift_reference(own, seed=self.plan.seed) if len(own) >= FEWEST_ROWS else None
+
+    @cached_property
+    def asked(self) -> PictureSet:
+        """The pictures that are asked about."""
+        testing = self.part.testing
+        return PictureSet(testing.name, testing.pictures[: self.plan.n_test])
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Soft tokens: as many as the longest caption has."""
+        return caption_length(self.receiver, self._captions)
+
+    @cached_property
+    def seen(self) -> Float[Tensor, "layer item d_read"]:
+        """The vectors of the fitting pictures after every block."""
+        return self._kept.states("seen", lambda: self._look(self.vision))
+
+    @cached_property
+    def block(self) -> int:
+        """The block that is read."""
+        if self.plan.block is not None:
+            self.vision.check_block(self.plan.block)
+            return self.plan.block
+        return self._kept.number("block", lambda: self._choose_block(self.seen))
+
+    @cached_property
+    def write_layer(self) -> int:
+        """The layer that a graft writes into."""
+        if self.plan.write_layer is not None:
+            return self.plan.write_layer
+        return self._kept.number(
+            "write_layer",
+            lambda: choose_write_layer(
+                self.vision, self.vectors, self.receiver, self.part, self.block,
+                template=self.plan.template, seed=self.plan.seed,
+            ),
+        )  # fmt: skip
+
+    @cached_property
+    def site(self) -> VisionSite:
+        """What of the encoder's states is said."""
+        return VisionSite(self.block, self.part.pooling, self.part.grid)
+
+    @cached_property
+    def eye(self) -> Eye:
+        """Who looks at the pictures that are asked about."""
+        return Eye(self.vision, self.asked, self.site)
+
+    @cached_property
+    def vectors(self) -> Float[Tensor, "item d_read"]:
+        """The vectors of the fitting pictures after the block that is read."""
+        block = self.block  # refused, where it is wrong, before all pictures are looked at
+        return self.seen[block].float()
+
+    @cached_property
+    def _shown(self) -> Float[Tensor, "item d_read"]:
+        """The vectors of the pictures that are asked about, after the same block: read once for all questions."""
+        return self.vision.read([each.image for each in self.asked], self.site).float()
+
+    @cached_property
+    def mapping(self) -> AffineMap:
+        """From vectors to the embeddings of captions."""
+        return self._kept.map("soft_prompt", lambda: self._soft(self.vectors))
+
+    @cached_property
+    def _said(self) -> tuple[str, ...]:
+        return tuple(picture.caption for picture in self.part.fitting)
+
+    @cached_property
+    def _captions(self) -> tuple[str, ...]:
+        """All that may be said of a picture, each once."""
+        return tuple(dict.fromkeys([*self._said, *self.part.captions]))
+
+    @cached_property
+    def _kept(self) -> KeptMaps:
+        plan, part = self.plan, self.part
+        how = (plan.block, plan.write_layer, plan.template, plan.seed, part.pooling, part.grid, list(part.captions))
+        how += FITTING_RULES
+        key = digest(self.vision, self.receiver, part.fitting, list(part.questions), *how)
+        return KeptMaps(None if self.folder is None else self.folder / f"maps-{key[:16]}")
+
+    def _look(self, vision: VisionSender) -> Float[Tensor, "layer item d_read"]:
+        images = [picture.image for picture in self.part.fitting]
+        return vision.pooled(images, pooling=self.part.pooling, grid=self.part.grid)
+
+    def _choose_block(self, seen: Float[Tensor, "layer item d_read"]) -> int:
+        return choose_block(seen, self.receiver, self.part, n_tokens=self.n_tokens, seed=self.plan.seed)
+
+    def _soft(self, rows: Float[Tensor, "item d_read"], shuffled: int | None = None) -> AffineMap:
+        seed = self.plan.seed
+        return fit_soft_prompt(
+            rows, self.part.fitting, self.receiver, n_tokens=self.n_tokens, shuffled=shuffled, seed=seed
+        )
+
+    def _grafts(self, name: str) -> Mapping[str, AffineMap]:
+        part, plan, write = self.part, self.plan, Site(self.write_layer)
+        vectors = self._random_vectors if name == GRAFT_BLANK else self.vectors
+        return self._kept.maps(
+            name,
+            [question.name for question in part.questions],
+            lambda: fit_vision_graft(
+                vectors, part.fitting, part.questions, self.receiver, [write],
+                template=plan.template, shuffled=plan.seed if name == GRAFT_CONTROL else None, seed=plan.seed,
+            )[write],
+        )  # fmt: skip
+
+    def _nearest_label(self) -> NearestLabel:
+        known = caption_embeddings(self.receiver, self._captions, n_tokens=self.n_tokens)
+        return NearestLabel(self.mapping, known, self._captions)
+
+    def _nearest_words(self) -> NearestWords:
+        rows = caption_tokens(self.receiver, self._captions, n_tokens=self.n_tokens)
+        return NearestWords(
+            self.mapping, self.receiver, tuple(tuple(dict.fromkeys(at)) for at in zip(*rows, strict=True))
+        )
+
+    def _random_encoder(self) -> SoftPrompt:
+        """From an encoder that has learnt nothing, with a map and a block of its own."""
+        own = self._kept.map("random_encoder", lambda: self._soft(self._random_vectors))
+        return SoftPrompt("random_encoder", self._blank_eye, own, self.n_tokens)
+
+    def _random_graft(self) -> VisionGraft:
+        """From the same encoder and block, into the layer of the graft, with maps of its own."""
+        own = self._grafts(GRAFT_BLANK)
+        return VisionGraft(GRAFT_BLANK, self._blank_eye, Site(self.write_layer), own)
+
+    @cached_property
+    def _random_vectors(self) -> Float[Tensor, "item d_read"]:
+        return self._random_seen[self._random_block].float()
+
+    @cached_property
+    def _blank_eye(self) -> Eye:
+        return Eye(self._blank, self.asked, VisionSite(self._random_block, self.part.pooling, self.part.grid))
+
+    @cached_property
+    def _blank(self) -> VisionSender:
+        return self.vision.randomised(seed=self.plan.seed)
+
+    @cached_property
+    def _random_seen(self) -> Float[Tensor, "layer item d_read"]:
+        return self._kept.states("random_seen", lambda: self._look(self._blank))
+
+    @cached_property
+    def _random_block(self) -> int:
+        """Chosen as the trained encoder's is, on what this one sees."""
+        if self.plan.block is not None:
+            return self.plan.block
+        return self._kept.number("random_encoder_block", lambda: self._choose_block(self._random_seen))
+
+    def _shuffled_names(self) -> AffineMap:
+        return self._kept.map("shuffled_names", lambda: self._soft(self.vectors, self.plan.seed))
+
+    def _trained(self, other_pictures: bool = False) -> AffineMap:
+        """The map trained through the reader; or the same on vectors of other pictures, from the map of wrong names."""
+        part, plan = self.part, self.plan
+        tasks = [picture_task(part.fitting, question, template=plan.template) for question in part.questions]
+        rows = self.vectors
+        if other_pictures:
+            order = list(range(len(rows)))
+            random.Random(f"other pictures:{plan.seed}").shuffle(order)
+            rows = rows.clone().index_copy(0, torch.tensor(order), rows[torch.tensor([*order[1:], order[0]])])
+        vectors = {each.id: row for each, row in zip(part.fitting, rows, strict=True)}
+        start = self._shuffled_names() if other_pictures else self.mapping
+        learner = SoftPromptLearner.of(self.receiver, tasks, vectors, start)
+        steps = plan.train_steps
+        schedule = Schedule(steps=steps, batch_size=BATCH, learning_rate=RATE, warmup=steps // 20, seed=plan.seed)
+        file = f"training-{'other-pictures-' if other_pictures else ''}{steps}.safetensors"
+        train(
+            learner, schedule, frozen=[self.receiver],
+            checkpoint=None if self._kept.folder is None else self._kept.folder / file, every=20,
+            progress=self.progress, name=f"soft prompt{', other pictures' if other_pictures else ''}",
+        )  # fmt: skip
+        return learner.mapping

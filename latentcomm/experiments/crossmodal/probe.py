@@ -1,0 +1,171 @@
+"""What a linear classifier of the same vectors, fitted to the answers, knows without any reader."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from latentcomm.alignment import row_folds
+from latentcomm.channels.base import label
+from latentcomm.experiments.crossmodal.fitting import FOLDS, require_one_each
+from latentcomm.experiments.crossmodal.pictures import PictureSet
+from latentcomm.experiments.crossmodal.questions import Question, picture_task
+from latentcomm.experiments.evaluation import MESSAGE, Trial
+from latentcomm.models.prompts import Template
+from latentcomm.tasks.base import Item, Task
+
+PROBE = "probe"
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
+"""Inverse weights of the penalty that are tried, the strongest penalty first."""
+FEWEST_OF_A_TEXT = 8
+"""Fitting pictures with which a question's text gets a classifier of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerProbe:
+    """A question's classifiers: of what is asked, by the text, what the vectors say to it.
+
+    A question whose text names a fact of the picture, such as a place, is as many questions as it has texts.
+
+    Attributes:
+        by_text: for each text with enough fitting pictures its own.
+        of_all: of all texts together, for any other.
+    """
+
+    by_text: dict[str, "Classifier"]
+    of_all: "Classifier"
+
+    def scores(self, asked: str, vector: Float[Tensor, " d_read"]) -> dict[str, float]:
+        """The log-probability of every answer to the text; an answer that no fitting picture had is missing."""
+        found = self.by_text.get(asked, self.of_all)
+        return dict(zip(found.answers, found.log_probabilities(vector), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """Multinomial logistic regression on standardised vectors.
+
+    Attributes:
+        answers: in the order of the probabilities.
+        fitted: scikit-learn's.
+    """
+
+    answers: tuple[str, ...]
+    fitted: Any
+
+    def log_probabilities(self, vector: Float[Tensor, " d_read"]) -> list[float]:
+        """Of each answer."""
+        return self.fitted.predict_log_proba(vector.double().cpu().numpy()[None])[0].tolist()
+
+
+def fit_answer_probe(
+    vectors: Float[Tensor, "item d_read"],
+    pictures: PictureSet,
+    question: Question,
+    *,
+    template: Template = "raw",
+    seed: int = 0,
+) -> AnswerProbe:
+    """The classifiers of a question's answers: softmax(W z + b), z the vectors with mean 0 and variance 1 an entry.
+
+    W `[answer d_read]` and b minimise the mean cross-entropy of the answers plus |W|^2 / (2 n C); C is that of
+    `STRENGTHS` that gets most answers right on held-out folds, of equal ones the smallest. Folds hold out whole groups
+    of pictures, unless an answer is one group's alone, as a name is: then no fold would know it, and pictures are held
+    out. Where all pictures have one answer, that is what is said.
+
+    Source: Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes", arXiv:1610.01644.
+
+    Args:
+        vectors: of the pictures, in their order.
+        pictures: for fitting.
+        question: which of their facts is the answer.
+        template: of the prompts; it decides how answers are spelt, as choices are.
+        seed: of the folds.
+
+    Raises:
+        ValueError: not one vector a picture, or a question that no picture answers.
+    """
+    require_one_each(vectors, pictures)
+    items = picture_task(pictures, question, template=template).items
+
+    def classifier(chosen: Sequence[Item]) -> Classifier:
+        rows = vectors[pictures.places(item.sender for item in chosen)]
+        return _fit(rows, [item.choice for item in chosen], [item.tags["group"] for item in chosen], seed)
+
+    by_text: dict[str, list[Item]] = {}
+    for item in items:
+        by_text.setdefault(item.receiver, []).append(item)
+    enough = {text: each for text, each in by_text.items() if len(by_text) > 1 and len(each) >= FEWEST_OF_A_TEXT}
+    return AnswerProbe({text: classifier(each) for text, each in enough.items()}, classifier(items))
+
+
+def probe_trials(
+    probe: AnswerProbe, vectors: Float[Tensor, "item d_read"], task: Task, choices: Sequence[Sequence[str]]
+) -> list[Trial]:
+    """What the classifiers answer, as trials of the channel "probe": no reader, no prompt and no reply of tokens.
+
+    The pick is the likeliest of the item's choices, the first where none was any fitting picture's; the reply the
+    likeliest answer of all. Costs are not counted.
+
+    Args:
+        probe: of `fit_answer_probe`.
+        vectors: of the pictures that the task's items ask about.
+        task: of `questions.picture_task`.
+        choices: of each item, as `tasks.base.draw_choices` gives them to readers.
+    """
+    trials = []
+    for item, vector, options in zip(task.items, vectors, choices, strict=True):
+        scores = probe.scores(item.receiver, vector)
+        pick = max(options, key=lambda option: scores.get(option, -float("inf")))
+        reply = max(scores, key=scores.__getitem__)
+        right = task.judge(reply, item.answers).is_right
+        trials.append(
+            Trial(item.id, label(item), PROBE, MESSAGE, reply, right, pick, pick == item.choice, len(options))
+        )
+    return trials
+
+
+def _fit(rows: Float[Tensor, "item d_read"], answers: list[str], groups: list[str], seed: int) -> Classifier:
+    x, held_out = rows.double().cpu().numpy(), _folds(answers, groups, seed)
+
+    def right(strength: float) -> int:
+        found = 0
+        for held in held_out:
+            kept = sorted(set(range(len(answers))) - set(held))
+            known = [answers[row] for row in kept]
+            fitted = _classifier(x[kept], known, strength)
+            found += sum(said == answers[row] for said, row in zip(fitted.predict(x[held]), held, strict=True))
+        return found
+
+    strength = max(STRENGTHS, key=right) if held_out else STRENGTHS[0]
+    fitted = _classifier(x, answers, strength)
+    return Classifier(tuple(str(answer) for answer in fitted.classes_), fitted)
+
+
+def _folds(answers: list[str], groups: list[str], seed: int) -> list[list[int]]:
+    """The rows that each fold holds out; none where there is nothing to choose or too little to choose on."""
+    groups_of: dict[str, set[str]] = {}
+    for answer, group in zip(answers, groups, strict=True):
+        groups_of.setdefault(answer, set()).add(group)
+    whole = groups if all(len(each) > 1 for each in groups_of.values()) else None
+    n = min(FOLDS, len(answers) if whole is None else len(set(whole)))
+    if len(groups_of) < 2 or n < 2:
+        return []
+    return [fold.tolist() for fold in row_folds(len(answers), folds=n, groups=whole, seed=seed)]
+
+
+def _classifier(x: Any, answers: list[str], strength: float) -> Any:
+    """Of one answer, one that always says it."""
+    from sklearn.dummy import DummyClassifier  # a second of import time that only a fit needs
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if len(set(answers)) < 2:
+        return DummyClassifier().fit(x, answers)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes")  # names, each with few pictures
+        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2_000)).fit(x, answers)

@@ -1,0 +1,134 @@
+"""The job behind `latentcomm crossmodal`: fit maps on some pictures, ask about others, latents against captions."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from latentcomm._core.progress import say, track
+from latentcomm.channels import Message
+from latentcomm.experiments.crossmodal.fitted_channels import CHANNELS, FITTED_CONTROLS, USUAL, Fitted, Plan
+from latentcomm.experiments.crossmodal.probe import PROBE
+from latentcomm.experiments.crossmodal.questions import distinct_choices, picture_task
+from latentcomm.experiments.crossmodal.splits import Part, digit_parts
+from latentcomm.experiments.crossmodal.table import picture_table
+from latentcomm.experiments.evaluation import Cost, Trial, evaluate, to_table
+from latentcomm.models import Model
+from latentcomm.models.vision import VisionSender
+from latentcomm.tasks.base import Task
+
+__all__ = ["CHANNELS", "USUAL", "CrossModal", "Part", "Plan", "cross_modal", "digit_parts", "exchangeable"]
+
+PLAN = Plan()
+CONTROLS = ("shuffled", "zero", "random")
+"""Run with every channel that is no control itself and has such content; a reader has no picture of its own to send."""
+
+
+@dataclass(frozen=True, eq=False)
+class CrossModal:
+    """What a run found.
+
+    Attributes:
+        table: see `table.picture_table`.
+        trials: by part, question and type.
+        chosen: of each part the block and the write layer.
+    """
+
+    table: pd.DataFrame
+    trials: Mapping[tuple[str, str, str], list[Trial]]
+    chosen: Mapping[str, Mapping[str, int]]
+
+    def trial_table(self) -> pd.DataFrame:
+        """One row a trial, with part, question and type."""
+        rows = []
+        for (part, question, kind), trials in self.trials.items():
+            rows.append(to_table(trials).assign(part=part, question=question, type=kind))
+        return pd.concat(rows, ignore_index=True)
+
+
+def cross_modal(
+    vision: VisionSender,
+    receiver: Model,
+    parts: Sequence[Part],
+    *,
+    plan: Plan = PLAN,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> CrossModal:
+    """Latents against captions on held-out pictures, by question, with every control.
+
+    Channels: "blind" (the question alone), "oracle" (the true caption), "soft_prompt" and "graft" (latents through
+    ridge maps), "soft_prompt_trained" where the plan asks, "caption" (that of the nearest fitting picture by the same
+    latents), "caption_by_map" (the caption nearest to what the soft prompt's map gives), "caption_by_word" (what that
+    map gives, each soft token rounded to the nearest token of captions), "random_encoder" (a soft prompt from an
+    untrained encoder of the same form with its OWN fitted map and its own chosen block), "shuffled_names" and
+    "graft_shuffled_names" (maps fitted to names that were exchanged) and, where the plan asks, "trained_other_pictures"
+    (the same training with vectors of other pictures). "probe" has no reader: it is what a linear classifier of the
+    same vectors answers, fitted to the answers about the fitting pictures, which is what training through the reader
+    sees. Soft prompts, grafts and captions that are no controls themselves are also run with the messages of other
+    pictures ("shuffled"), soft prompts and grafts with the zero vector and a random one of the same norm ("zero",
+    "random"); blind and oracle have no message to exchange. Nothing is fitted or chosen on a picture that is asked
+    about. With `checkpoint` a run that was stopped goes on.
+
+    Raises:
+        ValueError: no part, two of one name, or what fitting and evaluation refuse.
+    """
+    if not parts or len({part.name for part in parts}) < len(parts):
+        raise ValueError(f"the parts are {[part.name for part in parts]}; give at least one, each a name of its own")
+    folder = None if checkpoint is None else Path(checkpoint)
+    trials: dict[tuple[str, str, str], list[Trial]] = {}
+    chosen: dict[str, Mapping[str, int]] = {}
+    groups: dict[str, str] = {}
+    drift: dict[tuple[str, str, str], Mapping[str, float]] = {}
+    for part in parts:
+        fitted = Fitted(vision, receiver, part, plan, folder, progress)
+        channels, chosen[part.name] = fitted.channels(), fitted.chosen()
+        if progress and chosen[part.name]:
+            places = ", ".join(f"{name.replace('_', ' ')} {place}" for name, place in chosen[part.name].items())
+            say(f"{part.name}: {places}")
+        for question in part.questions:
+            task = exchangeable(picture_task(fitted.asked, question, template=plan.template))
+            task = distinct_choices(task, receiver.first_token, seed=plan.seed)
+            groups |= {item.id: f"{part.name}/{item.tags['group']}" for item in task.items}
+            told: dict[str, tuple[Message, Cost]] = {}
+            found: list[Trial] = []
+            for channel in track(channels, f"{part.name}: {question.name}", total=len(channels), shown=progress):
+                found += evaluate(
+                    channel, receiver, receiver, task, seed=plan.seed,
+                    controls=() if channel.name in FITTED_CONTROLS else CONTROLS,
+                    reply_tokens=plan.reply_tokens, checkpoint=folder, told=told,
+                )  # fmt: skip
+            if PROBE in plan.channels:
+                found += fitted.probed(question, task)
+            trials[part.name, question.name, question.type] = found
+            drift |= {(part.name, question.name, each.name): fitted.drift(each, question) for each in channels}
+    return CrossModal(picture_table(trials, groups=groups, drift=drift, seed=plan.seed), trials, chosen)
+
+
+def exchangeable(task: Task) -> Task:
+    """The task without as many of the items of its commonest answer as exceed half: others can be exchanged for all.
+
+    Raises:
+        ValueError: all items have one answer.
+
+    >>> from latentcomm.tasks import Item
+    >>> items = tuple(Item(str(i), f"{i}", "r", "s", (a,), a, {}, ("A", "B")) for i, a in enumerate("AAAB"))
+    >>> [item.id for item in exchangeable(Task("toy", items, ("A", "B"), "raw")).items]
+    ['0', '3']
+    """
+    labels = [item.answers[0] for item in task.items]
+    commonest = max(sorted(set(labels)), key=labels.count)
+    others = len(labels) - labels.count(commonest)
+    if not others:
+        raise ValueError(
+            f"all {len(labels)} pictures asked about in {task.name!r} have the answer {commonest!r}; ask about more "
+            "pictures, or leave the question out"
+        )
+    kept, seen = [], 0
+    for item, label in zip(task.items, labels, strict=True):
+        seen += label == commonest
+        if label != commonest or seen <= others:
+            kept.append(item)
+    return replace(task, items=tuple(kept))

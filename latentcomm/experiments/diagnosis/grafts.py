@@ -1,0 +1,230 @@
+"""What every fusion does with every message at every cell: drift, next token, and the way up, as three tables."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from latentcomm._core.progress import track
+from latentcomm.drift import COMBINED, DETECTORS, DriftReference
+from latentcomm.drift.families import partners
+from latentcomm.experiments.diagnosis.cells import Cell, Joint
+from latentcomm.experiments.diagnosis.kept import Kept
+from latentcomm.experiments.diagnosis.rows import Rows
+from latentcomm.experiments.diagnosis.settings import MESSAGES, OTHER, RANDOM, SAME, Fitted
+from latentcomm.experiments.effects import Effects, measure_effects
+from latentcomm.fusion import Fusion, Replace
+from latentcomm.hooks.paired_text import PairedTokens
+from latentcomm.models import Model
+from latentcomm.models.prompts import Prompts
+
+__all__ = ["Items", "choose_items", "drift_table", "effects_table", "graft_items", "healing_table", "own_percentiles"]
+
+Variant = tuple[str, str]
+"""A fusion and a message, by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Held-out texts that are grafted into, each cut off at one of its tokens.
+
+    Attributes:
+        row: which row of the paired states each is.
+        partner: the item of another document whose message is "other text".
+        prompts: the receiver's tokens up to the row's own.
+    """
+
+    row: Int[Tensor, " item"]
+    partner: Int[Tensor, " item"]
+    prompts: Prompts
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def choose_items(rows: Rows, tokens: PairedTokens, *, n: int, seed: int) -> Items:
+    """Return `n` held-out places (fewer where there are not so many), of as many documents as can be.
+
+    Raises:
+        ValueError: the held-out half has rows of one document only.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held = (~rows.fit).nonzero().flatten()
+    held = held[torch.randperm(len(held), generator=generator)]
+    seen: Counter[int] = Counter()
+    turns = []
+    for label in rows.document[held].tolist():  # how many places of the same document stand before it
+        turns.append(seen[label])
+        seen[label] += 1
+    if len(seen) < 2:
+        raise ValueError(f"{len(seen)} held-out documents have rows; give a corpus of more and longer documents")
+    chosen = held[torch.tensor(turns).argsort(stable=True)[:n]].sort().values
+    places = zip(rows.document[chosen].tolist(), rows.receiver_position[chosen].tolist(), strict=True)
+    prompts = Prompts.from_ids([tokens.receiver.ids(document)[: place + 1] for document, place in places])
+    return Items(chosen, partners(rows.document[chosen], seed=seed), prompts)
+
+
+def graft_items(
+    rows: Rows,
+    items: Items,
+    receiver: Model,
+    *,
+    cells: Sequence[Cell],
+    joints: Mapping[int, Joint],
+    fusions: Mapping[str, Fusion | Fitted],
+    references: Mapping[int, DriftReference],
+    seed: int,
+    kept: Kept,
+    progress: bool,
+) -> tuple[list[Variant], list[Effects]]:
+    """Return the variants, and for each item the effects of all of them at all write layers (a row a variant).
+
+    The fused state of every variant is made from the receiver's captured own state and written in its place, so that
+    all variants of a prompt climb together (`latentcomm.experiments.effects.measure_effects`).
+    """
+    variants: list[Variant] = [(fusion, message) for fusion in fusions for message in MESSAGES]
+    fused = {cell.write: _fused(rows, items, cell, joints[cell.write], fusions, seed) for cell in cells}
+
+    def measured(item: int) -> dict[str, Tensor]:
+        effects = measure_effects(
+            receiver,
+            items.prompts.select([item] * len(variants)),
+            {write: states[:, item] for write, states in fused.items()},
+            fusion=Replace(),
+            write_layers=list(fused),
+            references=dict(references),
+        )
+        parts = {"kl": effects.kl, "entropy_change": effects.entropy_change, "top1": effects.top1_agreement}
+        parts |= {"deviation": effects.deviation}
+        parts |= {f"percentile.{name}": values for name, values in effects.percentile.items()}
+        return parts | {f"own.{name}": values for name, values in effects.own_percentile.items()}
+
+    found = []
+    for item in track(range(len(items)), "grafts", total=len(items), shown=progress):
+        part = kept.tensors(f"graft-{item:04d}", lambda item=item: measured(item))
+        found.append(
+            Effects(
+                write_layers=tuple(fused),
+                kl=part["kl"],
+                entropy_change=part["entropy_change"],
+                top1_agreement=part["top1"],
+                deviation=part["deviation"],
+                percentile=_named(part, "percentile."),
+                own_percentile=_named(part, "own."),
+            )
+        )
+    return variants, found
+
+
+def drift_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[Cell]) -> pd.DataFrame:
+    """Return the two-sided percentile of each fused state at its write layer, by each detector and "combined"."""
+    return pd.DataFrame(
+        [
+            {
+                "fusion": fusion,
+                "message": message,
+                "read_layer": cell.read,
+                "write_layer": cell.write,
+                "item": item,
+                "detector": detector,
+                "percentile": float(one.percentile[detector][number, place, cell.write]),
+            }
+            for number, (fusion, message) in enumerate(variants)
+            for place, cell in enumerate(cells)
+            for item, one in enumerate(effects)
+            for detector in (COMBINED, *DETECTORS)
+        ]
+    )
+
+
+def effects_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[Cell]) -> pd.DataFrame:
+    """Return what each graft does to the next token."""
+    return pd.DataFrame(
+        [
+            {
+                "fusion": fusion,
+                "message": message,
+                "read_layer": cell.read,
+                "write_layer": cell.write,
+                "item": item,
+                "kl": float(one.kl[number, place]),
+                "entropy_change": float(one.entropy_change[number, place]),
+                "top1_agreement": bool(one.top1_agreement[number, place]),
+            }
+            for number, (fusion, message) in enumerate(variants)
+            for place, cell in enumerate(cells)
+            for item, one in enumerate(effects)
+        ]
+    )
+
+
+def own_percentiles(effects: Sequence[Effects], cells: Sequence[Cell]) -> dict[int, Float[np.ndarray, " item"]]:
+    """Return the combined percentile of the receiver's own state at each write layer, where it is left as it is."""
+    return {
+        cell.write: np.array([float(one.own_percentile[COMBINED][0, cell.write]) for one in effects]) for cell in cells
+    }
+
+
+def healing_table(
+    variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[Cell], layers: Sequence[int]
+) -> pd.DataFrame:
+    """Return deviation and combined percentile at the write layer and each later one with a reference: quartiles."""
+    deviation = torch.stack([one.deviation for one in effects]).numpy()
+    percentile = torch.stack([one.percentile[COMBINED] for one in effects]).numpy()
+    own = torch.stack([one.own_percentile[COMBINED][0] for one in effects]).numpy()
+    return pd.DataFrame(
+        [
+            {
+                "fusion": fusion,
+                "message": message,
+                "write_layer": cell.write,
+                "layer": layer,
+                **_quartiles("deviation", deviation[:, number, place, layer]),
+                **_quartiles("percentile", percentile[:, number, place, layer]),
+                "own_percentile_median": float(np.median(own[:, layer])),
+            }
+            for number, (fusion, message) in enumerate(variants)
+            for place, cell in enumerate(cells)
+            for layer in layers
+            if layer >= cell.write
+        ]
+    )
+
+
+def _fused(
+    rows: Rows, items: Items, cell: Cell, joint: Joint, fusions: Mapping[str, Fusion | Fitted], seed: int
+) -> Float[Tensor, "variant item d_receiver"]:
+    """Return the state of every fusion and message at a cell, in the order of the variants."""
+    own = rows.y[cell.write, items.row]
+    sent = joint.message(rows.x[cell.read, items.row])
+    draw = torch.randn(sent.shape, generator=torch.Generator().manual_seed(seed + cell.write), dtype=torch.float64)
+    length = torch.linalg.vector_norm(sent.to(torch.float64), dim=1, keepdim=True)
+    random = draw / torch.linalg.vector_norm(draw, dim=1, keepdim=True) * length
+    messages = {SAME: sent, OTHER: sent[items.partner], RANDOM: random.to(sent.dtype)}
+    return torch.stack(list(_each(own, messages, joint, fusions)))
+
+
+def _each(
+    own: Float[Tensor, "item d_receiver"],
+    messages: Mapping[str, Float[Tensor, "item _"]],
+    joint: Joint,
+    fusions: Mapping[str, Fusion | Fitted],
+) -> Iterator[Float[Tensor, "item d_receiver"]]:
+    for given in fusions.values():
+        for name in MESSAGES:
+            message = messages[name]
+            yield joint.fusion(given, own.shape[1], message.shape[1])(own, message)
+
+
+def _named(part: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): values for name, values in part.items() if name.startswith(prefix)}
+
+
+def _quartiles(name: str, values: np.ndarray) -> dict[str, float]:
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return {f"{name}_median": median, f"{name}_low": low, f"{name}_high": high}

@@ -1,0 +1,50 @@
+"""What a diagnosis is: its tables, what it recommends, and what to know before believing a number."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from latentcomm.experiments.diagnosis.recommend import Recommendation
+
+__all__ = ["Diagnosis"]
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What was measured on a pair, as tables; `latentcomm.experiments.diagnosis.report` makes a page of it.
+
+    Attributes:
+        similarity: sender_layer, receiver_layer, debiased_cka, null_mean, null_high, null_max, rows, null_rows.
+        predictability: sender_layer, receiver_layer, forward, backward, forward_null, backward_null, rows, null_rows.
+        calibration: layer, family, detector, one_sided, two_sided (AUROC).
+        drift: fusion, message, read_layer, write_layer, item, detector, percentile.
+        effects: fusion, message, read_layer, write_layer, item, kl, entropy_change, top1_agreement.
+        healing: fusion, message, write_layer, layer, and quartiles of deviation and percentile.
+        cells: one row a fusion and write layer, with what the recommendation rests on.
+        recommended: the cells to try first, best first; none where none qualifies.
+        warnings: what to know before believing a number.
+        settings: all that was chosen or found on the way.
+        models: what is known of each model, by role.
+        seconds: how long this run took.
+    """
+
+    similarity: pd.DataFrame
+    predictability: pd.DataFrame
+    calibration: pd.DataFrame
+    drift: pd.DataFrame
+    effects: pd.DataFrame
+    healing: pd.DataFrame
+    cells: pd.DataFrame
+    recommended: tuple[Recommendation, ...]
+    warnings: tuple[str, ...]
+    settings: Mapping[str, Any]
+    models: Mapping[str, Mapping[str, Any]]
+    seconds: float
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables by the names of their files."""
+        names = ("similarity", "predictability", "calibration", "drift", "effects", "healing", "cells")
+        return {name: getattr(self, name) for name in names}

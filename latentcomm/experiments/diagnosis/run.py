@@ -1,0 +1,321 @@
+"""The diagnosis of a pair of models: every measurement in its order, each kept as it is done."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from latentcomm import alignment
+from latentcomm._core.files import digest, without_folder
+from latentcomm.alignment import fit_ridge
+from latentcomm.drift import reference as drift_reference
+from latentcomm.experiments.diagnosis.alikeness import predictability_table, similarity_table
+from latentcomm.experiments.diagnosis.cells import (
+    Aligner,
+    Cell,
+    calibration_table,
+    choose_cells,
+    fit_joints,
+    fit_references,
+)
+from latentcomm.experiments.diagnosis.grafts import (
+    choose_items,
+    drift_table,
+    effects_table,
+    graft_items,
+    healing_table,
+    own_percentiles,
+)
+from latentcomm.experiments.diagnosis.kept import Kept
+from latentcomm.experiments.diagnosis.recommend import ALARM, Situation, cell_table, recommend, warn
+from latentcomm.experiments.diagnosis.result import Diagnosis
+from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
+from latentcomm.experiments.diagnosis.settings import FILES, FUSIONS, PAGE, RECORD, Fitted, Size, layers_in_steps
+from latentcomm.fusion import Fusion
+from latentcomm.hooks.paired_text import PairedTokens, capture_paired, pair_tokens
+from latentcomm.models import Model, check_pair, fingerprints
+from latentcomm.tasks.corpus import Corpus, read_corpus
+
+__all__ = ["diagnose"]
+
+FORMATS = (1, alignment.FILE_KIND, drift_reference.FILE_KIND)
+"""Of the kept parts: a run stopped under another one begins anew. Raise the first when a part changes its meaning."""
+FEWEST_DOCUMENTS = 24
+"""Half of them are the 12 that a calibrated drift reference needs."""
+CALIBRATED = 3
+"""Layers at which the detectors are tried on known-off states: the first, the middle and the last written to."""
+
+
+def diagnose(
+    sender: Model,
+    receiver: Model,
+    *,
+    corpus: Corpus | str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    fusions: Mapping[str, Fusion | Fitted] = FUSIONS,
+    aligner: Aligner | None = fit_ridge,
+    size: Size = Size(),  # noqa: B008 (frozen)
+    seed: int = 0,
+    progress: bool = False,
+) -> Diagnosis:
+    """Measure a pair of models on a corpus: how alike they are, what the receiver lacks, and where a graft drifts.
+
+    Both models read the same documents; tokens that end at the same character are paired, sinks left out by position
+    and norm, the documents split in half. On all rows: debiased CKA and held-out R^2 of every pair of layers, beside
+    exchanged documents. On the fit half: drift references of the receiver's own states, and the maps. On the held-out
+    half: what each fusion does at each write layer with three messages, read at the sender layer that predicts the
+    write layer best.
+
+    Args:
+        corpus: a corpus or its file or folder (`latentcomm.tasks.corpus.read_corpus`); the packaged text by default.
+        out: a folder for report.html and the tables as CSV. Finished parts are kept in it until the end, so that the
+            same call goes on after an interruption, to the same bits.
+        fusions: by name; `Fitted` for one that takes a map from the receiver's states to the messages.
+        aligner: fits the map through which messages of another model enter, with the options `folds`, `groups` and
+            `seed` of `fit_ridge`; None lets them in as they are, on the last entries where the widths differ
+            (`RightAligned`). A model with itself needs none.
+        size: how much is measured.
+        seed: of the halves, folds, draws and prompts.
+
+    Raises:
+        ValueError: no fusion, a processed model with a raw one, a corpus with too few documents or rows, states that
+            are not finite, what the corpus reader refuses, or a folder that holds a report of something else.
+        RuntimeError: the disk is full or `out` cannot be written; what is done is kept.
+    """
+    began = time.monotonic()
+    if not fusions:
+        raise ValueError("no fusion is named; give at least one, such as {'replace': Replace()}")
+    check_pair(sender, receiver)
+    texts = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
+    n_tokens = min(size.tokens, sender.n_ctx, receiver.n_ctx)
+    order = torch.randperm(len(texts.documents), generator=torch.Generator().manual_seed(seed)).tolist()
+    documents = [texts.documents[number] for number in sorted(order[: size.documents])]
+    if len(documents) < FEWEST_DOCUMENTS:
+        raise ValueError(
+            f"{texts.name} holds {len(documents)} documents; a diagnosis splits them in half and calibrates on a part, "
+            f"so give at least {FEWEST_DOCUMENTS}"
+        )
+    tokens = pair_tokens(sender, receiver, documents, max_tokens=n_tokens)
+    prints: dict[str, str] = dict(zip(("sender", "receiver"), fingerprints(sender, receiver), strict=True))
+    choices = {
+        "corpus": texts.name,
+        "corpus_sha256": texts.sha256,
+        "documents": len(documents),
+        "tokens_a_document": n_tokens,
+        "size": asdict(size),
+        "seed": seed,
+        "fusions": {name: _described(fusion) for name, fusion in fusions.items()},
+        "aligner": None if aligner is None else getattr(aligner, "__qualname__", repr(aligner)),
+    }
+    inputs = _key(choices, prints, sender, receiver, fusions)
+    if out is not None:
+        _require_own(Path(out), inputs)
+    folder = None if out is None else Path(out) / ".unfinished" / inputs
+    kept = Kept(folder)
+    states = capture_paired(
+        sender, receiver, tokens, checkpoint=None if folder is None else folder / "capture", progress=progress
+    )
+    rows = ordinary_rows(
+        states.x,
+        states.y,
+        document=states.document,
+        sender_position=states.sender_position,
+        receiver_position=states.receiver_position,
+        seed=seed,
+    )
+    n_paired = len(states.document)
+    del states
+    found = _measured(
+        rows,
+        tokens,
+        sender,
+        receiver,
+        fusions=fusions,
+        aligner=None if rows.one_model else aligner,
+        size=size,
+        seed=seed,
+        fingerprint=prints["receiver"],
+        kept=kept,
+        progress=progress,
+    )
+    tables, cells, known = found
+    situation = Situation(
+        identical=rows.one_model,
+        one_vocabulary=tokens.sender is tokens.receiver,
+        n_paired=n_paired,
+        n_sender=int(tokens.sender.lengths.sum()),
+        n_receiver=int(tokens.receiver.lengths.sum()),
+        items_asked=size.prompts,
+        items=known["prompts"],
+        documents_asked=size.documents,
+        documents=len(documents),
+        flagged_own=known["own_states_flagged"],
+    )
+    diagnosis = Diagnosis(
+        **tables,
+        recommended=recommend(tables["cells"]),
+        warnings=warn(rows, sender, receiver, situation, cells),
+        settings=choices
+        | _found(rows, situation, cells)
+        | known
+        | {"mapped": aligner is not None and not rows.one_model, "inputs_digest": inputs},
+        models={role: _known(model, prints[role]) for role, model in (("sender", sender), ("receiver", receiver))},
+        seconds=time.monotonic() - began,
+    )
+    if out is not None:
+        from latentcomm.experiments.diagnosis.report import (
+            write_report,  # plotly costs a second that a bare import need not pay
+        )
+
+        write_report(diagnosis, Path(out))
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another stopped run's work is in it
+                folder.parent.rmdir()
+    return diagnosis
+
+
+def _measured(
+    rows: Rows,
+    tokens: PairedTokens,
+    sender: Model,
+    receiver: Model,
+    *,
+    fusions: Mapping[str, Fusion | Fitted],
+    aligner: Aligner | None,
+    size: Size,
+    seed: int,
+    fingerprint: str,
+    kept: Kept,
+    progress: bool,
+) -> tuple[dict[str, pd.DataFrame], list[Cell], dict[str, Any]]:
+    """Return all tables, the cells, and what a reader of the tables needs: how many items, on how many states."""
+    shared: dict[str, Any] = {"seed": seed, "kept": kept, "progress": progress}
+    similarity = similarity_table(
+        rows,
+        sender_layers=layers_in_steps(sender.n_layers, size.map_layers),
+        receiver_layers=layers_in_steps(receiver.n_layers, size.map_layers),
+        draws=size.draws,
+        **shared,
+    )
+    receiver_layers = layers_in_steps(receiver.n_layers, size.layers)
+    predictability = predictability_table(
+        rows,
+        sender_layers=layers_in_steps(sender.n_layers, size.layers),
+        receiver_layers=receiver_layers,
+        folds=size.folds,
+        **shared,
+    )
+    cells = choose_cells(predictability, n_sender=sender.n_layers, n_receiver=receiver.n_layers)
+    last = receiver.n_layers - 1
+    cells = [cell for cell in cells if cell.write != last] or cells
+    looked_at = sorted({*receiver_layers, last})
+    references = fit_references(rows, looked_at, model=fingerprint, **shared)
+    writes = [cell.write for cell in cells]
+    tried = sorted({writes[round(place * (len(writes) - 1) / (CALIBRATED - 1))] for place in range(CALIBRATED)})
+    calibration = calibration_table(rows, references, tried, **shared)
+    needed = any(isinstance(fusion, Fitted) for fusion in fusions.values())
+    joints = fit_joints(rows, cells, aligner=aligner, predictable=needed, **shared)
+    items = choose_items(rows, tokens, n=size.prompts, seed=seed)
+    variants, effects = graft_items(
+        rows, items, receiver, cells=cells, joints=joints, fusions=fusions, references=references, **shared
+    )
+    drift, after = drift_table(variants, effects, cells), effects_table(variants, effects, cells)
+    own = own_percentiles(effects, cells)
+    tables = {
+        "similarity": similarity,
+        "predictability": predictability,
+        "calibration": calibration,
+        "drift": drift,
+        "effects": after,
+        "healing": healing_table(variants, effects, cells, looked_at),
+        "cells": cell_table(drift, after, cells, own=own),
+    }
+    known = {
+        "prompts": len(items),
+        "reference_states": min(reference.n_fitted for reference in references.values()),
+        "reference_states_held_out": min(len(reference.held_out) for reference in references.values()),
+        "own_states_flagged": float(np.mean([np.mean(own[write] >= ALARM) for write in writes])),
+    }
+    return tables, cells, known
+
+
+def _key(
+    choices: Mapping[str, Any],
+    prints: Mapping[str, str],
+    sender: Model,
+    receiver: Model,
+    fusions: Mapping[str, Fusion | Fitted],
+) -> str:
+    """The name of the folder for these inputs, so that another stopped run beside it keeps its own."""
+    kinds = [str(model.dtype) for model in (sender, receiver)]
+    rules = {name: _described(fusion) if isinstance(fusion, Fitted) else fusion for name, fusion in fusions.items()}
+    return digest(choices, prints, kinds, rules, FORMATS)[:16]
+
+
+def _require_own(out: Path, inputs: str) -> None:
+    """Refuse a folder that cannot be written, or in which another report, or a file of its name, would be lost."""
+    first = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
+        what = "may not be written to" if first.is_dir() else "is no folder"
+        raise ValueError(f"the report cannot go to {out}, as {first} {what}; choose another folder")
+    there = [out / name for name in (*FILES, PAGE) if (out / name).exists()]
+    if not there:
+        return
+    record = next((path for path in there if path.name == RECORD), None)
+    try:
+        known = json.loads(record.read_text("utf-8"))["settings"]["inputs_digest"] if record else None
+    except (ValueError, KeyError, TypeError):  # another program's file of that name
+        known = None
+    if known != inputs:
+        what = "the report of another diagnosis" if known else f"a {there[0].name} that is not of this diagnosis"
+        raise ValueError(f"{out} holds {what}, which this one would write over; choose another folder, or move it away")
+
+
+def _described(fusion: Fusion | Fitted) -> str:
+    return f"fitted {fusion.make.__qualname__}" if isinstance(fusion, Fitted) else repr(fusion)
+
+
+def _known(model: Model, fingerprint: str) -> dict[str, Any]:
+    """What a reader is told of a model."""
+    tokenizer = model.require_tokenizer()
+    return {
+        "name": without_folder(model.name),
+        "fingerprint": fingerprint,
+        "n_layers": model.n_layers,
+        "d_model": model.d_model,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "backend": "TransformerBridge" if model.is_bridge else "HookedTransformer",
+        "processed_weights": model.processed,
+        "tokenizer": type(tokenizer).__name__,
+        "vocabulary": len(tokenizer),
+    }
+
+
+def _found(rows: Rows, situation: Situation, cells: list[Cell]) -> dict[str, Any]:
+    """What was found on the way that a reader of the tables needs."""
+    return {
+        "identical": situation.identical,
+        "one_vocabulary": situation.one_vocabulary,
+        "sender_tokens": situation.n_sender,
+        "receiver_tokens": situation.n_receiver,
+        "paired_rows": situation.n_paired,
+        "rows_left_out": rows.left_out,
+        "sinks_by_position": {"sender": rows.sinks_x.by_position, "receiver": rows.sinks_y.by_position},
+        "sinks_by_norm": {"sender": rows.sinks_x.by_norm, "receiver": rows.sinks_y.by_norm},
+        "rows": len(rows),
+        "fit_rows": int(rows.fit.sum()),
+        "fit_documents": len(rows.document[rows.fit].unique()),
+        "held_out_documents": len(rows.document[~rows.fit].unique()),
+        "read_layer_of_write_layer": {str(cell.write): cell.read for cell in cells},
+        "read_by_depth": [cell.write for cell in cells if cell.by_depth],
+    }

@@ -1,0 +1,350 @@
+"""Evaluate a channel on a task: one trial an item and condition, judged and paid for, with its controls."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from latentcomm._core.files import digest, write_text
+from latentcomm._core.progress import track
+from latentcomm._core.stats import mcnemar_exact, paired_bootstrap, proportion_interval
+from latentcomm.channels.base import Channel, Deciding, Sharing, label
+from latentcomm.channels.message import Message, join
+from latentcomm.experiments.controls import CONTROLS, SELF, USUAL, Exchange, applies, true_message
+from latentcomm.experiments.cost import flops
+from latentcomm.hooks.decode import decode
+from latentcomm.models import Model, check_pair, fingerprints, recorded_passes
+from latentcomm.tasks.base import Task, draw_choices
+
+MESSAGE = "message"
+"""The condition in which the true message is sent."""
+ITEMS_AT_ONCE = 32
+"""Items between two writes of a checkpoint: what a stopped run loses at most."""
+NAN = float("nan")
+METRICS = ("free", "choices")
+"""Free: the reply is judged right. Choices: of the choices, the right one scores highest."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One item under one condition.
+
+    Attributes:
+        item, label, channel, condition: what was asked, its canonical answer, how, and with what message.
+        reply, free: the reply (after a vote, where the channel holds one), and whether it is judged right.
+        parsed: whether the judge found an answer in the reply at all; one without is not right, and counted apart.
+        pick, choices, n_choices: the highest-scored choice, whether it is right, and of how many; None and 0 where
+            the task has no choices.
+        message_bytes, reply_tokens: what the message weighs and how long the reply is.
+        sender_flops, receiver_flops, seconds: what sending and receiving cost as run, the mean of the items that ran
+            together. Under the self control it is the receiver that sends. Seconds are measured, so that trials may be
+            equal without them.
+    """
+
+    item: str
+    label: str
+    channel: str
+    condition: str
+    reply: str
+    free: bool
+    pick: str
+    choices: bool | None
+    n_choices: int
+    parsed: bool = True
+    message_bytes: int = 0
+    reply_tokens: int = 0
+    sender_flops: float = 0.0
+    receiver_flops: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
+
+
+def evaluate(
+    channel: Channel,
+    sender: Model,
+    receiver: Model,
+    task: Task,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    controls: Sequence[str] = USUAL,
+    reply_tokens: int | None = None,
+    temperature: float | int = 0.0,
+    top_p: float | int = 1.0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    told: MutableMapping[str, tuple[Message, "Cost"]] | None = None,
+    progress: bool = False,
+) -> list[Trial]:
+    """The trials of a channel on n items of a task (all by default), under its true message and under each control.
+
+    A channel that says nothing (silent, skyline) has no controls and is run once; what a message has no content for is
+    left out (a text has no direction to randomise), and so is the self control where a fusion takes the sender's width
+    alone. The same seed gives the same items, choices, shuffles and random vectors. Replies are as long as the task
+    says unless `reply_tokens` does, greedy unless there is a temperature. With `checkpoint`, what is done is kept,
+    item by item, and not run again. Channels that say the same (`channels.base.Sharing`) find each other's messages in
+    the checkpoint, and in `told`, a dict that is given to the evaluation of each with the same two models.
+
+    Raises:
+        ValueError: an unknown control, a processed model with a raw one, or what the task and the channel refuse.
+    """
+    check_pair(sender, receiver)
+    if unknown := [name for name in controls if name not in CONTROLS]:
+        raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
+    task = task if n is None else task.take(n, seed=seed)
+    choices = draw_choices(task, receiver.first_token, seed=seed) if task.has_choices else [()] * len(task.items)
+    reply_tokens = task.reply_tokens if reply_tokens is None else reply_tokens
+    how = (reply_tokens, temperature, top_p)
+    prints = None if checkpoint is None else _prints(sender, receiver)
+
+    def kept(name: str, *what: Any, end: str = "", shared: str | None = None) -> Path | None:
+        if checkpoint is None:
+            return None
+        unique = digest(prints, channel, task, seed, *what) if shared is None else digest(prints, shared)
+        return Path(checkpoint) / f"{name}-{unique[:16]}{end}"
+
+    def sent(part: Task) -> Message:
+        return channel.send(sender, part, receiver=receiver)
+
+    def sent_to_itself(part: Task) -> Message:
+        return channel.own(receiver, part)
+
+    conditions = kept("conditions", choices, list(controls), *how, end=".json")
+    if conditions is not None and (done := _finished(conditions)) is not None:
+        return done
+    key = digest("said", channel.said, task, seed) if isinstance(channel, Sharing) else None
+    if key is not None and told is not None and key in told:
+        message, send_cost = told[key]
+    else:
+        message, send_cost = _said(sent, task, kept("message", shared=key))
+    if key is not None and told is not None:
+        told[key] = message, send_cost
+    exchange = Exchange(channel, sender, receiver, task, message, seed)
+    wanted = {MESSAGE: true_message} | {
+        name: CONTROLS[name] for name in controls if applies(name, channel, receiver, message)
+    }
+    trials: list[Trial] = []
+    files: list[str] = []
+    for name in track(wanted, channel.name, total=len(wanted), shown=progress and len(wanted) > 1):
+        records = kept("trials", choices, name, *how, end=".jsonl")
+        files += [] if records is None else [records.name]
+        done = _read(records)
+        if len(done) < len(task.items):
+            if name == SELF:  # it is made by running the receiver: kept, too, and paid for
+                said, cost = _said(sent_to_itself, task, kept("own"))
+            else:
+                said, cost = wanted[name](exchange), send_cost
+            for rows in _chunks(len(task.items), start=len(done)):
+                done += _trials(
+                    channel, receiver, task, said, rows, choices, cost,
+                    name=name, reply_tokens=reply_tokens, temperature=temperature, top_p=top_p, seed=seed,
+                )  # fmt: skip
+                if records is not None:
+                    lines = (json.dumps(asdict(trial), ensure_ascii=False) for trial in done)
+                    write_text(records, "".join(f"{line}\n" for line in lines))
+        trials += done
+    if conditions is not None:  # nothing of it is sent or received again, even without the messages
+        write_text(conditions, json.dumps({"trials": files, "n": len(task.items)}))
+    return trials
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a message cost, the mean of an item."""
+
+    flops: float
+    seconds: float
+
+
+def _finished(path: Path) -> list[Trial] | None:
+    """All trials of an evaluation that has ended, where all of them are there."""
+    if not path.exists():
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    found = [_read(path.with_name(name)) for name in facts["trials"]]
+    return [trial for each in found for trial in each] if all(len(each) == facts["n"] for each in found) else None
+
+
+def forget_messages(checkpoint: str | os.PathLike[str]) -> None:
+    """Delete the messages of a checkpoint; finished evaluations are read back without them."""
+    for path in Path(checkpoint).glob("*.safetensors"):
+        if path.name.startswith(("message-", "own-")):
+            path.unlink()
+
+
+def _chunks(n: int, *, start: int = 0) -> Iterator[range]:
+    return (range(first, min(first + ITEMS_AT_ONCE, n)) for first in range(start, n, ITEMS_AT_ONCE))
+
+
+def _said(say: Callable[[Task], Message], task: Task, kept: Path | None) -> tuple[Message, Cost]:
+    """The whole message and what an item of it cost; parts that were kept are read and not made again."""
+    parts, total, seconds = [], 0.0, 0.0
+    for rows in _chunks(len(task.items)):
+        path = None if kept is None else kept.with_name(f"{kept.name}-{rows.start:05d}.safetensors")
+        if path is not None and path.exists():
+            parts.append(Message.load(path))
+        else:
+            with recorded_passes() as passes:
+                began = time.perf_counter()
+                part = say(_only(task, rows))
+                took = time.perf_counter() - began
+            parts.append(replace(part, made_by={**part.made_by, "flops": flops(passes), "seconds": took}))
+            if path is not None and not part.is_silent:
+                parts[-1].save(path)
+        total += float(parts[-1].made_by["flops"])
+        seconds += float(parts[-1].made_by["seconds"])
+    return join(parts), Cost(total / len(task.items), seconds / len(task.items))
+
+
+def _only(task: Task, rows: Sequence[int]) -> Task:
+    return replace(task, items=tuple(task.items[row] for row in rows))
+
+
+def _trials(
+    channel: Channel,
+    receiver: Model,
+    task: Task,
+    message: Message,
+    rows: Sequence[int],
+    choices: Sequence[tuple[str, ...]],
+    sent: Cost,
+    *,
+    name: str,
+    reply_tokens: int,
+    temperature: float | int,
+    top_p: float | int,
+    seed: int,
+) -> list[Trial]:
+    """The trials of some items of a condition."""
+    part = _only(task, rows)
+    given = message if message.is_silent else message.select(list(rows))
+    with recorded_passes() as passes:
+        began = time.perf_counter()
+        entering = channel.receive(receiver, part, given)
+        said = decode(
+            receiver, entering, max_new_tokens=reply_tokens, temperature=temperature, top_p=top_p, seed=seed,
+            first_row=rows[0],
+        )  # fmt: skip
+        replies = channel.decide(part, given, said.texts) if isinstance(channel, Deciding) else said.texts
+        seconds = time.perf_counter() - began
+    weights = given.nbytes() or [0] * len(part.items)
+    done = []
+    for number, (item, reply) in enumerate(zip(part.items, replies, strict=True)):
+        verdict, options = task.judge(reply, item.answers), choices[rows[number]]
+        pick = _best(receiver, options, said.first_logits[number]) if options else ""
+        done.append(
+            Trial(
+                item=item.id,
+                label=label(item),
+                channel=channel.name,
+                condition=name,
+                reply=reply,
+                free=verdict.is_right,
+                pick=pick,
+                choices=pick == item.choice if options else None,
+                n_choices=len(options),
+                parsed=verdict.is_parsed,
+                message_bytes=weights[number],
+                reply_tokens=said.n_tokens[number],
+                sender_flops=sent.flops,
+                receiver_flops=flops(passes) / len(part.items),
+                seconds=sent.seconds + seconds / len(part.items),
+            )
+        )
+    return done
+
+
+def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
+    tokens = torch.tensor([receiver.first_token(option) for option in options], device=logits.device)
+    return options[int(logits[tokens].argmax())]
+
+
+def _read(path: Path | None) -> list[Trial]:
+    if path is None or not path.exists():
+        return []
+    trials = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        try:
+            trials += [Trial(**json.loads(line))] if line else []
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"line {number} of the kept trials {path} is no trial ({error}); delete that file, and its trials are "
+                "run again"
+            ) from error
+    return trials
+
+
+def _prints(sender: Model, receiver: Model) -> list[str]:
+    if sender.has_hooks or receiver.has_hooks:
+        raise ValueError("trials of a model with hooks attached cannot be kept: they are not in the checkpoint's name")
+    return list(fingerprints(sender, receiver))
+
+
+def to_table(trials: Sequence[Trial]) -> pd.DataFrame:
+    """One row a trial, the columns of `Trial`."""
+    return pd.DataFrame([asdict(trial) for trial in trials])
+
+
+def by_condition(trials: Sequence[Trial]) -> tuple[dict[tuple[str, str], dict[str, Trial]], list[str]]:
+    """Of each channel and condition the trials by their items, and the items, which are the same under all.
+
+    Raises:
+        ValueError: channels that were not evaluated on the same items, or share a name.
+    """
+    outcomes: dict[tuple[str, str], dict[str, Trial]] = {}
+    for trial in trials:
+        answered = outcomes.setdefault((trial.channel, trial.condition), {})
+        if trial.item in answered:
+            raise ValueError(
+                f"item {trial.item!r} stands twice under {trial.channel}, {trial.condition}; give every channel a name "
+                "of its own, and each of its trials once"
+            )
+        answered[trial.item] = trial
+    items = list(next(iter(outcomes.values()), ()))
+    if any(set(answered) != set(items) for answered in outcomes.values()):
+        raise ValueError("the channels were evaluated on different items and cannot be compared in pairs")
+    return outcomes, items
+
+
+def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
+    """One row a channel, condition and metric: how often it was right, how sure that is, and what it is better than.
+
+    Columns: channel, condition, metric, n, correct, accuracy with its 95 % Wilson interval (low, high); the paired
+    difference to silent with its 95 % bootstrap interval over items (over_silent, over_silent_low, over_silent_high);
+    the exact McNemar p-values against silent and against this channel's own shuffled message (p_silent, p_shuffled),
+    not corrected for the number of comparisons. What does not apply is NaN.
+
+    Raises:
+        ValueError: channels that were not evaluated on the same items, or share a name.
+    """
+    outcomes, items = by_condition(trials)
+    records = []
+    for (channel, condition), answered in outcomes.items():
+        silent = outcomes.get(("silent", MESSAGE)) if channel != "silent" else None
+        other = outcomes.get((channel, "shuffled")) if condition == MESSAGE else None
+        metrics = METRICS if all(trial.choices is not None for trial in answered.values()) else METRICS[:1]
+        for metric in metrics:
+            right = _right(answered, items, metric)
+            low, high = proportion_interval(sum(right), len(right))
+            record: dict[str, object] = {"channel": channel, "condition": condition, "metric": metric, "n": len(right)}
+            record |= {"correct": sum(right), "accuracy": sum(right) / len(right), "low": low, "high": high}
+            record |= dict.fromkeys(
+                ("over_silent", "over_silent_low", "over_silent_high", "p_silent", "p_shuffled"), NAN
+            )
+            if silent is not None:
+                base = _right(silent, items, metric)
+                gain = paired_bootstrap(right, base, seed=seed)
+                record |= {"over_silent": gain.difference, "over_silent_low": gain.low, "over_silent_high": gain.high}
+                record |= {"p_silent": mcnemar_exact(right, base).p_value}
+            if other is not None:
+                record["p_shuffled"] = mcnemar_exact(right, _right(other, items, metric)).p_value
+            records.append(record)
+    return pd.DataFrame(records)
+
+
+def _right(answered: Mapping[str, Trial], items: Sequence[str], metric: str) -> list[bool]:
+    return [bool(getattr(answered[item], metric)) for item in items]

@@ -1,0 +1,122 @@
+"""The main job's results as a reader sees them: a table in the terminal, two figures with their data on disk."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from rich.console import Console
+from rich.table import Table
+
+from latentcomm._core.files import written_whole
+from latentcomm.experiments.evaluation import MESSAGE, METRICS
+from latentcomm.experiments.sweep.run import LENS, SweepReport
+from latentcomm.models import Model
+from latentcomm.models.facts import describe
+from latentcomm.reporting.plots import condition_bars, layer_heatmap
+from latentcomm.reporting.publish import Published, plain, publish
+
+
+def heatmap(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
+    """Accuracy by choices and by the first free token over all cells, with the logit lens of the message beside
+    them.
+    """
+    return layer_heatmap(
+        table,
+        value={"choices_accuracy": "choices", "first_token_accuracy": "free, first token"},
+        lens={"choices_accuracy": "lens_choices_accuracy", "first_token_accuracy": "lens_first_token_accuracy"},
+        title=f"{settings['fusion']}: {settings['sender']} to {settings['receiver']}, {settings['task']}",
+        note=(
+            f"Tuning half, {int(table['n'].iloc[0])} items a cell, {len(table)} cells; "
+            f"{settings['template']} prompts, sender form: {settings['sender_form']}."
+        ),
+        chosen=(settings["chosen_read_layer"], settings["chosen_write_layer"]),
+    )
+
+
+def conditions_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
+    """Accuracy with its interval of every channel and control, on the items that the cell was not chosen on."""
+    read, write = settings["chosen_read_layer"], settings["chosen_write_layer"]
+    return condition_bars(
+        table,
+        group="channel",
+        title=f"Is it the message? {settings['sender']} to {settings['receiver']}, {settings['task']}",
+        note=(
+            f"Test half, cell k = {read}, j = {write} chosen on the tuning half among {settings['n_cells']} cells; "
+            "95 % Wilson intervals over items."
+        ),
+        chance={"choices": 1 / settings["n_choices"]},
+    )
+
+
+def write_report(
+    report: SweepReport,
+    *,
+    name: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    models: Mapping[str, Model],
+) -> list[Published]:
+    """Both figures with data and metadata, and the trials item by item, under `folder`.
+
+    NAME is the grid, NAME_conditions the comparison, NAME_trials.csv what was said.
+    """
+    found = plain(settings) | {  # what `replot` will give to the plots: a path is its last part in both
+        "chosen_read_layer": report.chosen[0],
+        "chosen_write_layer": report.chosen[1],
+        "n_cells": report.n_cells,
+        "n_choices": report.trials[0].n_choices,
+    }
+    known = {role: describe(model) for role, model in models.items()}
+    published = [
+        publish(
+            plot(table, found), table, name=title, folder=folder, settings=found, measured=dict(measured), models=known
+        )
+        for plot, table, title in (
+            (heatmap, report.cells, name),
+            (conditions_figure, report.conditions, f"{name}_conditions"),
+        )
+    ]
+    said = report.trial_table().drop(columns="seconds")  # which no two runs share
+    with written_whole(folder / f"{name}_trials.csv") as draft:
+        said.to_csv(draft, index=False, lineterminator="\n")
+    return published
+
+
+def print_report(report: SweepReport, console: Console) -> None:
+    """The table of the test half, and the sentences one needs to read it."""
+    read, write = report.chosen
+    conditions = report.conditions
+    table = Table(
+        title=f"cell k = {read} (sender), j = {write} (receiver): best of {report.n_cells} on the tuning half",
+        caption=f"test half, n = {int(conditions['n'].iloc[0])} other items; 95 % Wilson intervals; exact McNemar p",
+    )
+    for head in ("channel", "message", "free", "choices", "p silent", "p shuffled"):
+        table.add_column(head, justify="left" if head in ("channel", "message") else "right", no_wrap=True)
+    by_row: dict[tuple[str, str], dict[str, dict[Any, Any]]] = {}
+    for row in conditions.to_dict("records"):
+        by_row.setdefault((row["channel"], row["condition"]), {})[row["metric"]] = row
+    for (channel, condition), rows in by_row.items():
+        named = condition if condition != MESSAGE else "-" if channel in ("silent", "skyline") else "true"
+        tests = [_p_values(rows, column) for column in ("p_silent", "p_shuffled")]
+        table.add_row(channel, named, *(_share(rows[metric]) for metric in METRICS), *tests)
+    console.print(table)
+    lens = next(rows["free"]["accuracy"] for (channel, _), rows in by_row.items() if channel == LENS)
+    console.print(
+        f"Logit lens of the message: in {lens:.0%} of the items the sender's own state after layer {read} already has "
+        "the answer's first token on top (all that its 'free' asks); to that extent the graft hands over the answer.\n"
+        "p: free / choices, against silence and against another item's message; not corrected for multiple tests.",
+        highlight=False,
+    )
+
+
+def _share(row: Mapping[Any, Any]) -> str:
+    return f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def _p_values(rows: Mapping[str, Mapping[Any, Any]], column: str) -> str:
+    values = [float(rows[metric][column]) for metric in METRICS]
+    return "" if any(math.isnan(value) for value in values) else " / ".join(f"{value:.1g}" for value in values)

@@ -1,0 +1,224 @@
+"""The main job: a layer sweep on one half of a task, its best cell judged on the other half beside all controls."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from latentcomm.channels import Activation, Silent, Skyline
+from latentcomm.channels.base import label, receiver_prompts, sender_prompts
+from latentcomm.experiments.controls import USUAL, derangement
+from latentcomm.experiments.evaluation import Trial, evaluate, summarise, to_table
+from latentcomm.experiments.sweep.grid import Cell, LayerSweep, sweep_layers
+from latentcomm.fusion import Fusion
+from latentcomm.hooks.logit_lens import lens_choice, lens_top_token
+from latentcomm.models import Model
+from latentcomm.models.sites import Site
+from latentcomm.tasks.base import Item, Task, draw_choices
+
+LENS = "logit lens"
+"""The channel name under which the sender's own, unembedded state stands in the table: no receiver is involved."""
+
+
+@dataclass(frozen=True, eq=False)
+class SweepReport:
+    """What the main job found.
+
+    Attributes:
+        cells: one row a cell of the tune half: read_layer, write_layer, n, choices_accuracy, first_token_accuracy, and
+            the logit lens of the message at that read layer, lens_choices_accuracy and lens_first_token_accuracy.
+        conditions: one row a channel, condition and metric of the test half; see `evaluation.summarise`.
+        trials: what was said, item by item.
+        chosen: the cell (k, j), best on the tune half of those whose write layer is not the receiver's last.
+        n_cells: how many cells it was chosen among.
+    """
+
+    cells: pd.DataFrame
+    conditions: pd.DataFrame
+    trials: list[Trial]
+    chosen: Cell
+    n_cells: int
+
+    def trial_table(self) -> pd.DataFrame:
+        """One row a trial."""
+        return to_table(self.trials)
+
+
+def sweep_and_judge(
+    sender: Model,
+    receiver: Model,
+    task: Task,
+    *,
+    fusions: Mapping[str, Fusion],
+    alignment: Callable[..., Any] | None = None,
+    read_layers: Sequence[int] | None = None,
+    write_layers: Sequence[int] | None = None,
+    n_tune: int | None = None,
+    n_test: int | None = None,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> SweepReport:
+    """Sweep the first fusion over all cells on the tune half, then judge every fusion at the best cell on the test
+    half.
+
+    The two halves share no item. The first fusion runs with every control, the others with the shuffled message;
+    silence and the skyline are always there. `n_tune` and `n_test` draw that many items of each half.
+
+    Raises:
+        ValueError: no fusion, or one with the name of another channel; more items than a half has; a test half whose
+            messages cannot be shuffled; or what the sweep and the evaluation refuse.
+    """
+    if not fusions:
+        raise ValueError("name at least one fusion to sweep")
+    if taken := {Silent().name, Skyline().name, LENS} & set(fusions):
+        raise ValueError(f"a fusion is named {taken.pop()!r}, as another channel of the table is; give it another name")
+    tune, test = task.split(seed=seed)
+    tune = tune if n_tune is None else tune.take(n_tune, seed=seed)
+    test = test if n_test is None else test.take(n_test, seed=seed)
+    derangement([label(item) for item in test.items], seed=seed)  # refuses now what would fail after the sweep
+    names = list(fusions)
+    sweep = tune_sweep(
+        sender,
+        receiver,
+        tune,
+        fusion=fusions[names[0]],
+        alignment=alignment,
+        read_layers=read_layers,
+        write_layers=write_layers,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    cells = cell_table(sweep, sender, tune)
+    chosen = best_cell(cells, n_layers=receiver.n_layers)
+    channels = [Silent(), Skyline()]
+    channels += [
+        Activation(name, Site(chosen[0]), Site(chosen[1]), fusion, alignment) for name, fusion in fusions.items()
+    ]
+    trials: list[Trial] = []
+    for channel in channels:
+        controls = USUAL if channel.name == names[0] else ("shuffled",)
+        trials += evaluate(
+            channel, sender, receiver, test, seed=seed, controls=controls, checkpoint=checkpoint, progress=progress
+        )
+    trials += _lens_trials(sender, receiver, test, chosen[0], seed)
+    n_eligible = sum(write != receiver.n_layers - 1 for write in cells["write_layer"].tolist()) or len(cells)
+    return SweepReport(cells, summarise(trials, seed=seed), trials, chosen, n_eligible)
+
+
+def tune_sweep(
+    sender: Model,
+    receiver: Model,
+    tune: Task,
+    *,
+    fusion: Fusion,
+    seed: int,
+    alignment: Callable[..., Any] | Mapping[Cell, Callable[..., Any]] | None = None,
+    read_layers: Sequence[int] | None = None,
+    write_layers: Sequence[int] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> LayerSweep:
+    """`sweep_layers` over the items of a task, with choices drawn by `seed`."""
+    return sweep_layers(
+        sender,
+        receiver,
+        sender_prompts(sender, tune),
+        receiver_prompts(receiver, tune),
+        fusion=fusion,
+        alignment=alignment,
+        read_layers=read_layers,
+        write_layers=write_layers,
+        choices=draw_choices(tune, receiver.first_token, seed=seed),
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+def cell_table(sweep: LayerSweep, sender: Model, task: Task) -> pd.DataFrame:
+    """One row a cell: see `SweepReport.cells`."""
+    if sweep.choices is None:
+        raise ValueError("this sweep has no choices; run it with some")
+    right = [item.choice for item in task.items]
+    chosen = sweep.accuracy(right)
+    top = sweep.top_token_correct(first_token_answers(task, sweep.first_token)).mean(0)
+    prompts = sender_prompts(sender, task)
+    answers = first_token_answers(task, sender.first_token)
+    lens_top = lens_top_token(sender, prompts, sweep.read_layers, answers)
+    lens_pick = lens_choice(sender, prompts, sweep.read_layers, right, sweep.choices)
+    return pd.DataFrame(
+        [
+            {
+                "read_layer": read,
+                "write_layer": write,
+                "n": len(task.items),
+                "choices_accuracy": float(chosen[k, j]),
+                "first_token_accuracy": float(top[k, j]),
+                "lens_choices_accuracy": float(lens_pick[:, k].double().mean()),
+                "lens_first_token_accuracy": float(lens_top[:, k].double().mean()),
+            }
+            for k, read in enumerate(sweep.read_layers)
+            for j, write in enumerate(sweep.write_layers)
+        ]
+    )
+
+
+def best_cell(cells: pd.DataFrame, *, n_layers: int | None = None) -> Cell:
+    """The cell with the highest accuracy by choices; of equals the one whose top token is right more often, then the
+    shallower one.
+
+    With `n_layers`, the receiver's number of blocks, a write after its last block is passed over where there is
+    another: nothing of the receiver runs after it, so that a replaced state is the sender's own answer by construction.
+
+    >>> best_cell(pd.DataFrame({"read_layer": [0, 1], "write_layer": [3, 2], "choices_accuracy": [0.5, 0.5],
+    ...                         "first_token_accuracy": [0.1, 0.2]}))
+    (1, 2)
+    """
+    rows = cells.to_dict("records")
+    eligible = [row for row in rows if n_layers is None or row["write_layer"] != n_layers - 1] or rows
+    best = min(
+        eligible,
+        key=lambda row: (
+            -row["choices_accuracy"],
+            -row["first_token_accuracy"],
+            row["write_layer"],
+            row["read_layer"],
+        ),
+    )
+    return int(best["read_layer"]), int(best["write_layer"])
+
+
+def first_token_answers(task: Task, first_token: Callable[[str], int]) -> list[list[str]]:
+    """Each item's choice, and of its aliases those whose first token begins no other answer of the task.
+
+    One token cannot tell " Republic of Korea" from " Republic of Chile": such an alias would count for both.
+    """
+    answers_of: dict[int, set[str]] = {}
+    for item in task.items:
+        for name in _spellings(item):
+            answers_of.setdefault(first_token(name), set()).add(label(item))
+    return [
+        [item.choice, *(name for name in _spellings(item) if len(answers_of[first_token(name)]) == 1)]
+        for item in task.items
+    ]
+
+
+def _spellings(item: Item) -> list[str]:
+    """An item's accepted answers as they continue its prompt: with a leading space if its choice has one."""
+    lead = " " if item.choice.startswith(" ") else ""
+    return [lead + answer.strip() for answer in item.answers]
+
+
+def _lens_trials(sender: Model, receiver: Model, task: Task, layer: int, seed: int) -> list[Trial]:
+    """The sender's own state at the read layer as a reply: free by its top token alone, choices by their logits."""
+    choices = draw_choices(task, receiver.first_token, seed=seed)
+    prompts = sender_prompts(sender, task)
+    top = lens_top_token(sender, prompts, [layer], first_token_answers(task, sender.first_token))[:, 0]
+    pick = lens_choice(sender, prompts, [layer], [item.choice for item in task.items], choices)[:, 0]
+    return [
+        Trial(item.id, label(item), LENS, f"layer {layer}", "", bool(free), "", bool(picked), len(options))
+        for item, free, picked, options in zip(task.items, top, pick, choices, strict=True)
+    ]

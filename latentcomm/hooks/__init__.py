@@ -1,0 +1,1 @@
+"""Reading and writing activations by hook points: capture, graft, decode, shared prefixes, logit lens."""

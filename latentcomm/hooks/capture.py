@@ -1,0 +1,315 @@
+"""Activations of a model at chosen sites: in memory for prompts, in resumable shards on disk for a corpus."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentcomm._core.files import digest, laid_out, write_json, written_whole
+from latentcomm._core.progress import track
+from latentcomm.models import Hook, Model
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
+
+TOKENS_PER_BATCH = 4096
+"""Tokens that one forward pass of a capture holds at most (unless one prompt is longer): bounds its memory."""
+ROWS_PER_SHARD = 65536
+"""Rows of activations in one file of a capture on disk: 150 MB a site at width 576 in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Activations of prompts at some sites, right-padded.
+
+    Attributes:
+        values: site -> `[batch pos d_model]`; what stands at padded positions is meaningless and never handed out.
+        mask: True at real tokens.
+    """
+
+    values: dict[Site, Float[Tensor, "batch pos d_model"]]
+    mask: Bool[Tensor, "batch pos"]
+
+    def last(self, site: Site) -> Float[Tensor, "batch d_model"]:
+        """The activation at each prompt's last real token."""
+        return self.at(site, self.mask.sum(1) - 1)
+
+    def at(self, site: Site, position: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_model"]:
+        """The activation at one position of each prompt, counted from its first token (from its last when negative).
+
+        Raises:
+            ValueError: a position outside its prompt, or a site that was not captured.
+        """
+        lengths = self.mask.sum(1)
+        position = position.to(lengths.device)
+        if ((position < -lengths) | (position >= lengths)).any():
+            raise ValueError(
+                f"positions {position.tolist()} do not all lie inside prompts of {lengths.tolist()} tokens"
+            )
+        values = self._values(site)
+        return values[torch.arange(len(values)), (position % lengths).to(values.device)]
+
+    def rows(self, site: Site, *, skip_first: bool = False) -> Float[Tensor, "row d_model"]:
+        """Every real token's activation, prompt by prompt; without each prompt's first token where `skip_first`.
+
+        The first token of a prompt is the attention sink of Llama-like models: its norm is a hundred times the others'.
+        """
+        mask = self.mask.clone()
+        if skip_first:
+            mask[:, 0] = False
+        return self._values(site)[mask]
+
+    def _values(self, site: Site) -> Tensor:
+        if site not in self.values:
+            raise ValueError(
+                f"{site.hook_name} was not captured; captured: {', '.join(s.hook_name for s in self.values)}"
+            )
+        return self.values[site]
+
+
+def capture(
+    model: Model, prompts: Prompts, sites: Sequence[Site], *, batch_tokens: int = TOKENS_PER_BATCH
+) -> Activations:
+    """The activations of prompts at sites, in memory, on the CPU; the model stops after the deepest site.
+
+    Padding never reaches a result: prompts run right-padded under causal attention, where it cannot be seen.
+
+    Raises:
+        ValueError: no site, or one that the model does not have.
+    """
+    if not sites:
+        raise ValueError("name at least one site to capture")
+    for site in sites:
+        model.check_site(site)
+    prompts = prompts.right_padded()
+    batch, width = prompts.tokens.shape
+    values = {site: torch.zeros(batch, width, model.d_model, dtype=model.dtype) for site in sites}
+    for rows in _batches(prompts, batch_tokens):
+        part = prompts.select(rows)
+        seen = run_to_deepest(model, part.tokens, sites)
+        for site in sites:
+            values[site][rows, : part.tokens.shape[1]] = seen[site].cpu()
+    return Activations(values, prompts.mask)
+
+
+def capture_positions(
+    model: Model, prompts: Prompts, sites: Sequence[Site], position: int, *, batch_tokens: int = TOKENS_PER_BATCH
+) -> dict[Site, Float[Tensor, "batch d_model"]]:
+    """The activation at one position of every prompt (from its last token when negative), and nothing else kept.
+
+    Raises:
+        ValueError: no site, one that the model does not have, or a position outside a prompt.
+    """
+    if not sites:
+        raise ValueError("name at least one site to capture")
+    for site in sites:
+        model.check_site(site)
+    for row, length in enumerate(prompts.lengths.tolist()):
+        if not -length <= position < length:
+            raise ValueError(f"position {position} is outside prompt {row}, which has {length} tokens")
+    found = {site: torch.zeros(len(prompts), model.d_model, dtype=model.dtype) for site in sites}
+    for rows in _batches(prompts, batch_tokens):
+        part = prompts.select(rows)
+        seen = run_to_deepest(model, part.tokens, sites)
+        index = (position % part.lengths).to(model.device)
+        for site in sites:
+            found[site][rows] = seen[site][torch.arange(len(rows), device=model.device), index].cpu()
+    return found
+
+
+def run_to_deepest(
+    model: Model, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], *, hooks: Sequence[Hook] = ()
+) -> dict[Site, Float[Tensor, "batch pos d_model"]]:
+    """One forward pass that keeps the sites' activations and ends once it has them all."""
+    seen: dict[Site, Tensor] = {}
+
+    def keeper(site: Site) -> Hook:
+        def keep(value: Tensor, hook: Any) -> None:
+            seen[site] = value.detach().clone()
+            if len(seen) == len(set(sites)):
+                raise _AllSeenError
+
+        return site.hook_name, keep
+
+    deepest = max((site.layer for site in sites), default=-1) + 1
+    with contextlib.suppress(_AllSeenError):
+        kept = [keeper(site) for site in dict.fromkeys(sites)]
+        model.forward(tokens, hooks=[*hooks, *kept], n_layers_run=deepest)
+    if missing := [site.hook_name for site in sites if site not in seen]:
+        raise RuntimeError(f"the hook points {', '.join(missing)} did not fire in {model.name}")
+    return seen
+
+
+class _AllSeenError(Exception):
+    """Raised by a hook to end a forward pass whose remaining layers nobody asked for."""
+
+
+@dataclass(frozen=True)
+class ActivationStore:
+    """Activations of a corpus on disk: safetensors shards with a manifest, read back one shard at a time.
+
+    Attributes:
+        folder: where the shards are.
+        manifest: what was captured: model, fingerprint, sites, options, and the prompts of each shard.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> "ActivationStore":
+        """The store in a folder.
+
+        Raises:
+            ValueError: there is none, or a shard of it is missing: the capture was interrupted.
+        """
+        path = Path(folder)
+        if not (path / MANIFEST).exists():
+            raise ValueError(f"{path} holds no captured activations")
+        store = cls(path, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+        missing = [number for number in range(len(store.manifest["shards"])) if not store.shard_path(number).exists()]
+        if missing:
+            raise ValueError(f"{path} lacks {len(missing)} of its shards; run the same capture again, it goes on")
+        return store
+
+    def shard_path(self, number: int) -> Path:
+        """The file of one shard."""
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+    def shards(self, site: Site) -> Iterator[Float[Tensor, "row d_model"]]:
+        """The rows of a site, one shard at a time: memory is that of one shard."""
+        yield from self._each(site.hook_name)
+
+    def load(self, site: Site) -> Float[Tensor, "row d_model"]:
+        """All rows of a site at once."""
+        return torch.cat(list(self.shards(site)))
+
+    def prompt_of_row(self) -> Int[Tensor, " row"]:
+        """Which prompt each row is of: the unit of resampling, since tokens of one text are not independent."""
+        return torch.cat(list(self._each("prompt")))
+
+    def position_of_row(self) -> Int[Tensor, " row"]:
+        """Which token of its prompt each row is, from 0."""
+        return torch.cat(list(self._each("position")))
+
+    def _each(self, name: str) -> Iterator[Tensor]:
+        for number in range(len(self.manifest["shards"])):
+            with safe_open(self.shard_path(number), framework="pt") as file:
+                if name not in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                    raise ValueError(f"{name} was not captured; captured: {', '.join(self.manifest['sites'])}")
+                yield laid_out(file.get_tensor(name))
+
+
+def capture_to_disk(
+    model: Model,
+    prompts: Prompts,
+    sites: Sequence[Site],
+    folder: str | os.PathLike[str],
+    *,
+    skip_first: bool = False,
+    last_only: bool = False,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    batch_tokens: int = TOKENS_PER_BATCH,
+    progress: bool = True,
+) -> ActivationStore:
+    """Stream a corpus through a model and keep its real tokens' activations on disk.
+
+    Every shard is written whole or not at all; the same call after an interruption goes on behind the last whole shard.
+    Memory is that of one shard of the sites, whatever the corpus. `skip_first` leaves out each prompt's first token
+    (the attention sink), `last_only` keeps each prompt's last token alone.
+
+    Raises:
+        ValueError: no site or one that the model lacks; the folder holds a capture of something else.
+        RuntimeError: the disk is full; what is done is kept.
+    """
+    if not sites:
+        raise ValueError("name at least one site to capture")
+    for site in sites:
+        model.check_site(site)
+    target = Path(folder)
+    shards = _plan_shards(prompts, rows_per_shard, skip_first, last_only)
+    manifest = {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.dtype),
+        "sites": [site.hook_name for site in sites],
+        "prompts": digest([prompts.ids(row) for row in range(len(prompts))]),
+        "skip_first": skip_first,
+        "last_only": last_only,
+        "shards": shards,
+    }
+    if (target / MANIFEST).exists():
+        before = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        if changed := [key for key in manifest if before.get(key) != manifest[key]]:
+            raise ValueError(f"{target} holds a capture with another {' and '.join(changed)}; choose another folder")
+    else:
+        write_json(target / MANIFEST, manifest)
+    store = ActivationStore(target, manifest)
+    todo = [number for number in range(len(shards)) if not store.shard_path(number).exists()]
+    for number in track(todo, "capture", total=len(shards), done=len(shards) - len(todo), shown=progress):
+        start, stop = shards[number]
+        tensors = _shard(model, prompts, range(start, stop), sites, skip_first, last_only, batch_tokens)
+        with written_whole(store.shard_path(number)) as draft:
+            save_file(tensors, draft)
+    return store
+
+
+def _shard(
+    model: Model,
+    prompts: Prompts,
+    rows: range,
+    sites: Sequence[Site],
+    skip_first: bool,
+    last_only: bool,
+    batch_tokens: int,
+) -> dict[str, Tensor]:
+    """The rows of some prompts at each site, in the order of the prompts, with prompt and position of each row."""
+    part = prompts.select(rows)
+    found: list[tuple[int, Tensor, dict[Site, Tensor]]] = []  # one entry a prompt, since batches run in order of length
+    for batch in _batches(part, batch_tokens):
+        chosen = part.select(batch)
+        seen = run_to_deepest(model, chosen.tokens, sites)
+        for row, (number, length) in enumerate(zip(batch, chosen.lengths.tolist(), strict=True)):
+            position = torch.arange(length - 1 if last_only else int(skip_first), length)
+            found.append((number, position, {site: seen[site][row].cpu()[position] for site in sites}))
+    found.sort(key=lambda entry: entry[0])
+    tensors = {site.hook_name: torch.cat([states[site] for _, _, states in found]) for site in sites}
+    tensors["prompt"] = torch.cat([torch.full_like(position, rows.start + number) for number, position, _ in found])
+    return tensors | {"position": torch.cat([position for _, position, _ in found])}
+
+
+def _plan_shards(prompts: Prompts, rows_per_shard: int, skip_first: bool, last_only: bool) -> list[list[int]]:
+    """First and last-plus-one prompt of each shard."""
+    if rows_per_shard < 1:
+        raise ValueError(f"rows_per_shard is {rows_per_shard}; it must be at least 1")
+    shards, start, rows = [], 0, 0
+    for number, length in enumerate(prompts.lengths.tolist()):
+        rows += 1 if last_only else length - int(skip_first)
+        if rows >= rows_per_shard or number == len(prompts) - 1:
+            shards.append([start, number + 1])
+            start, rows = number + 1, 0
+    return shards
+
+
+def _batches(prompts: Prompts, batch_tokens: int) -> Iterator[list[int]]:
+    """Rows in order of length, so many at a time that a padded batch holds `batch_tokens` at most."""
+    lengths = prompts.lengths.tolist()
+    batch: list[int] = []
+    for row in sorted(range(len(prompts)), key=lambda row: lengths[row]):
+        if batch and (len(batch) + 1) * lengths[row] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
+
+
+MANIFEST = "manifest.json"
+"""The file that says what a folder of shards holds."""

