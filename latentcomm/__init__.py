@@ -4,7 +4,6 @@ Every public name is loaded when it is first used, so that `import latentcomm` l
 `__init__.pyi`.
 """
 
-import importlib.metadata
 import sys
 
 import lazy_loader
@@ -14,7 +13,7 @@ from latentcomm._core.moved import MovedModules
 
 install_import_hook("latentcomm", "beartype.beartype")  # every shape in a signature is checked at the call
 
-__version__ = importlib.metadata.version("latentcomm")
+__version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):

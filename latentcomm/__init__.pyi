@@ -65,3 +65,5 @@ from .models.prompts import Prompts as Prompts
 from .models.sites import Site as Site
 from .reporting import plots as plots
 from .tasks import corpus as corpus
+
+__version__: str

@@ -13,8 +13,7 @@ from tiny import EVERY_MODEL, model, states
 
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.channels.base import receiver_prompts
-from latentcomm.experiments.cascade import KVHandOff, LatentHandOff, TextHandOff, fit_hand_off, write_openings
-from latentcomm.experiments.cascade import fit_hand_off as fitting
+from latentcomm.experiments.cascade import KVHandOff, LatentHandOff, TextHandOff, fit_hand_off, fitting, write_openings
 from latentcomm.experiments.cascade.continuations import Errand, Handed, hand_over
 from latentcomm.experiments.cascade.hand_offs import HandOff
 from latentcomm.experiments.cascade.openings import EMBEDDING, Openings

@@ -17,9 +17,9 @@ from latentcomm.similarity import (
     linear_predictability,
     maximum_null,
     null,
+    null_maps,
     shuffled_rows,
 )
-from latentcomm.similarity.layer_maps import null_maps
 
 N_DOCUMENTS, LENGTH = 20, 8
 DOCUMENTS = torch.arange(N_DOCUMENTS).repeat_interleave(LENGTH)

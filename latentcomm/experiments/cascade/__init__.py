@@ -1,6 +1,6 @@
 """The reverse cascade: a large model opens the reasoning and a small one finishes it."""
 
-from latentcomm.experiments.cascade.fit_hand_off import fit_hand_off
+from latentcomm.experiments.cascade.fitting import fit_hand_off
 from latentcomm.experiments.cascade.generate import write_openings
 from latentcomm.experiments.cascade.hand_offs import HandOff, KVHandOff, LatentHandOff, TextHandOff
 from latentcomm.experiments.cascade.openings import Opening, Openings

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from latentcomm.experiments.cascade.fit_hand_off import fit_hand_off
+from latentcomm.experiments.cascade.fitting import fit_hand_off
 from latentcomm.experiments.cascade.hand_offs import EMBEDDINGS, HandOff, KVHandOff, TextHandOff
 from latentcomm.experiments.cascade.stops import STOPS, Oracle, Stop
 from latentcomm.models import Model
