@@ -30,13 +30,13 @@ import latentcomm as lc
 from latentcomm._core.files import digest, without_folder
 from latentcomm._core.linalg import centred, squared_size, thin_svd
 from latentcomm._core.progress import say, track
+from latentcomm._core.records import Records
 from latentcomm._core.stats import mcnemar_exact, paired_bootstrap
 from latentcomm.alignment import AffineMap, choose_penalty, fit_procrustes, fit_ridge
 from latentcomm.channels import Activation, Silent, Skyline, Text
 from latentcomm.channels.base import receiver_prompts, sender_prompts
 from latentcomm.experiments.compare.channels import compare_trials
 from latentcomm.experiments.compare.run import MAP_FOLDS, MAP_TOKENS, map_documents, map_tokens
-from latentcomm.experiments.diagnosis.kept import Kept
 from latentcomm.experiments.evaluation import MESSAGE
 from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.experiments.sweep.run import best_cell, cell_table
@@ -143,7 +143,7 @@ def _fitted(
     targets = {write: states.y[write, rows] for write in writes}
     order = torch.randperm(int(rows.sum()), generator=torch.Generator().manual_seed(seed))
     asked = [settings, sender.fingerprint, receiver.fingerprint]
-    kept = Kept(None if checkpoint is None else checkpoint / f"maps-{digest(*asked)[:16]}")
+    kept = Records(None if checkpoint is None else checkpoint / f"maps-{digest(*asked)[:16]}")
 
     @cache
     def factored(side: str, layer: int) -> _Factored:
@@ -158,12 +158,15 @@ def _fitted(
         for write in writes:
             for name in ("ridge", BY_CHANCE):
                 maps[name][read, write] = AffineMap(found[f"{name} {write} weight"], found[f"{name} {write} bias"])
-            maps["procrustes"][read, write] = kept.map(
-                f"procrustes-{read:03d}-{write:03d}", lambda k=read, j=write: fit_procrustes(sources[k], targets[j])
+            maps["procrustes"][read, write] = kept.saved(
+                f"procrustes-{read:03d}-{write:03d}",
+                lambda k=read, j=write: fit_procrustes(sources[k], targets[j]),
+                AffineMap.load,
             )
-            maps["cca"][read, write] = kept.map(
+            maps["cca"][read, write] = kept.saved(
                 f"cca-{read:03d}-{write:03d}",
                 lambda k=read, j=write: _cca(factored("x", k), factored("y", j), settings.cca_rank),
+                AffineMap.load,
             )
     predicted: dict[Cell, AffineMap] = {}
     for write in track(writes, "maps of what is predictable", total=len(writes)):

@@ -23,13 +23,13 @@ from torch import Tensor
 
 import latentcomm as lc
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm._core.stats import paired_bootstrap
 from latentcomm.alignment import fit_ridge
 from latentcomm.drift import COMBINED, DETECTORS
 from latentcomm.experiments.diagnosis import FUSIONS, MESSAGES
 from latentcomm.experiments.diagnosis.cells import Cell, Joint, fit_joints, fit_references
 from latentcomm.experiments.diagnosis.grafts import Items, choose_items
-from latentcomm.experiments.diagnosis.kept import Kept
 from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.reporting.plots import drift_violins
@@ -74,7 +74,7 @@ def compute(
     depth = (sender.n_layers - 1) / (receiver.n_layers - 1)
     writes = range(0, receiver.n_layers, settings.layer_step)
     cells = [Cell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
-    options = {"seed": settings.seed, "kept": Kept(checkpoint), "progress": True}
+    options = {"seed": settings.seed, "kept": Records(checkpoint), "progress": True}
     references = fit_references(rows, writes, model=receiver.fingerprint, **options)
     aligner = None if sender is receiver else fit_ridge
     joints = fit_joints(rows, cells, aligner=aligner, predictable=True, **options)

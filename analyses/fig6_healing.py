@@ -19,11 +19,11 @@ import plotly.graph_objects as go
 from common import arguments, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
+from latentcomm._core.records import Records
 from latentcomm.alignment import fit_ridge
 from latentcomm.experiments.diagnosis import FUSIONS
 from latentcomm.experiments.diagnosis.cells import Cell, fit_joints, fit_references
 from latentcomm.experiments.diagnosis.grafts import choose_items, effects_table, graft_items, healing_table
-from latentcomm.experiments.diagnosis.kept import Kept
 from latentcomm.experiments.diagnosis.rows import ordinary_rows
 from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.reporting.plots import healing_curves
@@ -66,7 +66,7 @@ def compute(
     depth, last = (sender.n_layers - 1) / (receiver.n_layers - 1), receiver.n_layers - 1
     writes = range(0, last, settings.layer_step)
     cells = [Cell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
-    options = {"seed": settings.seed, "kept": Kept(checkpoint), "progress": True}
+    options = {"seed": settings.seed, "kept": Records(checkpoint), "progress": True}
     looked_at = [*writes, last]
     references = fit_references(rows, looked_at, model=receiver.fingerprint, **options)
     aligner = None if sender is receiver else fit_ridge

@@ -26,13 +26,13 @@ from torch import Tensor
 
 import latentcomm as lc
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm._core.stats import cell_rank_correlation
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.channels.base import receiver_prompts, sender_prompts
 from latentcomm.drift import COMBINED, DETECTORS, PANEL, DriftReference, fit_drift_reference
 from latentcomm.drift.rarity import combined_surprise, surprise
 from latentcomm.experiments.diagnosis.cells import fit_references
-from latentcomm.experiments.diagnosis.kept import Kept
 from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.fusion import Fusion, Mean, Replace, Sum
 from latentcomm.hooks.capture import capture_positions
@@ -102,7 +102,7 @@ class Grid:
     writes: tuple[int, ...]
     task: Task
     maps: Mapping[tuple[int, int], AffineMap] | None
-    kept: Kept
+    kept: Records
 
     @property
     def places(self) -> pd.DataFrame:
@@ -115,7 +115,7 @@ def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The correlations, and beneath them a row a fusion, cell and kind of reference."""
-    kept, alike = Kept(checkpoint), sender is receiver
+    kept, alike = Records(checkpoint), sender is receiver
     step = 1 if alike else settings.stride
     reads = settings.read_layers or tuple(range(0, sender.n_layers, step))
     writes = settings.write_layers or tuple(range(0, receiver.n_layers - 1, step))
@@ -153,16 +153,17 @@ def _corpus_rows(settings: Settings, sender: lc.Model, receiver: lc.Model, check
 
 
 def _maps(
-    rows: Rows, reads: tuple[int, ...], writes: tuple[int, ...], seed: int, kept: Kept
+    rows: Rows, reads: tuple[int, ...], writes: tuple[int, ...], seed: int, kept: Records
 ) -> dict[tuple[int, int], AffineMap]:
     """Of every cell the ridge map from the sender's states to the receiver's, fitted on half of the documents."""
     cells = [(read, write) for read in reads for write in writes]
     options = {"folds": MAP_FOLDS, "groups": rows.document[rows.fit], "seed": seed}
     found = {}
     for read, write in track(cells, "maps", total=len(cells)):
-        found[read, write] = kept.map(
+        found[read, write] = kept.saved(
             f"map-{read:03d}-{write:03d}",
             lambda k=read, j=write: fit_ridge(rows.x[k, rows.fit], rows.y[j, rows.fit], **options),
+            AffineMap.load,
         )
     return found
 
@@ -186,7 +187,7 @@ def _task_references(settings: Settings, grid: Grid) -> dict[int, DriftReference
         return fit_drift_reference(states[layer], site=lc.Site(layer), kind="last token", **options)
 
     return {
-        layer: grid.kept.reference(f"task-reference-{layer:03d}", lambda layer=layer: fitted(layer))
+        layer: grid.kept.saved(f"task-reference-{layer:03d}", lambda layer=layer: fitted(layer), DriftReference.load)
         for layer in track(grid.writes, LAST_TOKENS, total=len(grid.writes))
     }
 

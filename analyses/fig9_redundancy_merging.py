@@ -23,13 +23,13 @@ from common import arguments, publish_pair, replot_found, unfinished
 import latentcomm as lc
 from latentcomm._core.files import digest
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm._core.stats import mcnemar_exact, paired_bootstrap
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Silent, Skyline
 from latentcomm.channels.base import receiver_prompts, sender_prompts
 from latentcomm.experiments.compare.channels import compare_trials
 from latentcomm.experiments.compare.run import fit_maps, map_documents, map_tokens
-from latentcomm.experiments.diagnosis.kept import Kept
 from latentcomm.experiments.evaluation import MESSAGE
 from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.fusion import Fusion, Mean, OrthogonalResidual, PredictabilityResidual, Replace, Sum
@@ -108,7 +108,7 @@ def _predicted(
 ) -> Maps:
     """Of every cell what the receiver's state predicts of the aligned message."""
     asked = digest([settings, sender.fingerprint, receiver.fingerprint])
-    kept = Kept(None if checkpoint is None else checkpoint / f"maps-{asked[:16]}")
+    kept = Records(None if checkpoint is None else checkpoint / f"maps-{asked[:16]}")
     tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
     states = capture_paired(sender, receiver, tokens)
     rows = states.after_first
@@ -116,9 +116,10 @@ def _predicted(
     for read, write in track(cells, "maps of what is predictable", total=len(cells)):
         incoming, own = states.x[read, rows], states.y[write, rows]
         incoming = incoming if aligned is None else aligned[read, write](incoming)
-        found[read, write] = kept.map(
+        found[read, write] = kept.saved(
             f"{read:03d}-{write:03d}",
             lambda a=incoming, b=own: fit_predictable(b, a, groups=states.document[rows], seed=settings.seed),
+            AffineMap.load,
         )
     return found
 

@@ -4,13 +4,11 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import save
 from torch import Tensor
 
 from latentcomm._core import files
@@ -128,9 +126,7 @@ class AffineMap:
         AffineMap(2->2)
         """
         tensors = {"weight": self.weight, "bias": self.bias}
-        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        with files.written_whole(Path(path)) as draft:
-            draft.write_bytes(save(stored, metadata={"kind": FILE_KIND}))
+        files.write_tensors(path, tensors, {"kind": FILE_KIND})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str = "cpu") -> "AffineMap":

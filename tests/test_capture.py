@@ -297,15 +297,15 @@ class TestOnDisk:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         width = 36  # no other tensor of the test run is as wide
-        tiny, save, peaks = model("gpt2", d_model=width), capturing.save_file, []
+        tiny, save, peaks = model("gpt2", d_model=width), capturing.write_tensors, []
         held = {id(tensor) for tensor in tiny.hooked.parameters()}
 
-        def weighed(tensors: dict[str, Tensor], path: Path) -> None:
+        def weighed(path: Path, tensors: dict[str, Tensor]) -> None:
             alive = [one for one in gc.get_objects() if type(one) is Tensor and one.ndim > 1 and one.shape[-1] == width]
             peaks.append(sum(one.numel() for one in alive if id(one) not in held) / width)
-            save(tensors, path)
+            save(path, tensors)
 
-        monkeypatch.setattr(capturing, "save_file", weighed)
+        monkeypatch.setattr(capturing, "write_tensors", weighed)
         prompts = Prompts.from_ids(ids(*[8] * 40))
         self.stored(tmp_path, model=tiny, prompts=prompts, rows_per_shard=16, batch_tokens=16)
         assert len(peaks) == 20

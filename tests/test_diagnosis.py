@@ -14,12 +14,12 @@ from pairs import corpus, other_ids, rotated_pair
 from tiny import files_in
 
 import latentcomm as lc
+from latentcomm._core.records import Records
 from latentcomm.alignment import fit_procrustes
 from latentcomm.drift import COMBINED, DETECTORS, FAMILIES
 from latentcomm.experiments.diagnosis import FUSIONS, MESSAGES, Diagnosis, Fitted, Size, cells, diagnose, grafts, report
 from latentcomm.experiments.diagnosis import alikeness as comparison
 from latentcomm.experiments.diagnosis.alikeness import r_squared_map
-from latentcomm.experiments.diagnosis.kept import Kept
 from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.experiments.diagnosis.settings import layers_in_steps
 from latentcomm.fusion import Mean, PredictabilityResidual, Replace, RightAligned
@@ -307,7 +307,7 @@ class TestWhatIsGrafted:
         rows, _ = self.states()
         assert not set(rows.document[rows.fit].tolist()) & set(rows.document[~rows.fit].tolist())
         assert len(rows.document[rows.fit].unique()) == 12 == len(rows.document[~rows.fit].unique())
-        options = {"seed": 0, "kept": Kept(None), "progress": False}
+        options = {"seed": 0, "kept": Records(None), "progress": False}
         found = cells.fit_references(rows, [0, 2], model="turned", **options)
         for layer, reference in found.items():
             assert reference.site == lc.Site(layer) and reference.kind == "any token"
@@ -329,7 +329,7 @@ class TestWhatIsGrafted:
         cell = cells.Cell(2, 1, 0.5, 0.0, False)
         grafts.graft_items(
             rows, items, rotated_pair()[1], cells=[cell], joints={1: cells.Joint(None, None)}, references={},
-            fusions={"replace": Replace(), "mean": Mean()}, seed=0, kept=Kept(None), progress=False,
+            fusions={"replace": Replace(), "mean": Mean()}, seed=0, kept=Records(None), progress=False,
         )  # fmt: skip
         sent, own = rows.x[2, items.row], rows.y[1, items.row]
         for item in range(3):

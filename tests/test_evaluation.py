@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import binomtest
-from tiny import CHOICES, EOS_ID, build, files_in, model, tokenizer, transformers_model
+from tiny import CHOICES, EOS_ID, build, model, tokenizer, transformers_model
 from torch import Tensor
 from toys import Counter, toy
 
@@ -272,7 +272,7 @@ class TestTheCheckpoint:
     ) -> None:
         sender, receiver = model("llama"), model("llama", seed=1)
         first = evaluate(GRAFT, sender, receiver, TASK, checkpoint=tmp_path)
-        kinds = [name.split("-")[0] for name in files_in(tmp_path)]
+        kinds = sorted(path.parent.name.split("-")[0] for path in tmp_path.glob("*/*"))
         assert kinds == ["conditions", "message", "own", *["trials"] * len(CONDITIONS)]
         sent, received = forwards(sender), forwards(receiver)
         assert evaluate(GRAFT, sender, receiver, TASK, checkpoint=tmp_path) == first
@@ -336,7 +336,7 @@ class TestTheCheckpoint:
         monkeypatch.setattr(evaluation, "decode", stop)
         with pytest.raises(KeyboardInterrupt):
             evaluate(GRAFT, tiny, tiny, TASK, checkpoint=tmp_path)
-        done = [name for name in files_in(tmp_path) if name.startswith("trials")]
+        done = list(tmp_path.glob("trials-*/*.json"))
         assert len(done) == stopped_at - 1
         left = Counter(counted.function)
         monkeypatch.setattr(evaluation, "decode", left)
@@ -386,7 +386,7 @@ class TestTheCheckpoint:
             for parameter in tiny.hooked.parameters():
                 parameter.neg_()
         assert evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path) != first
-        assert len([name for name in files_in(tmp_path) if name.endswith(".jsonl")]) == 2
+        assert len(list(tmp_path.glob("trials-*/*.json"))) == 2
 
     def test_a_model_with_somebodys_hooks_is_not_kept(self, tmp_path: Path) -> None:
         tiny = build("llama")
@@ -410,12 +410,11 @@ class TestTheCheckpoint:
         assert evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path) == first
         assert first[0].reply.endswith("\u2028\x85\x0c\r\x1e.")
 
-    def test_a_kept_file_has_a_line_of_plain_json_a_trial(self, tmp_path: Path) -> None:
+    def test_a_saved_piece_is_plain_json(self, tmp_path: Path) -> None:
         tiny = model("llama")
         first = evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
-        (name,) = [name for name in files_in(tmp_path) if name.endswith(".jsonl")]
-        lines = (tmp_path / name).read_text("utf-8").splitlines()
-        assert [Trial(**json.loads(line)) for line in lines] == first
+        (path,) = tmp_path.glob("trials-*/*.json")
+        assert [Trial(**each) for each in json.loads(path.read_text("utf-8"))["value"]] == first
 
 
 class TestSummaries:

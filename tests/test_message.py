@@ -155,8 +155,6 @@ class TestFiles:
         FULL.save(tmp_path / "m")
         with safe_open(tmp_path / "m", framework="pt") as file:
             manifest = json.loads(file.metadata()["manifest"])
-        digest = manifest.pop("sha256")
-        assert len(digest) == 64 and int(digest, 16)
         assert manifest == {
             "format": "latentcomm message 1",
             "origin": "by hand",
@@ -172,7 +170,8 @@ class TestFiles:
     def test_a_file_that_was_changed_is_not_read(self, change: str, tmp_path: Path) -> None:
         FULL.save(tmp_path / "m")
         with safe_open(tmp_path / "m", framework="pt") as file:
-            manifest = json.loads(file.metadata()["manifest"])
+            facts = file.metadata()
+            manifest = json.loads(facts["manifest"])
             tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if change == "vectors":
             tensors["vectors"][1, 2] += 1e-12
@@ -186,8 +185,8 @@ class TestFiles:
             manifest["meant_for"] = None
         else:
             manifest["made_by"]["layer"] = 4
-        save_file(tensors, tmp_path / "m", metadata={"manifest": json.dumps(manifest)})
-        with pytest.raises(ValueError, match="does not hold what its manifest says; it was changed"):
+        save_file(tensors, tmp_path / "m", metadata=facts | {"manifest": json.dumps(manifest)})
+        with pytest.raises(ValueError, match="does not hold what its checksum says; it was changed"):
             Message.load(tmp_path / "m")
 
     def test_what_is_no_message_is_named(self, tmp_path: Path) -> None:

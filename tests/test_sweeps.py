@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_same_bits, equal_to_rounding, forward_terms
-from tiny import CHOICES, COUNTRIES, files_in, model
+from tiny import CHOICES, COUNTRIES, model
 from toys import DEFAULT, N_RECEIVER, N_SENDER, PLANTED_CELL, Counter, planted_pair, planted_task, toy
 
 from latentcomm.alignment import AffineMap
@@ -244,7 +244,7 @@ class TestTheCheckpoint:
         monkeypatch.setattr(evaluation, "decode", stop)
         with pytest.raises(KeyboardInterrupt):
             sweep_and_judge(*pair, planted_task(), fusions=REPLACE, checkpoint=tmp_path)
-        assert sum(name.startswith("trials-") for name in files_in(tmp_path)) == 3
+        assert len(list(tmp_path.glob("trials-*/*.json"))) == 3
         decodes.calls = -1_000
         monkeypatch.setattr(layer_sweep, "climb", passes)
         found = sweep_and_judge(*pair, planted_task(), fusions=REPLACE, checkpoint=tmp_path)

@@ -13,6 +13,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+CHECKSUM = "sha256"
+"""The name in a file's metadata of the digest of its tensors and of the rest of its metadata."""
 ALIGNMENT = 64
 """Bytes of a cache line, to which torch aligns what it allocates; a tensor mapped from a file begins anywhere."""
 
@@ -77,16 +79,46 @@ def laid_out(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors and metadata as safetensors, whole or not at all, with a checksum of both.
+
+    Raises:
+        RuntimeError: the file cannot be written; what was there is still there.
+    """
+    from safetensors.torch import save_file
+
+    stored = {name: _apart(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
+    facts = dict(metadata or {})
+    with written_whole(Path(path)) as draft:
+        save_file(stored, draft, metadata=facts | {CHECKSUM: _checksum(stored, facts)})
+
+
 def read_tensors(path: str | os.PathLike[str], *, device: str = "cpu") -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the metadata and the tensors, laid out as new ones, of a safetensors file.
 
     Raises:
-        SafetensorError: it is none.
+        SafetensorError: it is none, or was cut short.
+        ValueError: it has a checksum, and does not hold what that says.
         FileNotFoundError: there is no such file.
     """
     with safe_open(os.fspath(path), framework="pt", device=device) as file:
         tensors = {name: laid_out(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        return file.metadata() or {}, tensors
+        facts = dict(file.metadata() or {})
+    expected = facts.pop(CHECKSUM, None)
+    if expected not in (None, _checksum(tensors, facts)):
+        raise ValueError(f"{os.fspath(path)} does not hold what its checksum says; it was changed or damaged")
+    return facts, tensors
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own, which safetensors asks for; itself where that is so."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    return digest(dict(sorted(tensors.items())), dict(sorted(metadata.items())))
 
 
 def without_folder(name: str) -> str:

@@ -4,16 +4,14 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm._core.files import digest, laid_out, read_tensors, written_whole
+from latentcomm._core.files import laid_out, read_tensors, write_tensors
 from latentcomm.models import Model
 
 FORMAT = "latentcomm message 1"
@@ -131,8 +129,7 @@ class Message:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the message as safetensors, its manifest in the file's own metadata, whole or not at all.
 
-        The manifest holds the texts, `origin`, `is_own`, `meant_for`, `made_by` (model, fingerprint, site, position)
-        and a SHA-256 over the tensors and all of these.
+        The manifest holds the texts, `origin`, `is_own`, `meant_for` and `made_by` (model, site, position).
         """
         tensors = {} if self.vectors is None else {"vectors": self.vectors.detach().cpu().contiguous()}
         for row, part in enumerate(self.parts or ()):
@@ -147,9 +144,7 @@ class Message:
             "made_by": dict(self.made_by),
             "dtypes": sorted({str(tensor.dtype) for tensor in tensors.values()}),
         }
-        manifest["sha256"] = _content_hash(tensors, manifest)
-        with written_whole(Path(path)) as draft:
-            save_file(tensors, draft, metadata={"manifest": json.dumps(manifest, ensure_ascii=False)})
+        write_tensors(path, tensors, {"manifest": json.dumps(manifest, ensure_ascii=False)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Message":
@@ -166,10 +161,6 @@ class Message:
         if manifest.get("format") != FORMAT:
             raise ValueError(f"{os.fspath(path)} is no message of this package; write one with Message.save")
         texts = None if manifest["texts"] is None else tuple(manifest["texts"])
-        if _content_hash(
-            tensors, {name: value for name, value in manifest.items() if name != "sha256"}
-        ) != manifest.get("sha256"):
-            raise ValueError(f"{os.fspath(path)} does not hold what its manifest says; it was changed: send again")
         parts: list[dict[str, Tensor]] | None = None
         if manifest["n_parts"] is not None:
             parts = [{} for _ in range(manifest["n_parts"])]
@@ -214,8 +205,3 @@ def made_by(model: Model, *, site: str, position: str) -> dict[str, Any]:
     config = getattr(getattr(model.hooked, "original_model", None), "config", None)
     facts = {"model": model.name, "revision": getattr(config, "_commit_hash", None)}
     return facts | {"dtype": str(model.dtype).removeprefix("torch."), "site": site, "position": position}
-
-
-def _content_hash(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
-    """Over the tensors and all that the manifest says, as JSON has it."""
-    return digest(dict(sorted(tensors.items())), json.dumps(manifest, sort_keys=True, ensure_ascii=False))

@@ -5,15 +5,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm._core.files import laid_out, read_tensors, written_whole
+from latentcomm._core.files import laid_out, read_tensors, write_tensors
 from latentcomm._core.linalg import require_finite
 from latentcomm.drift.alarms import alarm_shares
 from latentcomm.drift.detectors import DETECTORS, PANEL, Manifold, measure_all
@@ -305,9 +303,7 @@ class DriftReference:
             "detectors": json.dumps(list(DETECTORS)),
         }
         parts = self.manifold.tensors() | {name: getattr(self, name) for name in HELD_OUT}
-        tensors = {name: part.detach().clone().contiguous() for name, part in parts.items()}
-        with written_whole(Path(path)) as draft:
-            save_file(tensors, draft, metadata=facts)
+        write_tensors(path, parts, facts)
 
     @classmethod
     def load(

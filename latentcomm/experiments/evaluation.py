@@ -1,18 +1,20 @@
 """Evaluate a channel on a task: one trial an item and condition, judged and paid for, with its controls."""
 
-import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from latentcomm._core.files import digest, write_text
+from latentcomm._core.files import digest
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm._core.stats import mcnemar_exact, paired_bootstrap, proportion_interval
 from latentcomm.channels.base import Channel, Deciding, Sharing, label
 from latentcomm.channels.message import Message, join
@@ -100,56 +102,49 @@ def evaluate(
     reply_tokens = task.reply_tokens if reply_tokens is None else reply_tokens
     how = (reply_tokens, temperature, top_p)
     prints = None if checkpoint is None else _prints(sender, receiver)
+    inputs = None if checkpoint is None else digest(prints, channel, task, seed, ITEMS_AT_ONCE)
 
-    def kept(name: str, *what: Any, end: str = "", shared: str | None = None) -> Path | None:
-        if checkpoint is None:
-            return None
-        unique = digest(prints, channel, task, seed, *what) if shared is None else digest(prints, shared)
-        return Path(checkpoint) / f"{name}-{unique[:16]}{end}"
+    def records(kind: str, *decisive: Any) -> Records:
+        return Records.of(checkpoint, kind, 1, inputs, *decisive)
 
-    def sent(part: Task) -> Message:
-        return channel.send(sender, part, receiver=receiver)
-
-    def sent_to_itself(part: Task) -> Message:
-        return channel.own(receiver, part)
-
-    conditions = kept("conditions", choices, list(controls), *how, end=".json")
-    if conditions is not None and (done := _finished(conditions)) is not None:
-        return done
     key = digest("said", channel.said, task, seed) if isinstance(channel, Sharing) else None
-    if key is not None and told is not None and key in told:
-        message, send_cost = told[key]
-    else:
-        message, send_cost = _said(sent, task, kept("message", shared=key))
-    if key is not None and told is not None:
-        told[key] = message, send_cost
-    exchange = Exchange(channel, sender, receiver, task, message, seed)
-    wanted = {MESSAGE: true_message} | {
-        name: CONTROLS[name] for name in controls if applies(name, channel, receiver, message)
-    }
-    trials: list[Trial] = []
-    files: list[str] = []
-    for name in track(wanted, channel.name, total=len(wanted), shown=progress and len(wanted) > 1):
-        records = kept("trials", choices, name, *how, end=".jsonl")
-        files += [] if records is None else [records.name]
-        done = _read(records)
-        if len(done) < len(task.items):
-            if name == SELF:  # it is made by running the receiver: kept, too, and paid for
-                said, cost = _said(sent_to_itself, task, kept("own"))
-            else:
-                said, cost = wanted[name](exchange), send_cost
-            for rows in _chunks(len(task.items), start=len(done)):
-                done += _trials(
-                    channel, receiver, task, said, rows, choices, cost,
-                    name=name, reply_tokens=reply_tokens, temperature=temperature, top_p=top_p, seed=seed,
-                )  # fmt: skip
-                if records is not None:
-                    lines = (json.dumps(asdict(trial), ensure_ascii=False) for trial in done)
-                    write_text(records, "".join(f"{line}\n" for line in lines))
-        trials += done
-    if conditions is not None:  # nothing of it is sent or received again, even without the messages
-        write_text(conditions, json.dumps({"trials": files, "n": len(task.items)}))
-    return trials
+
+    @cache
+    def sent() -> tuple[Message, Cost]:
+        if key is not None and told is not None and key in told:
+            return told[key]
+        shared = records("message") if key is None else Records.of(checkpoint, "message", 1, prints, key)
+        found = _said(lambda part: channel.send(sender, part, receiver=receiver), task, shared)
+        if key is not None and told is not None:
+            told[key] = found
+        return found
+
+    @cache
+    def message_under(name: str) -> tuple[Message, Cost]:
+        if name == SELF:  # it is made by running the receiver: saved, too, and paid for
+            return _said(lambda part: channel.own(receiver, part), task, records("own"))
+        message, cost = sent()
+        made = true_message if name == MESSAGE else CONTROLS[name]
+        return made(Exchange(channel, sender, receiver, task, message, seed)), cost
+
+    def conditions() -> list[str]:
+        return [MESSAGE, *(name for name in controls if applies(name, channel, receiver, sent()[0]))]
+
+    def trials_of(name: str, rows: range) -> list[dict[str, Any]]:
+        message, cost = message_under(name)
+        done = _trials(
+            channel, receiver, task, message, rows, choices, cost,
+            name=name, reply_tokens=reply_tokens, temperature=temperature, top_p=top_p, seed=seed,
+        )  # fmt: skip
+        return [asdict(trial) for trial in done]
+
+    found: list[Trial] = []
+    names = records("conditions", choices, list(controls), *how).values("names", conditions)
+    for name in track(names, channel.name, total=len(names), shown=progress and len(names) > 1):
+        saved = records("trials", choices, name, *how)
+        for rows in _chunks(len(task.items)):
+            found += [Trial(**each) for each in saved.values(f"{rows.start:05d}", partial(trials_of, name, rows))]
+    return found
 
 
 @dataclass(frozen=True)
@@ -160,44 +155,34 @@ class Cost:
     seconds: float
 
 
-def _finished(path: Path) -> list[Trial] | None:
-    """All trials of an evaluation that has ended, where all of them are there."""
-    if not path.exists():
-        return None
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    found = [_read(path.with_name(name)) for name in facts["trials"]]
-    return [trial for each in found for trial in each] if all(len(each) == facts["n"] for each in found) else None
-
-
 def forget_messages(checkpoint: str | os.PathLike[str]) -> None:
     """Delete the messages of a checkpoint; finished evaluations are read back without them."""
-    for path in Path(checkpoint).glob("*.safetensors"):
-        if path.name.startswith(("message-", "own-")):
-            path.unlink()
+    for folder in Path(checkpoint).glob("*/"):
+        if folder.name.startswith(("message-", "own-")):
+            shutil.rmtree(folder)
 
 
-def _chunks(n: int, *, start: int = 0) -> Iterator[range]:
-    return (range(first, min(first + ITEMS_AT_ONCE, n)) for first in range(start, n, ITEMS_AT_ONCE))
+def _chunks(n: int) -> Iterator[range]:
+    return (range(first, min(first + ITEMS_AT_ONCE, n)) for first in range(0, n, ITEMS_AT_ONCE))
 
 
-def _said(say: Callable[[Task], Message], task: Task, kept: Path | None) -> tuple[Message, Cost]:
-    """The whole message and what an item of it cost; parts that were kept are read and not made again."""
-    parts, total, seconds = [], 0.0, 0.0
+def _said(say: Callable[[Task], Message], task: Task, records: Records) -> tuple[Message, Cost]:
+    """The whole message and what an item of it cost, in parts that are saved."""
+    parts = []
     for rows in _chunks(len(task.items)):
-        path = None if kept is None else kept.with_name(f"{kept.name}-{rows.start:05d}.safetensors")
-        if path is not None and path.exists():
-            parts.append(Message.load(path))
-        else:
-            with recorded_passes() as passes:
-                began = time.perf_counter()
-                part = say(_only(task, rows))
-                took = time.perf_counter() - began
-            parts.append(replace(part, made_by={**part.made_by, "flops": flops(passes), "seconds": took}))
-            if path is not None and not part.is_silent:
-                parts[-1].save(path)
-        total += float(parts[-1].made_by["flops"])
-        seconds += float(parts[-1].made_by["seconds"])
+        make = partial(_timed, say, _only(task, rows))
+        parts.append(records.saved(f"{rows.start:05d}", make, Message.load))
+    total, seconds = (sum(float(part.made_by[name]) for part in parts) for name in ("flops", "seconds"))
     return join(parts), Cost(total / len(task.items), seconds / len(task.items))
+
+
+def _timed(say: Callable[[Task], Message], part: Task) -> Message:
+    """A message that knows what it cost."""
+    with recorded_passes() as passes:
+        began = time.perf_counter()
+        message = say(part)
+        took = time.perf_counter() - began
+    return replace(message, made_by={**message.made_by, "flops": flops(passes), "seconds": took})
 
 
 def _only(task: Task, rows: Sequence[int]) -> Task:
@@ -261,21 +246,6 @@ def _trials(
 def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
     tokens = torch.tensor([receiver.first_token(option) for option in options], device=logits.device)
     return options[int(logits[tokens].argmax())]
-
-
-def _read(path: Path | None) -> list[Trial]:
-    if path is None or not path.exists():
-        return []
-    trials = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        try:
-            trials += [Trial(**json.loads(line))] if line else []
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"line {number} of the kept trials {path} is no trial ({error}); delete that file, and its trials are "
-                "run again"
-            ) from error
-    return trials
 
 
 def _prints(sender: Model, receiver: Model) -> list[str]:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm._core.files import digest, laid_out, write_json, written_whole
+from latentcomm._core.files import digest, laid_out, write_json, write_tensors
 from latentcomm._core.progress import track
 from latentcomm.models import Hook, Model
 from latentcomm.models.prompts import Prompts
@@ -257,8 +256,7 @@ def capture_to_disk(
     for number in track(todo, "capture", total=len(shards), done=len(shards) - len(todo), shown=progress):
         start, stop = shards[number]
         tensors = _shard(model, prompts, range(start, stop), sites, skip_first, last_only, batch_tokens)
-        with written_whole(store.shard_path(number)) as draft:
-            save_file(tensors, draft)
+        write_tensors(store.shard_path(number), tensors)
     return store
 
 

@@ -4,16 +4,17 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm._core.files import digest, read_tensors, write_json, written_whole
+from latentcomm._core.files import digest, write_json
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm.hooks.capture import capture
 from latentcomm.models import Model, one_model, one_vocabulary
 from latentcomm.models.prompts import Prompts
@@ -152,9 +153,9 @@ def capture_paired(
     sides = {"sender": (sender, tokens.sender, tokens.sender_position)}
     if not alike:
         sides["receiver"] = (receiver, tokens.receiver, tokens.receiver_position)
-    folder = None if checkpoint is None else Path(checkpoint)
-    if folder is not None:
-        _claim(folder, sides, tokens)
+    records = Records(None if checkpoint is None else Path(checkpoint))
+    if records.folder is not None:
+        _claim(records.folder, sides, tokens)
     parts = _parts(tokens)
     todo = [(role, number) for role in sides for number in range(len(parts))]
     bounds = torch.searchsorted(tokens.document, torch.tensor([0, *(stop for _, stop in parts)])).tolist()
@@ -165,16 +166,11 @@ def capture_paired(
     for role, number in track(todo, "capture", total=len(todo), shown=progress):
         model, prompts, position = sides[role]
         rows = slice(bounds[number], bounds[number + 1])
-        file = None if folder is None else folder / f"{role}-{number:05d}.safetensors"
-        if file is not None and file.exists():
-            found[role][:, rows] = read_tensors(file)[1]["states"]
-            continue
         start, stop = parts[number]
-        states = _states(model, prompts.select(range(start, stop)), tokens.document[rows] - start, position[rows])
-        found[role][:, rows] = states
-        if file is not None:
-            with written_whole(file) as draft:
-                save_file({"states": states}, draft)
+        read = partial(
+            _states, model, prompts.select(range(start, stop)), tokens.document[rows] - start, position[rows]
+        )
+        found[role][:, rows] = records.tensors(f"{role}-{number:05d}", read)["states"]
     x = found["sender"]
     places = (tokens.document, tokens.sender_position, tokens.receiver_position)
     return PairedStates(x, x if alike else found["receiver"], *places)
@@ -182,11 +178,11 @@ def capture_paired(
 
 def _states(
     model: Model, prompts: Prompts, document: Int[Tensor, " row"], position: Int[Tensor, " row"]
-) -> Float[Tensor, "layer row d_model"]:
-    """The residual stream after every block at these positions of these prompts."""
+) -> dict[str, Float[Tensor, "layer row d_model"]]:
+    """The residual stream after every block at these positions of these prompts, as "states"."""
     sites = [Site(layer) for layer in range(model.n_layers)]
     seen = capture(model, prompts, sites, batch_tokens=TOKENS_PER_PART)
-    return torch.stack([seen.values[site][document, position].float() for site in sites])
+    return {"states": torch.stack([seen.values[site][document, position].float() for site in sites])}
 
 
 def _claim(folder: Path, sides: dict[str, tuple[Model, Prompts, Tensor]], tokens: PairedTokens) -> None:

@@ -13,10 +13,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm._core.files import read_tensors, written_whole
+from latentcomm._core.files import read_tensors, write_tensors
 from latentcomm._core.progress import say
 from latentcomm.models import Model
 
@@ -187,12 +186,7 @@ def save_weights(
 ) -> None:
     """Write trained tensors and what they are for as safetensors, whole or not at all."""
     manifest = {"format": WEIGHTS, "kind": kind, "configuration": dict(configuration)}
-    with written_whole(Path(path)) as draft:
-        save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()},
-            draft,
-            metadata={"manifest": json.dumps(manifest)},
-        )
+    write_tensors(path, weights, {"manifest": json.dumps(manifest)})
 
 
 def check_weights(weights: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], *, of: str, shape: Any) -> None:
@@ -304,12 +298,10 @@ def _write_checkpoint(
 ) -> None:
     tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
     for name, parameter in parameters.items():
-        tensors[f"parameters/{name}"] = parameter.detach().cpu().contiguous().clone()
-        for kind, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous().clone()
+        tensors[f"parameters/{name}"] = parameter
+        tensors |= {f"{kind}/{name}": value for kind, value in optimiser.state.get(parameter, {}).items()}
     manifest = {"format": CHECKPOINT, "asked": asked, "seconds": seconds}
-    with written_whole(path) as draft:
-        save_file(tensors, draft, metadata={"manifest": json.dumps(manifest)})
+    write_tensors(path, tensors, {"manifest": json.dumps(manifest)})
 
 
 def _resume(

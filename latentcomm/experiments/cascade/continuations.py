@@ -1,11 +1,10 @@
 """One hand-off of many openings: what is alike is read and written once, and what is done is kept."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from typing import Any
 
-from latentcomm._core.files import write_text
+from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.experiments.cascade.hand_offs import HandOff, Received, TextHandOff
 from latentcomm.experiments.cascade.openings import Openings, vocabulary_of
@@ -39,6 +38,12 @@ class Handed:
     multiply_adds: int
     drift: float | None
     surprise: float | None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Handed":
+        """The one that a record holds."""
+        rest = {name: value for name, value in record.items() if name != "ids"}
+        return cls(ids=tuple(record["ids"]), **rest)
 
     @property
     def said(self) -> Continuation:
@@ -162,26 +167,12 @@ def _by_text(
 
 
 def kept_or_handed(
-    file: Path | None, hand_off: HandOff, small: Model, openings: Openings, errand: Errand
+    records: Records, hand_off: HandOff, small: Model, openings: Openings, errand: Errand
 ) -> list[list[Handed]]:
-    """What `hand_over` gives, read from the file where it was done before, and written there where not.
+    """What `hand_over` gives, read from the records where it is there."""
 
-    Raises:
-        ValueError: the file holds something else.
-    """
-    if file is None or not file.exists():
-        found = hand_over(hand_off, small, openings, errand)
-        if file is not None:
-            lines = [json.dumps([asdict(one) for one in each], ensure_ascii=False) for each in found]
-            write_text(file, "".join(f"{line}\n" for line in lines))
-        return found
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-        found = [[Handed(**(one | {"ids": tuple(one["ids"])})) for one in json.loads(line)] for line in lines]
-        if [[one.n for one in each] for each in found] != [list(ns) for ns in errand.wanted]:
-            raise ValueError("it is of other openings")
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"the kept file {file} holds no hand-overs ({error}); delete it, and they are run again"
-        ) from (error)
-    return found
+    def handed() -> list[list[dict[str, Any]]]:
+        return [[asdict(one) for one in each] for each in hand_over(hand_off, small, openings, errand)]
+
+    found = records.values("handed", handed)
+    return [[Handed.of(one) for one in each] for each in found]

@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from latentcomm._core.files import digest, without_folder
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.kv import swapped
 from latentcomm.experiments.cascade.openings import EMBEDDING, Opening, Openings, ids_of, pieces_of, vocabulary_of
@@ -62,24 +62,23 @@ def write_openings(
             "shorter one"
         )
     names, known = tuple(item.id for item in task.items), vocabulary_of(large)
-    folder = None
+    records = Records(None)
     if checkpoint is not None:
         if large.has_hooks:
             raise ValueError(f"openings of {large.name} with hooks attached cannot be kept: they are in no name")
         asked = [ids_of(prompts, row) for row in range(len(names))]
-        key = digest(large, names, asked, sorted(large.stop_ids), known, longest, wanted, keep_cache)
-        folder = Path(checkpoint) / f"openings-{key[:16]}"
+        records = Records.of(
+            checkpoint, "openings", 1, large, names, asked, sorted(large.stop_ids), known, longest, wanted, keep_cache
+        )
     rows: list[Opening] = []
     parts = list(_chunks(len(names)))
     for part in track(parts, f"openings by {without_folder(large.name)}", total=len(parts), shown=progress):
-        file = None if folder is None else folder / f"{part.start:05d}.safetensors"
-        if file is not None and file.exists():
-            rows += Openings.load(file).rows
-            continue
-        done = _write(large, ReceiverInput(prompts.select(part)), longest, wanted, keep_cache)
-        if file is not None:
-            Openings(names[part.start : part.stop], tuple(done), longest, large.name, known, wanted).save(file)
-        rows += done
+
+        def write(part: range = part) -> Openings:
+            done = _write(large, ReceiverInput(prompts.select(part)), longest, wanted, keep_cache)
+            return Openings(names[part.start : part.stop], tuple(done), longest, large.name, known, wanted)
+
+        rows += records.saved(f"{part.start:05d}", write, Openings.load).rows
     return Openings(names, tuple(rows), longest, large.name, known, wanted)
 
 

@@ -4,15 +4,13 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm._core.files import digest, read_tensors, written_whole
+from latentcomm._core.files import digest, read_tensors, write_tensors
 from latentcomm.models import Model
 from latentcomm.models.prompts import Prompts
 
@@ -160,8 +158,7 @@ class Openings:
                 tensors |= {f"{number}.keys": row.cache[0], f"{number}.values": row.cache[1]}
         facts = {name: getattr(self, name) for name in ("items", "longest", "large", "vocabulary", "layers")}
         metadata = {"kind": FILE_KIND, "facts": json.dumps(facts), "rows": json.dumps(records)}
-        with written_whole(Path(path)) as draft:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft, metadata=metadata)
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Openings":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from latentcomm._core.files import digest
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE, Errand, Handed, kept_or_handed
 from latentcomm.experiments.cascade.hand_offs import HandOff
@@ -136,17 +137,17 @@ class Setting:
                 self.task.reply_tokens,
                 measures_surprise=condition != OWN,
             )
-            file = None
+            records = Records(None)
             if self.folder is not None:
                 ids = [side.openings.rows[row].ids for row in rows]
                 whose = [self.task.items[row] for row in rows]
                 prompts = receiver_prompts(self.small, errand.task)
-                key = digest(
+                records = Records.of(
+                    self.folder, "handed", 1,
                     self.prints, errand.task, [ids_of(prompts, row) for row in range(len(rows))], side.hand_off,
                     condition, whose, ids, errand.wanted, side.openings.layers,
                 )  # fmt: skip
-                file = self.folder / f"handed-{key[:16]}.jsonl"
-            done = kept_or_handed(file, side.hand_off, self.small, side.openings, errand)
+            done = kept_or_handed(records, side.hand_off, self.small, side.openings, errand)
             handed += [{one.n: one for one in each} for each in done]
         return handed
 

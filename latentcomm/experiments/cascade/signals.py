@@ -1,6 +1,5 @@
 """What is seen along the openings, token by token: of the large model's certainty, and of how the small takes it."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm._core.files import digest, write_text
+from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.experiments.cascade.hand_offs import HandOff, LatentHandOff, TextHandOff
 from latentcomm.experiments.cascade.openings import Opening, Openings, ids_of
@@ -65,27 +64,18 @@ def kept_signals(
     folder: Path | None,
     prints: Sequence[str],
 ) -> pd.DataFrame:
-    """What `token_signals` gives, read from the folder where it was done before, and written there where not.
+    """What `token_signals` gives, read from the records where it is there.
 
     Raises:
-        ValueError: the file holds something else, or as `token_signals`.
+        ValueError: as `token_signals`.
     """
-    if folder is None:
-        return token_signals(openings, small, task, hand_offs)
     prompts = receiver_prompts(small, task)
     asked = [(ids_of(prompts, row), opening.ids) for row, opening in enumerate(openings.rows)]
-    key = digest(list(prints), openings.items, asked, list(hand_offs), list(hand_offs.values()))
-    file = folder / f"tokens-{key[:16]}.json"
-    if not file.exists():
-        table = token_signals(openings, small, task, hand_offs)
-        write_text(file, json.dumps(table.to_dict("records"), ensure_ascii=False) + "\n")
-        return table
-    try:
-        return pd.DataFrame(json.loads(file.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"the kept file {file} holds no signals ({error}); delete it, and they are read again"
-        ) from error
+    records = Records.of(
+        folder, "signals", 1, list(prints), openings.items, asked, list(hand_offs), list(hand_offs.values())
+    )
+    found = records.values("tokens", lambda: token_signals(openings, small, task, hand_offs).to_dict("records"))
+    return pd.DataFrame(found)
 
 
 def _surprise(openings: Openings, row: int, small: Model, prompt: list[int]) -> list[float]:

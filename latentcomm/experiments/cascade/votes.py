@@ -1,13 +1,12 @@
 """Self-consistency of the small model: the majority of as many sampled replies as the cascade costs."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from latentcomm._core.files import digest, write_text
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.text import item_seed
 from latentcomm.experiments.cascade.openings import ids_of
@@ -108,36 +107,19 @@ def _plain(reply: str) -> str:
 def _sampled(
     small: Model, task: Task, number: int, *, seed: int, folder: Path | None, prints: Sequence[str]
 ) -> list[Reply]:
-    """The replies to all items of one number, kept in a file."""
-    file = None
-    if folder is not None:
-        prompts = receiver_prompts(small, task)
-        asked = [(item.id, ids_of(prompts, row)) for row, item in enumerate(task.items)]
-        key = digest(list(prints[-2:]), asked, task.reply_tokens, TEMPERATURE, seed, number)
-        file = folder / f"votes-{key[:16]}.json"
-        if file.exists():
-            return _kept(file, len(task.items))
-    said = decode(
-        small,
-        receiver_prompts(small, task),
-        max_new_tokens=task.reply_tokens,
-        temperature=TEMPERATURE,
-        seeds=[item_seed(item, seed, number) for item in task.items],
-    )
-    replies = list(zip(said.texts, said.n_tokens, strict=True))
-    if file is not None:
-        write_text(file, json.dumps(replies, ensure_ascii=False) + "\n")
-    return replies
+    """The replies to all items of one number, read from the records where they are there."""
 
+    def sampled() -> list[Reply]:
+        said = decode(
+            small,
+            prompts,
+            max_new_tokens=task.reply_tokens,
+            temperature=TEMPERATURE,
+            seeds=[item_seed(item, seed, number) for item in task.items],
+        )
+        return list(zip(said.texts, said.n_tokens, strict=True))
 
-def _kept(file: Path, n_items: int) -> list[Reply]:
-    """The replies that were written there."""
-    try:
-        replies = [(str(text), int(n)) for text, n in json.loads(file.read_text(encoding="utf-8"))]
-        if len(replies) != n_items:
-            raise ValueError(f"it has {len(replies)} of {n_items}")
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"the kept file {file} holds no replies ({error}); delete it, and they are sampled again"
-        ) from error
-    return replies
+    prompts = receiver_prompts(small, task)
+    asked = [(item.id, ids_of(prompts, row)) for row, item in enumerate(task.items)]
+    records = Records.of(folder, "votes", 1, list(prints[-2:]), asked, task.reply_tokens, TEMPERATURE, seed)
+    return [(text, n) for text, n in records.values(f"{number:04d}", sampled)]

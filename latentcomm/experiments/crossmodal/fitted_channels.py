@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm._core.files import digest
+from latentcomm._core.records import Records
 from latentcomm.alignment import PENALTY_RATIOS, AffineMap
 from latentcomm.channels import Channel, Silent, Skyline
 from latentcomm.channels.training.trainer import Schedule, train
@@ -36,7 +37,6 @@ from latentcomm.experiments.crossmodal.fitting import (
     fit_vision_graft,
     informed_states,
 )
-from latentcomm.experiments.crossmodal.kept import KeptMaps
 from latentcomm.experiments.crossmodal.pictures import PictureSet
 from latentcomm.experiments.crossmodal.probe import PROBE, fit_answer_probe, probe_trials
 from latentcomm.experiments.crossmodal.questions import Question, picture_task
@@ -187,7 +187,7 @@ class Fitted:
             return combined_drift(torch.empty(0, self.receiver.d_model), None)
         maps = channel.mapping if isinstance(channel, SoftPrompt) else channel.maps[question.name]
         key = digest(maps, self.asked, channel.name, question.name, DRIFT_STATES)[:16]
-        return self._kept.facts(f"drift-{key}", lambda: self._drift(channel, maps, question))
+        return self._kept.values(f"drift-{key}", lambda: self._drift(channel, maps, question))
 
     def _drift(self, channel: SoftPrompt | VisionGraft, mapping: AffineMap, question: Question) -> dict[str, float]:
         images = [each.image for each in self.asked if question.fact in each.facts]
@@ -227,7 +227,7 @@ class Fitted:
     @cached_property
     def seen(self) -> Float[Tensor, "layer item d_read"]:
         """The vectors of the fitting pictures after every block."""
-        return self._kept.states("seen", lambda: self._look(self.vision))
+        return self._kept.tensors("seen", lambda: {"states": self._look(self.vision)})["states"]
 
     @cached_property
     def block(self) -> int:
@@ -235,14 +235,14 @@ class Fitted:
         if self.plan.block is not None:
             self.vision.check_block(self.plan.block)
             return self.plan.block
-        return self._kept.number("block", lambda: self._choose_block(self.seen))
+        return self._kept.values("block", lambda: self._choose_block(self.seen))
 
     @cached_property
     def write_layer(self) -> int:
         """The layer that a graft writes into."""
         if self.plan.write_layer is not None:
             return self.plan.write_layer
-        return self._kept.number(
+        return self._kept.values(
             "write_layer",
             lambda: choose_write_layer(
                 self.vision, self.vectors, self.receiver, self.part, self.block,
@@ -274,7 +274,7 @@ class Fitted:
     @cached_property
     def mapping(self) -> AffineMap:
         """From vectors to the embeddings of captions."""
-        return self._kept.map("soft_prompt", lambda: self._soft(self.vectors))
+        return self._kept.saved("soft_prompt", lambda: self._soft(self.vectors), AffineMap.load)
 
     @cached_property
     def _said(self) -> tuple[str, ...]:
@@ -286,12 +286,11 @@ class Fitted:
         return tuple(dict.fromkeys([*self._said, *self.part.captions]))
 
     @cached_property
-    def _kept(self) -> KeptMaps:
+    def _kept(self) -> Records:
         plan, part = self.plan, self.part
         how = (plan.block, plan.write_layer, plan.template, plan.seed, part.pooling, part.grid, list(part.captions))
         how += FITTING_RULES
-        key = digest(self.vision, self.receiver, part.fitting, list(part.questions), *how)
-        return KeptMaps(None if self.folder is None else self.folder / f"maps-{key[:16]}")
+        return Records.of(self.folder, "maps", 1, self.vision, self.receiver, part.fitting, list(part.questions), *how)
 
     def _look(self, vision: VisionSender) -> Float[Tensor, "layer item d_read"]:
         images = [picture.image for picture in self.part.fitting]
@@ -309,14 +308,13 @@ class Fitted:
     def _grafts(self, name: str) -> Mapping[str, AffineMap]:
         part, plan, write = self.part, self.plan, Site(self.write_layer)
         vectors = self._random_vectors if name == GRAFT_BLANK else self.vectors
-        return self._kept.maps(
-            name,
-            [question.name for question in part.questions],
-            lambda: fit_vision_graft(
-                vectors, part.fitting, part.questions, self.receiver, [write],
-                template=plan.template, shuffled=plan.seed if name == GRAFT_CONTROL else None, seed=plan.seed,
-            )[write],
+        fitted = partial(
+            fit_vision_graft, vectors, part.fitting, part.questions, self.receiver, [write],
+            template=plan.template, shuffled=plan.seed if name == GRAFT_CONTROL else None, seed=plan.seed,
         )  # fmt: skip
+        found = self._kept.tensors(name, lambda: _tensors_of(fitted()[write]))
+        names = [question.name for question in part.questions]
+        return {each: AffineMap(found[f"{each}.weight"], found[f"{each}.bias"]) for each in names}
 
     def _nearest_label(self) -> NearestLabel:
         known = caption_embeddings(self.receiver, self._captions, n_tokens=self.n_tokens)
@@ -330,7 +328,7 @@ class Fitted:
 
     def _random_encoder(self) -> SoftPrompt:
         """From an encoder that has learnt nothing, with a map and a block of its own."""
-        own = self._kept.map("random_encoder", lambda: self._soft(self._random_vectors))
+        own = self._kept.saved("random_encoder", lambda: self._soft(self._random_vectors), AffineMap.load)
         return SoftPrompt("random_encoder", self._blank_eye, own, self.n_tokens)
 
     def _random_graft(self) -> VisionGraft:
@@ -352,17 +350,17 @@ class Fitted:
 
     @cached_property
     def _random_seen(self) -> Float[Tensor, "layer item d_read"]:
-        return self._kept.states("random_seen", lambda: self._look(self._blank))
+        return self._kept.tensors("random_seen", lambda: {"states": self._look(self._blank)})["states"]
 
     @cached_property
     def _random_block(self) -> int:
         """Chosen as the trained encoder's is, on what this one sees."""
         if self.plan.block is not None:
             return self.plan.block
-        return self._kept.number("random_encoder_block", lambda: self._choose_block(self._random_seen))
+        return self._kept.values("random_encoder_block", lambda: self._choose_block(self._random_seen))
 
     def _shuffled_names(self) -> AffineMap:
-        return self._kept.map("shuffled_names", lambda: self._soft(self.vectors, self.plan.seed))
+        return self._kept.saved("shuffled_names", lambda: self._soft(self.vectors, self.plan.seed), AffineMap.load)
 
     def _trained(self, other_pictures: bool = False) -> AffineMap:
         """The map trained through the reader; or the same on vectors of other pictures, from the map of wrong names."""
@@ -385,3 +383,8 @@ class Fitted:
             progress=self.progress, name=f"soft prompt{', other pictures' if other_pictures else ''}",
         )  # fmt: skip
         return learner.mapping
+
+
+def _tensors_of(maps: Mapping[str, AffineMap]) -> dict[str, Tensor]:
+    """The maps' weights and biases by name, for one file: all of them or none."""
+    return {f"{name}.{part}": getattr(each, part) for name, each in maps.items() for part in ("weight", "bias")}

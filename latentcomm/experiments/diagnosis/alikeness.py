@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm.alignment import row_folds
-from latentcomm.experiments.diagnosis.kept import Kept
 from latentcomm.experiments.diagnosis.rows import Rows, rms_layers, sample
 from latentcomm.similarity import MinibatchPairs, NullMaps, Pairing, exchanged_documents
 from latentcomm.similarity.layer_maps.ridge import TargetSums, cross_sums, factor_source, fold_sums, r_squared_chosen
@@ -33,7 +33,7 @@ def similarity_table(
     receiver_layers: Sequence[int],
     draws: int,
     seed: int,
-    kept: Kept,
+    kept: Records,
     progress: bool,
 ) -> pd.DataFrame:
     """Return the debiased CKA of each pair of layers, with its null of exchanged documents and that of the maximum.
@@ -80,7 +80,7 @@ def predictability_table(
     receiver_layers: Sequence[int],
     folds: int,
     seed: int,
-    kept: Kept,
+    kept: Records,
     progress: bool,
 ) -> pd.DataFrame:
     """Return held-out R^2 by ridge regression of each pair of layers, both ways, with that of exchanged documents.

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm.alignment import AffineMap
 from latentcomm.drift import COMBINED, DETECTORS, FAMILIES, DriftReference, fit_drift_reference
-from latentcomm.experiments.diagnosis.kept import Kept
 from latentcomm.experiments.diagnosis.rows import Rows, sample
 from latentcomm.experiments.diagnosis.settings import Fitted
 from latentcomm.fusion import Fusion, RightAligned
@@ -98,7 +98,7 @@ def choose_cells(predictability: pd.DataFrame, *, n_sender: int, n_receiver: int
 
 
 def fit_references(
-    rows: Rows, layers: Sequence[int], *, model: str, seed: int, kept: Kept, progress: bool
+    rows: Rows, layers: Sequence[int], *, model: str, seed: int, kept: Records, progress: bool
 ) -> dict[int, DriftReference]:
     """Return a drift reference of the receiver's own states after each of these layers, of the fit documents.
 
@@ -111,7 +111,7 @@ def fit_references(
     chosen = sample(rows.fit.nonzero().flatten(), REFERENCE_ROWS, seed)
     found = {}
     for layer in track(layers, "drift references", total=len(layers), shown=progress):
-        found[layer] = kept.reference(
+        found[layer] = kept.saved(
             f"reference-{layer:03d}",
             lambda layer=layer: fit_drift_reference(
                 rows.y[layer, chosen],
@@ -121,6 +121,7 @@ def fit_references(
                 kind="any token",
                 groups=rows.document[chosen],
             ),
+            DriftReference.load,
         )
     return found
 
@@ -132,7 +133,7 @@ def fit_joints(
     aligner: Aligner | None,
     predictable: bool,
     seed: int,
-    kept: Kept,
+    kept: Records,
     progress: bool,
 ) -> dict[int, Joint]:
     """Return how messages enter at each write layer, every map fitted on the fit documents by `aligner` and ridge.
@@ -147,21 +148,30 @@ def fit_joints(
         options = {"folds": MAP_FOLDS, "groups": document, "seed": seed}
         alignment = None
         if aligner is not None:
-            alignment = kept.map(f"alignment-{cell.write:03d}", lambda a=sent, b=own, o=options: aligner(a, b, **o))
+            alignment = kept.saved(
+                f"alignment-{cell.write:03d}", lambda a=sent, b=own, o=options: aligner(a, b, **o), AffineMap.load
+            )
             sent = alignment(sent)
         known = None
         if predictable:
             shared = min(sent.shape[1], own.shape[1])
-            known = kept.map(
+            known = kept.saved(
                 f"predictable-{cell.write:03d}",
                 lambda a=sent[:, -shared:], b=own[:, -shared:], o=options: fit_predictable(b, a, **o),
+                AffineMap.load,
             )
         found[cell.write] = Joint(alignment, known)
     return found
 
 
 def calibration_table(
-    rows: Rows, references: dict[int, DriftReference], layers: Sequence[int], *, seed: int, kept: Kept, progress: bool
+    rows: Rows,
+    references: dict[int, DriftReference],
+    layers: Sequence[int],
+    *,
+    seed: int,
+    kept: Records,
+    progress: bool,
 ) -> pd.DataFrame:
     """Return how well each detector tells known-off states from real ones at some layers: AUROC, one- and two-sided.
 

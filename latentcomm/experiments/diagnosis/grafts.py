@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm.drift import COMBINED, DETECTORS, DriftReference
 from latentcomm.drift.families import partners
 from latentcomm.experiments.diagnosis.cells import Cell, Joint
-from latentcomm.experiments.diagnosis.kept import Kept
 from latentcomm.experiments.diagnosis.rows import Rows
 from latentcomm.experiments.diagnosis.settings import MESSAGES, OTHER, RANDOM, SAME, Fitted
 from latentcomm.experiments.effects import Effects, measure_effects
@@ -79,7 +79,7 @@ def graft_items(
     fusions: Mapping[str, Fusion | Fitted],
     references: Mapping[int, DriftReference],
     seed: int,
-    kept: Kept,
+    kept: Records,
     progress: bool,
 ) -> tuple[list[Variant], list[Effects]]:
     """Return the variants, and for each item the effects of all of them at all write layers (a row a variant).

@@ -16,6 +16,7 @@ import torch
 
 from latentcomm import alignment
 from latentcomm._core.files import digest, without_folder
+from latentcomm._core.records import Records
 from latentcomm.alignment import fit_ridge
 from latentcomm.drift import reference as drift_reference
 from latentcomm.experiments.diagnosis.alikeness import predictability_table, similarity_table
@@ -35,7 +36,6 @@ from latentcomm.experiments.diagnosis.grafts import (
     healing_table,
     own_percentiles,
 )
-from latentcomm.experiments.diagnosis.kept import Kept
 from latentcomm.experiments.diagnosis.recommend import ALARM, Situation, cell_table, recommend, warn
 from latentcomm.experiments.diagnosis.result import Diagnosis
 from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
@@ -120,7 +120,7 @@ def diagnose(
     if out is not None:
         _require_own(Path(out), inputs)
     folder = None if out is None else Path(out) / ".unfinished" / inputs
-    kept = Kept(folder)
+    kept = Records(folder)
     states = capture_paired(
         sender, receiver, tokens, checkpoint=None if folder is None else folder / "capture", progress=progress
     )
@@ -195,7 +195,7 @@ def _measured(
     size: Size,
     seed: int,
     fingerprint: str,
-    kept: Kept,
+    kept: Records,
     progress: bool,
 ) -> tuple[dict[str, pd.DataFrame], list[Cell], dict[str, Any]]:
     """Return all tables, the cells, and what a reader of the tables needs: how many items, on how many states."""

@@ -3,16 +3,15 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 
-from latentcomm._core.files import digest, read_tensors, written_whole
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST, Graft
@@ -156,26 +155,13 @@ def sweep_layers(
         for messages in _split(receiver, items, plan, positions[items[0]], int(receiver_prompts.lengths[items[0]]))
     ]
     settings = [positions, read_position, passes]
-    kept = _checkpoint(checkpoint, sender, receiver, sender_prompts, receiver_prompts, plan, settings)
+    records = _records(checkpoint, sender, receiver, sender_prompts, receiver_prompts, plan, settings)
+    run_pass = _Passes(plan, states, receiver_prompts, positions)
     shape = (n_items, len(reads), len(writes))
     logits = None if columns is None else torch.zeros(*shape, columns.shape[1], dtype=receiver.dtype)
     tokens = torch.zeros(shape, dtype=torch.long) if top_token else None
-    prefix, prefix_of, checked = None, -1, False
     for number, (items, messages) in enumerate(track(passes, "layer sweep", total=len(passes), shown=progress)):
-        path = None if kept is None else kept / f"pass-{number:06d}.safetensors"
-        if path is not None and path.exists():
-            part = read_tensors(path)[1]
-        else:
-            if prefix is None or prefix_of != items[0]:
-                prefix = read_prefix(receiver, receiver_prompts.ids(items[0]), positions[items[0]])
-                prefix_of = items[0]
-            part = plan.run(prefix, messages, states)
-            if not checked:
-                plan.check_cell(prefix, messages[0], states)
-                checked = True
-            if path is not None:
-                with written_whole(path) as draft:
-                    save_file(part, draft)
+        part = records.tensors(f"pass-{number:06d}", partial(run_pass, items[0], messages))
         for row, (item, read) in enumerate(messages):
             if logits is not None:
                 logits[item, read] = part["logits"][:, row]
@@ -366,7 +352,26 @@ def _split(model: Model, items: Sequence[int], plan: _Plan, position: int, lengt
     return [messages[start : start + step] for start in range(0, len(messages), step)]
 
 
-def _checkpoint(
+class _Passes:
+    """Runs one pass after another, with the prefix of the last one while the prompt is the same."""
+
+    def __init__(self, plan: _Plan, states: Tensor, prompts: Prompts, positions: Sequence[int]) -> None:
+        self.plan, self.states, self.prompts, self.positions = plan, states, prompts, positions
+        self.prefix_of, self.prefix = -1, None
+
+    def __call__(self, item: int, messages: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """The results of the messages written into this item's prompt; the first cell of all is checked."""
+        is_first = self.prefix is None
+        if self.prefix is None or self.prefix_of != item:
+            self.prefix = read_prefix(self.plan.receiver, self.prompts.ids(item), self.positions[item])
+            self.prefix_of = item
+        part = self.plan.run(self.prefix, messages, self.states)
+        if is_first:
+            self.plan.check_cell(self.prefix, messages[0], self.states)
+        return part
+
+
+def _records(
     folder: str | os.PathLike[str] | None,
     sender: Model,
     receiver: Model,
@@ -374,20 +379,22 @@ def _checkpoint(
     receiver_prompts: Prompts,
     plan: _Plan,
     settings: list[Any],
-) -> Path | None:
-    """The folder of this very sweep's finished passes: its name is a digest of all that decides their numbers."""
+) -> Records:
+    """The finished passes of this very sweep."""
     if folder is None:
-        return None
+        return Records(None)
     if sender.has_hooks or receiver.has_hooks:
         raise ValueError("a sweep of a model with hooks attached cannot be kept: they are not in its checkpoint's name")
-    asked = digest(
+    return Records.of(
+        folder,
+        "sweep",
+        1,
         [*fingerprints(sender, receiver), str(receiver.dtype)],
         [sender_prompts.ids(row) for row in range(len(sender_prompts))],
         [receiver_prompts.ids(row) for row in range(len(receiver_prompts))],
         [plan.reads, plan.writes, plan.fusion, plan.alignment, plan.columns, plan.top_token],
         settings,
     )
-    return Path(folder) / asked[:16]
 
 
 def _accepted(answers: Sequence[str | Sequence[str]], n_items: int) -> list[set[str]]:

@@ -1,0 +1,128 @@
+"""Finished pieces of a long run, in files under everything that decides them, so that a stopped run resumes."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from latentcomm._core.files import digest, read_tensors, write_json, write_tensors
+from latentcomm._core.progress import say
+
+__all__ = ["Records"]
+
+
+@runtime_checkable
+class Saving(Protocol):
+    """What writes itself to a path."""
+
+    def save(self, path: Path) -> None:
+        """Write it whole or not at all."""
+        ...
+
+
+Saved = TypeVar("Saved", bound=Saving)
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Records:
+    """The finished pieces of one kind of work, one file a piece.
+
+    A piece that is there is read, every other is made and written whole under its name. A file that is damaged (cut
+    short, or other bytes than its checksum says) is named on standard error, set aside as FILE.damaged, and made again.
+    Pieces do not depend on one another: several processes may share a folder, and pieces i, i + n, ... are part i of n.
+
+    Attributes:
+        folder: where they are; None saves nothing, and every piece is made.
+    """
+
+    folder: Path | None
+
+    @classmethod
+    def of(cls, root: str | os.PathLike[str] | None, kind: str, version: int, *decisive: Any) -> "Records":
+        """The records of one kind below `root`, in a folder named after a digest of all that decides the pieces.
+
+        `version` is raised when a piece of the same name and inputs would hold other content.
+
+        Raises:
+            TypeError: something decisive has no digest (`latentcomm._core.files.digest`).
+
+        >>> Records.of("runs", "sweep", 1, "model", 3).folder == Records.of("runs", "sweep", 1, "model", 3).folder
+        True
+        >>> Records.of("runs", "sweep", 1, "model", 3).folder == Records.of("runs", "sweep", 2, "model", 3).folder
+        False
+        """
+        return cls(None if root is None else Path(root) / f"{kind}-{digest(kind, version, *decisive)[:16]}")
+
+    def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The piece `name` of named tensors, on the CPU where it was saved.
+
+        Raises:
+            RuntimeError: it cannot be written.
+        """
+
+        def write(path: Path, piece: dict[str, Tensor]) -> None:
+            write_tensors(path, piece)
+
+        return self._piece(f"{name}.safetensors", make, write, lambda path: read_tensors(path)[1])
+
+    def values(self, name: str, make: Callable[[], Made]) -> Made:
+        """The piece `name` of plain values that JSON holds: lists, not tuples, and keys that are strings.
+
+        Raises:
+            RuntimeError: it cannot be written.
+        """
+
+        def write(path: Path, piece: Made) -> None:
+            write_json(path, {"sha256": _of_json(piece), "value": piece})
+
+        return self._piece(f"{name}.json", make, write, _read_values)
+
+    def saved(self, name: str, make: Callable[[], Saved], load: Callable[[Path], Saved]) -> Saved:
+        """The piece `name` that writes itself by `save` and that `load` reads.
+
+        Raises:
+            RuntimeError: it cannot be written.
+        """
+        return self._piece(f"{name}.safetensors", make, lambda path, piece: piece.save(path), load)
+
+    def _piece(
+        self,
+        file: str,
+        make: Callable[[], Made],
+        write: Callable[[Path, Made], None],
+        read: Callable[[Path], Made],
+    ) -> Made:
+        if self.folder is None:
+            return make()
+        path = self.folder / file
+        if path.exists():
+            try:
+                return read(path)
+            except (ValueError, KeyError, TypeError, SafetensorError) as error:
+                aside = path.with_name(f"{path.name}.damaged")
+                path.replace(aside)
+                say(f"{path} is damaged ({error}); it is set aside as {aside.name} and made again")
+        made = make()
+        write(path, made)
+        return made
+
+
+def _read_values(path: Path) -> Any:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        value, expected = record["value"], record["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError("it is no record") from error
+    if _of_json(value) != expected:
+        raise ValueError("it does not hold what its checksum says")
+    return value
+
+
+def _of_json(value: Any) -> str:
+    return digest(json.dumps(value, ensure_ascii=False, sort_keys=True))
