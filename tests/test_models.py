@@ -1,6 +1,7 @@
 """The seam against transformers itself: the same logits, the same weights, and a clear word for every wrong input."""
 
 import copy
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms, same_bits
+from numerics import assert_equal_to_rounding, assert_same_bits, equal_to_rounding, forward_terms, same_bits
 from tiny import (
     ARCHITECTURES,
     BACKENDS,
@@ -33,6 +34,7 @@ from tiny import (
     transformers_model,
     write_gguf,
 )
+from toys import Counter
 
 from latentcomm.models import Model, check_pair, encode, load_model, wrap_model
 from latentcomm.models import builtin as weights
@@ -162,6 +164,40 @@ class TestWhatAModelSaysOfItself:
             next(again.hooked.parameters()).flatten()[0].add_(1e-9)
         assert again.fingerprint != first.fingerprint  # as the weights are now
         assert build("gpt2", backend, dtype=torch.float32).fingerprint != first.fingerprint
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_its_weights_are_hashed_once_while_they_are_as_they_were(
+        self, backend: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny = build("gpt2", backend)
+        hashed = Counter(hashlib.sha256)
+        monkeypatch.setattr(hashlib, "sha256", hashed)
+        first = tiny.fingerprint
+        assert (tiny.fingerprint, hashed.calls) == (first, 1)
+        weight = next(tiny.hooked.parameters())
+        weight.data.neg_()  # passes the version counter by
+        assert tiny.fingerprint != first and hashed.calls == 2
+        weight.data.neg_()
+        assert (tiny.fingerprint, hashed.calls) == (first, 3)
+        with torch.no_grad():
+            weight.add_(1e-9)
+        assert tiny.fingerprint != first and hashed.calls == 4
+
+    def test_its_vocabulary_is_hashed_once_for_a_tokenizer_of_one_length(self) -> None:
+        tiny = build("gpt2")
+        first = tiny.vocabulary
+        assert first == model("llama").vocabulary == tiny.vocabulary  # other weights, the same tokens
+        tiny.require_tokenizer().add_tokens(["another"])
+        assert tiny.vocabulary != first
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_what_transformer_lens_runs_is_reached_through_it(self, backend: str) -> None:
+        tiny = model("gpt2", backend)
+        logits, cache = tiny.run_with_cache(TOKENS)
+        assert_same_bits(logits, tiny.hooked.run_with_cache(TOKENS)[0])
+        assert "blocks.1.hook_resid_post" in cache
+        flipped = tiny.run_with_hooks(TOKENS, fwd_hooks=[("blocks.1.hook_resid_post", lambda value, hook: -value)])
+        assert not equal_to_rounding(flipped, logits, terms=forward_terms(tiny))
 
     @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
     def test_which_sites_it_has(self, architecture: str, backend: str) -> None:

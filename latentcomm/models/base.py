@@ -13,10 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentcomm._core.files import digest
 from latentcomm.models.sites import Site
 
 Hook = tuple[str, Callable[..., Any]]
 """A TransformerLens forward hook: the hook point's name and `fn(value, hook) -> value | None`."""
+SAMPLES = 1024
+"""Entries of a weight that are looked at to tell whether it is as it was when it was hashed."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +155,37 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all weights in the order of their names, as they are now: the same weights, the same value."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.hooked.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """SHA-256 over all weights in the order of their names, as they are now: the same weights, the same value.
+
+        All weights are hashed when it is first asked for, and again once one of them is another tensor, was changed in
+        place, or differs in one of `SAMPLES` entries across it (which a change through `.data` shows by, if at all).
+        """
+        weights = sorted(self.hooked.state_dict().items())
+        state = [_state_of(name, tensor) for name, tensor in weights]
+        if self.__dict__.get("_hashed", (None,))[0] != state:
+            found = hashlib.sha256()
+            for name, tensor in weights:
+                found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            self.__dict__["_hashed"] = state, found.hexdigest()
+        return self.__dict__["_hashed"][1]
+
+    @property
+    def vocabulary(self) -> str:
+        """A digest of the tokens of its vocabulary and their ids, taken once for a tokenizer of one length."""
+        tokenizer = self.require_tokenizer()
+        if self.__dict__.get("_vocabulary", (None,))[0] != len(tokenizer):
+            entries = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
+            self.__dict__["_vocabulary"] = len(tokenizer), digest(entries)
+        return self.__dict__["_vocabulary"][1]
+
+    def run_with_hooks(self, *inputs: Any, **options: Any) -> Any:
+        """`run_with_hooks` of the TransformerLens model, with its own arguments."""
+        return self.hooked.run_with_hooks(*inputs, **options)
+
+    def run_with_cache(self, *inputs: Any, **options: Any) -> Any:
+        """`run_with_cache` of the TransformerLens model, with its own arguments."""
+        return self.hooked.run_with_cache(*inputs, **options)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -389,15 +417,21 @@ def one_model(a: Model, b: Model) -> bool:
 
 
 def fingerprints(sender: Model, receiver: Model) -> tuple[str, str]:
-    """The fingerprints of both; all weights are hashed, once where both are one object."""
-    first = sender.fingerprint
-    return first, first if receiver is sender else receiver.fingerprint
+    """The fingerprints of both."""
+    return sender.fingerprint, receiver.fingerprint
 
 
 def one_vocabulary(a: Model, b: Model) -> bool:
-    """Whether an id stands for the same token in both."""
-    mine, theirs = a.require_tokenizer(), b.require_tokenizer()
-    return mine is theirs or mine.get_vocab() == theirs.get_vocab()
+    """Whether an id is the same token in both."""
+    return a.require_tokenizer() is b.require_tokenizer() or a.vocabulary == b.vocabulary
+
+
+def _state_of(name: str, tensor: Tensor) -> tuple[Any, ...]:
+    """What changes when a weight does: where it is, how often it was written in place, and some of its entries."""
+    flat = tensor.detach().flatten()
+    step = max(1, flat.numel() // SAMPLES)
+    version = None if tensor.is_inference() else tensor._version
+    return name, tensor.data_ptr(), tuple(tensor.shape), version, flat[::step].cpu().double().sum().item()
 
 
 def _last_position(value: Tensor, hook: Any) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from latentcomm._core.files import digest, read_tensors, write_tensors
+from latentcomm._core.files import read_tensors, write_tensors
 from latentcomm.models import Model
 from latentcomm.models.prompts import Prompts
 
@@ -214,7 +214,7 @@ def ids_of(prompts: Prompts, row: int) -> list[int]:
 
 def vocabulary_of(model: Model) -> str:
     """A digest of the tokens of a model's vocabulary and their ids."""
-    return digest(sorted(model.require_tokenizer().get_vocab().items(), key=lambda entry: (entry[1], entry[0])))
+    return model.vocabulary
 
 
 def pieces_of(model: Model, ids: Sequence[int]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
