@@ -9,6 +9,7 @@ that two choices tie for to the last bit can then move, and its share with it.
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
@@ -16,9 +17,12 @@ ROW = ["channel", "condition", "metric"]
 
 
 def differences(found: pd.DataFrame, published: pd.DataFrame) -> list[str]:
-    """A line for each row whose count of correct answers is another, or that only one of the tables has."""
+    """A line for each row whose count of correct answers or p-value is another, or that only one of the tables has."""
     both = found.merge(published, on=ROW, how="outer", suffixes=("", "_published"))
-    moved = pd.DataFrame(both[(both["correct"] != both["correct_published"]) | (both["n"] != both["n_published"])])
+    differs = (both["correct"] != both["correct_published"]) | (both["n"] != both["n_published"])
+    for p in ("p_silent", "p_shuffled"):  # equal counts of other items have another p-value
+        differs |= ~np.isclose(both[p], both[f"{p}_published"], rtol=1e-9, atol=0, equal_nan=True)
+    moved = pd.DataFrame(both[differs])
     return [
         f"{' '.join(row[name] for name in ROW)}: {_share(row['correct'], row['n'])},"
         f" README {_share(row['correct_published'], row['n_published'])}"

@@ -74,6 +74,12 @@ class TestTheTableOfTheDemo:
             f"{gone}: no such row, README {missing.correct} of 162",
         }
 
+    def test_equal_counts_of_other_items_show_by_their_p_value(self) -> None:
+        found = self.PUBLISHED.copy()
+        row = found.index[found["p_silent"].notna()][0]
+        found.loc[row, "p_silent"] *= 1.01
+        assert len(script(ROOT / "analyses" / "readme_table.py").differences(found, self.PUBLISHED)) == 1
+
     def test_a_sweep_that_was_not_run_is_said(self, tmp_path: Path) -> None:
         command = [sys.executable, "analyses/readme_table.py", str(tmp_path / "no.csv")]
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

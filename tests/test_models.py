@@ -179,9 +179,14 @@ class TestWhatAModelSaysOfItself:
         assert tiny.fingerprint != first and hashed.calls == 2
         weight.data.neg_()
         assert (tiny.fingerprint, hashed.calls) == (first, 3)
+        flipped = weight.data.flip(0)
+        weight.data.copy_(flipped)  # the same entries in other rows
+        assert tiny.fingerprint != first and hashed.calls == 4
+        weight.data.copy_(flipped.flip(0))
+        assert (tiny.fingerprint, hashed.calls) == (first, 5)
         with torch.no_grad():
             weight.add_(1e-9)
-        assert tiny.fingerprint != first and hashed.calls == 4
+        assert tiny.fingerprint != first and hashed.calls == 6
 
     def test_its_vocabulary_is_hashed_once_for_a_tokenizer_of_one_length(self) -> None:
         tiny = build("gpt2")

@@ -117,6 +117,39 @@ def test_several_processes_may_write_the_same_pieces(tmp_path: Path) -> None:
     assert len(files_in(tmp_path)) == 60
 
 
+def test_a_damaged_piece_that_another_process_sets_aside_first_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(tmp_path)
+    records.values("0001", lambda: VALUE)
+    (tmp_path / "0001.json").write_text("{")
+
+    def gone(self: Path, target: Path) -> None:
+        self.unlink()
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(Path, "replace", gone)
+    with pytest.raises(RuntimeError, match="could not be written"):  # the piece was made; here no file can be renamed
+        records.values("0001", lambda: VALUE)
+    monkeypatch.undo()
+    assert records.values("0001", lambda: VALUE) == VALUE
+
+
+def test_a_piece_that_cannot_be_read_for_the_disk_s_sake_is_left(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    AffineMap.identity(2).save(tmp_path / "0001.safetensors")
+
+    def load(path: Path) -> AffineMap:
+        try:
+            raise PermissionError(13, "Permission denied", str(path))
+        except OSError as error:
+            raise ValueError(f"{path} is no saved map ({error})") from error
+
+    with pytest.raises(ValueError, match="Permission denied"):
+        records.saved("0001", lambda: AffineMap.identity(2), load)
+    assert files_in(tmp_path) == ["0001.safetensors"]
+
+
 def test_parts_written_apart_are_found_by_a_run_of_the_whole(tmp_path: Path) -> None:
     make, records = Counter(lambda n: n * n), Records(tmp_path)
     for part in (0, 1, 2):

@@ -1,4 +1,4 @@
-"""Import paths of release 0.1 that its documentation named: each leads to the module's new place, for one release."""
+"""Import paths that the guides of release 0.1 named: each leads to the module's new place, for one release."""
 
 import importlib
 import importlib.abc
@@ -11,9 +11,16 @@ from types import ModuleType
 
 MOVED = {
     "latentcomm.cascade": "latentcomm.experiments.cascade",
+    "latentcomm.catalogue": "latentcomm.channels.catalogue",
+    "latentcomm.channels.latent": "latentcomm.channels.interlat",
+    "latentcomm.channels.latent_training": "latentcomm.channels.training.interlat",
+    "latentcomm.comparison": "latentcomm.experiments.compare.channels",
     "latentcomm.corpus": "latentcomm.tasks.corpus",
     "latentcomm.crossmodal": "latentcomm.experiments.crossmodal",
     "latentcomm.crossmodal.parts": "latentcomm.experiments.crossmodal.splits",
+    "latentcomm.diagnosis": "latentcomm.experiments.diagnosis",
+    "latentcomm.learning": "latentcomm.experiments.train",
+    "latentcomm.plots": "latentcomm.reporting.plots",
     "latentcomm.training": "latentcomm.channels.training.trainer",
 }
 """Old path to new; what is below an old package is below the new one, under its own name."""

@@ -101,16 +101,32 @@ class Records:
         if self.folder is None:
             return make()
         path = self.folder / file
-        if path.exists():
-            try:
-                return read(path)
-            except (ValueError, KeyError, TypeError, SafetensorError) as error:
-                aside = path.with_name(f"{path.name}.damaged")
-                path.replace(aside)
-                say(f"{path} is damaged ({error}); it is set aside as {aside.name} and made again")
+        found = _read_whole(path, read)
+        if found is not None:
+            return found[0]
         made = make()
         write(path, made)
         return made
+
+
+def _read_whole(path: Path, read: Callable[[Path], Made]) -> tuple[Made] | None:
+    """What a file holds; None where there is none, or where it was damaged and is set aside now."""
+    try:
+        return (read(path),)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        if isinstance(error.__cause__, OSError):  # the disk or its permissions, and not what the file holds
+            raise
+        aside = path.with_name(f"{path.name}.damaged")
+        try:
+            path.replace(aside)
+        except FileNotFoundError:  # another process has set it aside
+            return None
+        say(f"{path} is damaged ({error}); it is set aside as {aside.name} and made again")
+        return None
 
 
 def _read_values(path: Path) -> Any:

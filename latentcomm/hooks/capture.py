@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
 from torch import Tensor
 
-from latentcomm._core.files import digest, laid_out, write_json, write_tensors
+from latentcomm._core.files import digest, read_tensors, write_json, write_tensors
 from latentcomm._core.progress import track
 from latentcomm.models import Hook, Model
 from latentcomm.models.prompts import Prompts
@@ -201,10 +200,10 @@ class ActivationStore:
 
     def _each(self, name: str) -> Iterator[Tensor]:
         for number in range(len(self.manifest["shards"])):
-            with safe_open(self.shard_path(number), framework="pt") as file:
-                if name not in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                    raise ValueError(f"{name} was not captured; captured: {', '.join(self.manifest['sites'])}")
-                yield laid_out(file.get_tensor(name))
+            tensors = read_tensors(self.shard_path(number))[1]
+            if name not in tensors:
+                raise ValueError(f"{name} was not captured; captured: {', '.join(self.manifest['sites'])}")
+            yield tensors[name]
 
 
 def capture_to_disk(

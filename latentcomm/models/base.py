@@ -18,8 +18,6 @@ from latentcomm.models.sites import Site
 
 Hook = tuple[str, Callable[..., Any]]
 """A TransformerLens forward hook: the hook point's name and `fn(value, hook) -> value | None`."""
-SAMPLES = 1024
-"""Entries of a weight that are looked at to tell whether it is as it was when it was hashed."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +155,8 @@ class Model:
     def fingerprint(self) -> str:
         """SHA-256 over all weights in the order of their names, as they are now: the same weights, the same value.
 
-        All weights are hashed when it is first asked for, and again once one of them is another tensor, was changed in
-        place, or differs in one of `SAMPLES` entries across it (which a change through `.data` shows by, if at all).
+        All weights are hashed when it is first needed, and again once one of them is another tensor, was changed in
+        place, or has other sums, by which a change through `.data` shows.
         """
         weights = sorted(self.hooked.state_dict().items())
         state = [_state_of(name, tensor) for name, tensor in weights]
@@ -427,11 +425,21 @@ def one_vocabulary(a: Model, b: Model) -> bool:
 
 
 def _state_of(name: str, tensor: Tensor) -> tuple[Any, ...]:
-    """What changes when a weight does: where it is, how often it was written in place, and some of its entries."""
-    flat = tensor.detach().flatten()
-    step = max(1, flat.numel() // SAMPLES)
+    """What changes when a weight does: where it is, how often it was written in place, and sums over it.
+
+    Its bits are summed with each column's and each row's number as weights, so that entries which swap places show;
+    signs cancel there in pairs, and show in the plain sum.
+    """
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize]
+    bits = tensor.detach().view(whole) if tensor.dtype != torch.bool else tensor.detach().to(whole)
+    bits = bits.reshape(-1, bits.shape[-1]) if bits.ndim > 1 else bits.reshape(1, -1)
+    sums = tuple(
+        int((each := bits.sum(axis, dtype=torch.int64)).mul(torch.arange(1, 1 + len(each), device=each.device)).sum())
+        for axis in (0, 1)
+    )
     version = None if tensor.is_inference() else tensor._version
-    return name, tensor.data_ptr(), tuple(tensor.shape), version, flat[::step].cpu().double().sum().item()
+    total = float(tensor.detach().sum(dtype=torch.float64))
+    return name, tensor.data_ptr(), tensor.stride(), tuple(tensor.shape), tensor.dtype, version, sums, total
 
 
 def _last_position(value: Tensor, hook: Any) -> Tensor:
