@@ -21,6 +21,8 @@ from tiny import files_in
 from toys import Counter, countries_folder
 from typer.testing import CliRunner
 
+from latentcomm._core import files as core_files
+from latentcomm._core import records
 from latentcomm.alignment import fit_ridge
 from latentcomm.cli import app
 from latentcomm.cli.sweep import FUSION_NAMES
@@ -431,7 +433,7 @@ class TestAStoppedRun:
 
     @pytest.mark.parametrize(
         ("module", "name", "at", "left"),
-        [(layer_sweep, "save_file", 3, 2), (evaluation, "decode", 1, 9), (evaluation, "decode", 6, 4)],
+        [(records, "write_tensors", 3, 2), (evaluation, "decode", 1, 9), (evaluation, "decode", 6, 4)],
         ids=["in the sweep", "between", "in the evaluation"],
     )
     def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
@@ -445,9 +447,9 @@ class TestAStoppedRun:
         )
         assert "Traceback" not in stopped.output and "wrote" not in stopped.stdout
         assert all(path.startswith(".unfinished") for path in files_in(tmp_path))
-        passes = Counter(layer_sweep.save_file)
+        passes = Counter(records.write_tensors)
         if module is evaluation:
-            monkeypatch.setattr(layer_sweep, "save_file", passes)
+            monkeypatch.setattr(records, "write_tensors", passes)
         assert run(*job.arguments, "--out", tmp_path).exit_code == 0
         assert (after.calls, passes.calls) == (left, 0)
         assert compared(tmp_path) == compared(job.out)
@@ -458,8 +460,8 @@ class TestAStoppedRun:
         self.stop(monkeypatch, evaluation, "decode", 1, KeyboardInterrupt())
         assert run(*job.arguments, "--out", tmp_path).exit_code == 130
         assert run(*job.arguments, "--seed", "1", "--name", "other", "--out", tmp_path).exit_code == 0
-        passes = Counter(layer_sweep.save_file)
-        monkeypatch.setattr(layer_sweep, "save_file", passes)
+        passes = Counter(records.write_tensors)
+        monkeypatch.setattr(records, "write_tensors", passes)
         assert run(*job.arguments, "--out", tmp_path).exit_code == 0
         assert passes.calls == 0
         assert not any(path.startswith(".unfinished") for path in files_in(tmp_path))
@@ -468,15 +470,17 @@ class TestAStoppedRun:
         self, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        after = self.stop(monkeypatch, layer_sweep, "save_file", 3, full)
+        self.stop(monkeypatch, core_files, "save_file", 3, full)
         stopped = run(*job.arguments, "--out", tmp_path)
         assert stopped.exit_code == 1 and "Traceback" not in stopped.output
         said = last_line(stopped.stderr)
         assert said.startswith("latentcomm: ") and "pass-000002.safetensors could not be written" in said
         assert said.endswith("(No space left on device); make room and run again, what is done is kept")
         assert sum(path.endswith(".safetensors") for path in files_in(tmp_path)) == 2
+        passes = Counter(records.write_tensors)
+        monkeypatch.setattr(records, "write_tensors", passes)
         assert run(*job.arguments, "--out", tmp_path).exit_code == 0
-        assert after.calls == 2
+        assert passes.calls == 2
         assert compared(tmp_path) == compared(job.out)
 
 

@@ -10,8 +10,8 @@ from numerics import assert_same_bits
 from safetensors.torch import save_file
 from tiny import files_in
 
+from latentcomm._core import files
 from latentcomm.drift import DriftReference, fit_drift_reference
-from latentcomm.drift import reference as reference_module
 from latentcomm.drift.gaussian import fit_gaussian
 from latentcomm.drift.neighbours import fit_local_density, local_residual, nearest
 from latentcomm.models.sites import Site
@@ -43,7 +43,7 @@ def test_a_save_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatch
         draft.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reference_module, "save_file", fail)
+    monkeypatch.setattr(files, "save_file", fail)
     with pytest.raises(RuntimeError, match="could not be written"):
         reference().save(path)
     assert path.read_bytes() == before

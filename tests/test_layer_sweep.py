@@ -33,6 +33,7 @@ from tiny import (
 )
 from torch import Tensor
 
+from latentcomm._core import files
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.experiments.sweep import grid as layer_sweep
 from latentcomm.experiments.sweep.grid import LayerSweep, sweep_layers
@@ -529,7 +530,7 @@ class TestInterruption:
         self, swept: Callable[..., LayerSweep], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
     ) -> None:
         calls: list[int] = []
-        kept_file, replace = layer_sweep.save_file, os.replace
+        kept_file, replace = files.save_file, os.replace
 
         def full_at_the_third(original: Callable[..., None]) -> Callable[..., None]:
             def save(*given: Any, **options: Any) -> None:
@@ -542,7 +543,7 @@ class TestInterruption:
 
         with monkeypatch.context() as patch:
             if where == "save_file":
-                patch.setattr(layer_sweep, "save_file", full_at_the_third(kept_file))
+                patch.setattr(files, "save_file", full_at_the_third(kept_file))
             else:
                 patch.setattr(os, "replace", full_at_the_third(replace))
             message = r"could not be written \(No space left on device\); make room and run again, what is done is kept"

@@ -16,6 +16,7 @@ from tiny import BACKENDS, build, files_in, hooks_left, transformers_model
 from torch import Tensor
 from toys import PIECES, Counter
 
+from latentcomm._core import files
 from latentcomm.hooks.paired_text import PairedStates, PairedTokens, capture_paired, pair_tokens
 from latentcomm.models import Model, encode, wrap_model
 from latentcomm.models.sites import Site
@@ -406,14 +407,14 @@ class TestCapturingPairs:
     ) -> None:
         model = build("llama")
         tokens = pair_tokens(model, model, DOCUMENTS)
-        save, calls = pairing.save_file, itertools.count(1)
+        save, calls = files.save_file, itertools.count(1)
 
-        def full(tensors: Any, path: Path) -> None:
+        def full(tensors: Any, path: Path, **options: Any) -> None:
             if next(calls) == 2:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            save(tensors, path)
+            save(tensors, path, **options)
 
-        monkeypatch.setattr(pairing, "save_file", full)
+        monkeypatch.setattr(files, "save_file", full)
         with pytest.raises(RuntimeError, match="No space left on device"):
             capture_paired(model, model, tokens, checkpoint=tmp_path)
         assert files_in(tmp_path) == ["manifest.json", "sender-00000.safetensors"]

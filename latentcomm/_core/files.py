@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 CHECKSUM = "sha256"
@@ -87,9 +88,11 @@ def write_tensors(
     Raises:
         RuntimeError: the file cannot be written; what was there is still there.
     """
-    from safetensors.torch import save_file
-
-    stored = {name: _apart(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():  # safetensors asks for each in memory of its own
+        plain, owned = tensor.detach().cpu().contiguous(), {each.data_ptr() for each in stored.values()}
+        alone = plain.untyped_storage().nbytes() == plain.nbytes and plain.data_ptr() not in owned
+        stored[name] = plain if alone else plain.clone()
     facts = dict(metadata or {})
     with written_whole(Path(path)) as draft:
         save_file(stored, draft, metadata=facts | {CHECKSUM: _checksum(stored, facts)})
@@ -110,11 +113,6 @@ def read_tensors(path: str | os.PathLike[str], *, device: str = "cpu") -> tuple[
     if expected not in (None, _checksum(tensors, facts)):
         raise ValueError(f"{os.fspath(path)} does not hold what its checksum says; it was changed or damaged")
     return facts, tensors
-
-
-def _apart(tensor: Tensor) -> Tensor:
-    """The tensor in memory of its own, which safetensors asks for; itself where that is so."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
