@@ -237,7 +237,7 @@ class TestOnDisk:
             with pytest.raises(KeyboardInterrupt):
                 self.stored(tmp_path / "part")
         assert files_in(tmp_path / "part") == ["manifest.json", "shard-00000.safetensors"]
-        with pytest.raises(ValueError, match=r"part lacks 2 of its shards; run the same capture again, it goes on"):
+        with pytest.raises(ValueError, match=r"part lacks 2 of its shards; run the same capture again to resume"):
             ActivationStore.open(tmp_path / "part")
         monkeypatch.setattr(
             capturing, "run_to_deepest", lambda *given, **options: runs.append(1) or run(*given, **options)

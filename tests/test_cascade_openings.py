@@ -164,7 +164,7 @@ def test_what_cannot_be_written_is_refused() -> None:
         write_openings(large(), task(), longest=0)
     with pytest.raises(ValueError, match="layer 7 is outside"):
         write_openings(large(), task(), layers=(7,))
-    with pytest.raises(ValueError, match=r"and an opening of 35 exceed the 40 of tiny-llama; ask for a shorter one"):
+    with pytest.raises(ValueError, match=r"and an opening of 35 exceed the 40 of tiny-llama; lower longest or"):
         write_openings(large(), task(), longest=35)
     item = replace(task().items[0], receiver="Alice")
     assert len(write_openings(large(), single(item), longest=39).rows[0]) <= 39

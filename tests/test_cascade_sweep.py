@@ -35,7 +35,7 @@ from latentcomm.experiments.cascade.votes import _vote, held_votes
 from latentcomm.experiments.cost import ModelSize, flops
 from latentcomm.hooks.decode import decode, generate
 from latentcomm.models import Model, encode, recorded_passes
-from latentcomm.tasks import Item
+from latentcomm.tasks import Item, Task
 from latentcomm.tasks.judging import Begins, Contains, Letter, Number
 
 
@@ -260,15 +260,19 @@ class TestControls:
             assert all(trial.large_flops == 0 for trial in votes)
 
     def test_the_majority_of_what_was_found_wins_and_of_equals_the_first(self) -> None:
-        asked = replace(single(Item("x", "s", "r", "s r", ("4",), "")), judge=Number())
-        assert _vote(asked, 0, ["so 5", "so 4", "no idea", "4.0"]).free
-        assert not _vote(asked, 0, ["so 5", "so 4"]).free
-        assert _vote(asked, 0, ["no", "so 4"]).free
+        def vote(judged: Task, replies: list[str]) -> CascadeTrial:
+            drawn = [(reply, 3) for reply in replies]
+            return _vote(judged, 0, drawn, hand_off="text", stop="2", small_flops=1.0)
+
+        numbers = replace(single(Item("x", "s", "r", "s r", ("4",), "")), judge=Number())
+        assert vote(numbers, ["so 5", "so 4", "no idea", "4.0"]).free
+        assert not vote(numbers, ["so 5", "so 4"]).free
+        assert vote(numbers, ["no", "so 4"]).free
         words = replace(single(Item("x", "s", "r", "s r", ("Warsaw",), "")), judge=Contains())
-        said = ["Paris.", "Warsaw!", "It is\nRome", "warsaw", "Oslo", "rome"]
-        assert _vote(words, 0, said[:5]).free  # the wrong ones are not one answer
-        assert not _vote(words, 0, [*said, "Rome", "rome!"]).free
-        nothing = _vote(asked, 0, ["no", "nor this"])
+        replies = ["Paris.", "Warsaw!", "It is\nRome", "warsaw", "Oslo", "rome"]
+        assert vote(words, replies[:5]).free  # the wrong ones are not one answer
+        assert not vote(words, [*replies, "Rome", "rome!"]).free
+        nothing = vote(numbers, ["no", "nor this"])
         assert (nothing.free, nothing.parsed, nothing.reply, nothing.votes) == (False, False, "no", 2)
 
     def test_no_control_stands_at_no_tokens(self, swept: CascadeSweep) -> None:

@@ -74,7 +74,7 @@ class TestTheTable:
             cascade_table(told, groups={"1": "a"})
 
     def test_items_that_differ_or_repeat_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="stands twice"):
+        with pytest.raises(ValueError, match="occurs twice"):
             cascade_table([TRIAL, TRIAL])
         with pytest.raises(ValueError, match="of different items"):
             cascade_table([TRIAL, replace(TRIAL, item="b", stop="9")])

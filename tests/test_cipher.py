@@ -332,7 +332,9 @@ class TestTheChannel:
     def test_a_sender_that_stops_at_once_is_refused_or_silent(self) -> None:
         mute, receiver = build("llama"), model("llama", seed=1)
         mute.__dict__["stop_ids"] = frozenset(range(64))
-        expected = "tiny-llama said nothing of item 'item-0' (8 of 8 messages of the channel cipher are empty); give"
+        expected = (
+            "tiny-llama sent an empty message for item 'item-0' (8 of 8 messages of the channel cipher are empty)"
+        )
         with pytest.raises(ValueError, match=re.escape(expected)):
             Cipher(max_tokens=3).send(mute, TASK, receiver=receiver)
         channel = Cipher(max_tokens=3, allow_empty=True)
@@ -427,5 +429,5 @@ class TestTheSoftDebate:
             self.CHANNEL.send(model("llama"), TASK)
         mute = build("llama")
         mute.__dict__["stop_ids"] = frozenset(range(64))
-        with pytest.raises(ValueError, match="said nothing of item 'item-0'"):
+        with pytest.raises(ValueError, match="sent an empty message for item 'item-0'"):
             replace(self.CHANNEL, allow_empty=False).send(mute, TASK, receiver=model("llama", seed=1))

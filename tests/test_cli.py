@@ -443,7 +443,7 @@ class TestAStoppedRun:
         stopped = run(*job.arguments, "--out", tmp_path)
         assert stopped.exit_code == 130
         assert last_line(stopped.stderr) == (
-            "latentcomm: stopped; what is done is kept, and the same command goes on from there"
+            "latentcomm: interrupted; finished work is saved, and the same command resumes it"
         )
         assert "Traceback" not in stopped.output and "wrote" not in stopped.stdout
         assert all(path.startswith(".unfinished") for path in files_in(tmp_path))
@@ -539,7 +539,7 @@ class TestADiagnosis:
 
         monkeypatch.setattr(grafts, "measure_effects", failing)
         stopped = run(*pages.arguments, "--out", tmp_path)
-        assert stopped.exit_code == 130 and "what is done is kept" in last_line(stopped.stderr)
+        assert stopped.exit_code == 130 and "finished work is saved" in last_line(stopped.stderr)
         assert all(path.startswith(".unfinished") for path in files_in(tmp_path))
         assert run(*pages.arguments, "--out", tmp_path).exit_code == 0
         assert calls.calls == 2

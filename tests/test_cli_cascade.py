@@ -82,7 +82,7 @@ class TestCascade:
 
         monkeypatch.setattr(module, name, stopped)
         result = cascade(pair, tmp_path / "parts")
-        assert result.exit_code == 130 and "goes on from there" in result.output
+        assert result.exit_code == 130 and "the same command resumes it" in result.output
         kept = [each for each in files_in(tmp_path / "parts") if each.startswith(".unfinished")]
         assert kept and kept == files_in(tmp_path / "parts")
         began.append(len(calls))

@@ -90,7 +90,7 @@ class TestCompare:
         stop(monkeypatch, evaluation, "decode", 3)
         stopped = compare(tiny, parts)
         assert stopped.exit_code == 130
-        assert "what is done is kept, and the same command goes on from there" in last_line(stopped.stderr)
+        assert "finished work is saved, and the same command resumes it" in last_line(stopped.stderr)
         after = Counter(evaluation.decode)
         monkeypatch.setattr(evaluation, "decode", after)
         assert compare(tiny, parts).exit_code == 0
@@ -201,7 +201,7 @@ class TestTrain:
         monkeypatch.setattr(learning, "train", lambda *given, **options: real(*given, **(options | {"every": 1})))
         stop(monkeypatch, training, "_update", 2)
         stopped = self.train(tiny, tmp_path / "parts")
-        assert stopped.exit_code == 130 and "goes on from there" in last_line(stopped.stderr)
+        assert stopped.exit_code == 130 and "the same command resumes it" in last_line(stopped.stderr)
         again = Counter(training._update)
         monkeypatch.setattr(training, "_update", again)
         assert self.train(tiny, tmp_path / "parts").exit_code == 0

@@ -58,26 +58,26 @@ def test_digits_need_no_other_encoder_and_every_question_is_in_one_table(reader:
     }  # fmt: skip
     assert str(reader) not in json.dumps(meta)
     assert "colour" in result.stdout and "soft prompt" in result.stdout and "McNemar" in result.stdout
-    assert "probe" in result.stdout and "it has no reader" in " ".join(result.stdout.split())
+    assert "probe" in result.stdout and "it has no receiver" in " ".join(result.stdout.split())
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives(
+def test_after_ctrl_c_the_same_command_resumes_and_gives_the_results_of_one_run(
     reader: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("--vision", eye, "--data", picture_folder(tmp_path / "pictures"))
+    options = ("--vision", eye, "--data", picture_folder(tmp_path / "pictures"))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert crossmodal(reader, whole, *asked).exit_code == 0
+    assert crossmodal(reader, whole, *options).exit_code == 0
     total = Counter(evaluation.decode)
     stop(monkeypatch, evaluation, "decode", 5)
-    stopped = crossmodal(reader, parts, *asked)
-    assert stopped.exit_code == 130 and "the same command goes on from there" in last_line(stopped.stderr)
+    stopped = crossmodal(reader, parts, *options)
+    assert stopped.exit_code == 130 and "the same command resumes it" in last_line(stopped.stderr)
     assert written(parts) == []
     monkeypatch.setattr(evaluation, "decode", total)
-    assert crossmodal(reader, parts, *asked).exit_code == 0
+    assert crossmodal(reader, parts, *options).exit_code == 0
     first, second = (pd.read_csv(each / "c.csv") for each in (whole, parts))
     pd.testing.assert_frame_equal(first, second)
     assert total.calls == 48 - 4  # parts, questions; silence, oracle, the caption twice, the soft prompt four times
-    assert crossmodal(reader, parts, *asked).exit_code == 0
+    assert crossmodal(reader, parts, *options).exit_code == 0
     assert total.calls == 48 - 4
 
 
@@ -85,8 +85,8 @@ def test_what_decides_the_numbers_is_in_the_settings(reader: Path, eye: Path, tm
     place = picture_folder(tmp_path / "pictures")
     (place / "pictures" / "2.png").write_bytes((place / "pictures" / "3.png").read_bytes())
     (place / "pictures" / "5.png").write_text("no picture")
-    told = ("--vision", eye, "--data", place, "--skip-unreadable", "--n-pictures", "14", "--composed")
-    result = crossmodal(reader, tmp_path / "out", *told, "--pooling", "patches", channels="blind")
+    options = ("--vision", eye, "--data", place, "--skip-unreadable", "--n-pictures", "14", "--composed")
+    result = crossmodal(reader, tmp_path / "out", *options, "--pooling", "patches", channels="blind")
     assert result.exit_code == 0, result.output
     settings = json.loads((tmp_path / "out" / "c.meta.json").read_text("utf-8"))["settings"]
     assert settings["skip_unreadable"] is True and settings["n_pictures"] == 14
@@ -115,7 +115,7 @@ def test_a_folder_is_asked_about_other_views_and_new_pictures(reader: Path, eye:
         (("--vision", "nothing/here"), "no vision encoder at nothing/here"),
         (("--channels", "smoke"), "no channel 'smoke' for pictures"),
         (("--block", "9"), "block 9 is outside"),
-        (("--vision", "EYE", "--dtype", "float16"), "encoders see in float32 or bfloat16"),
+        (("--vision", "EYE", "--dtype", "float16"), "encoders run in float32 or bfloat16"),
         (("--name", "a/b"), "give a plain file name"),
     ],
 )
@@ -134,7 +134,7 @@ def test_what_is_wrong_is_one_sentence_and_writes_nothing(
     ("arguments", "sentence"),
     [(("--write-layer", "9"), "layer 9 is outside"), (("--receiver", "nobody/here"), "nobody")],
 )
-def test_who_reads_and_where_is_checked_before_an_encoder_is_trained(
+def test_receiver_and_write_layer_are_checked_before_an_encoder_is_trained(
     arguments: tuple[str, ...], sentence: str, reader: Path, tmp_path: Path
 ) -> None:
     result = crossmodal(reader, tmp_path / "out", *arguments)
@@ -145,7 +145,7 @@ def test_who_reads_and_where_is_checked_before_an_encoder_is_trained(
 def test_a_picture_that_cannot_be_read_is_skipped_only_if_asked(reader: Path, eye: Path, tmp_path: Path) -> None:
     place = picture_folder(tmp_path / "pictures")
     (place / "pictures" / "2.png").write_text("no picture")
-    asked = ("--vision", eye, "--data", place)
-    refused = crossmodal(reader, tmp_path / "out", *asked, channels="blind")
+    options = ("--vision", eye, "--data", place)
+    refused = crossmodal(reader, tmp_path / "out", *options, channels="blind")
     assert refused.exit_code == 1 and "2.png cannot be read" in last_line(refused.stderr)
-    assert crossmodal(reader, tmp_path / "out", *asked, "--skip-unreadable", channels="blind").exit_code == 0
+    assert crossmodal(reader, tmp_path / "out", *options, "--skip-unreadable", channels="blind").exit_code == 0

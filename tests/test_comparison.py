@@ -126,7 +126,7 @@ class TestTheTable:
         some = trials(RIGHT)
         with pytest.raises(ValueError, match="different items"):
             compare_trials(some[:-1])
-        with pytest.raises(ValueError, match="stands twice"):
+        with pytest.raises(ValueError, match="occurs twice"):
             compare_trials([*some, some[0]])
         with pytest.raises(ValueError, match="each a name of its own"):
             compare([Silent(), Silent()], *planted_pair(), planted_task())

@@ -137,7 +137,7 @@ class TestTheSameLabelControl:
 
     def test_a_message_of_nothing_is_refused(self) -> None:
         given = exchange()
-        with pytest.raises(ValueError, match="a message of nothing has no content to exchange"):
+        with pytest.raises(ValueError, match="a message of nothing has no content to shuffle"):
             same_label(replace(given, message=Silent().send(given.sender, REPEATED)))
 
 
@@ -205,7 +205,7 @@ class TestTheOtherControls:
         assert_same_bits(vectors(given.message), before)
 
     @pytest.mark.parametrize(
-        ("name", "lacks"), [("shuffled", "content to exchange"), ("zero", "vectors to"), ("random", "vectors to")]
+        ("name", "lacks"), [("shuffled", "content to shuffle"), ("zero", "vectors to"), ("random", "vectors to")]
     )
     def test_a_message_of_nothing_is_refused(self, name: str, lacks: str) -> None:
         given = exchange()

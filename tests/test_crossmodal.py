@@ -71,9 +71,9 @@ def test_a_picture_shows_what_its_facts_say() -> None:
         pixels = np.asarray(picture.image)
         lit = [bool(pixels[8 * (c // 2) :][:8, 8 * (c % 2) :][:, :8].any()) for c in range(4)]
         assert WORDS[sum(lit)] == picture.facts["count"]
-        said = dict(each.rsplit(" ", 1) for each in picture.caption.split(", ")[1:])
-        assert [said[cell] != "nothing" for cell in CELLS] == lit
-        assert said[picture.facts["cell"]] == picture.facts["there"] != "nothing"
+        word_of = dict(each.rsplit(" ", 1) for each in picture.caption.split(", ")[1:])
+        assert [word_of[cell] != "nothing" for cell in CELLS] == lit
+        assert word_of[picture.facts["cell"]] == picture.facts["there"] != "nothing"
     assert one_digit(halves.fitting, n=5).fingerprint == one_digit(halves.fitting, n=5).fingerprint
     assert one_digit(halves.fitting, n=5).fingerprint != one_digit(halves.fitting, n=5, seed=1).fingerprint
     with pytest.raises(ValueError, match="cannot be drawn"):
@@ -130,20 +130,20 @@ def test_the_whole_job_on_tiny_models_reports_every_channel_and_goes_on_where_it
     assert zeroed == set(table[table["condition"] == "random"]["channel"])
     assert zeroed == {"soft_prompt", "soft_prompt_trained", "graft"}
     assert set(table["chance"]) == {1 / 8}
-    said = table[table["condition"] == "message"].set_index("channel")
-    assert set(said["type"]) == {"identity"} and len(set(said["n"])) == 1
+    rows = table[table["condition"] == "message"].set_index("channel")
+    assert set(rows["type"]) == {"identity"} and len(set(rows["n"])) == 1
     right = [trial.choices for trial in found.trials["countries", "identity", "identity"] if trial.channel == "oracle"]
-    assert said.loc["oracle", "correct"] == sum(map(bool, right))
-    assert said.loc["oracle", "p_shuffled"] != said.loc["oracle", "p_shuffled"]  # it has no message to exchange
+    assert rows.loc["oracle", "correct"] == sum(map(bool, right))
+    assert rows.loc["oracle", "p_shuffled"] != rows.loc["oracle", "p_shuffled"]  # it has no message to shuffle
     for name in ("blind", "caption", "caption_by_map", "caption_by_word", "probe", "random_encoder", "wrong_names"):
-        assert 0 <= said.loc["soft_prompt", f"p_{name}"] <= 1
+        assert 0 <= rows.loc["soft_prompt", f"p_{name}"] <= 1
     assert set(found.chosen["countries"]) == {"block", "write_layer", "random_encoder_block"}
     with recorded_passes() as passes:
         again = cross_modal(vision, receiver, [part()], plan=plan, checkpoint=tmp_path)
     assert [each for each in passes if each.n_new] == []
     assert again.table.equals(found.table)
     assert len(found.trial_table()) == sum(map(len, found.trials.values()))
-    with pytest.raises(ValueError, match="each a name of its own"):
+    with pytest.raises(ValueError, match="each with its own name"):
         cross_modal(vision, receiver, [])
     with pytest.raises(ValueError, match="block 9 is outside"):
         cross_modal(vision, receiver, [part()], plan=Plan(channels=("caption",), block=9))
@@ -182,7 +182,7 @@ def test_items_of_the_commonest_answer_leave_until_all_can_be_exchanged() -> Non
     task = exchangeable(picture_task(pictures, WHERE))
     assert [item.sender for item in task.items] == ["0", "1", "2", "7", "8", "9"]
     assert exchangeable(task) == task
-    with pytest.raises(ValueError, match=r"all 3 pictures asked about in .* have the answer 'Greece'"):
+    with pytest.raises(ValueError, match=r"all 3 test pictures of .* have the answer 'Greece'"):
         exchangeable(replace(task, items=task.items[:3]))
 
 

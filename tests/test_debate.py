@@ -119,7 +119,7 @@ class TestTheRounds:
 
     def test_debaters_of_whom_none_says_a_word_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Model, "decode", lambda self, ids: " ")
-        with pytest.raises(ValueError, match="tiny-llama said nothing of item 'item-0'"):
+        with pytest.raises(ValueError, match="tiny-llama sent an empty message for item 'item-0'"):
             replace(PLAIN, allow_empty=False).send(SENDER, TASK, receiver=RECEIVER)
         message = PLAIN.send(SENDER, TASK, receiver=RECEIVER)
         found = next_token_logits(RECEIVER, PLAIN.receive(RECEIVER, TASK, message))

@@ -380,7 +380,7 @@ class TestSampling:
 class TestBadInput:
     def test_options_out_of_range(self) -> None:
         tiny = model("llama")
-        with pytest.raises(ValueError, match="max_new_tokens is 0; ask for at least 1"):
+        with pytest.raises(ValueError, match="max_new_tokens is 0; give at least 1"):
             generate(tiny, PROMPTS, max_new_tokens=0)
         for options in (
             {"temperature": -1.0},

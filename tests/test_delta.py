@@ -278,7 +278,7 @@ class TestWhereTheTokensStand:
         first = int(DELTAS.send(tiny, TASK).select([0]).parts[0]["ids"][0])  # type: ignore[index]
         tiny.__dict__["stop_ids"] = frozenset([first])
         one = replace(TASK, items=TASK.items[:1])
-        with pytest.raises(ValueError, match="said nothing of item 'Ann'"):
+        with pytest.raises(ValueError, match="sent an empty message for item 'Ann'"):
             DELTAS.send(tiny, one)
         channel = replace(DELTAS, allow_empty=True)
         message = channel.send(tiny, one)

@@ -53,7 +53,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def asked(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+def rows_where(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     """The rows with these values."""
     for name, value in wanted.items():
         table = table[table[name] == value]
@@ -96,7 +96,7 @@ class TestTables:
         assert set(found) == expected and len(found) == len(expected)
         assert len(itself.drift) == len(expected) * (len(DETECTORS) + 1)
         assert set(itself.drift["detector"]) == {COMBINED, *DETECTORS}
-        climbs = asked(itself.healing, fusion="sum", message="random")[["write_layer", "layer"]]
+        climbs = rows_where(itself.healing, fusion="sum", message="random")[["write_layer", "layer"]]
         assert climbs.to_numpy().tolist() == [[0, 0], [0, 1], [0, 2], [1, 1], [1, 2]]
         assert set(itself.calibration["family"]) == {*FAMILIES, "another_layer"}
         assert set(itself.calibration["layer"]) == {0, 1}
@@ -149,7 +149,7 @@ class TestTables:
         assert sorted(found.similarity["sender_layer"].unique()) == [0, 3]
         assert sorted(found.predictability["sender_layer"].unique()) == [0, 2, 4]
         assert sorted(found.effects["write_layer"].unique()) == [0, 2]  # nothing runs after the last block
-        assert sorted(asked(found.healing, write_layer=0)["layer"].unique()) == [0, 2, 4]
+        assert sorted(rows_where(found.healing, write_layer=0)["layer"].unique()) == [0, 2, 4]
 
 
 class TestAModelWithItself:
@@ -163,25 +163,25 @@ class TestAModelWithItself:
 
     def test_gets_nothing_from_its_own_state_but_twice_it_from_a_sum(self, itself: Diagnosis) -> None:
         for fusion in ("replace", "mean", "norm_matched", "orthogonal_residual"):
-            assert asked(itself.effects, fusion=fusion, message="same text")["kl"].max() < 1e-9
-            deviation = asked(itself.healing, fusion=fusion, message="same text")["deviation_high"]
+            assert rows_where(itself.effects, fusion=fusion, message="same text")["kl"].max() < 1e-9
+            deviation = rows_where(itself.healing, fusion=fusion, message="same text")["deviation_high"]
             assert deviation.max() < 1e-5
-        assert asked(itself.effects, fusion="sum", message="same text")["kl"].min() > 1e-6
-        doubled = asked(itself.healing, fusion="sum", message="same text")
+        assert rows_where(itself.effects, fusion="sum", message="same text")["kl"].min() > 1e-6
+        doubled = rows_where(itself.healing, fusion="sum", message="same text")
         at_write = doubled[doubled["layer"] == doubled["write_layer"]]["deviation_median"]
         assert (at_write - 1).abs().max() < 1e-5
 
     def test_the_predictability_residual_of_its_own_state_is_small(self, itself: Diagnosis) -> None:
         moved = [
-            asked(itself.effects, fusion="predictability_residual", message=message)["kl"].median()
+            rows_where(itself.effects, fusion="predictability_residual", message=message)["kl"].median()
             for message in ("same text", "other text")
         ]
         assert moved[0] < 1e-3 < moved[1]
 
     def test_another_text_or_noise_is_seen(self, itself: Diagnosis) -> None:
         for message in ("other text", "random"):
-            assert asked(itself.effects, fusion="replace", message=message)["kl"].median() > 0.1
-        noise = asked(itself.drift, fusion="replace", message="random", detector=COMBINED)["percentile"]
+            assert rows_where(itself.effects, fusion="replace", message=message)["kl"].median() > 0.1
+        noise = rows_where(itself.drift, fusion="replace", message="random", detector=COMBINED)["percentile"]
         assert noise.median() > 0.95
 
     def test_two_loads_of_the_same_weights_are_one_model(self, itself: Diagnosis) -> None:
@@ -206,27 +206,27 @@ class TestAPairThatDiffersByARotation:
         assert not turned.cells["by_depth"].any()
 
     def test_the_fitted_map_carries_the_message_over(self, turned: Diagnosis) -> None:
-        same = asked(turned.effects, fusion="replace", message="same text")["kl"]
-        other = asked(turned.effects, fusion="replace", message="other text")["kl"]
+        same = rows_where(turned.effects, fusion="replace", message="same text")["kl"]
+        other = rows_where(turned.effects, fusion="replace", message="other text")["kl"]
         assert same.max() < 1e-3 < 0.1 < other.median()
 
     def test_without_a_map_the_same_message_is_noise(self, turned: Diagnosis) -> None:
         found = diagnose(*rotated_pair(), corpus=corpus(), size=SMALL, aligner=None, fusions={"replace": Replace()})
-        assert asked(found.effects, message="same text")["kl"].median() > 0.1
-        assert asked(found.drift, message="same text", detector=COMBINED)["percentile"].median() > 0.9
+        assert rows_where(found.effects, message="same text")["kl"].median() > 0.1
+        assert rows_where(found.drift, message="same text", detector=COMBINED)["percentile"].median() > 0.9
         assert found.recommended == ()
 
     def test_is_recommended_for_what_it_is(self, turned: Diagnosis) -> None:
         best = {one.fusion: one for one in turned.recommended}["replace"]
         assert best.read == best.write
-        assert "gives 100% of the receiver's" in best.reason and "what the message says" in best.reason
+        assert "gives 100% of the receiver's" in best.reason and "the next token depends on the message" in best.reason
 
     def test_another_aligner_may_fit_the_map(self) -> None:
         def procrustes(source: Any, target: Any, *, folds: int, groups: Any, seed: int) -> Any:
             return fit_procrustes(source, target)
 
         found = diagnose(*rotated_pair(), corpus=corpus(), size=SMALL, aligner=procrustes, fusions={"mean": Mean()})
-        assert asked(found.effects, message="same text")["kl"].max() < 1e-6
+        assert rows_where(found.effects, message="same text")["kl"].max() < 1e-6
         assert "procrustes" in found.settings["aligner"]
 
 
@@ -437,14 +437,14 @@ class TestWhatIsRefused:
         return str(caught.value)
 
     def test_too_few_documents(self) -> None:
-        said = self.refused(corpus=corpus(23))
-        assert said.startswith("words.txt holds 23 documents") and "at least 24" in said
+        message = self.refused(corpus=corpus(23))
+        assert message.startswith("words.txt holds 23 documents") and "at least 24" in message
 
     def test_documents_too_short_for_a_reference(self) -> None:
         assert "capture" in self.refused(corpus=corpus(24, words=5))
 
     def test_no_fusion(self) -> None:
-        assert "no fusion is named" in self.refused(fusions={})
+        assert "there is no fusion" in self.refused(fusions={})
 
     def test_a_corpus_that_is_not_there(self, tmp_path: Path) -> None:
         assert "there is no corpus" in self.refused(corpus=tmp_path / "nothing.txt")

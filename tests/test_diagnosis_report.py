@@ -1,4 +1,4 @@
-"""What a reader is told of a diagnosis: the page, its warnings each with its cause, and which cells are named."""
+"""The report of a diagnosis: the page, its warnings each with its cause, and the recommended cells."""
 
 import json
 import re
@@ -74,9 +74,9 @@ class TestThePage:
         words = Tags((out / "report.html").read_text("utf-8")).words
         for model in found.models.values():
             assert model["name"] in words and model["fingerprint"][:16] in words and str(model["d_model"]) in words
-        for said in ("In short", "Cells to try first", "attention sinks", "float64", "words.txt", "seed", *PACKAGES):
-            assert said in words, said
-        assert words.count("How to read it") == words.count("What it does not tell") - 1 >= 5
+        for phrase in ("In short", "Cells to try first", "attention sinks", "float64", "words.txt", "seed", *PACKAGES):
+            assert phrase in words, phrase
+        assert words.count("How to read it") == words.count("What it does not show") - 1 >= 5
         assert "not a test of usefulness" in words
         for one in found.recommended:
             assert one.reason[1:] in words
@@ -132,8 +132,8 @@ class TestThePage:
         own = float(same["flagged_own"].mean())
         assert found.settings["own_states_flagged"] == pytest.approx(own)
         words = Tags((out / "report.html").read_text("utf-8")).words
-        assert f"the receiver's own states at the same places: {own:.0%}" in words
-        assert f"of its own at the same places {own:.0%} are" in words
+        assert f"the receiver's own states at the same positions: {own:.0%}" in words
+        assert f"of its own at the same positions {own:.0%} are" in words
 
     def test_says_how_often_the_next_token_changes(self, pair: tuple[Diagnosis, Path]) -> None:
         effects = pair[0].effects
@@ -204,59 +204,59 @@ class TestWarnings:
             x, y, document=torch.arange(500) // 20, sender_position=places, receiver_position=places, seed=0
         )
 
-    def said(self, rows: Rows, *, model: Model | None = None, cells: tuple[Cell, ...] = (), **changes: Any) -> str:
+    def warnings(self, rows: Rows, *, model: Model | None = None, cells: tuple[Cell, ...] = (), **changes: Any) -> str:
         model = model or tiny.model("llama")
         found = warn(rows, model, model, replace(CLEAN, **changes), cells)
         assert len(found) <= 1
         return "".join(found)
 
     def test_a_pair_without_a_flaw_gets_none(self, rows: Rows) -> None:
-        assert self.said(rows, cells=(Cell(0, 0, 0.5, 0.0, False),)) == ""
+        assert self.warnings(rows, cells=(Cell(0, 0, 0.5, 0.0, False),)) == ""
 
     def test_identical_models(self, rows: Rows) -> None:
-        assert "the same model" in self.said(rows, identical=True)
+        assert "the same model" in self.warnings(rows, identical=True)
 
     def test_tokenizers_that_differ_with_the_share_of_rows(self, rows: Rows) -> None:
-        said = self.said(rows, one_vocabulary=False, n_paired=400)
-        assert "tokenizers differ" in said and "400 rows" in said and "80%" in said
+        text = self.warnings(rows, one_vocabulary=False, n_paired=400)
+        assert "tokenizers differ" in text and "400 rows" in text and "80%" in text
 
     def test_few_rows_for_the_width(self, rows: Rows) -> None:
-        said = self.said(rows, model=tiny.model("llama", d_model=64))
-        assert "Few rows for the width" in said and f"{int(rows.fit.sum())} rows" in said and "64 wide" in said
+        text = self.warnings(rows, model=tiny.model("llama", d_model=64))
+        assert "Few rows for the width" in text and f"{int(rows.fit.sum())} rows" in text and "64 wide" in text
 
     @pytest.mark.parametrize("side", ["sender", "receiver"])
     def test_massive_activations_with_their_side_and_number(self, side: str) -> None:
         x, y = tiny.states(2, 500, 32, dtype=torch.float32), tiny.states(3, 500, 32, seed=1, dtype=torch.float32)
         (x if side == "sender" else y)[1, 7] *= 100
-        said = self.said(self.of(x, y), model=replace(tiny.model("llama"), name="~/somewhere/tiny-llama"))
-        assert f"Massive activations in the {side} (tiny-llama)" in said and "1 row is more than 5 times" in said
+        text = self.warnings(self.of(x, y), model=replace(tiny.model("llama"), name="~/somewhere/tiny-llama"))
+        assert f"Massive activations in the {side} (tiny-llama)" in text and "1 row is more than 5 times" in text
 
     def test_a_sink_at_the_first_position_is_expected(self) -> None:
         x = tiny.states(2, 500, 32, dtype=torch.float32)
         x[:, ::20] *= 100
         rows = self.of(x)
-        assert self.said(rows) == "" and rows.left_out == 25
+        assert self.warnings(rows) == "" and rows.left_out == 25
 
     def test_processed_weights(self, rows: Rows) -> None:
         processed = tiny.build("llama")
         processed.hooked.enable_compatibility_mode(disable_warnings=True)
-        assert "weights are processed" in self.said(rows, model=processed)
+        assert "weights are processed" in self.warnings(rows, model=processed)
 
-    def test_fewer_documents_than_asked_for(self, rows: Rows) -> None:
-        assert "25 documents where 96 were asked for" in self.said(rows, documents_asked=96)
+    def test_fewer_documents_than_requested(self, rows: Rows) -> None:
+        assert "25 documents where 96 were requested" in self.warnings(rows, documents_asked=96)
 
-    def test_fewer_prompts_than_asked_for(self, rows: Rows) -> None:
-        assert "only 3 held-out prompts of 24" in self.said(rows, items_asked=24)
+    def test_fewer_prompts_than_requested(self, rows: Rows) -> None:
+        assert "only 3 held-out prompts of 24" in self.warnings(rows, items_asked=24)
 
     def test_real_states_that_are_flagged_too_often(self, rows: Rows) -> None:
-        said = self.said(rows, flagged_own=0.17, items=24, items_asked=24)  # 4 of 24 are one in forty by chance
-        assert "17% of the receiver's own states" in said and "24 prompts" in said
-        assert self.said(rows, flagged_own=0.16, items=24, items_asked=24) == ""
-        assert self.said(rows, flagged_own=0.3, items=6, items_asked=6) == ""
+        text = self.warnings(rows, flagged_own=0.17, items=24, items_asked=24)  # 4 of 24 are one in forty by chance
+        assert "17% of the receiver's own states" in text and "24 prompts" in text
+        assert self.warnings(rows, flagged_own=0.16, items=24, items_asked=24) == ""
+        assert self.warnings(rows, flagged_own=0.3, items=6, items_asked=6) == ""
 
     def test_layers_that_nothing_predicts(self, rows: Rows) -> None:
-        said = self.said(rows, cells=(Cell(0, 0, 0.5, 0.0, False), Cell(0, 2, -0.1, 0.0, True)))
-        assert "after layer 2 better" in said
+        text = self.warnings(rows, cells=(Cell(0, 0, 0.5, 0.0, False), Cell(0, 2, -0.1, 0.0, True)))
+        assert "after layer 2 better" in text
 
     def test_a_run_warns_of_what_it_found(self, itself: tuple[Diagnosis, Path], pair: tuple[Diagnosis, Path]) -> None:
         assert ["same model" in one for one in itself[0].warnings] == [True]

@@ -392,7 +392,7 @@ class TestTheCheckpoint:
         tiny = build("llama")
         plain = evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
         with tiny.hooked.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: -value)]):
-            with pytest.raises(ValueError, match="hooks attached cannot be kept"):
+            with pytest.raises(ValueError, match="hooks attached cannot be saved"):
                 evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
             assert evaluate(Silent(), tiny, tiny, TASK) != plain
 
@@ -502,7 +502,7 @@ class TestSummaries:
             summarise(self.SILENT + some)
 
     def test_two_channels_of_one_name_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="item 'item 0' stands twice under replace, message"):
+        with pytest.raises(ValueError, match="item 'item 0' occurs twice under replace, message"):
             summarise([*self.ALL, *trials("replace", "message", "1", "0")])
 
     def test_every_metric_is_there_for_an_evaluated_channel(self) -> None:

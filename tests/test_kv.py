@@ -267,7 +267,7 @@ class TestRefusals:
         raw = transformers_model("llama")
         raw.config.rope_parameters = {**raw.config.rope_parameters, "rope_theta": 500.0}
         other, channel = wrap_model(raw, tokenizer(), name="faster"), KeyValues()
-        with pytest.raises(ValueError, match=r"faster tells positions .* rope_theta 500.0.* than tiny-llama"):
+        with pytest.raises(ValueError, match=r"faster encodes positions .* rope_theta 500.0.* than tiny-llama"):
             channel.receive(model("llama"), TASK, channel.send(other, TASK))
 
     @needs_hooked_transformer

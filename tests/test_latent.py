@@ -100,7 +100,7 @@ class TestTheMessage:
             said.receive(tiny, TASK, Message(states(8, 32), "a vector"))
         ended = build("llama")
         ended.hooked.original_model.generation_config.eos_token_id = list(range(64))
-        with pytest.raises(ValueError, match="wrote nothing for item 'item-0'"):
+        with pytest.raises(ValueError, match="generated an empty plan for item 'item-0'"):
             said.send(ended, TASK)
 
 

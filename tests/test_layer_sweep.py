@@ -711,7 +711,7 @@ class TestBadInput:
     def test_a_checkpoint_of_a_model_with_hooks_attached(self, tmp_path: Path) -> None:
         tiny = model("llama")
         with tiny.hooked.hooks(fwd_hooks=[(Site(0).hook_name, lambda value, hook: 2 * value)]):
-            self.refused("a sweep of a model with hooks attached cannot be kept", checkpoint=tmp_path)
+            self.refused("a sweep of a model with hooks attached cannot be saved", checkpoint=tmp_path)
             hooked = sweep_layers(tiny, tiny, **TWO, fusion=Mean())
         plain = sweep_layers(tiny, tiny, **TWO, fusion=Mean())
         assert hooked.logits is not None and plain.logits is not None
@@ -764,7 +764,7 @@ class TestScoring:
     def test_top_tokens_are_scored_beside_the_choices(self) -> None:
         swept = self.sweep()
         assert swept.top_token_correct([" Peru", " Italy"]).tolist() == [[[0, 0], [1, 0]], [[1, 1], [0, 0]]]
-        with pytest.raises(ValueError, match="kept no top tokens; run it with top_token=True"):
+        with pytest.raises(ValueError, match="saved no top tokens; run it with top_token=True"):
             self.sweep(top_token=None).top_token_correct([" Peru", " Italy"])
 
     def test_answers_that_fit_no_item_are_refused(self) -> None:

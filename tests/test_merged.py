@@ -218,7 +218,7 @@ class TestSeveralSenders:
 
     def test_an_item_without_the_text_is_refused_by_name(self) -> None:
         channel = Activation("a", READ, WRITE, TaskArithmetic(), others=(FurtherSender(text=2),))
-        with pytest.raises(ValueError, match="item 'item-0' has 1 texts for further senders and text 2 was asked for"):
+        with pytest.raises(ValueError, match="item 'item-0' has 1 texts for further senders and text 2 was requested"):
             channel.send(model("llama"), TASK)
         with pytest.raises(ValueError, match="text is -1; 0 is the sender's own text"):
             FurtherSender(text=-1)

@@ -68,9 +68,9 @@ class TestWhatItHolds:
         assert not Message(None, "ids", parts=({"ids": torch.arange(2)},)).is_silent
 
     def test_contents_of_different_numbers_of_items_are_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"speaks of \[2, 3\] items at once"):
+        with pytest.raises(ValueError, match=r"contents for \[2, 3\] items"):
             Message(VECTORS, "by hand", texts=("a", "b"))
-        with pytest.raises(ValueError, match=r"speaks of \[1, 3\] items at once"):
+        with pytest.raises(ValueError, match=r"contents for \[1, 3\] items"):
             Message(None, "by hand", texts=TEXTS, parts=PARTS[:1])
 
     @pytest.mark.parametrize("kind", KINDS)

@@ -212,7 +212,7 @@ class TestPairingTokens:
         assert rows_of(pair_tokens(slow, slow, ["abc", "d"])) == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (1, 0, 0)]
         assert len(pair_tokens(slow, with_tokenizer(letters(), seed=1), ["abc"])) == 3
         with pytest.raises(
-            ValueError, match=r"the tokenizer of tiny-1 \(Letters\) does not tell which characters .* fast"
+            ValueError, match=r"the tokenizer of tiny-1 \(Letters\) does not give character offsets .* fast"
         ):
             pair_tokens(with_tokenizer(tiny.tokenizer()), with_tokenizer(letters(), seed=1), ["abc"])
 

@@ -1,4 +1,4 @@
-"""A part keeps what is fitted on from what is asked about: by group, by look, and by what pictures are made of."""
+"""A part separates fitting from test pictures: by group, by pixels, and by the sources of composed pictures."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def test_a_part_with_equal_pictures_on_both_sides_is_refused() -> None:
         Part("bad", PictureSet("x", (one,)), PictureSet("x", (other, same)), QUESTION)
 
 
-def test_an_encoder_without_a_class_token_is_read_by_its_patches_and_that_is_said(
+def test_an_encoder_without_a_class_token_is_read_by_its_patches_and_that_is_reported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     parts = digit_parts(n_fitting=8, n_composed=8, n_testing=4)

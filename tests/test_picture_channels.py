@@ -40,7 +40,7 @@ TASK = picture_task(PICTURES, WHERE)
 
 
 def planted(receiver: Any, n: int, *, width: int = 40, seed: int = 0) -> tuple[torch.Tensor, PictureSet, torch.Tensor]:
-    """Vectors in which the embedding of each caption lies behind a random linear map, their pictures, and that map."""
+    """Vectors in which the embedding of each caption is mapped by a random linear map, their pictures, and that map."""
     pictures = country_pictures(n)
     target = caption_embeddings(receiver, [each.caption for each in pictures], n_tokens=1)
     hidden = states(width, receiver.d_model, seed=5, dtype=torch.float32)
@@ -78,7 +78,7 @@ def test_a_number_is_right_in_words_and_as_a_numeral_and_chosen_in_words() -> No
         (lambda: picture_task(PICTURES, replace(WHERE, answers=("Greece",))), "at least two"),
         (lambda: PictureSet("none", ()), "has no pictures"),
         (lambda: PictureSet("two", (PICTURES["1"], PICTURES["1"])), "two pictures with the id '1'"),
-        (lambda: PictureSet("one", (PICTURES["1"],)).split(seed=0), "no pairs on one side"),
+        (lambda: PictureSet("one", (PICTURES["1"],)).split(seed=0), "no pictures on one side"),
         (lambda: PICTURES.split(seed=0, fraction=1.0), "between 0 and 1"),
         (lambda: PICTURES["nobody"], "there is no picture 'nobody'"),
         (lambda: Picture("", noise(0), "x"), "give it an id"),
@@ -100,17 +100,17 @@ def test_a_split_keeps_groups_whole_and_holds_every_picture_once() -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
 @pytest.mark.parametrize("template", ["raw", "chat"])
-def test_the_embeddings_of_a_caption_are_heard_as_its_words(architecture: str, template: Any) -> None:
+def test_the_embeddings_of_a_caption_give_the_logits_of_its_text(architecture: str, template: Any) -> None:
     receiver = model(architecture)
     task = picture_task(PICTURES, WHERE, template=template)
     exact = caption_embeddings(receiver, [PICTURES[item.sender].caption for item in task.items], n_tokens=1)
     soft = in_words_place(receiver, task, exact[:, None])
     words = Skyline().receive(receiver, task, Message(None, "nothing"))
     assert_same_bits(soft.prompts.lengths, words.prompts.lengths)
-    heard = next_token_logits(receiver, words)
-    assert torch.allclose(next_token_logits(receiver, soft), heard, rtol=0, atol=1e-5)
+    expected = next_token_logits(receiver, words)
+    assert torch.allclose(next_token_logits(receiver, soft), expected, rtol=0, atol=1e-5)
     other = next_token_logits(receiver, in_words_place(receiver, task, exact.roll(1, 0)[:, None]))
-    assert (other - heard).abs().max() > 0.01
+    assert (other - expected).abs().max() > 0.01
 
 
 def test_a_planted_map_is_found_on_held_out_pictures_and_a_random_one_is_not() -> None:
@@ -153,7 +153,7 @@ def test_captions_of_unequal_length_are_filled_with_full_stops() -> None:
     assert_same_bits(filled[0, 1:], table[stop].expand(3, -1))
     assert_same_bits(filled[1], table[encode(receiver, [" Greece is the country"]).ids(0)])
     assert torch.allclose(caption_embeddings(receiver, captions)[1], filled[1].mean(0), atol=1e-6)
-    with pytest.raises(ValueError, match="has 4 tokens and there are 2 places"):
+    with pytest.raises(ValueError, match="has 4 tokens, more than n_tokens 2"):
         caption_embeddings(receiver, captions, n_tokens=2)
 
 
@@ -204,7 +204,7 @@ def test_a_caption_word_by_word_says_what_no_picture_was_called() -> None:
     assert NearestLabel(say.mapping, known, tuple(captions))(new)[0] in captions  # which whole captions cannot say
     with pytest.raises(ValueError, match="1 tokens of"):
         NearestWords(say.mapping, receiver, places[:1])
-    with pytest.raises(ValueError, match="no token may stand"):
+    with pytest.raises(ValueError, match="no candidate tokens"):
         NearestWords(say.mapping, receiver, (*places[:2], ()))
 
 
@@ -217,9 +217,11 @@ def test_channels_run_in_the_evaluation_with_their_shuffled_message() -> None:
     assert {trial.message_bytes for trial in trials} == {16 * 4}
     assert all(trial.sender_flops > 0 for trial in trials)
     caption = Caption("caption", EYE, NearestPicture(vectors, tuple(each.caption for each in PICTURES)))
-    said = caption.send(receiver, TASK)
-    assert said.texts == tuple(each.caption for each in PICTURES)  # the nearest of the pictures is the picture itself
-    assert said.made_by["fingerprint"] == EYE.vision.fingerprint
+    message = caption.send(receiver, TASK)
+    assert message.texts == tuple(
+        each.caption for each in PICTURES
+    )  # the nearest of the pictures is the picture itself
+    assert message.made_by["fingerprint"] == EYE.vision.fingerprint
 
 
 class Elsewhere(AffineMap):

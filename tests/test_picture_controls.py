@@ -43,7 +43,7 @@ def test_exchanged_names_keep_pictures_of_one_name_together_and_none_keeps_its_o
     assert {new for _, new in pairs} == set(COUNTRIES)
     assert [each.facts for each in found] == [each.facts for each in pictures]
     assert [each.caption for each in renamed(pictures, seed=1)] != [each.caption for each in found]
-    with pytest.raises(ValueError, match="no name can be exchanged"):
+    with pytest.raises(ValueError, match="no name can be permuted"):
         renamed(PictureSet("same", tuple(replace(each, caption="x") for each in pictures)), seed=0)
 
 
@@ -103,9 +103,9 @@ def planted_part(n: int = 64) -> tuple[Part, torch.Tensor]:
     given = part(n)
     target = caption_embeddings(model("llama"), [each.caption for each in given.fitting], n_tokens=1)
     rows = len(given.fitting)
-    told = target / target.std() + 0.1 * states(rows, target.shape[1], dtype=torch.float32)
-    others = [states(*told.shape, seed=seed, dtype=torch.float32) for seed in (1, 2)]
-    return given, torch.stack([others[0], told, others[1]])
+    informative = target / target.std() + 0.1 * states(rows, target.shape[1], dtype=torch.float32)
+    others = [states(*informative.shape, seed=seed, dtype=torch.float32) for seed in (1, 2)]
+    return given, torch.stack([others[0], informative, others[1]])
 
 
 def test_the_block_that_tells_names_is_chosen() -> None:
@@ -152,7 +152,7 @@ def test_a_choice_without_pictures_to_choose_on_names_the_remedy() -> None:
     pictures = country_pictures(8)
     two = PictureSet("two", tuple(replace(each, group=f"g{int(each.id) % 2}") for each in pictures))
     small = Part("two", two, PictureSet("t", (Picture("t", noise(9), "Peru", {"identity": "Peru"}),)), (WHERE,))
-    with pytest.raises(ValueError, match=r"has 2 groups of fitting pictures.*give both the block and the write layer"):
+    with pytest.raises(ValueError, match=r"has 2 groups of fitting pictures.*or both the block and the write layer"):
         choose_block(states(3, 8, 16), model("llama"), small, n_tokens=1)
 
 
@@ -253,7 +253,7 @@ def test_two_plans_on_one_checkpoint_do_not_share_maps(change: Mapping[str, Any]
     assert not equal_to_rounding(alone[0], first[0], terms=forward_terms(receiver))
 
 
-def test_rules_of_fitting_are_in_the_key_of_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_of_fitting_are_in_the_key_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(channels=("caption",))
     Fitted(sender(), reader(), part(24), plan, tmp_path).channels()
     Fitted(sender(), reader(), part(24), plan, tmp_path).channels()
@@ -262,7 +262,7 @@ def test_rules_of_fitting_are_in_the_key_of_what_is_kept(tmp_path: Path, monkeyp
         rules = [*fitted.FITTING_RULES]
         rules[number] = (0.5,) if isinstance(rule, tuple) else rule / 2
         monkeypatch.setattr(fitted, "FITTING_RULES", tuple(rules))
-        assert len({Fitted(sender(), reader(), part(24), plan, tmp_path)._kept.folder, *tmp_path.iterdir()}) == 2
+        assert len({Fitted(sender(), reader(), part(24), plan, tmp_path)._cache.folder, *tmp_path.iterdir()}) == 2
 
 
 def test_training_on_other_pictures_starts_from_wrong_names_and_sees_no_picture_with_its_own_vector(

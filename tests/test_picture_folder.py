@@ -1,4 +1,4 @@
-"""A folder of pictures with a table becomes parts that keep names apart; what is wrong with it is said."""
+"""A folder of pictures with a table becomes parts that separate names; errors in the table are reported."""
 
 import json
 from dataclasses import replace
@@ -40,15 +40,15 @@ def test_csv_and_json_say_the_same_and_lists_are_answers_of_equal_worth(tmp_path
 
 def test_questions_are_those_of_the_columns_that_can_be_answered_in_two_ways(tmp_path: Path) -> None:
     pictures = read_folder(folder(tmp_path))
-    asked = folder_questions(pictures)
-    assert [(each.name, each.type) for each in asked] == [
+    questions = folder_questions(pictures)
+    assert [(each.name, each.type) for each in questions] == [
         ("name", "identity"), ("capital", "identity"), ("region", "category"),
     ]  # fmt: skip
-    assert asked[2].answers == ("north", "south")
+    assert questions[2].answers == ("north", "south")
     assert all(column == question.fact for column, question in COLUMN_QUESTIONS.items())
     own = folder_questions(pictures, [Question("category", "It lies in the", "region")])
     assert own[0].answers == ("north", "south")
-    with pytest.raises(ValueError, match="answer no question in two ways"):
+    with pytest.raises(ValueError, match="have two different answers to no question"):
         folder_questions(pictures, [Question("colour", "Its colour is", "colour")])
 
 
@@ -73,7 +73,7 @@ def test_no_view_is_on_both_sides_and_of_new_pictures_no_name(tmp_path: Path) ->
     assert new.questions[0].answers == tuple(sorted(row["name"] for row in ROWS))
 
 
-def test_of_pictures_that_look_the_same_one_is_kept_and_the_others_are_told(
+def test_of_equal_pictures_one_remains_and_the_others_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = folder(tmp_path / "flags")
@@ -83,7 +83,7 @@ def test_of_pictures_that_look_the_same_one_is_kept_and_the_others_are_told(
     noise(1, 24, 16).save(place / "pictures" / "6.png")
     pictures = read_folder(place)
     assert set(pictures.left_out) == {"France", "Cuba", "Spain"}
-    assert "left out 3 of 16 pictures" in (told := capsys.readouterr().err) and "France" in told
+    assert "left out 3 of 16 pictures" in (printed := capsys.readouterr().err) and "France" in printed
     names = [each.facts["name"] for each in pictures]
     assert {"Peru", "Italy"} <= set(names) and len(names) == 13
     assert len({each.image.tobytes() for each in pictures}) == 13
@@ -106,18 +106,18 @@ def test_what_is_counted_is_there_as_often_and_no_name_on_both_sides(tmp_path: P
 
 
 @pytest.mark.parametrize("make", [counted_part, recoloured_part])
-def test_of_composed_pictures_every_thing_is_asked_about_once_and_is_its_group(make: Any, tmp_path: Path) -> None:
+def test_of_composed_pictures_every_thing_is_tested_once_and_is_its_group(make: Any, tmp_path: Path) -> None:
     pictures = read_folder(folder(tmp_path))
     part = make(pictures, n_fitting=30, n_testing=100)
-    asked = [each.facts["name"] for each in part.testing]
-    assert len(set(asked)) == len(asked) == 5  # of sixteen things three tenths, each once
+    names = [each.facts["name"] for each in part.testing]
+    assert len(set(names)) == len(names) == 5  # of sixteen things three tenths, each once
     assert len(part.fitting) == 30 and len({each.group for each in part.fitting}) == 11
     assert all(each.group == f"name {each.facts['name']}" for each in (*part.fitting, *part.testing))
     assert make(pictures, n_fitting=30, n_testing=100).fitting.fingerprint == part.fitting.fingerprint
     assert make(pictures, n_fitting=30, n_testing=100, seed=1).fitting.fingerprint != part.fitting.fingerprint
 
 
-def test_the_colour_that_is_asked_is_drawn_and_seen_and_no_name_says_it(tmp_path: Path) -> None:
+def test_the_colour_in_question_is_drawn_and_visible_and_no_name_contains_it(tmp_path: Path) -> None:
     rows = [*ROWS, {"file": "16.png", "name": "red Apple"}, {"file": "17.png", "name": "apple"}]
     part = recoloured_part(read_folder(folder(tmp_path, rows)), n_fitting=120, n_testing=20)
     (question,) = part.questions
@@ -144,7 +144,7 @@ def test_the_colour_that_is_asked_is_drawn_and_seen_and_no_name_says_it(tmp_path
     assert {each.facts["name"] for each in (*part.fitting, *part.testing)} >= {"apple", "Peru"}
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_skipped_only_if_asked(
+def test_a_picture_that_cannot_be_read_is_reported_and_skipped_only_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = folder(tmp_path)
@@ -176,7 +176,7 @@ def test_a_folder_without_a_table_or_with_a_broken_one_is_refused(tmp_path: Path
     (tmp_path / "table.json").write_text("[{", "utf-8")
     with pytest.raises(ValueError, match="cannot be read as a table"):
         read_table(tmp_path)
-    with pytest.raises(ValueError, match="leave none to ask about"):
+    with pytest.raises(ValueError, match="leaves no view for testing"):
         folder_parts(folder(tmp_path / "whole"), n_views=1)
     with pytest.raises(ValueError, match="which the caption"):
         read_folder(tmp_path / "whole", caption="{colour}")
@@ -190,18 +190,19 @@ def test_a_question_that_one_side_cannot_answer_is_left_out_of_the_part_and_name
 ) -> None:
     full = read_folder(folder(tmp_path))
     _, new = full.split(seed=0, fraction=0.7)
-    told = {new.pictures[0].id: {"capital": "Lima"}} | {
+    some_facts = {new.pictures[0].id: {"capital": "Lima"}} | {
         each.id: {"capital": f"{each.id} city"} for each in full if each.id not in {other.id for other in new}
     }  # of the new pictures one alone has a capital
     facts = {
-        each.id: {"name": each.facts["name"], "region": each.facts["region"], **told.get(each.id, {})} for each in full
+        each.id: {"name": each.facts["name"], "region": each.facts["region"], **some_facts.get(each.id, {})}
+        for each in full
     }
     some = replace(full, pictures=tuple(replace(each, facts=facts[each.id]) for each in full))
     others, unseen = folder_parts(some)
     assert [each.name for each in others.questions] == ["name", "capital", "region"]
     assert [each.name for each in unseen.questions] == ["name", "region"]
-    assert "new pictures: not asked for capital" in capsys.readouterr().err
-    alone = replace(full, pictures=tuple(replace(each, facts=told.get(each.id, {})) for each in full))
+    assert "new pictures: left out the questions capital" in capsys.readouterr().err
+    alone = replace(full, pictures=tuple(replace(each, facts=some_facts.get(each.id, {})) for each in full))
     with pytest.raises(ValueError, match="no question has answers on both sides"):
         folder_parts(alone)
 

@@ -1,4 +1,4 @@
-"""Nothing is fitted or chosen on a picture that is asked about, nor chosen on one that was fitted on."""
+"""Nothing is fitted or chosen on a test picture, nor chosen on one that was fitted on."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,7 +34,7 @@ def reader() -> Any:
 
 
 class Spy:
-    """Calls the function that it stands for and keeps what it was given."""
+    """Calls the function that it replaces and records the arguments."""
 
     def __init__(self, patch: pytest.MonkeyPatch, module: Any, name: str) -> None:
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -88,10 +88,10 @@ def test_a_write_layer_is_chosen_on_fitting_pictures_that_its_maps_were_not_fitt
     fit, judged = Spy(monkeypatch, choosing, "fit_vision_graft"), Spy(monkeypatch, choosing, "picture_task")
     choosing.choose_write_layer(vision, vectors, reader(), given, 1)
     (((rows, inner, *_), _),) = fit.calls
-    asked = {item.sender for task in judged.results for item in task.items}
+    tested = {item.sender for task in judged.results for item in task.items}
     known = {each.id for each in inner}
-    assert asked and known and not asked & known
-    assert asked | known <= {each.id for each in given.fitting}
+    assert tested and known and not tested & known
+    assert tested | known <= {each.id for each in given.fitting}
     own = dict(zip((each.id for each in given.fitting), vectors, strict=True))
     assert_same_bits(rows, torch.stack([own[each.id] for each in inner]))
 
@@ -119,8 +119,8 @@ def test_a_graft_of_wrong_names_is_fitted_to_what_other_names_are_heard_as() -> 
     whole = Fitted(sender(), reader(), given, plan)
     _, own, control = whole.channels()
     assert isinstance(own, VisionGraft) and isinstance(control, VisionGraft)
-    asked = (whole.vectors, given.fitting, given.questions, whole.receiver, [Site(1)])
-    wrong = fit_vision_graft(*asked, shuffled=plan.seed, seed=plan.seed)[Site(1)]["identity"]
+    arguments = (whole.vectors, given.fitting, given.questions, whole.receiver, [Site(1)])
+    wrong = fit_vision_graft(*arguments, shuffled=plan.seed, seed=plan.seed)[Site(1)]["identity"]
     assert_same_bits(control.maps["identity"].weight, wrong.weight)
     assert not torch.allclose(control.maps["identity"].weight, own.maps["identity"].weight)
 
@@ -141,7 +141,7 @@ def test_the_graft_of_an_untrained_encoder_has_its_weights_block_and_map() -> No
 @pytest.mark.parametrize(
     "change", [{"block": 2}, {"write_layer": 0}, {"captions": ("Peru Italy",)}], ids=lambda change: next(iter(change))
 )
-def test_places_and_captions_are_in_the_key_of_what_is_kept(change: dict[str, Any], tmp_path: Path) -> None:
+def test_places_and_captions_are_in_the_key_of_the_cache(change: dict[str, Any], tmp_path: Path) -> None:
     receiver, vision, given = reader(), sender(), part(24)
     plan = Plan(channels=("soft_prompt", "graft"), block=1, write_layer=1)
     other = replace(given, captions=change["captions"]) if "captions" in change else given
@@ -189,9 +189,9 @@ def test_the_null_of_the_chosen_cell_is_that_of_the_held_out_names() -> None:
     assert (row["null_mean"], row["null_95"]) == pytest.approx((float(drawn.mean()), float(drawn.quantile(0.95))))
 
 
-def names(pictures: PictureSet, said: Sequence[str]) -> PictureSet:
+def names(pictures: PictureSet, words: Sequence[str]) -> PictureSet:
     """The pictures, called after these in turn."""
-    called = [said[place % len(said)] for place in range(len(pictures))]
+    called = [words[place % len(words)] for place in range(len(pictures))]
     return replace(
         pictures,
         pictures=tuple(
@@ -201,8 +201,8 @@ def names(pictures: PictureSet, said: Sequence[str]) -> PictureSet:
 
 
 def test_names_that_begin_alike_stop_no_choice_of_a_layer_and_no_question() -> None:
-    said = [name for country in COUNTRIES[:4] for name in (country, f"{country} Peru")]
-    fitting_, testing = names(country_pictures(64), said).split(seed=0, fraction=0.5)
+    words = [name for country in COUNTRIES[:4] for name in (country, f"{country} Peru")]
+    fitting_, testing = names(country_pictures(64), words).split(seed=0, fraction=0.5)
     where = Question("identity", "Alice is in the country of", "identity")
     given = Part("alike", fitting_, testing, (where,))
     plan = Plan(channels=("soft_prompt", "graft"), reply_tokens=1)

@@ -28,7 +28,7 @@ def draws(n: int, d: int, seed: int) -> torch.Tensor:
     return states(n, d, seed=seed, dtype=torch.float32)
 
 
-def asked(found: AnswerProbe, vectors: torch.Tensor, pictures: PictureSet, question: Question) -> list[Trial]:
+def probe_answers(found: AnswerProbe, vectors: torch.Tensor, pictures: PictureSet, question: Question) -> list[Trial]:
     task = picture_task(pictures, question)
     return probe_trials(found, vectors, task, [item.candidates or task.candidates for item in task.items])
 
@@ -39,12 +39,14 @@ def share(trials: list[Trial]) -> float:
 
 def test_what_lies_behind_a_linear_map_is_found_in_new_pictures_and_noise_is_at_chance() -> None:
     pictures, hidden = country_pictures(96), draws(8, 16, 1)
-    told = torch.eye(8)[torch.arange(96) % 8] @ hidden
-    found = fit_answer_probe(told + 0.2 * draws(96, 16, 2), pictures, WHERE)
-    assert share(asked(found, told + 0.2 * draws(96, 16, 3), pictures, WHERE)) > 0.95
+    informative = torch.eye(8)[torch.arange(96) % 8] @ hidden
+    found = fit_answer_probe(informative + 0.2 * draws(96, 16, 2), pictures, WHERE)
+    assert share(probe_answers(found, informative + 0.2 * draws(96, 16, 3), pictures, WHERE)) > 0.95
     empty = fit_answer_probe(draws(96, 16, 4), pictures, WHERE)
-    assert share(asked(empty, draws(96, 16, 5), pictures, WHERE)) < 0.3
-    assert share(asked(found, told.roll(1, 0), pictures, WHERE)) < 0.05  # and of another picture it is that one's
+    assert share(probe_answers(empty, draws(96, 16, 5), pictures, WHERE)) < 0.3
+    assert (
+        share(probe_answers(found, informative.roll(1, 0), pictures, WHERE)) < 0.05
+    )  # and of another picture it is that one's
 
 
 def test_answers_in_a_row_are_told_apart_in_its_middle() -> None:
@@ -53,14 +55,14 @@ def test_answers_in_a_row_are_told_apart_in_its_middle() -> None:
     question = Question("count", "How many? There are", "count")
     along = (torch.arange(120) % 4).float()[:, None] * draws(1, 6, 1)
     found = fit_answer_probe(along + 0.1 * draws(120, 6, 2), pictures, question)
-    trials = asked(found, along + 0.1 * draws(120, 6, 3), pictures, question)
+    trials = probe_answers(found, along + 0.1 * draws(120, 6, 3), pictures, question)
     by_count = {count: [bool(each.choices) for each in trials if each.label == count] for count in counts}
     assert all(sum(right) / len(right) > 0.8 for right in by_count.values())  # least squares hardly says two or three
     assert all(each.free == each.choices for each in trials)
 
 
 def test_a_question_whose_text_names_a_place_has_a_classifier_for_each() -> None:
-    """Both places are seen; which one is asked about stands in the text alone."""
+    """Both places are seen; only the text of the question says which one is needed."""
     facts = [{"where": PLACES[n % 2], "there": COUNTRIES[n // 2 % 8], "n": str(n)} for n in range(160)]
     pictures = PictureSet("places", tuple(Picture(str(n), noise(n), "x", each) for n, each in enumerate(facts)))
     question = Question("position", "At the {where} is", "there", COUNTRIES)
@@ -72,19 +74,19 @@ def test_a_question_whose_text_names_a_place_has_a_classifier_for_each() -> None
     seen = shown.flatten(1)
     found = fit_answer_probe(seen, pictures, question)
     assert set(found.by_text) == {"At the top is", "At the bottom is"}
-    assert share(asked(found, seen, pictures, question)) > 0.95
-    blurred = share(asked(replace(found, by_text={}), seen, pictures, question))
+    assert share(probe_answers(found, seen, pictures, question)) > 0.95
+    blurred = share(probe_answers(replace(found, by_text={}), seen, pictures, question))
     assert 0.2 < blurred < 0.9
     single = Question("position", "At {n} is", "there", COUNTRIES)  # a text a picture: nothing to fit one to
     assert fit_answer_probe(seen, pictures, single).by_text == {}
 
 
-def test_one_answer_alone_is_what_is_said_and_an_answer_nobody_gave_is_never_the_likeliest() -> None:
+def test_a_single_answer_is_always_given_and_an_unseen_answer_is_never_the_likeliest() -> None:
     pictures = country_pictures(24)
     same = PictureSet("same", tuple(replace(each, facts={"category": "Peru"}) for each in pictures))
     fixed = replace(KIND, answers=("Peru", "Italy"))
     found = fit_answer_probe(draws(24, 16, 1), same, fixed)
-    assert {trial.reply for trial in asked(found, draws(24, 16, 2), same, fixed)} == {" Peru"}
+    assert {trial.reply for trial in probe_answers(found, draws(24, 16, 2), same, fixed)} == {" Peru"}
     few = PictureSet("few", pictures.pictures[:2])  # Greece and Italy
     known = fit_answer_probe(draws(2, 16, 1), few, WHERE)
     task = picture_task(pictures, WHERE)
@@ -133,11 +135,13 @@ def test_the_strength_is_the_strongest_of_those_that_get_most_held_out_pictures_
     groups = [each.group for each in pictures]
     right = dict.fromkeys(probe.STRENGTHS, 0)
     for fold in probe._folds(names, groups, 0):
-        kept = [row for row in range(48) if row not in fold]
-        z = (x - x[kept].mean(0)) / x[kept].std(0)
+        training = [row for row in range(48) if row not in fold]
+        z = (x - x[training].mean(0)) / x[training].std(0)
         for strength in right:
-            alone = LogisticRegression(C=strength, max_iter=2000).fit(z[kept], [names[row] for row in kept])
-            right[strength] += sum(said == names[row] for said, row in zip(alone.predict(z[fold]), fold, strict=True))
+            alone = LogisticRegression(C=strength, max_iter=2000).fit(z[training], [names[row] for row in training])
+            right[strength] += sum(
+                answer == names[row] for answer, row in zip(alone.predict(z[fold]), fold, strict=True)
+            )
     best = next(strength for strength in probe.STRENGTHS if right[strength] == max(right.values()))
     assert len(set(right.values())) > 1 and best != probe.STRENGTHS[-1]
     chosen = fit_answer_probe(seen, pictures, WHERE).of_all.fitted[-1]
@@ -168,7 +172,7 @@ def test_it_sees_the_vectors_that_training_sees_and_is_asked_what_readers_are_as
     assert own.keys() == others.keys() and all(own[key].n_choices == others[key].n_choices for key in own)
     task = picture_task(given.testing, WHERE)
     seen = vision.read([given.testing[item.sender].image for item in task.items], whole.site).float()
-    again = asked(real(vectors, pictures, question), seen, given.testing, WHERE)
+    again = probe_answers(real(vectors, pictures, question), seen, given.testing, WHERE)
     assert {trial.item: trial.reply for trial in again} == {key: trial.reply for key, trial in own.items()}
     row = found.table.query("channel == 'probe' and metric == 'choices'").iloc[0]
     assert row["correct"] == sum(bool(trial.choices) for trial in own.values()) and 0 <= row["p_blind"] <= 1

@@ -86,8 +86,8 @@ class TestWhatTheSenderWrites:
     def test_must_be_something(self) -> None:
         mute = speaker(2, silent=True)
         expected = (
-            "speaker-2 said nothing of item 'item-0' (8 of 8 messages of the channel text are empty); give it a "
-            "request, or allow_empty=True to count that as silence"
+            "speaker-2 sent an empty message for item 'item-0' (8 of 8 messages of the channel text are empty); give "
+            "it a request, or allow_empty=True to count that as silence"
         )
         with pytest.raises(ValueError, match=re.escape(expected)):
             Text(max_tokens=3).send(mute, TASK)

@@ -106,7 +106,7 @@ def test_a_preprocessing_that_cannot_be_done_is_refused(options: dict[str, Any],
 
 
 def test_pictures_that_come_out_unequal_and_crops_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="nothing makes them alike"):
+    with pytest.raises(ValueError, match="no resizing makes them equal"):
         Preprocessing()([noise(0, 8, 8), noise(1, 9, 8)])
     with pytest.raises(ValueError, match="smaller than the crop of 30 x 30"):
         Preprocessing(crop=(30, 30))([noise(0)])
@@ -114,7 +114,7 @@ def test_pictures_that_come_out_unequal_and_crops_that_do_not_fit_are_refused() 
         Preprocessing.of({"size": {"longest_edge": 8}})
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_skipped_only_if_asked(
+def test_a_picture_that_cannot_be_read_is_reported_and_skipped_only_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad, cut = tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "cut.png"
@@ -138,17 +138,17 @@ def test_transparency_lies_on_white_and_grey_becomes_three_channels() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_states_are_what_transformers_keeps_after_every_block(kind: str) -> None:
+def test_states_are_the_hidden_states_of_transformers_after_every_block(kind: str) -> None:
     model = sender(kind)
     pixels = TO_16(PICTURES)
     with torch.no_grad():
-        kept = model.encoder(pixel_values=pixels, output_hidden_states=True).hidden_states
+        hidden = model.encoder(pixel_values=pixels, output_hidden_states=True).hidden_states
     found = model.states(PICTURES)
     n_class = kind != "siglip"
     assert found.values.shape == (3, 5, 16 + n_class, 16)
     assert found.tokens == ("class",) * n_class + ("patch",) * 16
     for block in range(2):  # the last of transformers' own may have passed the final norm
-        assert torch.allclose(found.values[block], kept[block + 1], atol=1e-6)
+        assert torch.allclose(found.values[block], hidden[block + 1], atol=1e-6)
     assert not torch.allclose(found.values[0], found.values[1], atol=1e-2)
 
 
@@ -245,8 +245,8 @@ def test_the_tower_that_sees_is_taken_out_of_two(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = load_vision(tmp_path, preprocessing=TO_16)
     with torch.no_grad():
-        kept = model.vision_model(pixel_values=TO_16(PICTURES), output_hidden_states=True).hidden_states
-    assert_equal_to_rounding(loaded.states(PICTURES).values[1], kept[2], terms=TERMS)
+        hidden = model.vision_model(pixel_values=TO_16(PICTURES), output_hidden_states=True).hidden_states
+    assert_equal_to_rounding(loaded.states(PICTURES).values[1], hidden[2], terms=TERMS)
 
 
 def test_a_place_without_an_encoder_is_refused(tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ from latentcomm.tasks.base import Task
 
 @dataclass(frozen=True)
 class Activation:
-    """The sender stops after `read`; the receiver pauses after `write`, takes the fused state, and goes on.
+    """The sender stops after `read`; the receiver's state after `write` is replaced by the fused state.
 
     One vector a sender, once, at the last prompt token; the sender's later layers and its unembedding never run.
 
-    With `others`, further models or further texts speak too, and each state is aligned into the receiver's space by
-    its own alignment. A fusion that merges senders (TaskArithmetic, Ties, OfEach, and what wraps them) gets them all
+    With `others`, further models or further texts are senders too, and each state is mapped into the receiver's space
+    by its own alignment. A fusion that merges senders (TaskArithmetic, Ties, OfEach, and what wraps them) gets them all
     `[sender item d_receiver]`; any other fusion gets their mean.
 
     Source: Ramesh & Li 2025, arXiv:2501.14082.
@@ -42,7 +42,7 @@ class Activation:
 
     @property
     def said(self) -> tuple[Any, ...]:
-        """What decides the message: where states are read, and who else speaks. How they are fused does not."""
+        """The values that determine the message: the read site and the further senders, not the fusion."""
         return ("states", self.read, self.others)
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
@@ -60,9 +60,9 @@ class Activation:
             model = other.model or sender
             check_pair(model, sender)
             prompts = encode(model, other.texts(task.items), template=task.template)
-            said = _state(model, prompts, other.read or self.read)
-            states += [] if said.vectors is None else [said.vectors]
-            readings.append({**said.made_by, "text": other.text})
+            message = _state(model, prompts, other.read or self.read)
+            states += [] if message.vectors is None else [message.vectors]
+            readings.append({**message.made_by, "text": other.text})
         return together(
             states, origin=f"{first.origin} and {len(self.others)} more", made_by={**first.made_by, "senders": readings}
         )

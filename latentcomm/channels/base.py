@@ -1,4 +1,4 @@
-"""What a channel is: how a sender's message for each item is made, and what the receiver gets with it."""
+"""The interface of a channel: it makes a sender's message for each item, and the receiver's input from it."""
 
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
@@ -20,19 +20,19 @@ class Channel(Protocol):
         ...
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
-        """The message of every item; `receiver` is who it is for, where a channel must know."""
+        """The message of every item; `receiver` is the model that reads it, for channels that need it."""
         ...
 
     def carries_own(self, receiver: Model) -> bool:
-        """Whether the receiver's own state could be sent back to it by this channel: what the self control does."""
+        """Whether the channel can send the receiver's own state back to it, as the self control does."""
         ...
 
     def own(self, receiver: Model, task: Task) -> Message:
-        """What the receiver itself says of its own prompt, as a message."""
+        """The receiver's own message from its own prompt."""
         ...
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """What the receiver is run on: prompts, and the message in some form."""
+        """The receiver's input: prompts, and the message in some form."""
         ...
 
 
@@ -47,26 +47,26 @@ class Deciding(Protocol):
 
 @runtime_checkable
 class Sharing(Protocol):
-    """A channel whose message other channels may send as well: it is then told once, and its cost counted for each."""
+    """A channel whose message other channels may share: it is computed once, and its cost counted for each."""
 
     @property
     def said(self) -> Any:
-        """All that decides the message beside sender, receiver and task, in values that `files.digest` takes."""
+        """The values that determine the message, besides sender, receiver and task, as `files.digest` takes them."""
         ...
 
 
 def sender_prompts(sender: Model, task: Task) -> Prompts:
-    """What the sender reads of each item."""
+    """The sender's prompt of each item."""
     return encode(sender, [item.sender for item in task.items], template=task.template)
 
 
 def receiver_prompts(receiver: Model, task: Task) -> Prompts:
-    """What the receiver reads of each item."""
+    """The receiver's prompt of each item."""
     return encode(receiver, [item.receiver for item in task.items], template=task.template)
 
 
 def asked_itself(task: Task) -> Task:
-    """The task whose sender reads what the receiver reads: what a receiver says to itself knows nothing new."""
+    """The task whose sender reads the receiver's text: the receiver's message to itself has no new information."""
     return replace(task, items=tuple(replace(item, sender=item.receiver) for item in task.items))
 
 

@@ -68,13 +68,13 @@ class BridgeShape:
     def __post_init__(self) -> None:
         written = [layer for _, layer in self.pairs]
         if not written or len(set(written)) < len(written):
-            raise ValueError(f"the pairs {self.pairs} must be some, each of another receiver layer")
+            raise ValueError(f"the pairs {self.pairs} must be at least one, each of another receiver layer")
         if self.n_heads < 1 or self.d_receiver % self.n_heads:
             raise ValueError(f"{self.n_heads} heads do not divide the width {self.d_receiver}; give a divisor of it")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "BridgeShape":
-        """The shape of plain values, as a file holds them, the pairs as lists."""
+        """The shape from plain values, as in a file, with the pairs as lists."""
         return cls(**{**values, "pairs": tuple((int(read), int(write)) for read, write in values["pairs"])})
 
 
@@ -83,8 +83,8 @@ class Bridge:
     """The trained part: at each pair, b <- b + O Attention(Q norm(b), K P norm(a), V P norm(a)).
 
     a are the sender's states over its whole prompt, P the projection from d_sender to d_receiver, norm the division by
-    the root mean square, without which the large entries of a residual stream drive the softmax. O is zero at first, so
-    that an untrained bridge changes nothing.
+    the root mean square, without which the large entries of a residual stream drive the softmax. O is initialised to
+    zero, so that an untrained bridge changes nothing.
 
     Source: Bansal et al. 2024, arXiv:2401.02412.
 
@@ -100,7 +100,7 @@ class Bridge:
 
     @classmethod
     def initial(cls, shape: BridgeShape, *, seed: int = 0) -> "Bridge":
-        """A bridge that changes nothing yet."""
+        """An untrained bridge, which changes nothing."""
         generator = torch.Generator().manual_seed(seed)
         weights = {name: xavier(size[0], size[1], generator=generator) for name, size in _shapes(shape).items()}
         return cls(shape, {n: torch.zeros_like(w) if n.endswith(".out") else w for n, w in weights.items()})
@@ -112,7 +112,7 @@ class Bridge:
         heard: Float[Tensor, "batch place d_sender"],
         mask: Bool[Tensor, "batch place"],
     ) -> Float[Tensor, "batch pos d_receiver"]:
-        """What the cross-attention of one pair adds to the receiver's states; masked places are not seen."""
+        """What the cross-attention of one pair adds to the receiver's states; masked positions get no attention."""
         dtype = self.weights[f"{pair}.out"].dtype
         rows = F.linear(_rms(heard.to(dtype)), self.weights[f"{pair}.project"])
         query, key, value = (
@@ -123,12 +123,12 @@ class Bridge:
         return F.linear(seen.transpose(1, 2).flatten(2), self.weights[f"{pair}.out"]).to(own.dtype)
 
     def multiply_adds(self, n_own: int, n_heard: int) -> int:
-        """Of one pair, for so many of the receiver's positions that ask so many of the sender's."""
+        """Of one pair, for `n_own` positions of the receiver that attend to `n_heard` positions of the sender."""
         d_sender, d = self.shape.d_sender, self.shape.d_receiver
         return n_heard * d * (d_sender + 2 * d) + 2 * n_own * d * d + 2 * n_own * n_heard * d
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as safetensors, whole or not at all."""
+        """Write it as safetensors, atomically."""
         save_weights(path, self.weights, kind=KIND, configuration=asdict(self.shape))
 
     @classmethod
@@ -144,12 +144,12 @@ class Bridge:
 
 @dataclass(frozen=True, eq=False)
 class Attending:
-    """The bridge at work on some items: hooks that add its cross-attention in every pass.
+    """The bridge with the messages of some items: hooks that add its cross-attention in every pass.
 
     Attributes:
         bridge: the trained part.
         states: for each item and each pair, the sender's states at the paired layer.
-        receiver: whose passes they are; None leaves their cost uncounted.
+        receiver: the model that the cost is recorded for; None does not record it.
     """
 
     bridge: Bridge
@@ -168,31 +168,31 @@ class Attending:
         receiver = self.receiver
 
         def hook_of(pair: int, layer: int) -> Hook:
-            heard = torch.nn.utils.rnn.pad_sequence([each[pair] for each in self.states], batch_first=True)
+            states = torch.nn.utils.rnn.pad_sequence([each[pair] for each in self.states], batch_first=True)
 
             def write(value: Tensor, hook: Any) -> Tensor:
                 if receiver is not None:
                     each = (self.bridge.multiply_adds(value.shape[1], n) for n in lengths.tolist())
                     record_products(receiver, sum(each))
-                return value + self.bridge.added(pair, value, heard.to(value.device), mask.to(value.device))
+                return value + self.bridge.added(pair, value, states.to(value.device), mask.to(value.device))
 
             return Site(layer).hook_name, write
 
         return [hook_of(pair, layer) for pair, (_, layer) in enumerate(self.bridge.shape.pairs)]
 
     def reply_hooks(self) -> list[Hook]:
-        """The same hooks: what they read is the sender's, wherever the receiver stands."""
+        """The same hooks: they read the sender's states, whatever the receiver's position."""
         return self.fwd_hooks()
 
 
 @dataclass(frozen=True)
 class Calm:
-    """The sender reads its prompt once; the receiver attends to its states, at the paired layers, whatever it reads.
+    """The sender reads its prompt once; the receiver attends to its states at the paired layers in every pass.
 
     Both models are frozen. The message is the sender's states over its whole prompt at its paired layers: 4 d_sender
     bytes a token and pair. The bridge is trained for one receiver (`CalmLearner`).
 
-    Source: Bansal et al. 2024, arXiv:2401.02412, where the sender goes on reading what is generated; here it reads its
+    Source: Bansal et al. 2024, arXiv:2401.02412, where the sender also reads the generated text; here it reads its
     own prompt alone, as every sender does.
     """
 
@@ -228,21 +228,21 @@ class Calm:
         return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The receiver's prompts, with the bridge standing over them.
+        """The receiver's prompts, with the bridge's persistent hooks.
 
         Raises:
             ValueError: the message is for another receiver, or lacks a paired layer's states.
         """
         message.check_receiver(receiver)
-        standing = Attending(self.bridge, heard_states(message, self.bridge.shape), receiver)
-        return ReceiverInput(receiver_prompts(receiver, task), standing=(standing,))
+        attending = Attending(self.bridge, heard_states(message, self.bridge.shape), receiver)
+        return ReceiverInput(receiver_prompts(receiver, task), standing=(attending,))
 
 
 def heard_states(message: Message, shape: BridgeShape) -> tuple[tuple[Tensor, ...], ...]:
     """For each item the states of every pair.
 
     Raises:
-        ValueError: the message does not have them.
+        ValueError: the message lacks them.
     """
     names = [f"layer {read}" for read, _ in shape.pairs]
     parts = message.parts or ()
@@ -259,26 +259,26 @@ def states_over(model: Model, prompts: Prompts, layers: Sequence[int]) -> list[t
     """
     for layer in layers:
         model.check_site(Site(layer))
-    kept: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}
 
-    def keeping(layer: int) -> Hook:
-        def keep(value: Tensor, hook: Any) -> None:
-            kept[layer] = value.clone()
+    def saver(layer: int) -> Hook:
+        def save(value: Tensor, hook: Any) -> None:
+            states[layer] = value.clone()
 
-        return Site(layer).hook_name, keep
+        return Site(layer).hook_name, save
 
     ids = [prompts.ids(row) for row in range(len(prompts))]
-    padded = Prompts.from_ids(ids)  # on the right, which a causal model does not see
-    model.forward(padded.tokens, hooks=[keeping(layer) for layer in layers], last_only=True)
-    return [tuple(kept[layer][row, : len(own)] for layer in layers) for row, own in enumerate(ids)]
+    padded = Prompts.from_ids(ids)  # on the right, which causal attention ignores
+    model.forward(padded.tokens, hooks=[saver(layer) for layer in layers], last_only=True)
+    return [tuple(states[layer][row, : len(own)] for layer in layers) for row, own in enumerate(ids)]
 
 
 @dataclass(frozen=True, eq=False)
 class CalmLearner:
-    """The training of a bridge on a task's items, from the messages that a sender has sent once: CE of the answers.
+    """The training of a bridge on a task's items, from a sender's messages, computed once: CE of the answers.
 
-    Make one with `CalmLearner.of`. Attributes: the frozen receiver, the bridge that is trained, the sender's states of
-    every item, the receiver's prompts, and the answers' tokens.
+    Make one with `CalmLearner.of`. Attributes: the frozen receiver, the trained bridge, the sender's states of every
+    item, the receiver's prompts, and the answers' tokens.
     """
 
     receiver: Model
@@ -310,9 +310,9 @@ class CalmLearner:
     @property
     def configuration(self) -> Mapping[str, Any]:
         """The bridge's sizes, the receiver, and a digest of the examples."""
-        seen = digest(self.states, self.prompts, self.answers)
+        examples = digest(self.states, self.prompts, self.answers)
         shape = asdict(self.bridge.shape)
-        return {"what": "calm", "bridge": shape, "receiver": self.receiver.name, "examples": seen}
+        return {"what": "calm", "bridge": shape, "receiver": self.receiver.name, "examples": examples}
 
     def __len__(self) -> int:
         return len(self.states)
@@ -320,10 +320,10 @@ class CalmLearner:
     def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:
         """The mean cross-entropy of the answers."""
         rows = list(batch)
-        standing = Attending(self.bridge, tuple(self.states[row] for row in rows))
+        attending = Attending(self.bridge, tuple(self.states[row] for row in rows))
         answers = [self.answers[row] for row in rows]
-        given = ReceiverInput(self.prompts.select(rows), standing=(standing,))
-        return cross_entropy(answer_logits(self.receiver, given, answers), answers)
+        inputs = ReceiverInput(self.prompts.select(rows), standing=(attending,))
+        return cross_entropy(answer_logits(self.receiver, inputs, answers), answers)
 
 
 def new_bridge(sender: Model, receiver: Model, *, every: int = 4, n_heads: int = 4, seed: int = 0) -> Bridge:
@@ -334,7 +334,7 @@ def new_bridge(sender: Model, receiver: Model, *, every: int = 4, n_heads: int =
 
 
 def _rms(states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-    """States over their root mean square; the smallest positive number of float32 keeps a zero message at zero."""
+    """States over their root mean square; the clamp, float32's smallest normal number, leaves zeros at zero."""
     return states / states.square().mean(-1, keepdim=True).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
 
 

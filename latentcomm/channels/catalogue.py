@@ -45,11 +45,11 @@ class Recipe:
         predictable: the map from the receiver's states to what they predict of the (aligned) sender's, for
             predictability_residual.
         right_aligned: fuse the last entries of states of unequal width, where nothing is aligned.
-        message_tokens: how long a written message, a distribution or a trajectory may get.
-        request: what a sender that writes reads after its text.
-        delta_layers: the layers whose state deltas travel with a text.
-        n_thoughts, markers: how many continuous thoughts pass, and what stands around them.
-        learned: channels that were trained, by name; see `learning`.
+        message_tokens: tokens or steps of a generated message at most.
+        request: appended to the text of a sender that generates a message.
+        delta_layers: the layers whose state deltas are sent with a text.
+        n_thoughts, markers: the number of continuous thoughts, and the tokens around them.
+        learned: trained channels, by name; see `experiments.train`.
     """
 
     read: Site
@@ -162,7 +162,7 @@ MERGED: Mapping[str, tuple[Fusion, Fusion]] = {
     "ties": (Replace(), Ties(0.2, 1.0)),
     "orthogonal_ties": (OrthogonalResidual(), Ties(0.2, 1.0)),
 }
-"""Channels that merge messages as task vectors: what of a state counts, and how it is merged. With one sender,
+"""Channels that merge messages as task vectors: the content of a state, and the merge. With one sender,
 task arithmetic at scale 1 is replace."""
 CHANNELS: Mapping[str, Callable[[str, Recipe], Channel]] = {
     "silent": lambda name, _: Silent(name),
@@ -180,10 +180,10 @@ CHANNELS: Mapping[str, Callable[[str, Recipe], Channel]] = {
 }
 """All channels that can run without training, by name."""
 LEARNED = ("learned_linear", "gated", "concatenated", "interlat", "calm")
-"""Channels with parts that are trained first, by name; `learning.learn` trains them."""
+"""Channels with parts that are trained first, by name; `experiments.train.learn` trains them."""
 OF_ONE_VOCABULARY = ("cipher", "cipher_debate", "deltas")
 """Channels whose messages are made of tokens that must mean the same in both models."""
 OF_ONE_WIDTH = ("deltas",)
-"""Channels whose tensors are added as they are: what a catalogue builds has no map for them."""
+"""Channels whose tensors are added unmapped: those of the catalogue have no map."""
 OF_ONE_LAYOUT = ("kv", "coconut")
-"""Channels whose messages only a model of the sender's own layout can read as they are."""
+"""Channels whose messages only a model of the sender's own layout can read."""

@@ -1,4 +1,4 @@
-"""CIPHER: the sender speaks in averages of embeddings, which the receiver reads as if they were tokens."""
+"""CIPHER: the sender sends averages of embeddings, which the receiver reads in place of token embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,33 +23,33 @@ from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 
 SOFT = "embeddings"
-"""The name of an item's part: one averaged embedding a step, in the receiver's table."""
+"""The name of an item's message part: one averaged embedding a step, in the receiver's table."""
 OWN = "own"
-"""The name of the part with what the receiver itself said last, in a debate."""
+"""The name of the part with the receiver's own last answer, in a debate."""
 
 
 @dataclass(frozen=True)
 class Cipher:
     """The sender decodes softly; the receiver reads the averages before its own text, inside its template.
 
-    At each step the sender goes on from sum_v softmax(logits / T)_v E_v, and the receiver gets the same average over
+    At each step the sender continues from sum_v softmax(logits / T)_v E_v, and the receiver gets the same average over
     its own table: both need one vocabulary. At temperature 0 the message is the greedy text of `Text`, token by token.
 
     Source: Pham et al. 2023, arXiv:2310.06272.
 
     Attributes:
         name: the name in tables.
-        temperature: T; 0 takes the likeliest token, infinity the mean of the table. To be tuned on items of their own;
-            small models answer averages at T = 1 with line breaks.
+        temperature: T; 0 takes the likeliest token, infinity the mean of the table. Tune it on held-out items; small
+            models reply to averages at T = 1 with line breaks.
         entropy_threshold: averages only where the next-token entropy, in nats, exceeds it, and the likeliest token's
             row elsewhere (partial CIPHER); None averages everywhere.
-        max_tokens: how many steps a message may get.
-        request: what the sender reads after its text.
-        between: what stands between the message and the receiver's text.
-        allow_empty: whether a sender that stops at once counts as silent about that item; else it is refused.
+        max_tokens: steps of a message at most.
+        request: appended to the sender's text.
+        between: the separator between the message and the receiver's text.
+        allow_empty: whether an empty message counts as silence for that item; else it is refused.
 
     Raises:
-        ValueError: an option out of range; in `send` two vocabularies, processed weights, or a message without a step.
+        ValueError: an option out of range; in `send` two vocabularies, processed weights, or an empty message.
 
     >>> Cipher(temperature=0.25).max_tokens
     32
@@ -69,36 +69,36 @@ class Cipher:
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
         """The averages of each item's message in the receiver's table; without a receiver, in the sender's own."""
-        reader = sender if receiver is None else receiver
-        check_vocabulary(sender, reader)
-        table(reader)
-        said = decode_softly(
+        target = sender if receiver is None else receiver
+        check_vocabulary(sender, target)
+        table(target)
+        replies = decode_softly(
             sender,
             ReceiverInput(asked_prompts(sender, task, self.request)),
             max_new_tokens=self.max_tokens,
             temperature=self.temperature,
             entropy_threshold=self.entropy_threshold,
-            readers=(reader,),
+            readers=(target,),
         )
-        refuse_silence(self.name, sender, task, [len(reply.ids) > 0 for reply in said], self.allow_empty)
+        refuse_silence(self.name, sender, task, [len(reply.ids) > 0 for reply in replies], self.allow_empty)
         return Message(
             None,
-            f"{sender.name} soft tokens in the table of {reader.name}",
-            parts=tuple({SOFT: reply.vectors[0]} for reply in said),
-            meant_for=reader.name,
+            f"{sender.name} soft tokens in the table of {target.name}",
+            parts=tuple({SOFT: reply.vectors[0]} for reply in replies),
+            meant_for=target.name,
             made_by=made_by(sender, site="hook_embed", position="reply"),
         )
 
     def carries_own(self, receiver: Model) -> bool:
-        """Yes: whoever decodes softly can read that."""
+        """Yes: a model can read its own averages."""
         return True
 
     def own(self, receiver: Model, task: Task) -> Message:
-        """What the receiver says softly after its own text."""
+        """The receiver's own soft reply to its own text."""
         return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The averages, `between` and the receiver's text as one prompt; after an empty message its text alone.
+        """The averages, `between` and the receiver's text as one prompt; an empty message is left out.
 
         Raises:
             ValueError: the message holds no averages, or is meant for another model.
@@ -111,28 +111,28 @@ class Cipher:
 
 @dataclass(frozen=True)
 class CipherDebate:
-    """Agents debate in averaged embeddings, each at a temperature of its own; the coldest has the last word.
+    """Agents debate in averaged embeddings, each at its own temperature; the answer of the coldest is the decision.
 
     Agents take turns between the two models as in `Debate`: the first is the sender, the last the receiver. In the
-    first round each reads its own text; in later rounds it reads the others' last answers as embeddings first, its own
-    last one second, then its text. The answer is the last one of the agent with the lowest temperature, at the nearest
+    first round each reads its own text; in later rounds it reads the others' last answers as embeddings, then its own
+    last answer, then its text. The answer is the last one of the agent with the lowest temperature, at the nearest
     token of each step by cosine; the receiver's where it is among the coldest. The receiver's own last answer is its
-    reply as it is decoded, so that it counts as that of temperature 0.
+    decoded reply, which counts as an answer at temperature 0.
 
-    A message weighs all that the receiver was told in all rounds, and its own last averages, which it reads again.
+    A message holds all that the receiver reads in all rounds, and its own last averages, which it reads again.
 
     Source: Pham et al. 2023, arXiv:2310.06272.
 
     Attributes:
         name: the name in tables.
         temperatures: one an agent, from the sender to the receiver; two or more.
-        rounds: how many rounds, 2 or more: in one round nobody hears anything.
-        max_tokens: how long an answer may get; None takes the task's `reply_tokens`.
+        rounds: how many rounds, 2 or more: in one round no message is read.
+        max_tokens: tokens of an answer at most; None takes the task's `reply_tokens`.
         entropy_threshold, request, between: as in `Cipher`.
         allow_empty: as in `Debate`.
 
     Raises:
-        ValueError: an option out of range; in `send` what `Cipher` refuses, or no receiver.
+        ValueError: an option out of range; in `send` any argument that `Cipher` refuses, or no receiver.
 
     >>> CipherDebate(temperatures=(0.25, 0.8)).rounds
     3
@@ -158,41 +158,43 @@ class CipherDebate:
 
     @property
     def coldest(self) -> int:
-        """The agent whose answer counts; the receiver where it is among the coldest."""
+        """The agent whose answer is the decision; the receiver where it is among the coldest."""
         lowest = min(self.temperatures)
         return max(agent for agent, each in enumerate(self.temperatures) if each == lowest)
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
-        """All rounds but the receiver's last turn."""
+        """All rounds but the receiver's last answer."""
         agents = agent_models(self.name, sender, receiver, len(self.temperatures))
-        reader = agents[-1]
-        check_vocabulary(sender, reader)
-        table(reader)
+        last_agent = agents[-1]
+        check_vocabulary(sender, last_agent)
+        table(last_agent)
         rounds: list[list[list[SoftReply]]] = []
         for number in range(self.rounds):
             last = number == self.rounds - 1
-            speaking = range(len(agents) - 1) if last else range(len(agents))
-            rounds.append([self._turn(agents, agent, task, rounds[-1:], (sender, reader)) for agent in speaking])
+            answering = range(len(agents) - 1) if last else range(len(agents))
+            rounds.append(
+                [self._answers(agents, agent, task, rounds[-1:], (sender, last_agent)) for agent in answering]
+            )
         parts = []
         for row in range(len(task.items)):
-            heard = {
-                f"round {number} agent {agent}": said[agent][row].vectors[1]
-                for number, said in enumerate(rounds)
+            received = {
+                f"round {number} agent {agent}": answers[agent][row].vectors[1]
+                for number, answers in enumerate(rounds)
                 for agent in range(len(agents) - 1)
             }
-            parts.append(heard | {OWN: rounds[-2][-1][row].vectors[1]})
-        told = [any(len(said) for name, said in part.items() if name != OWN) for part in parts]
-        refuse_silence(self.name, sender, task, told, self.allow_empty)
+            parts.append(received | {OWN: rounds[-2][-1][row].vectors[1]})
+        has_content = [any(len(answers) for part_name, answers in part.items() if part_name != OWN) for part in parts]
+        refuse_silence(self.name, sender, task, has_content, self.allow_empty)
         verdicts = None
         if self.coldest != len(agents) - 1:
             answers = rounds[-1][self.coldest]
             verdicts = tuple(agents[self.coldest].decode(reply.ids.tolist()) for reply in answers)
         return Message(
             None,
-            f"{sender.name} and {reader.name} in soft debate",
+            f"{sender.name} and {last_agent.name} in soft debate",
             texts=verdicts,
             parts=tuple(parts),
-            meant_for=reader.name,
+            meant_for=last_agent.name,
             made_by=made_by(sender, site="hook_embed", position="reply"),
         )
 
@@ -201,11 +203,11 @@ class CipherDebate:
         return True
 
     def own(self, receiver: Model, task: Task) -> Message:
-        """A debate of the receiver with itself, each side knowing what the receiver knows."""
+        """A debate of the receiver with itself; all agents read the receiver's text."""
         return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The receiver's last turn: the others' answers of the round before, its own, then its text.
+        """The receiver's last prompt: the others' answers of the previous round, its own, then its text.
 
         Raises:
             ValueError: the message holds no debate, or is meant for another model.
@@ -213,56 +215,56 @@ class CipherDebate:
         message.check_receiver(receiver)
         names = [f"round {self.rounds - 2} agent {agent}" for agent in range(len(self.temperatures) - 1)]
         parts = soft_parts(self.name, message, *names, OWN)
-        return self._reading(receiver, [item.receiver for item in task.items], task, [
+        return self._input(receiver, [item.receiver for item in task.items], task, [
             [part[name] for name in (*names, OWN)] for part in parts
         ])  # fmt: skip
 
     def decide(self, task: Task, message: Message, replies: list[str]) -> list[str]:
-        """The coldest agent's last answer: the receiver's reply where it is the coldest."""
+        """The coldest agent's last answer; the receiver's reply where it is the coldest."""
         return replies if message.texts is None else list(message.texts)
 
-    def _turn(
+    def _answers(
         self,
         agents: Sequence[Model],
         agent: int,
         task: Task,
-        before: Sequence[list[list[SoftReply]]],
+        previous: Sequence[list[list[SoftReply]]],
         readers: Sequence[Model],
     ) -> list[SoftReply]:
-        """One agent's answers to all items, after those of the round before, if there was one."""
+        """One agent's answers to all items, given those of the previous round, if there was one."""
         model = agents[agent]
-        asked = agent_task(task, len(agents), agent, self.request)
-        texts = [item.sender for item in asked.items]
-        heard: list[list[Tensor]] = [[] for _ in texts]
-        for said in before:
+        own_task = agent_task(task, len(agents), agent, self.request)
+        texts = [item.sender for item in own_task.items]
+        received: list[list[Tensor]] = [[] for _ in texts]
+        for of_round in previous:
             order = [*(other for other in range(len(agents)) if other != agent), agent]
-            place = next(place for place, reader in enumerate(readers) if reader is model)
-            heard = [[said[other][row].vectors[place] for other in order] for row in range(len(texts))]
+            column = next(number for number, reader in enumerate(readers) if reader is model)
+            received = [[of_round[other][row].vectors[column] for other in order] for row in range(len(texts))]
         return decode_softly(
             model,
-            self._reading(model, texts, task, heard),
+            self._input(model, texts, task, received),
             max_new_tokens=task.reply_tokens if self.max_tokens is None else self.max_tokens,
             temperature=self.temperatures[agent],
             entropy_threshold=self.entropy_threshold,
             readers=readers,
         )
 
-    def _reading(
-        self, model: Model, texts: Sequence[str], task: Task, heard: Sequence[Sequence[Tensor]]
+    def _input(
+        self, model: Model, texts: Sequence[str], task: Task, received: Sequence[Sequence[Tensor]]
     ) -> ReceiverInput:
         """Prompts of answers in embeddings, each followed by `between`, and a text."""
-        own = table(model)
+        embeddings = table(model)
         gap = torch.tensor(model.require_tokenizer()(self.between, add_special_tokens=False).input_ids).long()
         joined = []
-        for answers in heard:
-            spoken = [answer.to(own.device, own.dtype) for answer in answers if len(answer)]
-            pieces = [piece for answer in spoken for piece in (own[gap.to(own.device)], answer)][1:]
-            joined.append(torch.cat(pieces) if pieces else own[:0])
+        for answers in received:
+            non_empty = [answer.to(embeddings.device, embeddings.dtype) for answer in answers if len(answer)]
+            chunks = [chunk for answer in non_empty for chunk in (embeddings[gap.to(embeddings.device)], answer)][1:]
+            joined.append(torch.cat(chunks) if chunks else embeddings[:0])
         return with_slot(model, texts, joined, template=task.template, between=self.between)
 
 
 def check_temperatures(name: str, temperatures: Sequence[float | int], entropy_threshold: float | int | None) -> None:
-    """Refuse what no distribution has.
+    """Refuse temperatures and an entropy threshold that are out of range.
 
     Raises:
         ValueError: a temperature or an entropy below 0, or not a number.
@@ -274,7 +276,7 @@ def check_temperatures(name: str, temperatures: Sequence[float | int], entropy_t
 
 
 def soft_parts(name: str, message: Message, *names: str) -> tuple[dict[str, Tensor], ...]:
-    """The named tensors of every item.
+    """The named message parts of every item.
 
     Raises:
         ValueError: the message lacks one.
@@ -286,7 +288,7 @@ def soft_parts(name: str, message: Message, *names: str) -> tuple[dict[str, Tens
 
 
 def nearest_texts(model: Model, message: Message) -> list[str]:
-    """What a `Cipher` message would say in words: at each step the nearest token of the reader's table, by cosine.
+    """A `Cipher` message as text: at each step the nearest token of the receiver's table, by cosine.
 
     Raises:
         ValueError: the message holds no averages, or is meant for another model.

@@ -1,4 +1,4 @@
-"""Continuous thoughts: a model's last state becomes its next input, some times over, before it answers or is heard."""
+"""Continuous thoughts: a model's last state is fed back as its next input before it answers or sends."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,22 +21,22 @@ from latentcomm.tasks.base import Task
 
 @dataclass(frozen=True)
 class Coconut:
-    """The sender thinks after its prompt; its thoughts enter the receiver's prompt between the two markers.
+    """The sender generates thoughts after its prompt; they enter the receiver's prompt between the two markers.
 
-    A thought is the last layer's state after the final norm; it enters in place of the next embedding, and so on
-    `n_thoughts` times. Within one model, whose sender and receiver read the same text, this is Coconut itself: the
-    receiver reads question, begin, thoughts, end and goes on in words. With other texts the thoughts are a message.
-    With no thoughts there are no markers either, and the receiver just reads its prompt.
+    A thought is the last layer's state after the final norm; it replaces the next input embedding, and this is
+    repeated `n_thoughts` times. Within one model, whose sender and receiver read the same text, this is Coconut itself:
+    the receiver reads question, begin, thoughts, end and continues with tokens. With different texts the thoughts are a
+    message. Without thoughts there are no markers either, and the receiver reads its prompt alone.
 
     Without training the method rarely helps: a thought is many times as long as a row of the embedding table (on
-    SmolLM2-135M 15 times), a place where no input has ever been. `norm` brings every thought that enters to one length.
+    SmolLM2-135M 15 times), outside the distribution of inputs. `norm` rescales every thought that enters to one norm.
 
     Attributes:
-        n_thoughts: how often the state is fed back.
+        n_thoughts: how many times the state is fed back.
         begin, end: the markers, each a single token of both vocabularies.
         alignment: maps the sender's thoughts into a receiver of another width.
-        norm: the length that thoughts are brought to, in the sender as they are thought and in the receiver; None
-            leaves them as they are, which is the published method.
+        norm: the L2 norm that thoughts are rescaled to, in the sender's own passes and in the receiver; None leaves
+            them unscaled, which is the published method.
 
     Source: Hao et al. 2024, arXiv:2412.06769.
     """
@@ -60,16 +60,16 @@ class Coconut:
         for group in rows.groups_of_equal_length():
             tokens = rows.select(group).tokens
             thoughts, _ = think(sender, tokens, n=self.n_thoughts, norm=self.norm)
-            for row, found in zip(group, thoughts, strict=True):
-                parts[row] = {"thoughts": found}
+            for row, vectors in zip(group, thoughts, strict=True):
+                parts[row] = {"thoughts": vectors}
         return Message(None, f"{sender.name} thoughts", parts=tuple(parts), made_by=facts)
 
     def carries_own(self, receiver: Model) -> bool:
-        """Yes where thoughts enter as they are: a model can hear its own."""
+        """Yes where thoughts enter unmapped: a model can read its own."""
         return self.alignment is None
 
     def own(self, receiver: Model, task: Task) -> Message:
-        """The receiver's own thoughts on its own prompt."""
+        """The receiver's thoughts after its own prompt."""
         return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
@@ -104,15 +104,15 @@ class Coconut:
 def think(
     model: Model, tokens: Int[Tensor, "batch pos"], *, n: int, norm: float | None = None, with_grad: bool = False
 ) -> tuple[Float[Tensor, "batch thought d_model"], Any]:
-    """The n thoughts after prompts of one length, and the cache of all that was read: the prompt and thoughts 1 to n-1.
+    """The n thoughts after prompts of one length, and the cache of all inputs: the prompt and thoughts 1 to n-1.
 
-    Pass 1 reads the prompt, and each of the n - 1 passes after it the thought before. Gradients go through all of them.
+    Pass 1 reads the prompt, and each of the n - 1 later passes the previous thought. Gradients flow through all passes.
 
     Raises:
         ValueError: n below 1, or more positions than the model reads.
     """
     if n < 1:
-        raise ValueError(f"n is {n}; think at least one thought")
+        raise ValueError(f"n is {n}; give at least one thought")
     if tokens.shape[1] + n > model.n_ctx:
         raise ValueError(f"{tokens.shape[1]} tokens and {n} thoughts exceed the {model.n_ctx} of {model.name}")
     cache = model.new_cache(len(tokens))
@@ -127,20 +127,20 @@ def think(
 def between(
     model: Model, halves: Sequence[Halves], vectors: Sequence[Float[Tensor, "_ d_model"]], *, begin: str, end: str
 ) -> tuple[Prompts, tuple[()], SoftTokens]:
-    """Prompts with begin, a place for each vector and end in their gaps, no grafts, and the vectors for the places."""
-    opening, closing = marker(model, begin), marker(model, end)
-    rows, places = [], []
-    for (before, after), given in zip(halves, vectors, strict=True):
-        places.append(torch.arange(len(before) + 1, len(before) + 1 + len(given)))
-        rows.append([*before, opening, *[opening] * len(given), closing, *after])
-    return Prompts.from_ids(rows), (), SoftTokens(tuple(places), tuple(vectors))
+    """Prompts with begin, a position for each vector and end in their gaps, no grafts, and the soft tokens."""
+    begin_id, end_id = marker(model, begin), marker(model, end)
+    rows, positions = [], []
+    for (before, after), thoughts in zip(halves, vectors, strict=True):
+        positions.append(torch.arange(len(before) + 1, len(before) + 1 + len(thoughts)))
+        rows.append([*before, begin_id, *[begin_id] * len(thoughts), end_id, *after])
+    return Prompts.from_ids(rows), (), SoftTokens(tuple(positions), tuple(vectors))
 
 
 def marker(model: Model, text: str) -> int:
-    """The token that a marker is.
+    """The token id of a marker.
 
     Raises:
-        ValueError: it is none, or several, in this vocabulary.
+        ValueError: the marker is no single known token of this vocabulary.
     """
     ids = model.require_tokenizer()(text, add_special_tokens=False).input_ids
     if len(ids) != 1 or ids[0] == model.tokenizer.unk_token_id:
@@ -152,21 +152,21 @@ def marker(model: Model, text: str) -> int:
 
 @dataclass(frozen=True, eq=False)
 class CoconutLearner:
-    """The training of a whole model at one stage: its first `stage` steps are thoughts, the rest is said.
+    """The training of a whole model at one stage: its first `stage` steps are thoughts, the rest is text.
 
     The text is question, begin, stage x per_step thoughts, end, the remaining steps, the answer, and the end of the
-    text; the loss is the cross-entropy of what stands behind the thoughts. With `per_step` 0 nothing stands for a step,
-    so that nothing is replaced and there are no markers: chain of thought, whatever the stage.
+    text; the loss is the cross-entropy of the tokens after the thoughts. With `per_step` 0 no step is replaced and
+    there are no markers: chain of thought, whatever the stage.
 
     Attributes:
         model: all of whose weights are trained.
         questions, steps, answers: texts, and the steps of each solution in order.
         begin, end: the markers.
         stage, per_step: k and c.
-        norm: the length that every thought is brought to before it is read; None leaves it, as published.
-        inside: whether the steps that are still said stand before the end marker, where thoughts will stand, and not
-            behind it as published. A model whose tables are tied then learns in words what it is to do in thoughts: the
-            state that is read as a word, and that word's embedding, point the same way.
+        norm: the L2 norm that every thought is rescaled to before it is read; None leaves it unscaled, as published.
+        inside: whether the remaining text steps precede the end marker, where thoughts will be, instead of following it
+            as published. A model with tied embeddings then learns with tokens what it is to do with thoughts: the state
+            that predicts a token, and that token's embedding, point the same way.
 
     Source: Hao et al. 2024, arXiv:2412.06769.
 
@@ -200,13 +200,14 @@ class CoconutLearner:
                 f"stage is {self.stage} and per_step {self.per_step}; the shortest solution has {least} steps"
             )
         tokenizer = self.model.require_tokenizer()
-        said = self.stage if self.per_step else 0
+        n_replaced = self.stage if self.per_step else 0
         rows = []
         for question, steps, answer in zip(self.questions, self.steps, self.answers, strict=True):
-            asked = tokenizer(question, add_special_tokens=False).input_ids
-            closed = (self.end,) if self.inside else ()
-            told = tokenizer(" ".join((*steps[said:], *closed, answer)), add_special_tokens=False).input_ids
-            rows.append((list(asked), [*told, tokenizer.eos_token_id]))
+            question_ids = tokenizer(question, add_special_tokens=False).input_ids
+            end_marker = (self.end,) if self.inside else ()
+            text = " ".join((*steps[n_replaced:], *end_marker, answer))
+            target_ids = tokenizer(text, add_special_tokens=False).input_ids
+            rows.append((list(question_ids), [*target_ids, tokenizer.eos_token_id]))
         object.__setattr__(self, "_rows", rows)
         object.__setattr__(self, "_digest", digest(self.questions, self.steps, self.answers))
 
@@ -227,51 +228,51 @@ class CoconutLearner:
         return len(self.questions)
 
     def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:
-        """The mean cross-entropy over all tokens behind the thoughts."""
+        """The mean cross-entropy over all tokens after the thoughts."""
         rows = [self._rows[row] for row in batch]
         groups: dict[tuple[int, int], list[tuple[list[int], list[int]]]] = {}
-        for asked, told in rows:
-            groups.setdefault((len(asked), len(told)), []).append((asked, told))
+        for question, target in rows:
+            groups.setdefault((len(question), len(target)), []).append((question, target))
         total = torch.stack([self._summed(group) for group in groups.values()]).sum()
-        return total / sum(len(told) for _, told in rows)
+        return total / sum(len(target) for _, target in rows)
 
     def _summed(self, group: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-        """The summed cross-entropy of examples whose questions are of one length, and their texts of one."""
+        """The summed cross-entropy of examples with questions of one length and targets of one length."""
         device = self.model.device
-        asked, told = (torch.tensor([row[part] for row in group], device=device) for part in (0, 1))
+        questions, targets = (torch.tensor([row[part] for row in group], device=device) for part in (0, 1))
         n = self.stage * self.per_step
         if n == 0 and self.per_step == 0:
-            entering, cache, hooks = torch.cat([asked, told[:, :-1]], 1), None, []
+            entering, cache, hooks = torch.cat([questions, targets[:, :-1]], 1), None, []
         else:
-            column = torch.ones(len(asked), 1, dtype=torch.long, device=device)
+            column = torch.ones(len(questions), 1, dtype=torch.long, device=device)
             begin, end = (column * marker(self.model, text) for text in (self.begin, self.end))
-            opened = torch.cat([asked, begin], 1)
-            spoken = told[:, :-1] if self.inside else torch.cat([end, told[:, :-1]], 1)
+            prefix = torch.cat([questions, begin], 1)
+            suffix = targets[:, :-1] if self.inside else torch.cat([end, targets[:, :-1]], 1)
             if n == 0:
-                entering, cache, hooks = torch.cat([opened, spoken], 1), None, []
+                entering, cache, hooks = torch.cat([prefix, suffix], 1), None, []
             else:
-                thoughts, cache = think(self.model, opened, n=n, norm=self.norm, with_grad=True)
-                entering, hooks = torch.cat([end, spoken], 1), [_entry(thoughts[:, -1])]
-        logits = self.model.forward(entering, hooks=hooks, cache=cache, with_grad=True)[:, -told.shape[1] :]
-        return F.cross_entropy(logits.flatten(0, 1).float(), told.flatten(), reduction="sum")
+                thoughts, cache = think(self.model, prefix, n=n, norm=self.norm, with_grad=True)
+                entering, hooks = torch.cat([end, suffix], 1), [_entry(thoughts[:, -1])]
+        logits = self.model.forward(entering, hooks=hooks, cache=cache, with_grad=True)[:, -targets.shape[1] :]
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
 
 
 def _last_state(
     model: Model, tokens: Tensor, hooks: Sequence[Any], cache: Any, *, with_grad: bool
 ) -> Float[Tensor, "batch d_model"]:
     """The last layer's state of the last token, after the final norm."""
-    kept: list[Tensor] = []
+    states: list[Tensor] = []
 
-    def keep(value: Tensor, hook: Any) -> None:
-        kept.append(value[:, -1])
+    def save(value: Tensor, hook: Any) -> None:
+        states.append(value[:, -1])
 
     name = f"blocks.{model.n_layers - 1}.hook_resid_post"
-    model.forward(tokens, hooks=[*hooks, (name, keep)], cache=cache, last_only=True, with_grad=with_grad)
-    return model.final_norm(kept[0], with_grad=with_grad)
+    model.forward(tokens, hooks=[*hooks, (name, save)], cache=cache, last_only=True, with_grad=with_grad)
+    return model.final_norm(states[0], with_grad=with_grad)
 
 
 def _entry(thought: Float[Tensor, "batch d_model"]) -> Any:
-    """A hook that puts the thought in place of the first embedding of what is read."""
+    """A hook that replaces the first input embedding by the thought."""
 
     def write(value: Tensor, hook: Any) -> Tensor:
         return torch.cat([thought[:, None].to(value.dtype), value[:, 1:]], 1)

@@ -1,4 +1,4 @@
-"""Debate in words: agents answer, read what the others answered, answer again, and vote."""
+"""Debate in text: agents answer, read the others' answers, answer again, and vote."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ from latentcomm.tasks.base import Item, Task
 from latentcomm.tasks.judging import is_correct
 
 APART = "\x1e"
-"""Stands between the answers in a message: the record separator, which is taken out of what an agent says."""
+"""The separator of the answers in a message: the record separator, which is replaced in every generated answer."""
 _CLAUSE = re.compile(r"[.,;:!?\n]")
 
 
@@ -25,28 +25,28 @@ class Debate:
     """Agents of both models answer; in later rounds each reads the others' last answers first; the majority counts.
 
     The first agent is the sender and reads its text, the last is the receiver and reads its own; agents between them
-    take turns, the sender's model first, and sample, so that they differ. Of all agents' last answers the one that
-    most agents gave is the answer; where no single one is ahead, the receiver's own. What two agents say is the same
-    answer if the task's judge finds the same in it, or the same of the task's candidates; an agent whose answer cannot
-    be parsed has no vote.
+    take turns, the sender's model first, and sample, so that they differ. The decision is the most frequent of
+    all agents' last answers; where no single answer leads, it is the receiver's own. Two answers are the same if the
+    task's judge finds the same answer in both, or the same of the task's candidates; an answer that cannot be parsed
+    has no vote.
 
-    A message weighs all that the receiver was told: the others' answers of all rounds, the last for the vote.
+    A message holds all that the receiver reads: the others' answers of all rounds, the last for the vote.
 
     Source: Du et al. 2023, arXiv:2305.14325; the wording is this package's own.
 
     Attributes:
         name: the name in tables.
-        n_agents, rounds: how many agents and rounds, 2 or more each: in one round nobody hears anything.
-        max_tokens: how long an answer may get; None takes the task's `reply_tokens`.
-        request: what the sender's agents read after their text.
-        heard: how another's answer is put to an agent; `{answer}` stands for it.
-        between: what stands between the answers and the agent's text.
-        temperature, top_p, seed: how the agents between the first and the last sample.
-        allow_empty: whether the others may say nothing in any round, which is silence; else it is refused. An empty
-            answer beside others is passed over.
+        n_agents, rounds: how many agents and rounds, 2 or more each: in one round no message is read.
+        max_tokens: tokens of an answer at most; None takes the task's `reply_tokens`.
+        request: appended to the text of the sender's agents.
+        heard: the template of another agent's answer in a prompt; `{answer}` is replaced by the answer.
+        between: the separator between the answers and the agent's text.
+        temperature, top_p, seed: sampling of the agents between the first and the last.
+        allow_empty: whether the others' answers may be empty in all rounds, which counts as silence; else that is
+            refused. Single empty answers are skipped.
 
     Raises:
-        ValueError: an option out of range; in `send` no receiver, or an item of which nothing is said.
+        ValueError: an option out of range; in `send` no receiver, or an item with an empty message.
 
     >>> Debate(n_agents=3).rounds
     2
@@ -72,18 +72,18 @@ class Debate:
                 "a debate needs 2 or more of both"
             )
         if "{answer}" not in self.heard:
-            raise ValueError(f"heard is {self.heard!r}; put {{answer}} where another's answer stands")
+            raise ValueError(f"heard is {self.heard!r}; put {{answer}} where another agent's answer goes")
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
-        """All rounds but the receiver's last turn: what the others said, round by round."""
+        """All rounds but the receiver's last answer: the others' answers, round by round."""
         agents = agent_models(self.name, sender, receiver, self.n_agents)
         rounds: list[list[list[str]]] = []
         for number in range(self.rounds):
             last = number == self.rounds - 1
-            speaking = range(self.n_agents - 1) if last else range(self.n_agents)
-            rounds.append([self._turn(agents[agent], agent, task, number, rounds[-1:]) for agent in speaking])
-        others = [said for each in rounds for said in each[: self.n_agents - 1]]
-        texts = tuple(APART.join(said[row] for said in others) for row in range(len(task.items)))
+            answering = range(self.n_agents - 1) if last else range(self.n_agents)
+            rounds.append([self._answers(agents[agent], agent, task, number, rounds[-1:]) for agent in answering])
+        others = [answers for of_round in rounds for answers in of_round[: self.n_agents - 1]]
+        texts = tuple(APART.join(answers[row] for answers in others) for row in range(len(task.items)))
         refuse_silence(
             self.name, sender, task, [bool(text.replace(APART, "").strip()) for text in texts], self.allow_empty
         )
@@ -96,80 +96,83 @@ class Debate:
         return True
 
     def own(self, receiver: Model, task: Task) -> Message:
-        """A debate of the receiver with itself, each side knowing what the receiver knows."""
+        """A debate of the receiver with itself; all agents read the receiver's text."""
         return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The receiver's last turn: the others' answers of the round before, then its text.
+        """The receiver's last prompt: the others' answers of the previous round, then its text.
 
         Raises:
             ValueError: the message holds no debate of this many agents and rounds, or is meant for another model.
         """
         message.check_receiver(receiver)
         n_others = self.n_agents - 1
-        heard = [said[-2 * n_others : -n_others] for said in self._said(message)]
-        return ReceiverInput(self._reading(receiver, [item.receiver for item in task.items], task, heard))
+        previous = [answers[-2 * n_others : -n_others] for answers in self._parse(message)]
+        return ReceiverInput(self._prompts(receiver, [item.receiver for item in task.items], task, previous))
 
     def decide(self, task: Task, message: Message, replies: list[str]) -> list[str]:
-        """The answer of most agents to every item; the receiver's reply where no single answer is ahead."""
+        """The most frequent answer to every item; the receiver's reply where no single answer leads."""
         n_others = self.n_agents - 1
         return [
-            vote(task, item, [*said[-n_others:], reply])
-            for item, said, reply in zip(task.items, self._said(message), replies, strict=True)
+            vote(task, item, [*answers[-n_others:], reply])
+            for item, answers, reply in zip(task.items, self._parse(message), replies, strict=True)
         ]
 
-    def _said(self, message: Message) -> list[list[str]]:
-        said = [text.split(APART) for text in texts_of(message, self.name)]
+    def _parse(self, message: Message) -> list[list[str]]:
+        """For each item the others' answers, round by round."""
+        answers = [text.split(APART) for text in texts_of(message, self.name)]
         wanted = self.rounds * (self.n_agents - 1)
-        if wrong := [len(each) for each in said if len(each) != wanted]:
+        if wrong := [len(of_item) for of_item in answers if len(of_item) != wanted]:
             raise ValueError(f"the message holds {wrong[0]} answers an item and the channel {self.name} needs {wanted}")
-        return said
+        return answers
 
-    def _turn(self, model: Model, agent: int, task: Task, number: int, before: Sequence[list[list[str]]]) -> list[str]:
-        """One agent's answers to all items, after those of the round before, if there was one."""
-        asked = agent_task(task, self.n_agents, agent, self.request)
-        heard: list[list[str]] = [[] for _ in task.items]
-        for said in before:
-            others = [answers for other, answers in enumerate(said) if other != agent]
-            heard = [[answers[row] for answers in others] for row in range(len(task.items))]
+    def _answers(
+        self, model: Model, agent: int, task: Task, number: int, previous: Sequence[list[list[str]]]
+    ) -> list[str]:
+        """One agent's answers to all items, given those of the previous round, if there was one."""
+        own_task = agent_task(task, self.n_agents, agent, self.request)
+        received: list[list[str]] = [[] for _ in task.items]
+        for of_round in previous:
+            others = [answers for other, answers in enumerate(of_round) if other != agent]
+            received = [[answers[row] for answers in others] for row in range(len(task.items))]
         samples = 0 < agent < self.n_agents - 1
-        said = decode(
+        replies = decode(
             model,
-            self._reading(model, [item.sender for item in asked.items], task, heard),
+            self._prompts(model, [item.sender for item in own_task.items], task, received),
             max_new_tokens=task.reply_tokens if self.max_tokens is None else self.max_tokens,
             temperature=self.temperature if samples else 0,
             top_p=self.top_p,
             seeds=[item_seed(item, self.seed, number, agent) for item in task.items],
         )
-        return [text.replace(APART, " ") for text in said.texts]
+        return [text.replace(APART, " ") for text in replies.texts]
 
-    def _reading(self, model: Model, texts: Sequence[str], task: Task, heard: Sequence[Sequence[str]]) -> Prompts:
-        """Prompts of the others' answers, those that are not empty, and a text."""
-        asked = []
-        for text, answers in zip(texts, heard, strict=True):
-            told = [self.heard.replace("{answer}", answer.strip()) for answer in answers if answer.strip()]
-            asked.append("".join(f"{each}{self.between}" for each in told) + text)
-        return encode(model, asked, template=task.template)
+    def _prompts(self, model: Model, texts: Sequence[str], task: Task, received: Sequence[Sequence[str]]) -> Prompts:
+        """Prompts of the others' non-empty answers and a text."""
+        prompts = []
+        for text, answers in zip(texts, received, strict=True):
+            quoted = [self.heard.replace("{answer}", answer.strip()) for answer in answers if answer.strip()]
+            prompts.append("".join(f"{quote}{self.between}" for quote in quoted) + text)
+        return encode(model, prompts, template=task.template)
 
 
 def vote(task: Task, item: Item, answers: Sequence[str]) -> str:
-    """The answer that most agents gave, as the last (the receiver) or else the first of them said it.
+    """The most frequent answer, as the last agent (the receiver) or else the first agent that gave it wrote it.
 
-    Where no single answer is ahead, the receiver's; an answer that the judge cannot parse has no vote.
+    Where no single answer leads, the receiver's; an answer that the judge cannot parse has no vote.
     """
     keys = [same_answer(task, item, answer) for answer in answers]
     counts = Counter(key for key in keys if key)
-    ahead = [key for key, count in counts.items() if count == max(counts.values())]
-    if len(ahead) != 1 or keys[-1] == ahead[0]:
+    leading = [key for key, count in counts.items() if count == max(counts.values())]
+    if len(leading) != 1 or keys[-1] == leading[0]:
         return answers[-1]
-    return answers[keys.index(ahead[0])]
+    return answers[keys.index(leading[0])]
 
 
 def same_answer(task: Task, item: Item, answer: str) -> str:
-    """What two answers have in common when they are the same: empty where the judge finds none.
+    """The key under which equal answers are counted: empty where the judge finds no answer.
 
-    The candidate that the judge's find begins with, the longest if several; else its first clause, a leading "the",
-    case and space aside. Whether it is right plays no part.
+    The candidate that the found answer begins with, the longest if several; else its first clause, without a leading
+    "the", case and spaces ignored. It does not depend on whether the answer is right.
     """
     verdict = task.judge(answer, item.answers)
     if not verdict.is_parsed:
@@ -183,7 +186,7 @@ def same_answer(task: Task, item: Item, answer: str) -> str:
 
 
 def agent_models(name: str, sender: Model, receiver: Model | None, n_agents: int) -> list[Model]:
-    """Who speaks as each agent: the sender first, the receiver last, between them both in turn.
+    """The model of each agent: the sender first, the receiver last, between them both in turn.
 
     Raises:
         ValueError: there is no receiver.
@@ -194,7 +197,7 @@ def agent_models(name: str, sender: Model, receiver: Model | None, n_agents: int
 
 
 def agent_task(task: Task, n_agents: int, agent: int, request: str) -> Task:
-    """The task whose sender reads what this agent reads."""
+    """The task whose sender's text is this agent's text."""
     if _is_receiver(n_agents, agent):
         return asked_itself(task)
     return replace(task, items=tuple(replace(item, sender=item.sender + request) for item in task.items))

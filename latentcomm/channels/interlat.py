@@ -24,7 +24,7 @@ from latentcomm.tasks.base import Task
 
 KIND = "interlat adapter"
 LIMIT_IN_SPREADS = 8.0
-"""The clamp at first, in standard deviations of the receiver's embedding entries: real rows stay inside it."""
+"""The initial clamp, in standard deviations of the receiver's embedding entries: real rows lie within it."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class AdapterShape:
     Attributes:
         d_sender, d_receiver: widths of the two models.
         n_heads: heads of its attention, which divide d_receiver.
-        n_steps: how many latents come out; None for one a state.
-        limit: what entries are clamped to.
+        n_steps: the number of latents; None for one a state.
+        limit: the bound that entries are clamped to.
         receiver: the name of the model that it is trained for.
 
     Raises:
@@ -61,9 +61,9 @@ class Adapter:
     """From the sender's states to latents on the scale of the receiver's embeddings.
 
     x = LN(W h + c); x <- x + Attention(x), 8 heads, over the whole message; x <- LN(x);
-    latent = clamp(scale * sigmoid(G x + g) * (P x + p), -limit, limit). Before and after the latents stand a learnt
-    begin and end vector. Compressed to K steps, K learnt queries take the place of x as what asks: each latent is a
-    weighted mean of all states, where mean pooling would weigh every stretch of the message alike, whatever is in it.
+    latent = clamp(scale * sigmoid(G x + g) * (P x + p), -limit, limit). A learnt begin and end vector
+    enclose the latents. Compressed to K steps, K learnt queries replace x as the queries: each latent is a weighted
+    mean of all states, where mean pooling would weigh every span of the message alike, whatever it contains.
 
     Source: Du et al. 2025, arXiv:2511.09149.
 
@@ -96,7 +96,7 @@ class Adapter:
                 weights[name] = xavier(size[0], size[1], generator=generator)
             else:
                 weights[name] = torch.ones(size) if name.endswith("norm.weight") else torch.zeros(size)
-        weights["scale"] = torch.tensor(2 * spread)  # the gate is one half at first
+        weights["scale"] = torch.tensor(2 * spread)  # the gate is initially one half
         limit = shape.limit if math.isfinite(shape.limit) else LIMIT_IN_SPREADS * spread
         return cls(replace(shape, limit=limit), weights)
 
@@ -111,24 +111,24 @@ class Adapter:
             raise ValueError(f"the states are {states.shape[1]} wide and the adapter reads {shape.d_sender}")
         x = F.linear(states.to(w["scale"].dtype), w["in.weight"], w["in.bias"])
         x = F.layer_norm(x, (shape.d_receiver,), w["in_norm.weight"], w["in_norm.bias"])
-        asking = x if shape.n_steps is None else w["queries"]
-        x = asking + self._attention(asking, x)
+        queries = x if shape.n_steps is None else w["queries"]
+        x = queries + self._attention(queries, x)
         x = F.layer_norm(x, (shape.d_receiver,), w["out_norm.weight"], w["out_norm.bias"])
         gate = torch.sigmoid(F.linear(x, w["gate.weight"], w["gate.bias"]))
         latents = w["scale"] * gate * F.linear(x, w["through.weight"], w["through.bias"])
         return self._between(latents.clamp(-shape.limit, shape.limit))
 
     def around(self, embeddings: Float[Tensor, "pos d_receiver"]) -> Float[Tensor, "slot d_receiver"]:
-        """Begin, the given embeddings as they are, end: how a text stands where latents would."""
+        """Begin, the given embeddings, end: a text in the place of the latents."""
         return self._between(embeddings.to(self.weights["scale"].dtype))
 
     def multiply_adds(self, n_states: int) -> int:
         """Of the matrix products over one message."""
-        d, asking = self.shape.d_receiver, n_states if self.shape.n_steps is None else self.shape.n_steps
-        return n_states * d * (self.shape.d_sender + 2 * d) + 4 * asking * d * d + 2 * asking * n_states * d
+        d, n_queries = self.shape.d_receiver, n_states if self.shape.n_steps is None else self.shape.n_steps
+        return n_states * d * (self.shape.d_sender + 2 * d) + 4 * n_queries * d * d + 2 * n_queries * n_states * d
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as safetensors, whole or not at all."""
+        """Write it as safetensors, atomically."""
         save_weights(path, self.weights, kind=KIND, configuration=asdict(self.shape))
 
     @classmethod
@@ -144,23 +144,23 @@ class Adapter:
     def _between(self, vectors: Tensor) -> Tensor:
         return torch.cat([self.weights["begin"][None], vectors, self.weights["end"][None]])
 
-    def _attention(self, asking: Tensor, asked: Tensor) -> Tensor:
+    def _attention(self, queries: Tensor, states: Tensor) -> Tensor:
         heads = self.shape.n_heads
         query, key, value = (
             F.linear(rows, self.weights[f"{name}.weight"]).unflatten(-1, (heads, -1)).transpose(0, 1)
-            for name, rows in (("query", asking), ("key", asked), ("value", asked))
+            for name, rows in (("query", queries), ("key", states), ("value", states))
         )
-        seen = F.scaled_dot_product_attention(query, key, value)
-        return F.linear(seen.transpose(0, 1).flatten(1), self.weights["out.weight"])
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return F.linear(attended.transpose(0, 1).flatten(1), self.weights["out.weight"])
 
 
 @dataclass(frozen=True)
 class Interlat:
-    """The sender writes a plan; its last states along the plan enter the receiver, adapted, after the user's turn.
+    """The sender generates a plan; its last states along the plan enter the receiver, adapted, after the user's turn.
 
-    One state a plan token: that from which the token was read, after the final norm. The receiver reads the user's
+    One state a plan token: the state that predicts the token, after the final norm. The receiver reads the user's
     turn, begin, the latents, end. The adapter is trained for one receiver, which stays frozen
-    (`latent_training.InterlatLearner`). The message is the raw states: it weighs 4 d_sender bytes a plan token.
+    (`channels.training.interlat.InterlatLearner`). The message is the raw states: 4 d_sender bytes a plan token.
 
     Source: Du et al. 2025, arXiv:2511.09149.
     """
@@ -173,7 +173,7 @@ class Interlat:
         """The plan as a text, and as its states and token ids.
 
         Raises:
-            ValueError: the sender ends before its plan begins, or is of another width than the adapter reads.
+            ValueError: the sender generates an empty plan, or is of another width than the adapter reads.
         """
         if sender.d_model != self.adapter.shape.d_sender:
             raise ValueError(
@@ -183,7 +183,7 @@ class Interlat:
         prompts = sender_prompts(sender, task)
         plan = decode(sender, prompts, max_new_tokens=self.plan_tokens)
         if empty := [item.id for item, ids in zip(task.items, plan.ids, strict=True) if not ids]:
-            raise ValueError(f"{sender.name} wrote nothing for item {empty[0]!r}; prompt it so that it goes on")
+            raise ValueError(f"{sender.name} generated an empty plan for item {empty[0]!r}; change its prompt")
         states = trajectories(sender, prompts, plan.ids)
         parts = tuple({"states": each, "ids": torch.tensor(ids)} for each, ids in zip(states, plan.ids, strict=True))
         facts = made_by(sender, site="final norm", position="from which each plan token was read")
@@ -228,19 +228,19 @@ def states_of(message: Message, name: str) -> list[Float[Tensor, "_ d_sender"]]:
 
 
 def trajectories(model: Model, prompts: Prompts, plans: Sequence[Sequence[int]]) -> list[Float[Tensor, "_ d_model"]]:
-    """For each row the last layer's states, after the final norm, from which each token of a given plan is read."""
+    """For each row the last layer's states, after the final norm, that predict each token of a given plan."""
     rows = [torch.cat([prompts.ids(row), torch.tensor(ids)[:-1]]) for row, ids in enumerate(plans)]
-    kept: list[Tensor] = []
+    states: list[Tensor] = []
 
-    def keep(value: Tensor, hook: Any) -> None:
-        kept.append(value)
+    def save(value: Tensor, hook: Any) -> None:
+        states.append(value)
 
-    padded = Prompts.from_ids(rows)  # on the right, which a causal model does not see
+    padded = Prompts.from_ids(rows)  # on the right, which causal attention ignores
     name = f"blocks.{model.n_layers - 1}.hook_resid_post"
-    model.forward(padded.tokens, hooks=[(name, keep)], last_only=True)
+    model.forward(padded.tokens, hooks=[(name, save)], last_only=True)
     starts = prompts.lengths.tolist()
     return [
-        model.final_norm(kept[0][row, starts[row] - 1 : starts[row] - 1 + len(ids)]) for row, ids in enumerate(plans)
+        model.final_norm(states[0][row, starts[row] - 1 : starts[row] - 1 + len(ids)]) for row, ids in enumerate(plans)
     ]
 
 

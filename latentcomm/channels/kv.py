@@ -1,4 +1,4 @@
-"""Keys and values of selected layers: the receiver goes on behind what the sender read, as if it had read it itself."""
+"""Keys and values of selected layers: the receiver continues from the sender's cache as if it had read the prefix."""
 
 import contextlib
 import math
@@ -20,16 +20,16 @@ from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
 FACTS = "key_values"
-"""Where in a message's manifest it says what its keys and values are of."""
+"""The manifest key under which a message describes its keys and values."""
 
 
 @dataclass(frozen=True)
 class KeyValues:
-    """The sender's keys and values at some layers stand before the receiver's prompt, which goes on at their positions.
+    """The sender's keys and values at some layers precede the receiver's prompt, whose positions continue after theirs.
 
-    Nothing is written over: at these layers the receiver's tokens attend to the sender's as well as to their own. At
-    the other layers they do not see them. All layers of the same model are the two prompts read one after the other.
-    Sender and receiver need one layout: as many layers, key-value heads of one size, and one way of telling positions.
+    Nothing is overwritten: at these layers the receiver's tokens attend to the sender's as well as to their own. At
+    the other layers they do not. All layers of the same model amount to the two prompts read one after the other.
+    Sender and receiver need one layout: as many layers, key-value heads of one size, and one positional encoding.
     The sender stops after the deepest layer that is sent.
 
     A message holds, of each item, `keys` and `values` `[layer head pos d_head]`.
@@ -39,10 +39,10 @@ class KeyValues:
     Attributes:
         name: the name in tables.
         layers: the layers that are sent, ascending, from 0; None sends all. `measure_attention` and `choose_layers`
-            choose them from items that are not the reported ones.
+            choose them on items that are not the reported ones.
 
     Raises:
-        ValueError: layers that repeat, do not ascend or are negative; in `send` one that the sender does not have.
+        ValueError: layers that repeat, do not ascend or are negative; in `send` one that the sender lacks.
 
     >>> KeyValues(layers=(1, 2)).layers
     (1, 2)
@@ -60,7 +60,7 @@ class KeyValues:
         """The keys and values of every token of the sender's prompts.
 
         Raises:
-            ValueError: a layer that the sender does not have; a receiver of another layout.
+            ValueError: a layer that the sender lacks; a receiver of another layout.
         """
         layers = tuple(range(sender.n_layers)) if self.layers is None else self.layers
         if layers and layers[-1] >= sender.n_layers:
@@ -80,11 +80,11 @@ class KeyValues:
         return True
 
     def own(self, receiver: Model, task: Task) -> Message:
-        """The receiver's keys and values of its own prompt: it reads that twice."""
+        """The receiver's keys and values of its own prompt, which it reads twice."""
         return replace(self.send(receiver, asked_itself(task)), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The receiver's prompts behind the sender's keys and values; at other layers zeros that nobody may attend to.
+        """The receiver's prompts after the sender's keys and values; at the other layers masked zeros.
 
         Raises:
             ValueError: the message holds no keys and values, is meant for another model, or is of another layout.
@@ -94,22 +94,22 @@ class KeyValues:
         if message.parts is None or facts is None:
             raise ValueError(f"the channel {self.name} needs a message of keys and values and got {message.origin}")
         check_layout(facts, str(message.made_by["model"]), receiver)
-        layers = {layer: place for place, layer in enumerate(facts["layers"])}
+        layers = {layer: index for index, layer in enumerate(facts["layers"])}
         rows, lengths = [], []
         for part in message.parts:
             keys, values = (part[name].to(receiver.device, receiver.dtype) for name in ("keys", "values"))
-            nothing = keys.new_zeros(1, *keys.shape[1:])
+            placeholder = keys.new_zeros(1, *keys.shape[1:])
             pairs = [
-                (keys[layers[layer]][None], values[layers[layer]][None]) if layer in layers else (nothing, nothing)
+                (keys[layers[layer]][None], values[layers[layer]][None])
+                if layer in layers
+                else (placeholder, placeholder)
                 for layer in range(receiver.n_layers)
             ]
             rows.append([(swapped(receiver, key), swapped(receiver, value)) for key, value in pairs])
             lengths.append(keys.shape[2])
-        unseen = tuple(layer for layer in range(receiver.n_layers) if layer not in layers)
-        standing = (Hidden(unseen, tuple(lengths)),) if unseen else ()
-        return ReceiverInput(
-            receiver_prompts(receiver, task), past=Past(tuple(rows), tuple(lengths)), standing=standing
-        )
+        hidden = tuple(layer for layer in range(receiver.n_layers) if layer not in layers)
+        hooks = (Hidden(hidden, tuple(lengths)),) if hidden else ()
+        return ReceiverInput(receiver_prompts(receiver, task), past=Past(tuple(rows), tuple(lengths)), standing=hooks)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Hidden:
 
     Attributes:
         layers: which layers.
-        length: of each row how many positions.
+        length: for each row the number of positions.
     """
 
     layers: tuple[int, ...]
@@ -129,11 +129,11 @@ class Hidden:
         return replace(self, length=tuple(self.length[row] for row in rows))
 
     def fwd_hooks(self) -> list[Hook]:
-        """Hooks that mask the attention scores, and that stop a model whose attention does not obey them."""
+        """Hooks that mask the attention scores, and that raise where a model's attention ignores the mask."""
         return [hook for layer in self.layers for hook in self._of(layer)]
 
     def reply_hooks(self) -> list[Hook]:
-        """The same hooks: what is hidden stands at the beginning of each row."""
+        """The same hooks: the hidden positions are at the beginning of each row."""
         return self.fwd_hooks()
 
     def _of(self, layer: int) -> list[Hook]:
@@ -164,7 +164,7 @@ class Hidden:
 def measure_attention(sender: Model, receiver: Model, task: Task) -> Float[Tensor, " layer"]:
     """The share of the receiver's attention that goes to the sender's tokens, at each layer, with all layers sent.
 
-    The mean over items, heads and the tokens of the receiver's prompt of the attention given to the sender's positions.
+    The mean over items, heads and the tokens of the receiver's prompt of the attention to the sender's positions.
     Measure it on items that are not reported. It costs a pass of both models over them.
 
     Source: the importance score of KVComm (Shi et al. 2025, arXiv:2510.03346).
@@ -192,8 +192,8 @@ def choose_layers(
     """The share of the layers with the highest score, ascending: at least one.
 
     score_l = weight * attention_l, scaled to 0..1 over the layers, + (1 - weight) * exp(-(l - centre)^2 / 2 width^2).
-    The second term is a prior for the middle of the model (`centre`, half way up unless given). Of equal scores the
-    lower layer counts more.
+    The second term is a prior for the middle of the model (`centre`, by default half the depth). Ties go to the
+    lower layer.
 
     Source: the selection of KVComm (Shi et al. 2025, arXiv:2510.03346).
 
@@ -214,13 +214,13 @@ def choose_layers(
     middle = (len(attention) - 1) / 2 if centre is None else centre
     prior = torch.exp(-((torch.arange(len(attention)) - middle) ** 2) / (2 * width**2)).double()
     score = weight * scaled.cpu() + (1 - weight) * prior
-    n_kept = max(1, round(share * len(attention)))
-    return tuple(sorted(score.argsort(descending=True, stable=True)[:n_kept].tolist()))
+    n_chosen = max(1, round(share * len(attention)))
+    return tuple(sorted(score.argsort(descending=True, stable=True)[:n_chosen].tolist()))
 
 
 @dataclass(frozen=True, eq=False)
 class _Watched:
-    """Writes down, for each row, the share of attention that its first positions get in a pass of its prompt."""
+    """Records, for each row, the share of attention to its first positions in the pass of its prompt."""
 
     rows: tuple[int, ...]
     length: tuple[int, ...]
@@ -241,7 +241,7 @@ class _Watched:
 
 
 class _ReadError(Exception):
-    """Raised by a hook to end a pass whose later layers nobody asked for."""
+    """Raised by a hook to end a pass whose later layers are not needed."""
 
 
 def _read(model: Model, prompts: Prompts, layers: Sequence[int]) -> tuple[dict[str, Tensor], ...]:
@@ -280,12 +280,12 @@ def _pass(model: Model, prompts: Prompts, deepest: int) -> list[tuple[Tensor, Te
 
 
 def swapped(model: Model, tensor: Float[Tensor, "row _ _ d_head"]) -> Float[Tensor, "row _ _ d_head"]:
-    """Between the backend's own order of heads and positions and that of a message; its own inverse."""
+    """Swaps the backend's order of heads and positions with that of a message; its own inverse."""
     return tensor if model.is_bridge else tensor.transpose(1, 2)
 
 
 def layout_of(model: Model) -> dict[str, Any]:
-    """What two models must share for one's keys and values to stand in the other's cache."""
+    """The facts that two models must share for one's keys and values to fit the other's cache."""
     cfg = model.hooked.cfg
     return {
         "n_layers": model.n_layers,
@@ -296,7 +296,7 @@ def layout_of(model: Model) -> dict[str, Any]:
 
 
 def _positions(model: Model) -> str:
-    """How a model tells positions, and whether the keys of its cache hold them: as a text to compare."""
+    """The positional encoding of a model, and whether the cached keys include it, as a text to compare."""
     cfg = model.hooked.cfg
     kind = str(getattr(cfg, "positional_embedding_type", "unknown"))
     if kind != "rotary":
@@ -316,18 +316,18 @@ def check_layout(facts: Mapping[str, Any], sender: str, receiver: Model) -> None
     """Refuse keys and values that do not fit the receiver's cache.
 
     Raises:
-        ValueError: with the first thing that differs.
+        ValueError: with the first fact that differs.
     """
-    mine = layout_of(receiver)
-    words = {"n_layers": "layers", "n_heads": "key-value heads", "d_head": "entries a head"}
-    for name, word in words.items():
-        if facts[name] != mine[name]:
+    own = layout_of(receiver)
+    units = {"n_layers": "layers", "n_heads": "key-value heads", "d_head": "entries a head"}
+    for name, unit in units.items():
+        if facts[name] != own[name]:
             raise ValueError(
-                f"{sender} has {facts[name]} {word} and {receiver.name} has {mine[name]}, so its keys and values do "
+                f"{sender} has {facts[name]} {unit} and {receiver.name} has {own[name]}, so its keys and values do "
                 "not fit; choose two models of one layout, or a channel that aligns spaces, such as Activation"
             )
-    if facts["positions"] != mine["positions"]:
+    if facts["positions"] != own["positions"]:
         raise ValueError(
-            f"{sender} tells positions in another way ({facts['positions']}) than {receiver.name} "
-            f"({mine['positions']}), so its keys would be read at wrong places; choose two models that tell them alike"
+            f"{sender} encodes positions in another way ({facts['positions']}) than {receiver.name} "
+            f"({own['positions']}), so its keys would be read at wrong positions; choose models of one encoding"
         )

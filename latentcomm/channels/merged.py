@@ -1,4 +1,4 @@
-"""Merged activations: what one or several senders know beyond the receiver, added to the receiver's own state."""
+"""Merged activations: the difference of one or several senders' states to the receiver's, added to its own state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,16 +23,16 @@ from latentcomm.tasks.base import Task
 class Merged:
     """b <- b + scale * merge(m_1, .., m_n) after the write site: the senders' messages m_i, merged as task vectors are.
 
-    b is the receiver's own state at its last prompt token, a_i a sender's at the read site, aligned. `content` says
-    what of it is the message:
+    b is the receiver's own state at its last prompt token, a_i a sender's at the read site, aligned. `content`
+    defines the message m_i:
 
     - `Replace()`: m_i = a_i - b; with an alignment W a_i - b.
     - `OrthogonalResidual()`: m_i = a_i less its component along b.
-    - `PredictabilityResidual(map)`: m_i = a_i - (M b + c), what b does not predict of it (`fit_predictability`).
-    - `Linear(Drop(projection), Sum())`: m_i = what a subspace of the receiver's states does not hold of a_i.
+    - `PredictabilityResidual(map)`: m_i = a_i - (M b + c), the part that b does not predict (`fit_predictability`).
+    - `Linear(Drop(projection), Sum())`: m_i = the part of a_i outside a subspace of the receiver's states.
 
-    `merge` is `TaskArithmetic(scale)` or `Ties(density, scale)`, in `NormMatched` where the receiver's state is to keep
-    its length. With one sender and task arithmetic this is what Activation does with `content` alone.
+    `merge` is `TaskArithmetic(scale)` or `Ties(density, scale)`, in `NormMatched` to preserve the norm of the
+    receiver's state. With one sender and task arithmetic this is what Activation does with `content` alone.
 
     Source: Ilharco et al. 2022 (arXiv:2212.04089) and Yadav et al. 2023 (arXiv:2306.01708), both for weights; nobody
     has published them for messages.
@@ -40,8 +40,8 @@ class Merged:
     Attributes:
         name: the name in tables.
         read, write: where states are read and written.
-        content: what of a sender's state counts; a tuple has one for each sender.
-        merge: how the senders' messages become one.
+        content: the message in a sender's state; a tuple has one for each sender.
+        merge: merges the senders' messages.
         alignment: the map from the sender's space to the receiver's.
         others: further senders.
 
@@ -65,13 +65,13 @@ class Merged:
 
     @property
     def activation(self) -> Activation:
-        """The same channel, spelt as an activation that is fused."""
+        """The same channel as an `Activation` with a fusion."""
         fusion = OfEach(self.content, self.merge)
         return Activation(self.name, self.read, self.write, fusion, self.alignment, self.others)
 
     @property
     def said(self) -> tuple[Any, ...]:
-        """What decides the message: where states are read, and who else speaks."""
+        """The values that determine the message: the read site and the further senders."""
         return self.activation.said
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
@@ -108,7 +108,7 @@ def fit_predictability(
 ) -> AffineMap:
     """The ridge map b -> M b + c that predicts a sender's (aligned) states from the receiver's over documents.
 
-    Rows are the places where a token of both models ends at the same character, without each document's first token
+    Rows are the positions where a token of both models ends at the same character, without each document's first token
     (the attention sink); the penalty is chosen by held-out error over whole documents. Its `.r_squared` on rows of
     other documents says how much is predictable, and `PredictabilityResidual(map)` sends the rest.
 

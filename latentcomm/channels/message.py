@@ -1,4 +1,4 @@
-"""What a sender says: states, texts or named tensors of each item, to be weighed, reordered, saved and read."""
+"""The message of a sender: states, texts or named tensors of each item, which can be selected, saved and loaded."""
 
 import json
 import os
@@ -19,19 +19,19 @@ FORMAT = "latentcomm message 1"
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """What a sender says of each item. All three kinds of content may stand together; none at all is silence.
+    """A sender's message for each item. It may hold all three kinds of content; without any it is silent.
 
     Attributes:
         vectors: one state an item, in the sender's width; from several senders with one more leading axis.
-        origin: what they are: model and place, such as "smollm2 blocks.26.hook_resid_post".
-        is_own: they are the receiver's own, in its own width already, so that no alignment applies.
+        origin: a description of the content, model and site, such as "smollm2 blocks.26.hook_resid_post".
+        is_own: whether the content is the receiver's own, in its own width, so that no alignment applies.
         texts: a text an item.
         parts: named tensors an item, of any length each (a trajectory, keys and values, distributions).
         meant_for: the name of the only receiver that can read it; None where any of the right shape can.
         made_by: facts about the sender, for the manifest: model, fingerprint, site, position.
 
     Raises:
-        ValueError: the kinds of content speak of different numbers of items.
+        ValueError: the kinds of content have different numbers of items.
 
     >>> import torch
     >>> parts = ({"h": torch.ones(2, 3)}, {"h": torch.ones(1, 3)})
@@ -51,7 +51,7 @@ class Message:
     made_by: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.parts is not None:  # in the order of their names, as a file gives them back: what is drawn for them
+        if self.parts is not None:  # sorted by name as in a file, so that random draws for them are the same
             parts = tuple({name: laid_out(part[name]) for name in sorted(part)} for part in self.parts)
             object.__setattr__(self, "parts", parts)
         if self.vectors is not None:
@@ -61,7 +61,7 @@ class Message:
             sizes.add(self.vectors.shape[-2])
         sizes |= {len(kind) for kind in (self.texts, self.parts) if kind is not None}
         if len(sizes) > 1:
-            raise ValueError(f"a message speaks of {sorted(sizes)} items at once; give one content an item")
+            raise ValueError(f"a message has contents for {sorted(sizes)} items; give one content an item")
 
     @property
     def has_tensors(self) -> bool:
@@ -87,7 +87,7 @@ class Message:
         return len(next((kind for kind in (self.texts, self.parts) if kind is not None), ()))
 
     def nbytes(self) -> list[int]:
-        """What each item's message weighs, in bytes: tensors as they are stored, texts in UTF-8. Empty for silence."""
+        """The size of each item's message in bytes: tensors as stored, texts in UTF-8. Empty for silence."""
         weights = [0] * len(self)
         for row in range(len(self)):
             if self.vectors is not None:
@@ -127,7 +127,7 @@ class Message:
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the message as safetensors, its manifest in the file's own metadata, whole or not at all.
+        """Write the message atomically as safetensors, with its manifest in the file's metadata.
 
         The manifest holds the texts, `origin`, `is_own`, `meant_for` and `made_by` (model, site, position).
         """
@@ -151,7 +151,7 @@ class Message:
         """The message in a file, bit for bit.
 
         Raises:
-            ValueError: the file is missing, is no message, or does not hold what its manifest says.
+            ValueError: the file is missing, is no message, or does not match its manifest.
         """
         try:
             facts, tensors = read_tensors(path)
@@ -180,7 +180,7 @@ class Message:
 
 
 def join(messages: Sequence[Message]) -> Message:
-    """The messages of several sets of items as one, in order; what they weigh and say of their sender is the first's.
+    """The messages of several sets of items as one, in order, with the first one's facts about the sender.
 
     Raises:
         ValueError: none were given, or they are of different kinds.
@@ -191,7 +191,7 @@ def join(messages: Sequence[Message]) -> Message:
     kinds = {(m.vectors is None, m.texts is None, m.parts is None, m.is_own, m.meant_for) for m in messages}
     if len(kinds) > 1:
         raise ValueError("messages of different kinds, or for different receivers, cannot be joined")
-    device = messages[-1].device  # where some were loaded from a file, the fresh one says where they run
+    device = messages[-1].device  # where some were loaded from a file, the last one has the device of the run
     vectors = [m.vectors.to(device) for m in messages if m.vectors is not None]
     vectors = None if first.vectors is None else torch.cat(vectors, -2)
     texts = None if first.texts is None else tuple(text for m in messages for text in m.texts or ())
@@ -201,7 +201,7 @@ def join(messages: Sequence[Message]) -> Message:
 
 
 def made_by(model: Model, *, site: str, position: str) -> dict[str, Any]:
-    """The facts about a sender that a manifest keeps; the revision is that of the hub, None for local weights."""
+    """The facts about a sender in a manifest; the revision is that of the hub, None for local weights."""
     config = getattr(getattr(model.hooked, "original_model", None), "config", None)
     facts = {"model": model.name, "revision": getattr(config, "_commit_hash", None)}
     return facts | {"dtype": str(model.dtype).removeprefix("torch."), "site": site, "position": position}

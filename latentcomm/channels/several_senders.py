@@ -1,4 +1,4 @@
-"""Several senders for one receiver: who else speaks, how their states travel together, and which fusions merge them."""
+"""Several senders for one receiver: the further senders, one message of all states, and the fusions that merge them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ FURTHER = "more_senders"
 
 @dataclass(frozen=True)
 class FurtherSender:
-    """One more voice of a channel: another model, another text, or both.
+    """A further sender of a channel: another model, another text, or both.
 
     Attributes:
         text: which text of each item it reads: 0 is the sender's, n the n-th of the item's `more_senders`.
         model: which model reads it; None is the sender itself.
-        read: where its state is read; None is where the sender's is.
+        read: the site of its state; None takes the sender's site.
         alignment: the map from its space to the receiver's; None is the sender's own where the model is the sender
             itself, and no map for another model.
 
@@ -46,7 +46,7 @@ class FurtherSender:
             raise ValueError(f"text is {self.text}; 0 is the sender's own text, and further ones count from 1")
 
     def texts(self, items: Sequence[Item]) -> list[str]:
-        """What it reads of each item.
+        """The text that it reads of each item.
 
         Raises:
             ValueError: an item has no such text.
@@ -58,8 +58,8 @@ class FurtherSender:
             further: tuple[str, ...] = getattr(item, FURTHER, ())
             if len(further) < self.text:
                 raise ValueError(
-                    f"item {item.id!r} has {len(further)} texts for further senders and text {self.text} was asked for;"
-                    " give the item more, or ask for another"
+                    f"item {item.id!r} has {len(further)} texts for further senders and text {self.text} was requested;"
+                    " give the item more, or request another"
                 )
             found.append(further[self.text - 1])
         return found
@@ -67,10 +67,10 @@ class FurtherSender:
 
 @dataclass(frozen=True)
 class OfEach:
-    """merge(own, [content(own, a_1), .., content(own, a_n)]): what counts of each sender's state, and then the merge.
+    """merge(own, [content(own, a_1), .., content(own, a_n)]): the content of each sender's state, then the merge.
 
     The messages that are merged are m_i = content(own, a_i) - own. With `Replace()` they are a_i - own, with
-    `OrthogonalResidual()` or `PredictabilityResidual(map)` what own does not hold of a_i, with `Linear(W)` W a_i - own.
+    `OrthogonalResidual()` or `PredictabilityResidual(map)` the part of a_i outside own, with `Linear(W)` W a_i - own.
     `content` is one fusion for all senders or a tuple of one for each; `merge` takes several senders, as TaskArithmetic
     and Ties do. One sender may come without a sender axis.
 

@@ -1,4 +1,4 @@
-"""The two ends of the scale: a receiver that hears nothing, and one that reads the sender's text as well."""
+"""The lower and upper baselines: a receiver without a message, and one that also reads the sender's text."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from latentcomm.tasks.base import Task
 
 @dataclass(frozen=True)
 class Silent:
-    """The receiver alone: what it answers without any message."""
+    """The receiver alone, without a message."""
 
     name: str = "silent"
 
@@ -35,7 +35,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Skyline:
-    """One model reads both texts: what the receiver could do if nothing were lost on the way."""
+    """One model reads both texts: the receiver without any loss of information in the message."""
 
     name: str = "skyline"
 

@@ -21,8 +21,8 @@ class SoftReply:
     """A reply in embeddings.
 
     Attributes:
-        vectors: the same steps once in each reader's embedding table.
-        ids: for each step the token whose row in the speaker's own table is nearest by cosine.
+        vectors: the same steps in each target model's embedding table.
+        ids: for each step the token whose row in the decoding model's own table is nearest by cosine.
         entropy: for each step the entropy of the next-token distribution at temperature 1, in nats.
     """
 
@@ -40,13 +40,13 @@ def decode_softly(
     entropy_threshold: float | int | None = None,
     readers: Sequence[Model] = (),
 ) -> list[SoftReply]:
-    """A soft reply to each prompt: what goes in next is sum_v softmax(logits / T)_v E_v, and nothing is drawn.
+    """A soft reply to each prompt: the next input is sum_v softmax(logits / T)_v E_v, without sampling.
 
     At T = 0 that is the row of the likeliest token, at T = inf the mean of the table. With an entropy threshold it is
     the row of the likeliest token wherever the distribution's entropy (at T = 1) does not exceed it. A reply ends
     before the step whose nearest token, by cosine, ends replies. `vectors` of a reply hold the same averages in the
-    tables of the readers, in order; of all models the vocabulary must be one (`check_vocabulary`). Rows go on
-    together, on a cache (`decoding.runs`).
+    tables of `readers`, in order; all models must share one vocabulary (`check_vocabulary`). Rows are decoded
+    together, on a cache (`hooks.decode.runs`).
 
     Source: Pham et al. 2023, arXiv:2310.06272.
 
@@ -66,22 +66,21 @@ def decode_softly(
     tables = [table(reader)[: len(own)] for reader in readers]
     n_shared = min(len(each) for each in (own, *tables))
     rule = _Rule(temperature, entropy_threshold, own[:n_shared], [each[:n_shared] for each in tables])
-    replies: list[SoftReply | None] = [None] * len(given.prompts)
+    replies: dict[int, SoftReply] = {}
 
-    def read(speaker: Model, part: ReceiverInput) -> Read:
-        cache = speaker.new_cache(len(part.prompts))
-        hooks: list[Hook] = [_as_in_the_table(speaker, rule.own, part.prompts.tokens[:, -1])]
+    def read(decoder: Model, part: ReceiverInput) -> Read:
+        cache = decoder.new_cache(len(part.prompts))
+        hooks: list[Hook] = [_as_in_the_table(decoder, rule.own, part.prompts.tokens[:, -1])]
         hooks += [] if part.soft is None else [part.soft.hook([0])]
-        return speaker.forward(part.prompts.tokens, hooks=hooks, cache=cache, last_only=True)[:, -1], cache, []
+        return decoder.forward(part.prompts.tokens, hooks=hooks, cache=cache, last_only=True)[:, -1], cache, []
 
     for run in runs(model, given, max_new_tokens, read):
-        for row, reply in zip(run.rows, _replies(model, run, max_new_tokens, rule), strict=True):
-            replies[row] = reply
-    return [reply for reply in replies if reply is not None]
+        replies |= zip(run.rows, _replies(model, run, max_new_tokens, rule), strict=True)
+    return [replies[row] for row in range(len(given.prompts))]
 
 
 def table(model: Model) -> Float[Tensor, "d_vocab d_model"]:
-    """The embedding table, a row a token, on the scale of what stands at `hook_embed`.
+    """The embedding table, a row a token, on the scale of the activations at `hook_embed`.
 
     Raises:
         ValueError: the model is processed: folding changes the table.
@@ -131,7 +130,7 @@ def with_slot(
     """Prompts that begin, inside the template and after any BOS token, with vectors, then `between` and the text.
 
     A row without vectors gets its text alone, as `encode` makes it. The text's tokens are those of `between` and the
-    text by themselves: they do not merge with what the vectors stand for.
+    text by themselves: they do not merge with the tokens that the vectors replace.
 
     Raises:
         ValueError: as `latentcomm.models.encode`, of which this is the counterpart.
@@ -158,7 +157,7 @@ def with_slot(
 
 @dataclass(frozen=True, eq=False)
 class _Rule:
-    """How a next embedding is made of logits."""
+    """The rule that computes the next embedding from logits."""
 
     temperature: float | int
     entropy_threshold: float | int | None
@@ -177,10 +176,10 @@ class _Rule:
         return n_rows * (2 * self.own.numel() + sum(each.numel() for each in self.tables))
 
     def step(self, logits: Tensor) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-        """Of logits [batch d_vocab]: the speaker's next embeddings, each reader's, nearest tokens, entropies."""
+        """Of logits [batch d_vocab]: the model's next embeddings, each target's, nearest tokens, entropies."""
         logits = logits[:, : len(self.own)].double()
         log_p = logits.log_softmax(-1)
-        entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)  # a token that cannot come adds nothing
+        entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)  # a token of probability 0 adds nothing
         best = logits.argmax(-1)
         hard = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         if self.temperature > 0:
@@ -200,7 +199,7 @@ class _Rule:
 
 
 def _replies(model: Model, run: Run, max_new_tokens: int, rule: _Rule) -> list[SoftReply]:
-    """The soft replies of rows that go on together."""
+    """The soft replies of rows that are decoded together."""
     batch, logits = len(run.rows), run.logits
     live = torch.ones(batch, dtype=torch.bool)
     steps: list[tuple[Tensor, list[Tensor], Tensor, Tensor]] = []
@@ -215,34 +214,34 @@ def _replies(model: Model, run: Run, max_new_tokens: int, rule: _Rule) -> list[S
         logits = run.step(ids, [_entering(own)])
     replies = []
     for row in range(batch):
-        said = [step for step in steps if step[3][row]]
+        own_steps = [step for step in steps if step[3][row]]
         replies.append(
             SoftReply(
                 tuple(
-                    torch.stack([others[number][row] for _, others, _, _ in said])
-                    if said
+                    torch.stack([others[number][row] for _, others, _, _ in own_steps])
+                    if own_steps
                     else rule.tables[number].new_zeros(0, rule.tables[number].shape[1])
                     for number in range(len(rule.tables))
                 ),
-                torch.tensor([int(ids[row]) for ids, *_ in said], dtype=torch.long),
-                torch.tensor([float(entropy[row]) for _, _, entropy, _ in said], dtype=torch.float64),
+                torch.tensor([int(ids[row]) for ids, *_ in own_steps], dtype=torch.long),
+                torch.tensor([float(entropy[row]) for _, _, entropy, _ in own_steps], dtype=torch.float64),
             )
         )
     return replies
 
 
 def _as_in_the_table(model: Model, rows: Tensor, last: Tensor) -> Hook:
-    """A hook that refuses a model whose hook_embed holds something else than rows of its table."""
+    """A hook that refuses a model whose hook_embed does not hold rows of its table."""
 
-    def look(value: Tensor, hook: Any) -> None:
+    def check(value: Tensor, hook: Any) -> None:
         if not torch.allclose(value[:, -1], rows[last.to(value.device)], rtol=1e-3):
-            raise ValueError(f"what stands at {EMBEDDED} of {model.name} is no row of its embedding table")
+            raise ValueError(f"the activation at {EMBEDDED} of {model.name} is no row of its embedding table")
 
-    return EMBEDDED, look
+    return EMBEDDED, check
 
 
 def _entering(vectors: Tensor) -> Hook:
-    """A hook that gives every row's one token its vector as embedding."""
+    """A hook that replaces the embedding of every row's one token by its vector."""
 
     def write(value: Tensor, hook: Any) -> Tensor:
         return vectors[:, None].to(value.device, value.dtype)
@@ -251,12 +250,12 @@ def _entering(vectors: Tensor) -> Hook:
 
 
 def _inverse_norms(rows: Tensor) -> Tensor:
-    """1 over each row's length; a row of zeros points nowhere and is never the nearest."""
+    """1 over each row's norm; a row of zeros has no direction and is never the nearest."""
     norms = rows.double().norm(dim=-1)
     return torch.where(norms > 0, 1 / norms, -math.inf).to(rows.dtype)
 
 
 def _nearest(vectors: Tensor, rows: Tensor, inverse_norms: Tensor) -> Tensor:
-    """Largest cosine: the vector's own length does not change which row that is."""
+    """The row of largest cosine, which does not depend on the vector's norm."""
     scores = (vectors @ rows.T) * inverse_norms
     return scores.masked_fill(torch.isinf(inverse_norms), -math.inf).argmax(-1)

@@ -11,7 +11,7 @@ from latentcomm.models import Halves, Model, around_gap, encode
 from latentcomm.models.prompts import Prompts, Template
 
 PLACEHOLDER = 0
-"""The id that stands where a soft token enters; which one does not matter."""
+"""The id at the positions of soft tokens; its value is ignored."""
 
 
 def with_gap(model: Model, texts: Sequence[str], *, template: Template) -> list[Halves]:
@@ -26,11 +26,13 @@ def with_gap(model: Model, texts: Sequence[str], *, template: Template) -> list[
 
 
 def filled(halves: Sequence[Halves], vectors: Sequence[Float[Tensor, "_ d_receiver"]]) -> tuple[Prompts, SoftTokens]:
-    """The prompts with as many places in their gaps as there are vectors, and the vectors for these places."""
+    """The prompts with a position for each vector in their gaps, and the vectors at these positions."""
     rows = [
-        [*before, *[PLACEHOLDER] * len(given), *after] for (before, after), given in zip(halves, vectors, strict=True)
+        [*before, *[PLACEHOLDER] * len(latents), *after]
+        for (before, after), latents in zip(halves, vectors, strict=True)
     ]
-    places = tuple(
-        torch.arange(len(before), len(before) + len(given)) for (before, _), given in zip(halves, vectors, strict=True)
+    positions = tuple(
+        torch.arange(len(before), len(before) + len(latents))
+        for (before, _), latents in zip(halves, vectors, strict=True)
     )
-    return Prompts.from_ids(rows), SoftTokens(places, tuple(vectors))
+    return Prompts.from_ids(rows), SoftTokens(positions, tuple(vectors))

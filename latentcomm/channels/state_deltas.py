@@ -1,4 +1,4 @@
-"""State deltas: the sender's words, and with each word how the sender's state changed as it wrote it."""
+"""State deltas: the sender's text, and for each of its tokens the change of the sender's state."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,35 +21,35 @@ from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
 FACTS = "state_deltas"
-"""Where in a message's manifest it says what its tokens and deltas are of."""
+"""The manifest key under which a message describes its tokens and deltas."""
 
 
 @dataclass(frozen=True)
 class StateDeltas:
-    """The receiver reads what the sender wrote, and its states move as the sender's did while writing.
+    """The receiver reads the sender's text, and the sender's state changes are added to its states at the same tokens.
 
-    With each token of the message travel d_i = h_i - h_(i-1) of the sender's residual stream after some layers, h_i at
-    the token itself and h_0 at the prompt's last. The receiver reads the very tokens, before its own text, and scale *
-    d_i is added after the same layers at the same tokens, once. At scale 0 nothing but the text is read.
+    Each token of the message is sent with d_i = h_i - h_(i-1) of the sender's residual stream after some layers, h_i at
+    the token itself and h_0 at the prompt's last token. The receiver reads the same token ids before its own text, and
+    scale * d_i is added after the same layers at the same tokens, once. At scale 0 only the text is sent.
 
     Tokens must mean the same in both models. Where the two differ in width or space, `alignment` maps the sender's
     states to the receiver's; of an affine map only the linear part acts, since a difference has no offset.
 
-    A message holds texts and, of each item, `ids` `[token]` and `deltas` `[layer token d_sender]`. To have the last
-    token's state the sender runs one token further than it says.
+    A message holds texts and, of each item, `ids` `[token]` and `deltas` `[layer token d_sender]`. To get the
+    last token's state the sender decodes one token more than it sends.
 
     Source: Tang et al. 2025, arXiv:2506.19209.
 
     Attributes:
         name: the name in tables.
-        layers: the sender's layers whose deltas travel, ascending, from 0; the paper takes 1 to 3.
-        scale: what the deltas are multiplied by.
-        write: the receiver's layers, as many, where they are added; None is the same ones.
+        layers: the sender's layers whose deltas are sent, ascending, from 0; the paper takes 1 to 3.
+        scale: the factor of the deltas.
+        write: the receiver's layers, as many, after which they are added; None takes the same numbers.
         alignment: the map from the sender's space to the receiver's, the same for every layer.
         max_tokens, request, between, temperature, top_p, seed, allow_empty: as in Text.
 
     Raises:
-        ValueError: no layers, layers that do not ascend, more or fewer to write to; as Text.
+        ValueError: no layers, layers that do not ascend, another number of write layers; as Text.
 
     >>> StateDeltas(layers=(2, 4)).scale
     1.0
@@ -81,17 +81,17 @@ class StateDeltas:
             )
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
-        """What the sender writes of each item, and its deltas.
+        """The sender's generated text for each item, and its deltas.
 
         Raises:
-            ValueError: a layer that the sender does not have, or a message without a word.
+            ValueError: a layer that the sender does not have, or an empty message.
         """
         sites = [Site(layer) for layer in self.layers]
         for site in sites:
             sender.check_site(site)
         prompts = asked_prompts(sender, task, self.request)
         states: list[list[list[Tensor]]] = [[[] for _ in sites] for _ in task.items]
-        said = decode(
+        replies = decode(
             sender,
             ReceiverInput(prompts, standing=(_Recorded(tuple(sites), tuple(states)),)),
             max_new_tokens=self.max_tokens + 1,
@@ -100,31 +100,33 @@ class StateDeltas:
             seeds=[item_seed(item, self.seed) for item in task.items],
         )
         parts, texts = [], []
-        for ids, each in zip(said.ids, states, strict=True):
+        for ids, each in zip(replies.ids, states, strict=True):
             ids = ids[: self.max_tokens]
-            path = torch.stack([torch.stack(layer[: len(ids) + 1]) for layer in each])
+            states_of_item = torch.stack([torch.stack(layer[: len(ids) + 1]) for layer in each])
             texts.append(sender.decode(ids))
-            parts.append({"ids": torch.tensor(ids, dtype=torch.int32), "deltas": path[:, 1:] - path[:, :-1]})
+            parts.append(
+                {"ids": torch.tensor(ids, dtype=torch.int32), "deltas": states_of_item[:, 1:] - states_of_item[:, :-1]}
+            )
         refuse_silence(self.name, sender, task, [bool(text.strip()) for text in texts], self.allow_empty)
         facts = made_by(sender, site=", ".join(site.hook_name for site in sites), position="reply")
         facts[FACTS] = {"layers": list(self.layers), "width": sender.d_model, "vocabulary": _vocabulary(sender)}
         return Message(None, f"{sender.name} text and deltas", texts=tuple(texts), parts=tuple(parts), made_by=facts)
 
     def carries_own(self, receiver: Model) -> bool:
-        """Yes: whoever writes can write to itself."""
+        """Yes: a model can read its own text."""
         return True
 
     def own(self, receiver: Model, task: Task) -> Message:
-        """What the receiver writes after its own text, with its own deltas; they need no alignment.
+        """The receiver's continuation of its own text, with its own deltas, which need no alignment.
 
         Raises:
-            ValueError: the receiver does not have a layer that is read.
+            ValueError: the receiver lacks a layer that is read.
         """
         channel = self if self.write is None else replace(self, layers=self.write)
         return replace(channel.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The message, `between` and the receiver's text as one prompt, and the deltas to be added to its states.
+        """The message, `between` and the receiver's text as one prompt, and the deltas that are added to its states.
 
         Raises:
             ValueError: the message holds no deltas, is meant for another model, is in another vocabulary, is of
@@ -146,13 +148,13 @@ class StateDeltas:
                 path = self.alignment(path) - self.alignment(torch.zeros_like(path))
             deltas.append(self.scale * path)
         written = self.write or self.layers
-        standing = tuple(
+        added = tuple(
             Added(Site(layer), tuple(starts), tuple(path[number] for path in deltas))
             for number, layer in enumerate(written)
         )
-        for each in standing:
+        for each in added:
             receiver.check_site(each.site)
-        return ReceiverInput(Prompts.from_ids(prompts), standing=standing)
+        return ReceiverInput(Prompts.from_ids(prompts), standing=added)
 
     def _check(self, facts: dict[str, Any], receiver: Model, message: Message) -> None:
         if facts["vocabulary"] != _vocabulary(receiver):
@@ -211,13 +213,13 @@ class Added:
         return [(self.site.hook_name, add)]
 
     def reply_hooks(self) -> list[Hook]:
-        """None: the deltas were added while the prompt was read."""
+        """None: the deltas are added in the prompt's pass alone."""
         return []
 
 
 @dataclass(frozen=True, eq=False)
 class _Recorded:
-    """Keeps the state of each row's last position in every pass: `states[row][site]` grows by one a pass."""
+    """Records the state of each row's last position in every pass: `states[row][site]` grows by one a pass."""
 
     sites: tuple[Site, ...]
     states: tuple[list[list[Tensor]], ...]
@@ -227,11 +229,11 @@ class _Recorded:
 
     def fwd_hooks(self) -> list[Hook]:
         def at(number: int, site: Site) -> Hook:
-            def keep(value: Tensor, hook: object) -> None:
+            def record(value: Tensor, hook: object) -> None:
                 for row, states in enumerate(self.states):
                     states[number].append(value[row, -1].detach().clone())
 
-            return site.hook_name, keep
+            return site.hook_name, record
 
         return [at(number, site) for number, site in enumerate(self.sites)]
 
@@ -240,17 +242,17 @@ class _Recorded:
 
 
 def _spliced(
-    receiver: Model, text: str, ids: list[int], between: str, asked: str, template: Template
+    receiver: Model, text: str, ids: list[int], between: str, own_text: str, template: Template
 ) -> tuple[list[int], int]:
-    """The receiver's prompt with these very ids in it, and where they begin.
+    """The receiver's prompt with these ids in it, and their first position.
 
-    It is what encoding the joined text gives wherever that holds the sender's ids. Where the tokenizer would cut the
-    joined text otherwise, as at one line break before another, the ids stand as the sender wrote them.
+    It equals the encoding of the joined text wherever that contains the sender's ids. Where the tokenizer splits the
+    joined text differently, as at one line break before another, the sender's ids are inserted unchanged.
     """
     if not ids:
-        return encode(receiver, [asked], template=template).ids(0).tolist(), 0
-    whole = encode(receiver, [f"{text}{between}{asked}"], template=template).ids(0).tolist()
-    head, tail = around_gap(receiver, "", f"{between}{asked}", template=template)
+        return encode(receiver, [own_text], template=template).ids(0).tolist(), 0
+    whole = encode(receiver, [f"{text}{between}{own_text}"], template=template).ids(0).tolist()
+    head, tail = around_gap(receiver, "", f"{between}{own_text}", template=template)
     start = len(head)
     return (whole if whole[start : start + len(ids)] == ids else [*head, *ids, *tail]), start
 

@@ -1,4 +1,4 @@
-"""Text: the sender writes a message in words, and the receiver reads it before its own text."""
+"""Text: the sender generates a message, and the receiver reads it before its own text."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ from latentcomm.tasks.base import Item, Task
 
 @dataclass(frozen=True)
 class Text:
-    """The sender reads its text and goes on writing; what it wrote stands before the receiver's own text.
+    """The sender continues its prompt; the generated text is prepended to the receiver's own text.
 
     The natural-language baseline of Ramesh & Li 2025, arXiv:2501.14082.
 
     Attributes:
         name: the name in tables.
-        max_tokens: how long a message may get.
-        request: what the sender reads after its text, such as " Tell your partner what you know.".
-        between: what stands between the message and the receiver's text.
-        temperature, top_p, seed: greedy at temperature 0; what is drawn depends on the seed and the item alone.
-        allow_empty: whether a sender that writes nothing counts as silent about that item; else it is refused.
+        max_tokens: tokens of a message at most.
+        request: appended to the sender's text, such as " Tell your partner what you know.".
+        between: the separator between the message and the receiver's text.
+        temperature, top_p, seed: greedy at temperature 0; a sample depends on the seed and the item alone.
+        allow_empty: whether an empty message counts as silence for that item; else it is refused.
 
     Raises:
-        ValueError: `max_tokens` below 1; in `send` a message without a word.
+        ValueError: `max_tokens` below 1; in `send` an empty message.
 
     >>> Text(request=" Tell your partner what you know.").name
     'text'
@@ -47,8 +47,8 @@ class Text:
         check_length(self.name, self.max_tokens)
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
-        """What the sender writes of each item, as it wrote it."""
-        said = decode(
+        """The sender's generated text for each item, unchanged."""
+        replies = decode(
             sender,
             asked_prompts(sender, task, self.request),
             max_new_tokens=self.max_tokens,
@@ -56,47 +56,47 @@ class Text:
             top_p=self.top_p,
             seeds=[item_seed(item, self.seed) for item in task.items],
         )
-        refuse_silence(self.name, sender, task, [bool(text.strip()) for text in said.texts], self.allow_empty)
+        refuse_silence(self.name, sender, task, [bool(text.strip()) for text in replies.texts], self.allow_empty)
         facts = made_by(sender, site="logits", position="reply")
-        return Message(None, f"{sender.name} text", texts=tuple(said.texts), made_by=facts)
+        return Message(None, f"{sender.name} text", texts=tuple(replies.texts), made_by=facts)
 
     def carries_own(self, receiver: Model) -> bool:
-        """Yes: whoever writes can write to itself."""
+        """Yes: a model can read its own text."""
         return True
 
     def own(self, receiver: Model, task: Task) -> Message:
-        """What the receiver writes after its own text."""
+        """The receiver's continuation of its own text."""
         return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The message, `between` and the receiver's text as one prompt; after an empty message its text alone.
+        """The message, `between` and the receiver's text as one prompt; an empty message is left out.
 
         Raises:
             ValueError: the message holds no text, or is meant for another model.
         """
-        return words_first(self.name, receiver, task, message, lambda said, asked: f"{said}{self.between}{asked}")
+        return words_first(self.name, receiver, task, message, lambda text, own: f"{text}{self.between}{own}")
 
 
 def words_first(
     name: str, receiver: Model, task: Task, message: Message, joined: Callable[[str, str], str]
 ) -> ReceiverInput:
-    """The words of a message and the receiver's text as one prompt; after an empty message its text alone.
+    """The text of a message and the receiver's text as one prompt; an empty message is left out.
 
-    `joined` makes one text of both, the message's words first.
+    `joined` makes one text of both, the message's text first.
 
     Raises:
         ValueError: the message holds no text, or is meant for another model.
     """
     message.check_receiver(receiver)
     texts = [
-        joined(said, item.receiver) if said.strip() else item.receiver
-        for said, item in zip(texts_of(message, name), task.items, strict=True)
+        joined(text, item.receiver) if text.strip() else item.receiver
+        for text, item in zip(texts_of(message, name), task.items, strict=True)
     ]
     return ReceiverInput(encode(receiver, texts, template=task.template))
 
 
 def texts_of(message: Message, name: str) -> tuple[str, ...]:
-    """The words of a message.
+    """The texts of a message.
 
     Raises:
         ValueError: it holds none.
@@ -107,17 +107,17 @@ def texts_of(message: Message, name: str) -> tuple[str, ...]:
 
 
 def asked_prompts(sender: Model, task: Task, request: str) -> Prompts:
-    """The sender's prompts with a request at the end of each text."""
+    """The sender's prompts, with the request appended to each text."""
     return encode(sender, [item.sender + request for item in task.items], template=task.template)
 
 
 def item_seed(item: Item, *facts: int) -> int:
-    """A seed that depends on the item and the given numbers alone, wherever among others the item stands."""
+    """A seed that depends on the item and the given numbers alone, whatever the item's row."""
     return int.from_bytes(hashlib.sha256(repr((item.id, *facts)).encode()).digest()[:7])
 
 
 def check_length(name: str, max_tokens: int | None) -> None:
-    """Refuse messages without a token.
+    """Refuse a limit that leaves no token.
 
     Raises:
         ValueError: `max_tokens` is below 1.
@@ -127,14 +127,14 @@ def check_length(name: str, max_tokens: int | None) -> None:
 
 
 def refuse_silence(name: str, sender: Model, task: Task, says: Sequence[bool], allow_empty: bool) -> None:
-    """Refuse a sender that said nothing of an item, unless that is allowed.
+    """Refuse empty messages, unless they are allowed; `says` is whether each item's message has content.
 
     Raises:
-        ValueError: it said nothing of an item.
+        ValueError: the message of an item is empty.
     """
-    quiet = [item.id for item, spoke in zip(task.items, says, strict=True) if not spoke]
-    if quiet and not allow_empty:
+    empty = [item.id for item, has_content in zip(task.items, says, strict=True) if not has_content]
+    if empty and not allow_empty:
         raise ValueError(
-            f"{sender.name} said nothing of item {quiet[0]!r} ({len(quiet)} of {len(says)} messages of the channel "
-            f"{name} are empty); give it a request, or allow_empty=True to count that as silence"
+            f"{sender.name} sent an empty message for item {empty[0]!r} ({len(empty)} of {len(says)} messages of the "
+            f"channel {name} are empty); give it a request, or allow_empty=True to count that as silence"
         )

@@ -1,4 +1,4 @@
-"""`latentcomm cascade`: a large model opens the reasoning and a small one finishes it."""
+"""`latentcomm cascade`: a large model generates a prefix of the reply and a small one continues it."""
 
 import time
 from dataclasses import replace
@@ -37,24 +37,26 @@ from latentcomm.cli.shared import (
 )
 
 AT_DEPTH = -1
-"""What a layer is where it is left out: that at two thirds of the model's depth."""
+"""The value of a layer that is not given: the block at two thirds of the model's depth is used."""
 
 
 def cascade(
-    large: Annotated[str, Option(help="Opens the reasoning: built-in name, hub id, directory or .gguf file.")],
-    small: Annotated[str, Option(help="Finishes it: the same.")] = DEFAULT_MODEL,
+    large: Annotated[str, Option(help="Generates the opening: built-in name, hub id, directory or .gguf file.")],
+    small: Annotated[str, Option(help="Continues it: the same.")] = DEFAULT_MODEL,
     task: TaskOption = TaskName.gsm8k,
     data: DataOption = "",
     template: TemplateOption = TemplateName.raw,
     subjects: SubjectsOption = "",
     n_shots: ShotsOption = 0,
-    shots: Annotated[str, Option(help="Of gsm8k: the file that solved examples are drawn from.")] = "",
+    shots: Annotated[str, Option(help="Of gsm8k: the file of solved examples to draw from.")] = "",
     n: Annotated[str, Option(help="Comma-separated: tokens by the large model; 0 is the small model alone.")] = (
         "0,8,16,32,64,128"
     ),
     stop: Annotated[
         str,
-        Option(help="Comma-separated: entropy-drop, early-drop, confident, sentence-end, oracle; or how they begin."),
+        Option(
+            help="Comma-separated: entropy-drop, early-drop, confident, sentence-end, oracle; or a prefix of a name."
+        ),
     ] = "entropy-drop",
     hand_off: Annotated[str, Option(help="Comma-separated: text, latent, graft, kv; see the documentation.")] = "text",
     controls: Annotated[
@@ -62,13 +64,16 @@ def cascade(
         Option(help="Comma-separated: other, zero, random, own, self-consistency. Both models alone are always run."),
     ] = "other,zero,random,own,self-consistency",
     read_layer: Annotated[
-        int, Option(help="Of latent and graft: after which block of the large model; by default at 2/3 of its depth.")
+        int,
+        Option(help="Of latent and graft: the block of the large model to read after; by default at 2/3 of its depth."),
     ] = AT_DEPTH,
-    write_layer: Annotated[int, Option(help="Of graft: the same of the small model.")] = AT_DEPTH,
+    write_layer: Annotated[
+        int, Option(help="Of graft: the block of the small model to write after; the same.")
+    ] = AT_DEPTH,
     corpus: Annotated[
-        Path | None, Option(help="What maps are fitted on: as in diagnose; by default the text of the package.")
+        Path | None, Option(help="Documents to fit maps on: as in diagnose; by default the packaged corpus.")
     ] = None,
-    n_items: Annotated[int, Option(help="Items that are asked; 0: all.", min=0)] = 100,
+    n_items: Annotated[int, Option(help="Items that are run; 0: all.", min=0)] = 100,
     reply_tokens: Annotated[int, Option(help="Of opening and continuation at most; 0: the task's own.", min=0)] = 0,
     out: OutOption = Path("figures"),
     name: NameOption = "cascade",
@@ -78,8 +83,8 @@ def cascade(
 ) -> None:
     """Let a large model write n tokens and a small one finish: accuracy against n and against cost, with all controls.
 
-    The large model writes once for every n and every stop. Stopped runs go on: the same command takes up what is done,
-    until it has finished once.
+    The large model generates once for every n and every stop. An interrupted run resumes: the same command reuses
+    finished work, until it has finished once.
     """
     with errors_as_sentences():
         began = time.monotonic()
@@ -92,10 +97,10 @@ def cascade(
 
         ns, stops, wanted = _numbers(n), stops_named(listed(stop)), listed(hand_off)
         refuse_hand_offs(wanted)
-        asked = make_task(task, template, SenderForm.primed, Fame.all, seed, data, subjects, n_shots, shots)
-        asked = asked.take(n_items, seed=seed) if 0 < n_items < len(asked.items) else asked
-        asked = replace(asked, reply_tokens=reply_tokens) if reply_tokens else asked
-        groups = pairs_of(asked.items)
+        run_task = make_task(task, template, SenderForm.primed, Fame.all, seed, data, subjects, n_shots, shots)
+        run_task = run_task.take(n_items, seed=seed) if 0 < n_items < len(run_task.items) else run_task
+        run_task = replace(run_task, reply_tokens=reply_tokens) if reply_tokens else run_task
+        groups = pairs_of(run_task.items)
         documents = None if corpus is None else read_corpus(corpus).documents
         first, second = load_pair(large, small, device=device, dtype=dtype)
         settings = {
@@ -114,17 +119,17 @@ def cascade(
             "read_layer": layer_or_none(read_layer),
             "write_layer": layer_or_none(write_layer),
             "corpus": None if documents is None else digest(documents),
-            "n_items": len(asked.items),
-            "reply_tokens": asked.reply_tokens,
+            "n_items": len(run_task.items),
+            "reply_tokens": run_task.reply_tokens,
             "seed": seed,
             "device": device,
             "dtype": dtype,
         }
-        with unfinished(out, settings, first, second) as kept:
-            found = sweep_cascade(
+        with unfinished(out, settings, first, second) as checkpoint:
+            swept = sweep_cascade(
                 first,
                 second,
-                asked,
+                run_task,
                 hand_offs=hand_offs_named(
                     wanted,
                     first,
@@ -138,11 +143,11 @@ def cascade(
                 stops=stops,
                 controls=listed(controls),
                 seed=seed,
-                checkpoint=kept,
+                checkpoint=checkpoint,
                 progress=True,
             )
             published = write_cascade(
-                found,
+                swept,
                 stops,
                 name=name,
                 folder=out,
@@ -151,16 +156,17 @@ def cascade(
                 models={"large": first, "small": second},
                 groups=groups,
             )
-        print_cascade(found.table(groups=groups, seed=seed), console(150))
-        for one in published:
-            print(f"wrote {one.page} (open it in a browser), {one.data.name}, {one.figure.name}, {one.meta.name}")
-        print(f"wrote {name}_trials.jsonl: all that was written, item by item, and {name}_tokens.csv: all signals")
+        print_cascade(swept.table(groups=groups, seed=seed), console(150))
+        for figure in published:
+            files = f"{figure.data.name}, {figure.figure.name}, {figure.meta.name}"
+            print(f"wrote {figure.page} (open it in a browser), {files}")
+        print(f"wrote {name}_trials.jsonl: all replies, item by item, and {name}_tokens.csv: all signals")
         print(f"took {time.monotonic() - began:.0f} s")
 
 
 def _numbers(text: str) -> list[int]:
-    """Numbers of tokens of "0,8,16": [0, 8, 16]."""
+    """The numbers of tokens in a list such as "0,8,16": [0, 8, 16]."""
     parts = listed(text)
     if not parts or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--n is {text!r}; give numbers of tokens with commas between them, such as 0,8,16,32")
+        raise ValueError(f"--n is {text!r}; give numbers of tokens, comma-separated, such as 0,8,16,32")
     return sorted({int(part) for part in parts})

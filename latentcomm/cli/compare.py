@@ -59,11 +59,11 @@ def compare(
     read_layer: ReadLayerOption = CHOSEN,
     write_layer: WriteLayerOption = CHOSEN,
     right_aligned: RightAlignedOption = False,
-    message_tokens: Annotated[int, typer.Option(help="How long a written message may get.", min=1)] = 16,
-    request: Annotated[str, typer.Option(help="What a sender that writes reads after its text.")] = "",
+    message_tokens: Annotated[int, typer.Option(help="Tokens of a generated message at most.", min=1)] = 16,
+    request: Annotated[str, typer.Option(help="Appended to the text of a sender that generates.")] = "",
     n_tune: TuneOption = 40,
     n_test: Annotated[int, typer.Option(help="Other items that channels are compared on; 0: all.", min=0)] = 100,
-    n_thoughts: Annotated[int, typer.Option(help="Of Coconut: how often a state is fed back.", min=0)] = 4,
+    n_thoughts: Annotated[int, typer.Option(help="Of Coconut: how many times a state is fed back.", min=0)] = 4,
     learned: Annotated[
         Path | None, typer.Option("--weights", help="Folder of channels that `latentcomm train` wrote.")
     ] = None,
@@ -79,8 +79,8 @@ def compare(
 ) -> None:
     """Run several channels on the same items: accuracy with interval, controls, and what each costs.
 
-    Stopped runs go on, item by item, and what was run once is not run again: another channel is added to those that are
-    there. The trials lie in .compared as JSON lines; delete that folder to begin anew.
+    Interrupted runs resume, item by item, and finished items do not run again: another channel is added to the finished
+    ones. The trials are saved in .compared as JSON lines; delete that folder to start again.
     """
     with errors_as_sentences():
         began = time.monotonic()
@@ -94,7 +94,7 @@ def compare(
         chosen = names(channels)
         if chosen:
             check_names(chosen, () if learned is None else LEARNED)
-        asked = make_task(task, template, sender_form, fame, seed, data, subjects, n_shots)
+        chosen_task = make_task(task, template, sender_form, fame, seed, data, subjects, n_shots)
         plan = Plan(
             read_layer=layer_or_none(read_layer),
             write_layer=layer_or_none(write_layer),
@@ -110,7 +110,7 @@ def compare(
         first, second = load_pair(sender, receiver, device=device, dtype=dtype)
         trained = {} if learned is None else load_folder(learned, first, second)
         for each in trained.values():
-            check_unseen(each, asked.split(seed=seed)[1])
+            check_unseen(each, chosen_task.split(seed=seed)[1])
         chosen = chosen or [*names_for(first, second, right_aligned=right_aligned), *trained]
         settings = {
             "sender": first.name,
@@ -127,29 +127,30 @@ def compare(
             "dtype": dtype,
             "weights": {name: digest(each.weights) for name, each in trained.items() if name in chosen},
         } | asdict(plan)
-        how = {key: value for key, value in settings.items() if key not in ("channels", "controls", "weights")}
-        kept = out / ".compared" / digest(how)[:16]
-        found, cell = compare_named(
+        varying = ("channels", "controls", "weights")
+        shared_settings = {key: value for key, value in settings.items() if key not in varying}
+        folder = out / ".compared" / digest(shared_settings)[:16]
+        comparison, cell = compare_named(
             chosen,
             first,
             second,
-            asked,
+            chosen_task,
             plan=plan,
             learned={name: each.channel for name, each in trained.items()},
-            checkpoint=kept,
+            checkpoint=folder,
             progress=True,
         )
         published = write_comparison(
-            found,
+            comparison,
             name=name,
             folder=out,
             settings=settings | ({} if cell is None else {"chosen_read_layer": cell[0], "chosen_write_layer": cell[1]}),
             measured={"wall_seconds": round(time.monotonic() - began, 1)},
             models={"sender": first, "receiver": second},
         )
-        forget_messages(kept)
+        forget_messages(folder)
         if cell is not None:
             print(f"states are read after block {cell[0]} and written after block {cell[1]}")
-        print_comparison(found, console(140))
+        print_comparison(comparison, console(140))
         print(f"wrote {published.page} (open it in a browser), {published.data.name}, {name}_trials.csv")
         print(f"took {time.monotonic() - began:.0f} s")

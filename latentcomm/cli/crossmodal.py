@@ -1,4 +1,4 @@
-"""`latentcomm crossmodal`: what a vision encoder sees, told to a model that only reads."""
+"""`latentcomm crossmodal`: a vision encoder's states as messages to a language model."""
 
 import time
 from dataclasses import asdict
@@ -39,40 +39,40 @@ def crossmodal(
         typer.Option(help="Directory or hub id of a vision encoder; for digits a small one by default."),
     ] = "",
     receiver: Annotated[
-        str, typer.Option(help="Who reads: built-in name, hub id, directory or .gguf file.")
+        str, typer.Option(help="The receiver: built-in name, hub id, directory or .gguf file.")
     ] = DEFAULT_MODEL,
     data: Annotated[
         str, typer.Option(help="'digits', or a folder of pictures with table.csv or table.json: file, name and facts.")
     ] = DIGITS,
     channels: Annotated[
-        str, typer.Option(help="Comma-separated; by default all that need no training through the reader.")
+        str, typer.Option(help="Comma-separated; by default all that need no training through the receiver.")
     ] = "",
     template: TemplateOption = TemplateName.raw,
     pooling: Annotated[
-        Pooling, typer.Option(help="What is read of the encoder: its class token where it has one, else its patches.")
+        Pooling, typer.Option(help="Read from the encoder: its class token where it has one, else its patches.")
     ] = Pooling.auto,
     block: Annotated[int, typer.Option(help="Of the encoder; chosen on fitting pictures where left out.")] = CHOSEN,
     write_layer: WriteLayerOption = CHOSEN,
     n_fitting: Annotated[int, typer.Option(help="Pictures of digits that maps are fitted on.", min=8)] = 400,
-    n_test: Annotated[int, typer.Option(help="Other pictures that are asked about, of each part.", min=2)] = 60,
-    n_pictures: Annotated[int, typer.Option(help="Of a folder, at most; 0: all.", min=0)] = 250,
+    n_test: Annotated[int, typer.Option(help="Test pictures of each part.", min=2)] = 60,
+    n_pictures: Annotated[int, typer.Option(help="Most pictures of a folder; 0: all.", min=0)] = 250,
     composed: Annotated[
-        bool, typer.Option(help="Of a folder, also ask how many of a thing are shown, and in what ink.")
+        bool, typer.Option(help="For a folder, also test how many of a thing are shown, and in what ink.")
     ] = False,
-    reply_tokens: Annotated[int, typer.Option(help="Of a free reply.", min=1)] = 4,
+    reply_tokens: Annotated[int, typer.Option(help="Tokens of a free reply.", min=1)] = 4,
     train_steps: Annotated[int, typer.Option(help="Updates of soft-prompt-trained.", min=1)] = 200,
     vision_steps: Annotated[int, typer.Option(help="Updates of the small encoder of digits.", min=1)] = 1200,
     skip_unreadable: Annotated[bool, typer.Option(help="Leave out pictures that cannot be read.")] = False,
-    out: Annotated[Path, typer.Option(help="Where the figure, its data and the trials go.")] = Path("figures"),
+    out: Annotated[Path, typer.Option(help="Folder of the figure, its data and the trials.")] = Path("figures"),
     name: NameOption = "crossmodal",
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
 ) -> None:
-    """Ask a model that only reads about pictures: through latents, and through captions from the same latents.
+    """Test a language model on pictures: through latents, and through captions from the same latents.
 
-    Stopped runs go on: encoder, maps and trials lie in .crossmodal; delete that folder to begin anew. Preprocessing is
-    what the checkpoint states, ImageNet's where it states none.
+    Stopped runs resume: encoder, maps and trials are saved in .crossmodal; delete that folder to start over.
+    Preprocessing is what the checkpoint states, ImageNet's where it states none.
     """
     with errors_as_sentences():
         began = time.monotonic()
@@ -112,15 +112,15 @@ def crossmodal(
             if composed:
                 sizes = {"n_fitting": n_composed, "n_testing": n_test, "seed": seed}
                 parts = (*parts, counted_part(pictures, **sizes), recoloured_part(pictures, **sizes))
-        reader = load_model(receiver, dtype=dtype, device=device)
+        language_model = load_model(receiver, dtype=dtype, device=device)
         if plan.write_layer is not None:
-            reader.check_site(Site(plan.write_layer))
+            language_model.check_site(Site(plan.write_layer))
         work = out / ".crossmodal"
         sender = encoder_named(vision, work, steps=vision_steps, seed=seed, dtype=dtype, device=device, progress=True)
         parts = pooled_for(sender, parts, None if pooling is Pooling.auto else pooling.value)
         settings = {
             "vision": sender.name,
-            "receiver": reader.name,
+            "receiver": language_model.name,
             "data": without_folder(data),
             "n_fitting": {part.name: len(part.fitting) for part in parts},
             "pooling": {part.name: f"{part.pooling} {part.grid} x {part.grid}".replace(" 1 x 1", "") for part in parts},
@@ -131,20 +131,21 @@ def crossmodal(
             "device": device,
             "dtype": dtype,
         } | asdict(plan)
-        kept = work / digest(sender, reader, [(part.fitting, part.pooling, part.grid) for part in parts])[:16]
-        found = cross_modal(sender, reader, parts, plan=plan, checkpoint=kept, progress=True)
+        fitted_on = [(part.fitting, part.pooling, part.grid) for part in parts]
+        checkpoint = work / digest(sender, language_model, fitted_on)[:16]
+        result = cross_modal(sender, language_model, parts, plan=plan, checkpoint=checkpoint, progress=True)
         published = write_crossmodal(
-            found,
+            result,
             name=name,
             folder=out,
             settings=settings,
             measured={"wall_seconds": round(time.monotonic() - began, 1)},
             vision=sender,
-            receiver=reader,
+            receiver=language_model,
         )
-        forget_messages(kept)
-        print_crossmodal(found, console(120))
-        for part, places in found.chosen.items():
+        forget_messages(checkpoint)
+        print_crossmodal(result, console(120))
+        for part, places in result.chosen.items():
             if places:
                 print(f"{part}: {', '.join(f'{what} {place}' for what, place in places.items())}".replace("_", " "))
         print(f"wrote {published.page} (open it in a browser), {published.data.name}, {name}_trials.csv")

@@ -1,4 +1,4 @@
-"""What several commands do: say what is wrong, load a pair, make a task, keep unfinished work."""
+"""Helpers of several commands: print errors, load a pair, make a task, save unfinished work."""
 
 import shutil
 import sys
@@ -21,11 +21,11 @@ WITH_SHOTS = (TaskName.gsm8k, TaskName.mmlu)
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """Turn what a user can mend into one sentence on standard error."""
+    """Print an error that a user can fix as one sentence on standard error."""
     try:
         yield
     except KeyboardInterrupt:
-        print("\nlatentcomm: stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        print("\nlatentcomm: interrupted; finished work is saved, and the same command resumes it", file=sys.stderr)
         raise typer.Exit(130) from None
     except (ValueError, RuntimeError, OSError) as error:
         print(f"latentcomm: {error}", file=sys.stderr)
@@ -34,19 +34,19 @@ def errors_as_sentences() -> Iterator[None]:
 
 @contextmanager
 def unfinished(out: Path, *settings: Any) -> Iterator[Path]:
-    """A folder in `out` for the work of these settings: gone when the block ends well, kept when it does not.
+    """A folder in `out` for the unfinished work of these settings, removed when the block ends without an error.
 
-    It is of its own, so that another stopped run in `out` keeps its work when this one is done.
+    Each setting has its own, so that another interrupted run in `out` does not lose its work when this one is done.
     """
-    kept = out / ".unfinished" / digest(*settings)[:16]
-    yield kept
-    shutil.rmtree(kept, ignore_errors=True)
-    with suppress(OSError):  # another stopped run's work is in it
-        kept.parent.rmdir()
+    folder = out / ".unfinished" / digest(*settings)[:16]
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # another interrupted run's work is in it
+        folder.parent.rmdir()
 
 
 def console(width: int) -> Console:
-    """Where tables are printed: as wide as the terminal, or of this width where there is none."""
+    """The console of tables: as wide as the terminal, or of this width without one."""
     return Console(width=None if sys.stdout.isatty() else width)
 
 
@@ -79,7 +79,7 @@ def names(text: str) -> list[str]:
 
 
 def layer_or_none(layer: int) -> int | None:
-    """A layer, or None where it is to be chosen: any negative number says so, `options.CHOSEN` by default."""
+    """A layer, or None where it is to be chosen: for any negative number, `options.CHOSEN` by default."""
     return None if layer < 0 else layer
 
 
@@ -87,7 +87,7 @@ def load_pair(sender: str, receiver: str, *, device: str, dtype: str = "float32"
     """Both models; one model twice where the receiver is empty or named as the sender.
 
     Raises:
-        ValueError: what `load_model` refuses.
+        ValueError: a name or option that `load_model` refuses.
     """
     from latentcomm.models import load_model
 
@@ -109,7 +109,7 @@ def make_task(
     """The task that the options of a command describe; `shots` is the file that gsm8k's solved examples come from.
 
     Raises:
-        ValueError: an option that the task does not have, or what the task refuses.
+        ValueError: an option that the task does not have, or refuses.
     """
     from latentcomm.tasks import biographies, countries, gsm8k, kv_math, kv_math_worked, mmlu, prosqa, tip_sheets
     from latentcomm.tasks.mmlu import SUBJECTS

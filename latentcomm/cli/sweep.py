@@ -71,7 +71,7 @@ def sweep(
 ) -> None:
     """Graft every sender layer into every receiver layer, choose a cell, and judge it with all controls.
 
-    Stopped runs go on: the same command takes up what is done, until it has finished once.
+    Interrupted runs resume: the same command continues from the finished work, until it has finished once.
     """
     with errors_as_sentences():
         began = time.monotonic()
@@ -100,7 +100,7 @@ def sweep(
             "device": device,
             "dtype": dtype,
         }
-        with unfinished(out, settings) as kept:
+        with unfinished(out, settings) as folder:
             report = sweep_and_judge(
                 first,
                 second,
@@ -111,7 +111,7 @@ def sweep(
                 n_tune=n_tune,
                 n_test=n_test or None,
                 seed=seed,
-                checkpoint=kept,
+                checkpoint=folder,
                 progress=True,
             )
             published = write_report(
@@ -123,8 +123,10 @@ def sweep(
                 models={"sender": first, "receiver": second},
             )
         print_report(report, console(118))
-        for one in published:
-            print(f"wrote {one.page} (open it in a browser), {one.data.name}, {one.figure.name}, {one.meta.name}")
+        for files in published:
+            print(
+                f"wrote {files.page} (open it in a browser), {files.data.name}, {files.figure.name}, {files.meta.name}"
+            )
         print(f"took {time.monotonic() - began:.0f} s")
 
 

@@ -44,18 +44,20 @@ def train(
     steps: Annotated[int, typer.Option(help="Updates; 0 leaves each channel its default.", min=0)] = 0,
     batch_size: Annotated[int, typer.Option(help="Examples an update; 0: the default.", min=0)] = 0,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW; 0: the default.", min=0)] = 0.0,
-    plan_tokens: Annotated[int, typer.Option(help="Of Interlat: how long the sender's plan gets.", min=1)] = 8,
+    plan_tokens: Annotated[int, typer.Option(help="Of Interlat: tokens of the sender's plan.", min=1)] = 8,
     n_steps: Annotated[int, typer.Option(help="Of Interlat: compress the plan to so many latents.", min=0)] = 0,
-    every: Annotated[int, typer.Option(help="Of CALM: every how many layers of the sender are read.", min=1)] = 4,
+    every: Annotated[
+        int, typer.Option(help="Of CALM: the step between the layers of the sender that are read.", min=1)
+    ] = 4,
     out: Annotated[Path, typer.Option(help="Folder of the trained channels.")] = Path("weights"),
     seed: Annotated[int, typer.Option(help="Of the split and of the training.", min=0)] = 0,
     device: DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the training's arithmetic: float32 or bfloat16.")] = "float32",
 ) -> None:
-    """Train the channels that learn on the tuning half of a task, both models frozen; `compare --weights` asks the
-    other half.
+    """Train the channels that learn on the tuning half of a task, both models frozen; `compare --weights` tests
+    them on the other half.
 
-    Stopped trainings go on: the same command takes them up where they were, to the same bits.
+    Interrupted trainings resume: the same command continues them, to the same bits.
     """
     with errors_as_sentences():
         from latentcomm.channels.catalogue import LEARNED
@@ -66,7 +68,7 @@ def train(
             raise ValueError(f"the channels to train are {channels!r}; choose among {', '.join(LEARNED)}")
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"--dtype is {dtype!r}; train in float32 or bfloat16")
-        asked = make_task(task, template, sender_form, fame, seed, data, subjects, n_shots)
+        chosen_task = make_task(task, template, sender_form, fame, seed, data, subjects, n_shots)
         plan = LearningPlan(
             steps=steps or None,
             batch_size=batch_size or None,
@@ -80,9 +82,9 @@ def train(
             seed=seed,
         )
         first, second = load_pair(sender, receiver, device=device)
-        with unfinished(out, first.fingerprint, second.fingerprint, asked, plan) as kept:
+        with unfinished(out, first.fingerprint, second.fingerprint, chosen_task, plan) as folder:
             for name in chosen:
-                learned = learn(name, first, second, asked, plan=plan, checkpoint=kept, progress=True)
+                learned = learn(name, first, second, chosen_task, plan=plan, checkpoint=folder, progress=True)
                 learned.save(out / f"{name}.safetensors")
                 facts = learned.facts["training"]
                 print(f"wrote {out / name}.safetensors: {facts['updates']} updates in {facts['seconds']:.0f} s")

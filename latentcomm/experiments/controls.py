@@ -1,4 +1,4 @@
-"""Messages that should not help: what a channel does when the content of its message is taken away."""
+"""Control messages, which should not help: the effect of a channel without the content of its message."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 
 TRIES = 100
-"""Exchanges an item, after which no order is looked for any longer."""
+"""Swaps an item, after which the search for an order ends."""
 SELF = "self"
-"""The control whose message the receiver makes itself, so that it costs a run of its own."""
+"""The control whose message comes from the receiver, so that it costs a run of its own."""
 
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """All that a control may use: the channel, both models, the task, the true message, and a seed."""
+    """The inputs of a control: the channel, both models, the task, the true message, and a seed."""
 
     channel: Channel
     sender: Model
@@ -35,52 +35,52 @@ def true_message(exchange: Exchange) -> Message:
 
 
 def shuffled(exchange: Exchange) -> Message:
-    """Every item gets the message of another item that has another answer and whose sender read another text: a
-    message of the right kind, wrong content.
+    """Every item gets the message of another item with another answer and another sender's text: a
+    message of the right kind with the wrong content.
 
     Raises:
-        ValueError: the message is silence.
+        ValueError: the message is silent.
     """
     if exchange.message.is_silent:
-        raise ValueError(f"a message of {exchange.message.origin} has no content to exchange for another item's")
+        raise ValueError(f"a message of {exchange.message.origin} has no content to shuffle between items")
     return exchange.message.select(exchanged(exchange.task, seed=exchange.seed))
 
 
 def same_label(exchange: Exchange) -> Message:
-    """Every item gets the message of another item that has the same answer and whose sender read another text: what is
-    left of the message when only the answer itself may pass.
+    """Every item gets the message of another item with the same answer and another sender's text: the effect
+    of a message that carries the answer alone.
 
     Raises:
-        ValueError: the message is silence, or an item is alone with its answer.
+        ValueError: the message is silent, or an item is the only one with its answer.
     """
     if exchange.message.is_silent:
-        raise ValueError(f"a message of {exchange.message.origin} has no content to exchange for another item's")
+        raise ValueError(f"a message of {exchange.message.origin} has no content to shuffle between items")
     return exchange.message.select(exchanged_alike(exchange.task, seed=exchange.seed))
 
 
 def zero(exchange: Exchange) -> Message:
-    """The zero vector: what interrupting the receiver does by itself."""
+    """The zero vector: the effect of the intervention itself."""
     return _with(exchange.message, torch.zeros_like)
 
 
 def norm_matched_random(exchange: Exchange) -> Message:
-    """A random direction with each vector's own norm: what vectors of that size do by themselves."""
+    """A random direction with each vector's own norm: the effect of the norm alone."""
     generator = torch.Generator().manual_seed(exchange.seed)
     return _with(exchange.message, lambda vectors: random_directions(vectors, generator))
 
 
 def random_directions(vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random directions, uniform on the sphere, each of the norm of the vector `[... d]` whose place it takes."""
+    """Random directions, uniform on the sphere, each of the norm of the vector `[... d]` that it replaces."""
     noise = torch.randn(vectors.shape, generator=generator, dtype=torch.float64).to(vectors.device)
     noise = noise / noise.norm(dim=-1, keepdim=True) * vectors.double().norm(dim=-1, keepdim=True)
     return noise.to(vectors.dtype)
 
 
 def self_message(exchange: Exchange) -> Message:
-    """The receiver's own state of its own prompt, sent by the same channel: nothing that it does not know.
+    """The receiver's own state of its own prompt, sent by the same channel: no new information.
 
     Raises:
-        ValueError: the channel cannot carry it; `evaluate` leaves the control out where `Channel.carries_own` says so.
+        ValueError: the channel cannot carry it; `evaluate` leaves the control out where `Channel.carries_own` is false.
     """
     if not exchange.channel.carries_own(exchange.receiver):
         raise ValueError(f"the channel {exchange.channel.name} cannot carry the receiver's own state")
@@ -88,7 +88,7 @@ def self_message(exchange: Exchange) -> Message:
 
 
 def exchanged(task: Task, *, seed: int) -> list[int]:
-    """For each item another, with another answer and another sender's text; every item is used once.
+    """For each item another one with another answer and another sender's text; every item is used once.
 
     Raises:
         ValueError: there is no such order, as where most items share an answer.
@@ -97,26 +97,26 @@ def exchanged(task: Task, *, seed: int) -> list[int]:
 
 
 def exchanged_alike(task: Task, *, seed: int) -> list[int]:
-    """For each item another of the same answer and with another sender's text; every item is used once.
+    """For each item another one with the same answer and another sender's text; every item is used once.
 
     Raises:
-        ValueError: an item is alone with its answer, or most items of an answer share one text.
+        ValueError: an item is the only one with its answer, or most items of an answer share one text.
     """
     groups: dict[str, list[int]] = {}
     for row, item in enumerate(task.items):
         groups.setdefault(label(item), []).append(row)
     if alone := [name for name, rows in groups.items() if len(rows) == 1]:
         raise ValueError(
-            f"{len(alone)} of {len(task.items)} items are alone with their answer, such as {alone[0]!r}, and cannot be "
-            "given the message of another with it; bring more items an answer, or leave out the same-label control"
+            f"{len(alone)} of {len(task.items)} items are alone with their answer, such as {alone[0]!r}, so no other "
+            "message has it; give more items an answer, or leave out the same-label control"
         )
     order = list(range(len(task.items)))
     for name, rows in groups.items():
-        inside = derangement(
+        sources = derangement(
             [task.items[row].sender for row in rows], seed=seed, what=f"text, for the answer {name!r},"
         )
-        for place, source in zip(rows, inside, strict=True):
-            order[place] = rows[source]
+        for row, source in zip(rows, sources, strict=True):
+            order[row] = rows[source]
     return order
 
 
@@ -136,7 +136,7 @@ def derangement(
     if 2 * list(labels).count(commonest) > len(labels):
         raise ValueError(
             f"{list(labels).count(commonest)} of {len(labels)} items share the {what} {commonest!r}, "
-            "so their messages cannot all be exchanged for others'; bring other items"
+            "so their messages cannot all be shuffled; give other items"
         )
 
     def alike(i: int, j: int) -> bool:
@@ -155,7 +155,7 @@ def derangement(
         if tries > TRIES * len(labels):
             raise ValueError(
                 "no order was found in which every item gets another's message with another answer and another text; "
-                "bring items with other answers"
+                "give items with other answers"
             )
     return order
 
@@ -167,7 +167,7 @@ def _with(message: Message, change: Callable[[torch.Tensor], torch.Tensor]) -> M
 
 
 def applies(name: str, channel: Channel, receiver: Model, message: Message) -> bool:
-    """Whether a control of this name says anything of this message: silence has none, a text nothing to randomise."""
+    """Whether a control of this name applies to this message: silence has none, a text has nothing to randomise."""
     if name in ("zero", "random"):
         return message.has_tensors
     if name == SELF:
@@ -182,6 +182,6 @@ CONTROLS: dict[str, Callable[[Exchange], Message]] = {
     SELF: self_message,
     "same-label": same_label,
 }
-"""The controls of a channel that says something, in the order in which tables show them."""
+"""The controls of a channel with a message, in the order of tables."""
 USUAL = ("shuffled", "zero", "random", SELF)
-"""Those that every task allows; "same-label" needs two items of every answer, and is run where it is asked for."""
+"""The controls that every task allows; "same-label" needs two items of every answer, and is run on request."""

@@ -1,4 +1,4 @@
-"""What communication costs: operations as they were run and by the paper's formula, and the front against accuracy."""
+"""The cost of communication: operations as run and by the paper's formula."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ MULTIPLY_ADD = 2
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What the operations of a model depend on.
+    """The sizes that the operations of a model depend on.
 
     Attributes:
         n_layers, d_model, n_heads, d_head, d_mlp, d_vocab: L, D, H, K, F and V of the formulas.
-        n_key_value_heads: heads that keys and values have; fewer than `n_heads` under grouped-query attention.
+        n_key_value_heads: heads of keys and values; fewer than `n_heads` under grouped-query attention.
         gated: whether the feed-forward block has a gate, hence three matrices and not two.
     """
 
@@ -64,7 +64,7 @@ def pass_flops(size: ModelSize, *, n_new: int, n_past: int = 0, n_layers: int | 
 
 
 def flops(passes: Sequence[Pass]) -> float:
-    """Operations of what was recorded: forward passes over all their rows (`pass_flops`), and products beside them."""
+    """Operations of the recorded passes: forward passes over all their rows (`pass_flops`), and further products."""
     sizes: dict[int, ModelSize] = {}
     total = 0
     for each in passes:
@@ -83,7 +83,7 @@ def flops(passes: Sequence[Pass]) -> float:
 def paper_forward_flops(size: ModelSize, prompt: int) -> float:
     """X(P) = 4PVD + L(8PDKH + 4P^2KH + 3HP^2 + 4PDF): one forward pass over a prompt of P tokens.
 
-    Source: Ramesh & Li 2025, arXiv:2501.14082. It knows neither
+    Source: Ramesh & Li 2025, arXiv:2501.14082. It covers neither
     grouped-query attention nor a gated feed-forward block, and counts the embedding as a product.
     """
     embedding = 4 * prompt * size.d_vocab * size.d_model
@@ -99,14 +99,14 @@ def paper_text_flops(
     reply: float | int,
     asked: int | None = None,
 ) -> float:
-    """M X_A(P) + T X_B(P + M): the sender writes M tokens, the receiver T, each by a whole pass: nothing is cached.
+    """M X_A(P) + T X_B(P + M): the sender generates M tokens, the receiver T, each with a full pass and no cache.
 
-    `asked` is the receiver's own prompt where it is not as long as the sender's. Source: Ramesh & Li 2025,
+    `asked` is the length of the receiver's own prompt where it differs from the sender's. Source: Ramesh & Li 2025,
     arXiv:2501.14082.
     """
-    own = prompt if asked is None else asked
+    n_receiver = prompt if asked is None else asked
     written = message * paper_forward_flops(sender, prompt)
-    return written + reply * paper_forward_flops(receiver, own + round(message))
+    return written + reply * paper_forward_flops(receiver, n_receiver + round(message))
 
 
 def paper_activation_flops(
@@ -114,12 +114,12 @@ def paper_activation_flops(
 ) -> float:
     """2PVD + (read + 1)(8PDKH + 4P^2KH + 3HP^2 + 4PDF) + T X_B(P): the sender stops after block `read`.
 
-    `read` counts layers from 0, as everywhere here; the paper's k is one more. `asked` is the receiver's own prompt
-    where it is not as long as the sender's. Source: Ramesh & Li 2025, arXiv:2501.14082.
+    `read` counts layers from 0, as everywhere here; the paper's k is one more. `asked` is the length of the receiver's
+    own prompt where it differs from the sender's. Source: Ramesh & Li 2025, arXiv:2501.14082.
     """
-    own = prompt if asked is None else asked
+    n_receiver = prompt if asked is None else asked
     sent = 2 * prompt * sender.d_vocab * sender.d_model + (read + 1) * _paper_layer(sender, prompt)
-    return float(sent) + reply * paper_forward_flops(receiver, own)
+    return float(sent) + reply * paper_forward_flops(receiver, n_receiver)
 
 
 def _paper_layer(size: ModelSize, prompt: int) -> int:

@@ -1,4 +1,4 @@
-"""What a graft does afterwards: to the next token, and to the receiver's state at every later layer."""
+"""The effects of a graft on the next token, and on the receiver's state at every later layer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from latentcomm.models.sites import Site
 __all__ = ["Effects", "measure_effects"]
 
 UNEMBED_BYTES = 64 * 2**20
-"""Bytes of full-vocabulary logits held at once, in float64."""
+"""Bytes of full-vocabulary logits in memory at once, in float64."""
 STATES_BYTES = 64 * 2**20
-"""Bytes of states that wait for the references: asked about together they cost a third of one pass at a time."""
+"""Bytes of states that are buffered for the references: a batch costs a third of one pass at a time."""
 
 Messages = Float[Tensor, "item d_sender"] | Mapping[int, Float[Tensor, "item d_sender"]]
 """One message an item, or one for each write layer and item."""
@@ -29,13 +29,13 @@ Messages = Float[Tensor, "item d_sender"] | Mapping[int, Float[Tensor, "item d_s
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """What grafts did, against the ungrafted run of the same prompt. Typicality and harm are two things: show both.
+    """The effects of grafts, against the ungrafted run of the same prompt. Typicality and harm are distinct: show both.
 
     Entries of a later layer are those of resid_post at the write position; they are NaN below the write layer, where
-    nothing has changed, and where no reference was given.
+    nothing changes, and where no reference is given.
 
     Attributes:
-        write_layers: where was written, one graft at a time; layers count from 0.
+        write_layers: the layers of the grafts, one graft at a time, counted from 0.
         kl: sum p log(p / q) in nats, p the ungrafted and q the grafted next-token distribution. 0 is no effect.
         entropy_change: entropy of q less that of p, in nats: above 0 the receiver is less sure than before.
         top1_agreement: whether the most likely next token is the same.
@@ -56,7 +56,7 @@ class Effects:
     def growth(self) -> Float[Tensor, "item write"]:
         """The deviation after the last block over that at the write layer: below 1 it heals, above 1 it grows.
 
-        A graft that changed nothing has none: NaN, whatever rounding the later layers add.
+        NaN for a graft that changed nothing, whatever rounding the later layers add.
         """
         at_write = torch.stack([self.deviation[:, row, layer] for row, layer in enumerate(self.write_layers)], 1)
         return torch.where(at_write == 0, torch.nan, self.deviation[:, :, -1] / at_write)
@@ -75,9 +75,9 @@ def measure_effects(
 ) -> Effects:
     """Return what `fusion(own, message)` does when written after each layer in turn, for every item.
 
-    The prompt is read once up to the write position; all grafts then climb together, each joining at its own layer, and
-    are looked at on the way (`latentcomm.hooks.shared_prefix`). So the price is that of a few one-token steps for each
-    prompt, whatever the number of write layers. Equal to a grafted run of the whole prompt for each.
+    The prompt is read once up to the write position; all grafts then share one pass, each joining at its own layer, and
+    are measured after every layer (`latentcomm.hooks.shared_prefix`). The cost is that of a few one-token steps for
+    each prompt, whatever the number of write layers. Equal to a grafted run of the whole prompt for each.
 
     Args:
         messages: one a prompt, of the width that the fusion takes; a mapping gives each write layer its own.
@@ -87,7 +87,7 @@ def measure_effects(
 
     Raises:
         ValueError: no message for a prompt or write layer, a layer or position outside the model or prompt, a reference
-            of another site or model, or what the fusion refuses.
+            of another site or model, or states that the fusion refuses.
         RuntimeError: the shared passes do not give what a plain run gives.
     """
     writes = tuple(range(receiver.n_layers)) if write_layers is None else tuple(write_layers)
@@ -106,18 +106,18 @@ def measure_effects(
     passes = list(_passes(receiver, prompts, write_position, len(writes)))
     prefix, prefix_of = None, -1
     parts: list[Effects] = []
-    waiting: list[_Waiting] = []
+    pending: list[_Pending] = []
     for first, position, items in track(passes, "effects", total=len(passes), shown=progress):
         if prefix is None or prefix_of != first:
             prefix, prefix_of = read_prefix(receiver, prompts.ids(first), position), first
         incoming = {layer: per_layer[layer][items].to(receiver.device, receiver.dtype) for layer in writes}
         part, states = _one_pass(receiver, prefix, incoming, fusion, references)
         parts.append(part)
-        waiting.append(_Waiting(part, len(items), states))
-        if sum(each.n_bytes for each in waiting) > STATES_BYTES:
-            _ask(references, waiting)
-            waiting = []
-    _ask(references, waiting)
+        pending.append(_Pending(part, len(items), states))
+        if sum(each.n_bytes for each in pending) > STATES_BYTES:
+            _fill_percentiles(references, pending)
+            pending = []
+    _fill_percentiles(references, pending)
     return _in_order(parts, [item for _, _, items in passes for item in items])
 
 
@@ -128,9 +128,9 @@ def _one_pass(
     fusion: Fusion,
     references: Mapping[int, DriftReference],
 ) -> tuple[Effects, dict[int, Tensor]]:
-    """Climb once with the messages of some items that share a prompt, for all write layers.
+    """Run one shared pass with the messages of some items that share a prompt, for all write layers.
 
-    The percentiles stay NaN; the states that the references are to be asked about come back beside, by layer: the
+    The percentiles stay NaN; the states that they are computed from are returned with the effects, by layer: the
     ungrafted one, then one a write layer and item.
     """
     writes = tuple(incoming)
@@ -164,8 +164,8 @@ def _one_pass(
 
 
 @dataclass(frozen=True, eq=False)
-class _Waiting:
-    """The effects of a pass, of so many items, and its states that no reference has been asked about yet."""
+class _Pending:
+    """The effects of a pass over `n_items` items, and its states whose percentiles are not yet computed."""
 
     effects: Effects
     n_items: int
@@ -176,16 +176,16 @@ class _Waiting:
         return sum(rows.nbytes for rows in self.states.values())
 
 
-def _ask(references: Mapping[int, DriftReference], waiting: Sequence[_Waiting]) -> None:
-    """Fill in the percentiles of the passes that wait, every reference asked once."""
+def _fill_percentiles(references: Mapping[int, DriftReference], pending: Sequence[_Pending]) -> None:
+    """Fill in the percentiles of the pending passes, with one call of every reference."""
     for layer in references:
-        passes = [each for each in waiting if layer in each.states]
+        passes = [each for each in pending if layer in each.states]
         if not passes:
             continue
         rows = [each.states[layer] for each in passes]
-        asked = references[layer].percentile(torch.cat(rows))
-        for name, values in asked.items():
-            for each, part in zip(passes, values.split([len(some) for some in rows]), strict=True):
+        percentiles = references[layer].percentile(torch.cat(rows))
+        for name, values in percentiles.items():
+            for each, part in zip(passes, values.split([len(states) for states in rows]), strict=True):
                 n_joined = (len(part) - 1) // each.n_items
                 each.effects.own_percentile[name][:, layer] = part[0]
                 each.effects.percentile[name][:, :n_joined, layer] = part[1:].reshape(n_joined, each.n_items).T
@@ -202,12 +202,12 @@ def _next_token(
 
 
 def _few(model: Model, final: Float[Tensor, "write row d_model"]) -> tuple[Tensor, ...]:
-    """The final states, by write layer and then row, so many at a time that their logits stay within UNEMBED_BYTES."""
+    """The final states, by write layer and then row, in chunks whose logits stay within UNEMBED_BYTES."""
     return final.reshape(-1, model.d_model).split(max(1, UNEMBED_BYTES // (8 * int(model.hooked.cfg.d_vocab))))
 
 
 def _logits(model: Model, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-    """What the model says after its last block."""
+    """The model's logits from states after its last block."""
     logits = model.unembed(model.final_norm(states))
     cap = model.softcap
     return cap * torch.tanh(logits / cap) if cap else logits
@@ -249,13 +249,13 @@ def _passes(
 
 
 def _check_references(receiver: Model, references: Mapping[int, DriftReference]) -> None:
-    """Refuse references that cannot speak of this receiver's layers."""
+    """Refuse references that are not of this receiver's layers."""
     fingerprint = None
     for layer, reference in references.items():
         receiver.check_site(Site(layer))
         reference.require(site=Site(layer))
         if reference.model not in (None, receiver.name):
-            fingerprint = fingerprint or receiver.fingerprint  # all weights are hashed: once, and not for each layer
+            fingerprint = fingerprint or receiver.fingerprint  # hashes all weights: once, and not for each layer
             if reference.model != fingerprint:
                 reference.require(model=receiver.name)
 

@@ -1,4 +1,4 @@
-"""Evaluate a channel on a task: one trial an item and condition, judged and paid for, with its controls."""
+"""Evaluate a channel on a task: one judged trial with its cost for each item and condition, controls included."""
 
 import os
 import shutil
@@ -27,10 +27,10 @@ from latentcomm.tasks.base import Task, draw_choices
 MESSAGE = "message"
 """The condition in which the true message is sent."""
 ITEMS_AT_ONCE = 32
-"""Items between two writes of a checkpoint: what a stopped run loses at most."""
+"""Items between two writes of a checkpoint: what an interrupted run loses at most."""
 NAN = float("nan")
 METRICS = ("free", "choices")
-"""Free: the reply is judged right. Choices: of the choices, the right one scores highest."""
+"""Free: the reply is judged right. Choices: the right choice has the highest logit."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Trial:
     """One item under one condition.
 
     Attributes:
-        item, label, channel, condition: what was asked, its canonical answer, how, and with what message.
+        item, label, channel, condition: the item's id, its canonical answer, the channel, and which message was sent.
         reply, free: the reply (after a vote, where the channel holds one), and whether it is judged right.
-        parsed: whether the judge found an answer in the reply at all; one without is not right, and counted apart.
-        pick, choices, n_choices: the highest-scored choice, whether it is right, and of how many; None and 0 where
-            the task has no choices.
-        message_bytes, reply_tokens: what the message weighs and how long the reply is.
-        sender_flops, receiver_flops, seconds: what sending and receiving cost as run, the mean of the items that ran
-            together. Under the self control it is the receiver that sends. Seconds are measured, so that trials may be
-            equal without them.
+        parsed: whether the judge found an answer in the reply; a reply without one is not right, and counted apart.
+        pick, choices, n_choices: the highest-scored choice, whether it is right, and the number of choices; "", None
+            and 0 where the task has no choices.
+        message_bytes, reply_tokens: the sizes of the message and of the reply.
+        sender_flops, receiver_flops, seconds: the cost of sending and receiving as run, the mean of the items that ran
+            together. Under the self control the receiver sends. Seconds are measured, and equality of trials ignores
+            them.
     """
 
     item: str
@@ -84,15 +84,15 @@ def evaluate(
 ) -> list[Trial]:
     """The trials of a channel on n items of a task (all by default), under its true message and under each control.
 
-    A channel that says nothing (silent, skyline) has no controls and is run once; what a message has no content for is
-    left out (a text has no direction to randomise), and so is the self control where a fusion takes the sender's width
-    alone. The same seed gives the same items, choices, shuffles and random vectors. Replies are as long as the task
-    says unless `reply_tokens` does, greedy unless there is a temperature. With `checkpoint`, what is done is kept,
-    item by item, and not run again. Channels that say the same (`channels.base.Sharing`) find each other's messages in
-    the checkpoint, and in `told`, a dict that is given to the evaluation of each with the same two models.
+    A channel without a message (silent, skyline) has no controls and is run once; controls that do not apply to a
+    message are left out (a text has no direction to randomise), and so is the self control where a fusion takes the
+    sender's width alone. The same seed gives the same items, choices, shuffles and random vectors. `reply_tokens`
+    overrides the task's reply length; replies are greedy unless there is a temperature. With `checkpoint`, finished
+    items are saved and not run again. Channels that send the same message (`channels.base.Sharing`) share it through
+    the checkpoint, and through `told`, a dict that is passed to the evaluation of each with the same two models.
 
     Raises:
-        ValueError: an unknown control, a processed model with a raw one, or what the task and the channel refuse.
+        ValueError: an unknown control, a processed model with a raw one, or what the task or the channel refuses.
     """
     check_pair(sender, receiver)
     if unknown := [name for name in controls if name not in CONTROLS]:
@@ -100,9 +100,9 @@ def evaluate(
     task = task if n is None else task.take(n, seed=seed)
     choices = draw_choices(task, receiver.first_token, seed=seed) if task.has_choices else [()] * len(task.items)
     reply_tokens = task.reply_tokens if reply_tokens is None else reply_tokens
-    how = (reply_tokens, temperature, top_p)
-    prints = None if checkpoint is None else _prints(sender, receiver)
-    inputs = None if checkpoint is None else digest(prints, channel, task, seed, ITEMS_AT_ONCE)
+    decoding = (reply_tokens, temperature, top_p)
+    models = None if checkpoint is None else _checkpoint_fingerprints(sender, receiver)
+    inputs = None if checkpoint is None else digest(models, channel, task, seed, ITEMS_AT_ONCE)
 
     def records(kind: str, *decisive: Any) -> Records:
         return Records.of(checkpoint, kind, 1, inputs, *decisive)
@@ -113,16 +113,16 @@ def evaluate(
     def sent() -> tuple[Message, Cost]:
         if key is not None and told is not None and key in told:
             return told[key]
-        shared = records("message") if key is None else Records.of(checkpoint, "message", 1, prints, key)
-        found = _said(lambda part: channel.send(sender, part, receiver=receiver), task, shared)
+        shared = records("message") if key is None else Records.of(checkpoint, "message", 1, models, key)
+        result = _sent(lambda part: channel.send(sender, part, receiver=receiver), task, shared)
         if key is not None and told is not None:
-            told[key] = found
-        return found
+            told[key] = result
+        return result
 
     @cache
     def message_under(name: str) -> tuple[Message, Cost]:
-        if name == SELF:  # it is made by running the receiver: saved, too, and paid for
-            return _said(lambda part: channel.own(receiver, part), task, records("own"))
+        if name == SELF:  # the receiver runs to make it: it is saved and has a cost of its own
+            return _sent(lambda part: channel.own(receiver, part), task, records("own"))
         message, cost = sent()
         made = true_message if name == MESSAGE else CONTROLS[name]
         return made(Exchange(channel, sender, receiver, task, message, seed)), cost
@@ -138,25 +138,25 @@ def evaluate(
         )  # fmt: skip
         return [asdict(trial) for trial in done]
 
-    found: list[Trial] = []
-    names = records("conditions", choices, list(controls), *how).values("names", conditions)
+    trials: list[Trial] = []
+    names = records("conditions", choices, list(controls), *decoding).values("names", conditions)
     for name in track(names, channel.name, total=len(names), shown=progress and len(names) > 1):
-        saved = records("trials", choices, name, *how)
+        saved = records("trials", choices, name, *decoding)
         for rows in _chunks(len(task.items)):
-            found += [Trial(**each) for each in saved.values(f"{rows.start:05d}", partial(trials_of, name, rows))]
-    return found
+            trials += [Trial(**each) for each in saved.values(f"{rows.start:05d}", partial(trials_of, name, rows))]
+    return trials
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a message cost, the mean of an item."""
+    """The mean cost of an item's message."""
 
     flops: float
     seconds: float
 
 
 def forget_messages(checkpoint: str | os.PathLike[str]) -> None:
-    """Delete the messages of a checkpoint; finished evaluations are read back without them."""
+    """Delete the messages of a checkpoint; finished evaluations load without them."""
     for folder in Path(checkpoint).glob("*/"):
         if folder.name.startswith(("message-", "own-")):
             shutil.rmtree(folder)
@@ -166,23 +166,23 @@ def _chunks(n: int) -> Iterator[range]:
     return (range(first, min(first + ITEMS_AT_ONCE, n)) for first in range(0, n, ITEMS_AT_ONCE))
 
 
-def _said(say: Callable[[Task], Message], task: Task, records: Records) -> tuple[Message, Cost]:
-    """The whole message and what an item of it cost, in parts that are saved."""
+def _sent(send: Callable[[Task], Message], task: Task, records: Records) -> tuple[Message, Cost]:
+    """The message of all items and its mean cost, computed in parts that are saved."""
     parts = []
     for rows in _chunks(len(task.items)):
-        make = partial(_timed, say, _only(task, rows))
+        make = partial(_timed, send, _only(task, rows))
         parts.append(records.saved(f"{rows.start:05d}", make, Message.load))
     total, seconds = (sum(float(part.made_by[name]) for part in parts) for name in ("flops", "seconds"))
     return join(parts), Cost(total / len(task.items), seconds / len(task.items))
 
 
-def _timed(say: Callable[[Task], Message], part: Task) -> Message:
-    """A message that knows what it cost."""
+def _timed(send: Callable[[Task], Message], part: Task) -> Message:
+    """A message with its cost in `made_by`."""
     with recorded_passes() as passes:
-        began = time.perf_counter()
-        message = say(part)
-        took = time.perf_counter() - began
-    return replace(message, made_by={**message.made_by, "flops": flops(passes), "seconds": took})
+        start = time.perf_counter()
+        message = send(part)
+        seconds = time.perf_counter() - start
+    return replace(message, made_by={**message.made_by, "flops": flops(passes), "seconds": seconds})
 
 
 def _only(task: Task, rows: Sequence[int]) -> Task:
@@ -205,23 +205,25 @@ def _trials(
     seed: int,
 ) -> list[Trial]:
     """The trials of some items of a condition."""
-    part = _only(task, rows)
-    given = message if message.is_silent else message.select(list(rows))
+    part_task = _only(task, rows)
+    part_message = message if message.is_silent else message.select(list(rows))
     with recorded_passes() as passes:
-        began = time.perf_counter()
-        entering = channel.receive(receiver, part, given)
-        said = decode(
+        start = time.perf_counter()
+        entering = channel.receive(receiver, part_task, part_message)
+        decoded = decode(
             receiver, entering, max_new_tokens=reply_tokens, temperature=temperature, top_p=top_p, seed=seed,
             first_row=rows[0],
         )  # fmt: skip
-        replies = channel.decide(part, given, said.texts) if isinstance(channel, Deciding) else said.texts
-        seconds = time.perf_counter() - began
-    weights = given.nbytes() or [0] * len(part.items)
-    done = []
-    for number, (item, reply) in enumerate(zip(part.items, replies, strict=True)):
-        verdict, options = task.judge(reply, item.answers), choices[rows[number]]
-        pick = _best(receiver, options, said.first_logits[number]) if options else ""
-        done.append(
+        replies = (
+            channel.decide(part_task, part_message, decoded.texts) if isinstance(channel, Deciding) else decoded.texts
+        )
+        seconds = time.perf_counter() - start
+    sizes = part_message.nbytes() or [0] * len(part_task.items)
+    trials = []
+    for position, (item, reply) in enumerate(zip(part_task.items, replies, strict=True)):
+        verdict, options = task.judge(reply, item.answers), choices[rows[position]]
+        pick = _best(receiver, options, decoded.first_logits[position]) if options else ""
+        trials.append(
             Trial(
                 item=item.id,
                 label=label(item),
@@ -233,14 +235,14 @@ def _trials(
                 choices=pick == item.choice if options else None,
                 n_choices=len(options),
                 parsed=verdict.is_parsed,
-                message_bytes=weights[number],
-                reply_tokens=said.n_tokens[number],
+                message_bytes=sizes[position],
+                reply_tokens=decoded.n_tokens[position],
                 sender_flops=sent.flops,
-                receiver_flops=flops(passes) / len(part.items),
-                seconds=sent.seconds + seconds / len(part.items),
+                receiver_flops=flops(passes) / len(part_task.items),
+                seconds=sent.seconds + seconds / len(part_task.items),
             )
         )
-    return done
+    return trials
 
 
 def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
@@ -248,9 +250,12 @@ def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
     return options[int(logits[tokens].argmax())]
 
 
-def _prints(sender: Model, receiver: Model) -> list[str]:
+def _checkpoint_fingerprints(sender: Model, receiver: Model) -> list[str]:
     if sender.has_hooks or receiver.has_hooks:
-        raise ValueError("trials of a model with hooks attached cannot be kept: they are not in the checkpoint's name")
+        raise ValueError(
+            "trials of a model with hooks attached cannot be saved, since the checkpoint's name does not "
+            "cover hooks; remove them, or leave the checkpoint out"
+        )
     return list(fingerprints(sender, receiver))
 
 
@@ -260,45 +265,45 @@ def to_table(trials: Sequence[Trial]) -> pd.DataFrame:
 
 
 def by_condition(trials: Sequence[Trial]) -> tuple[dict[tuple[str, str], dict[str, Trial]], list[str]]:
-    """Of each channel and condition the trials by their items, and the items, which are the same under all.
+    """For each channel and condition the trials by their items, and the items, which are the same under all.
 
     Raises:
         ValueError: channels that were not evaluated on the same items, or share a name.
     """
     outcomes: dict[tuple[str, str], dict[str, Trial]] = {}
     for trial in trials:
-        answered = outcomes.setdefault((trial.channel, trial.condition), {})
-        if trial.item in answered:
+        of_item = outcomes.setdefault((trial.channel, trial.condition), {})
+        if trial.item in of_item:
             raise ValueError(
-                f"item {trial.item!r} stands twice under {trial.channel}, {trial.condition}; give every channel a name "
-                "of its own, and each of its trials once"
+                f"item {trial.item!r} occurs twice under {trial.channel}, {trial.condition}; give every channel a "
+                "unique name, and each of its trials once"
             )
-        answered[trial.item] = trial
+        of_item[trial.item] = trial
     items = list(next(iter(outcomes.values()), ()))
-    if any(set(answered) != set(items) for answered in outcomes.values()):
+    if any(set(of_item) != set(items) for of_item in outcomes.values()):
         raise ValueError("the channels were evaluated on different items and cannot be compared in pairs")
     return outcomes, items
 
 
 def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
-    """One row a channel, condition and metric: how often it was right, how sure that is, and what it is better than.
+    """One row a channel, condition and metric: its accuracy with an interval, and paired tests against baselines.
 
     Columns: channel, condition, metric, n, correct, accuracy with its 95 % Wilson interval (low, high); the paired
     difference to silent with its 95 % bootstrap interval over items (over_silent, over_silent_low, over_silent_high);
     the exact McNemar p-values against silent and against this channel's own shuffled message (p_silent, p_shuffled),
-    not corrected for the number of comparisons. What does not apply is NaN.
+    not corrected for the number of comparisons. Columns that do not apply are NaN.
 
     Raises:
         ValueError: channels that were not evaluated on the same items, or share a name.
     """
     outcomes, items = by_condition(trials)
     records = []
-    for (channel, condition), answered in outcomes.items():
+    for (channel, condition), of_item in outcomes.items():
         silent = outcomes.get(("silent", MESSAGE)) if channel != "silent" else None
         other = outcomes.get((channel, "shuffled")) if condition == MESSAGE else None
-        metrics = METRICS if all(trial.choices is not None for trial in answered.values()) else METRICS[:1]
+        metrics = METRICS if all(trial.choices is not None for trial in of_item.values()) else METRICS[:1]
         for metric in metrics:
-            right = _right(answered, items, metric)
+            right = _right(of_item, items, metric)
             low, high = proportion_interval(sum(right), len(right))
             record: dict[str, object] = {"channel": channel, "condition": condition, "metric": metric, "n": len(right)}
             record |= {"correct": sum(right), "accuracy": sum(right) / len(right), "low": low, "high": high}
@@ -306,15 +311,15 @@ def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
                 ("over_silent", "over_silent_low", "over_silent_high", "p_silent", "p_shuffled"), NAN
             )
             if silent is not None:
-                base = _right(silent, items, metric)
-                gain = paired_bootstrap(right, base, seed=seed)
+                silent_right = _right(silent, items, metric)
+                gain = paired_bootstrap(right, silent_right, seed=seed)
                 record |= {"over_silent": gain.difference, "over_silent_low": gain.low, "over_silent_high": gain.high}
-                record |= {"p_silent": mcnemar_exact(right, base).p_value}
+                record |= {"p_silent": mcnemar_exact(right, silent_right).p_value}
             if other is not None:
                 record["p_shuffled"] = mcnemar_exact(right, _right(other, items, metric)).p_value
             records.append(record)
     return pd.DataFrame(records)
 
 
-def _right(answered: Mapping[str, Trial], items: Sequence[str], metric: str) -> list[bool]:
-    return [bool(getattr(answered[item], metric)) for item in items]
+def _right(of_item: Mapping[str, Trial], items: Sequence[str], metric: str) -> list[bool]:
+    return [bool(getattr(of_item[item], metric)) for item in items]

@@ -1,4 +1,4 @@
-"""The job behind `latentcomm train`: the channels that learn, trained on the tuning half of a task, kept and read."""
+"""The training of `latentcomm train`: channels trained on the tuning half of a task, saved and loaded."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ from latentcomm.tasks.base import Task
 
 KIND = "learned channel"
 WITH_A_CELL = ("learned_linear", "gated", "concatenated")
-"""Those of them that read and write at one cell."""
+"""The trained channels that read and write at one cell."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class LearningPlan:
     """How channels are trained.
 
     Attributes:
-        steps, batch_size, learning_rate, dtype: as in `training.Schedule`, with a warm-up over the first 20th and a
-            linear way down to a tenth; None leaves each channel its own default (`DEFAULTS`).
+        steps, batch_size, learning_rate, dtype: as in `training.Schedule`, with a warm-up over the first 20th of the
+            updates and a linear decay to a tenth of the rate; None takes the channel's default (`DEFAULTS`).
         read_layer, write_layer: the cell; chosen on the tuning half where None, as `compare_named` does.
-        plan_tokens: of Interlat, how long the sender's plan gets.
-        n_steps: of Interlat, to how many latents a plan is compressed; None for one a state.
-        every: of CALM, every how many layers of the sender are read.
-        n_tune: items that the cell is chosen on; the parts are trained on all of the half.
-        seed: of the split, which must be that of the comparison, and of the training.
+        plan_tokens: of Interlat, tokens of the sender's plan.
+        n_steps: of Interlat, latents that a plan is compressed to; None for one a state.
+        every: of CALM, the step between the layers of the sender that are read.
+        n_tune: items that the cell is chosen on; the weights are trained on the whole half.
+        seed: of the split and of the training; the comparison must use the same split.
     """
 
     steps: int | None = None
@@ -68,18 +68,18 @@ DEFAULTS: Mapping[str, tuple[int, int, float]] = {
     "interlat": (300, 8, 3e-4),
     "calm": (300, 16, 1e-3),
 }
-"""Updates, examples a batch, and learning rate, where a plan does not say."""
+"""Default updates, examples a batch, and learning rate, by channel."""
 
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """A trained channel with all that its file says.
+    """A trained channel with the contents of its file.
 
     Attributes:
-        channel: ready to be compared.
+        channel: ready for a comparison.
         weights: its trained tensors.
-        facts: plain values: the name, both models and their fingerprints, the task, the items it has seen, the cell,
-            the schedule, how the loss went.
+        facts: plain values: the name, both models and their fingerprints, the task, the items it was trained on, the
+            cell, the schedule, the losses.
     """
 
     channel: Channel
@@ -103,41 +103,42 @@ def learn(
 ) -> Learned:
     """The channel of this name, trained on the tuning half of a task, both models frozen.
 
-    With `checkpoint`, a folder, a training that was stopped goes on from there and ends with the same bits.
+    With `checkpoint`, a folder, an interrupted training resumes and ends with the same bits.
 
     Raises:
-        ValueError: a name that is not in `LEARNED`, or what the channel, the cell or the trainer refuse.
+        ValueError: a name that is not in `LEARNED`, or an argument that the channel, the cell or the trainer refuses.
     """
     if name not in LEARNED:
         raise ValueError(f"there is nothing to train in a channel {name!r}; choose among {', '.join(LEARNED)}")
     check_pair(sender, receiver)
     tune, _ = task.split(seed=plan.seed)
-    kept = None if checkpoint is None else Path(checkpoint)
+    folder = None if checkpoint is None else Path(checkpoint)
     schedule = _schedule(name, plan)
-    cell, asked = None, _Asked(sender, receiver, tune, plan)
+    cell, alignment = None, None
     if name in WITH_A_CELL:
         choice = Plan(plan.read_layer, plan.write_layer, n_tune=plan.n_tune, seed=plan.seed)
-        cell, alignment = choose_cell(sender, receiver, tune, choice, kept, progress)
-        asked = _Asked(sender, receiver, tune, plan, cell, alignment)
-    made = _MAKERS[name](asked)
-    path = None if kept is None else kept / f"{name}.safetensors"
+        cell, alignment = choose_cell(sender, receiver, tune, choice, folder, progress)
+    untrained = _MAKERS[name](_Request(sender, receiver, tune, plan, cell, alignment))
+    path = None if folder is None else folder / f"{name}.safetensors"
     training = train(
-        made.learner, schedule, frozen=[sender, receiver], checkpoint=path, every=20, progress=progress, name=name
+        untrained.learner, schedule, frozen=[sender, receiver], checkpoint=path, every=20, progress=progress, name=name
     )
-    weights = {key: value.detach().clone() for key, value in {**made.learner.parameters, **made.fixed}.items()}
-    prints = fingerprints(sender, receiver)
+    weights = {
+        key: value.detach().clone() for key, value in {**untrained.learner.parameters, **untrained.fixed}.items()
+    }
+    sender_fingerprint, receiver_fingerprint = fingerprints(sender, receiver)
     facts = {
         "name": name,
         "sender": without_folder(sender.name),
-        "sender_fingerprint": prints[0],
+        "sender_fingerprint": sender_fingerprint,
         "receiver": without_folder(receiver.name),
-        "receiver_fingerprint": prints[1],
+        "receiver_fingerprint": receiver_fingerprint,
         "task": task.name,
         "template": task.template,
         "trained_on": [] if name == "learned_linear" else [item.id for item in tune.items],
         "chosen_on": [item.id for item in tune.items] if cell is not None and plan.read_layer is None else [],
         "cell": None if cell is None else list(cell),
-        "shape": plain(made.shape),
+        "shape": plain(untrained.shape),
         "plan": asdict(plan),
         "schedule": asdict(schedule),
         "training": _facts(training),
@@ -149,7 +150,7 @@ def load_learned(path: str | os.PathLike[str], sender: Model, receiver: Model) -
     """The trained channel that `Learned.save` wrote, for the two models that it was trained for.
 
     Raises:
-        ValueError: the file is no trained channel, or one of the models is another.
+        ValueError: the file is no trained channel, or was trained for another model.
         FileNotFoundError: there is no such file.
     """
     if not Path(path).exists():
@@ -161,16 +162,16 @@ def load_folder(folder: str | os.PathLike[str], sender: Model, receiver: Model) 
     """Every trained channel of a folder, by its name.
 
     Raises:
-        ValueError: there is none, or what `load_learned` refuses.
+        ValueError: there is none, or `load_learned` refuses one.
     """
     paths = [path for name in LEARNED if (path := Path(folder) / f"{name}.safetensors").exists()]
     if not paths:
         raise ValueError(f"the folder {folder} holds no trained channel; `latentcomm train` writes them")
-    return {path.stem: each for path, each in zip(paths, _load(paths, sender, receiver), strict=True)}
+    return {path.stem: learned for path, learned in zip(paths, _load(paths, sender, receiver), strict=True)}
 
 
 def _load(paths: Sequence[Path], sender: Model, receiver: Model) -> list[Learned]:
-    """The trained channels of these files; all weights of the models are hashed once for all of them."""
+    """The trained channels of these files; the models' weights are hashed once for all files."""
     files = [load_weights(path, kind=KIND) for path in paths]
     sides = list(zip(("sender", "receiver"), (sender, receiver), fingerprints(sender, receiver), strict=True))
     for path, (_, facts) in zip(paths, files, strict=True):
@@ -184,39 +185,45 @@ def _load(paths: Sequence[Path], sender: Model, receiver: Model) -> list[Learned
 
 
 def check_unseen(learned: Learned, test: Task) -> None:
-    """Refuse a channel that was trained, or whose cell was chosen, on items that it is asked about.
+    """Refuse a channel that was trained, or whose cell was chosen, on items of the test set.
 
     Raises:
-        ValueError: it has seen some of them, or was trained on prompts of another template.
+        ValueError: it was trained or chosen on some of them, or was trained on prompts of another template.
     """
     if learned.facts["template"] != test.template and learned.facts["trained_on"]:
         raise ValueError(
-            f"the trained channel {learned.facts['name']} has read {learned.facts['template']} prompts and these are "
-            f"{test.template}; compare with --template {learned.facts['template']}, or train it anew"
+            f"the trained channel {learned.facts['name']} was trained on {learned.facts['template']} prompts, not "
+            f"{test.template}; compare with --template {learned.facts['template']}, or train it again"
         )
     seen = {*learned.facts["trained_on"], *learned.facts["chosen_on"]} & {item.id for item in test.items}
     if seen and learned.facts["task"] == test.name:
         raise ValueError(
-            f"the trained channel {learned.facts['name']} has seen {len(seen)} of the {len(test.items)} items that are "
-            f"asked; compare with the seed {learned.facts['plan']['seed']} and the options that it was trained with"
+            f"the trained channel {learned.facts['name']} has seen {len(seen)} of the {len(test.items)} items of "
+            f"the test set; compare with the seed {learned.facts['plan']['seed']} and the options of its training"
         )
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """What a learner is made for."""
+class _Request:
+    """The models, the task and the options that a learner is built for."""
 
     sender: Model
     receiver: Model
     tune: Task
     plan: LearningPlan
-    cell: Cell = (0, 0)
-    alignment: AffineMap | None = None
+    cell: Cell | None
+    alignment: AffineMap | None
+
+    def require_cell(self) -> Cell:
+        """The cell of a channel that has one."""
+        if self.cell is None:
+            raise RuntimeError("no cell was chosen for this channel; add its name to WITH_A_CELL")
+        return self.cell
 
 
 @dataclass(frozen=True, eq=False)
-class _Made:
-    """A learner, the sizes of its part, and tensors that belong to it and are not trained."""
+class _Untrained:
+    """A learner before its training, the sizes of its trained part, and its fixed tensors."""
 
     learner: Trainable
     shape: dict[str, Any] = field(default_factory=dict)
@@ -227,35 +234,36 @@ def _answers(task: Task) -> list[str]:
     return [right_answer(item, task) for item in task.items]
 
 
-def _linear(asked: _Asked) -> _Made:
+def _linear(request: _Request) -> _Untrained:
     tokens = pair_tokens(
-        asked.sender, asked.receiver, map_documents(), max_tokens=map_tokens(asked.sender, asked.receiver)
+        request.sender, request.receiver, map_documents(), max_tokens=map_tokens(request.sender, request.receiver)
     )
-    states = capture_paired(asked.sender, asked.receiver, tokens)
+    states = capture_paired(request.sender, request.receiver, tokens)
     rows = states.after_first
-    source, target = states.x[asked.cell[0], rows].float(), states.y[asked.cell[1], rows].float()
-    weight = xavier(target.shape[1], source.shape[1], generator=torch.Generator().manual_seed(asked.plan.seed))
-    return _Made(LinearRows(source, target, weight, torch.zeros(target.shape[1])))
+    read, write = request.require_cell()
+    source, target = states.x[read, rows].float(), states.y[write, rows].float()
+    weight = xavier(target.shape[1], source.shape[1], generator=torch.Generator().manual_seed(request.plan.seed))
+    return _Untrained(LinearRows(source, target, weight, torch.zeros(target.shape[1])))
 
 
-def _fused(make: Callable[[AffineMap], Fusion]) -> Callable[[_Asked], _Made]:
-    def made(asked: _Asked) -> _Made:
-        receiver, alignment = asked.receiver, asked.alignment
-        read, write = (Site(layer) for layer in asked.cell)
-        said = Activation("states", read, write, Replace()).send(asked.sender, asked.tune, receiver=receiver)
-        if alignment is not None and said.vectors is not None:
-            said = replace(said, vectors=alignment(said.vectors.to(receiver.device, receiver.dtype)))
-        learner = FusionLearner.of(receiver, asked.tune, said, write, make, answers=_answers(asked.tune))
-        if make is Concat:  # begins as replace
+def _fused(make: Callable[[AffineMap], Fusion]) -> Callable[[_Request], _Untrained]:
+    def build(request: _Request) -> _Untrained:
+        receiver, alignment = request.receiver, request.alignment
+        read, write = (Site(layer) for layer in request.require_cell())
+        message = Activation("states", read, write, Replace()).send(request.sender, request.tune, receiver=receiver)
+        if alignment is not None and message.vectors is not None:
+            message = replace(message, vectors=alignment(message.vectors.to(receiver.device, receiver.dtype)))
+        learner = FusionLearner.of(receiver, request.tune, message, write, make, answers=_answers(request.tune))
+        if make is Concat:  # initialised as replace
             learner.map.weight[:, -receiver.d_model :] = torch.eye(receiver.d_model)
         fixed = {} if alignment is None else {"alignment.weight": alignment.weight, "alignment.bias": alignment.bias}
-        return _Made(learner, fixed=fixed)
+        return _Untrained(learner, fixed=fixed)
 
-    return made
+    return build
 
 
-def _interlat(asked: _Asked) -> _Made:
-    sender, receiver, tune, plan = asked.sender, asked.receiver, asked.tune, asked.plan
+def _interlat(request: _Request) -> _Untrained:
+    sender, receiver, tune, plan = request.sender, request.receiver, request.tune, request.plan
     first = new_adapter(sender, receiver, n_heads=_heads(receiver.d_model), n_steps=plan.n_steps, seed=plan.seed)
     message = Interlat("interlat", first, plan.plan_tokens).send(sender, tune, receiver=receiver)
     shared = one_vocabulary(sender, receiver)
@@ -267,19 +275,19 @@ def _interlat(asked: _Asked) -> _Made:
     else:
         loss = replace(loss, curriculum=(0,))
     learner = InterlatLearner.of(receiver, tune, message, first, options=loss, answers=_answers(tune))
-    return _Made(learner, shape=asdict(first.shape))
+    return _Untrained(learner, shape=asdict(first.shape))
 
 
-def _calm(asked: _Asked) -> _Made:
-    sender, receiver, plan = asked.sender, asked.receiver, asked.plan
+def _calm(request: _Request) -> _Untrained:
+    sender, receiver, plan = request.sender, request.receiver, request.plan
     every = min(plan.every, sender.n_layers)
     bridge = new_bridge(sender, receiver, every=every, n_heads=_heads(receiver.d_model), seed=plan.seed)
-    message = Calm("calm", bridge).send(sender, asked.tune, receiver=receiver)
-    learner = CalmLearner.of(receiver, asked.tune, message, bridge, answers=_answers(asked.tune))
-    return _Made(learner, shape=asdict(bridge.shape))
+    message = Calm("calm", bridge).send(sender, request.tune, receiver=receiver)
+    learner = CalmLearner.of(receiver, request.tune, message, bridge, answers=_answers(request.tune))
+    return _Untrained(learner, shape=asdict(bridge.shape))
 
 
-_MAKERS: Mapping[str, Callable[[_Asked], _Made]] = {
+_MAKERS: Mapping[str, Callable[[_Request], _Untrained]] = {
     "learned_linear": _linear,
     "gated": _fused(Gated),
     "concatenated": _fused(Concat),
@@ -289,7 +297,7 @@ _MAKERS: Mapping[str, Callable[[_Asked], _Made]] = {
 
 
 def _channel(name: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any], receiver: Model) -> Channel:
-    """The channel of trained weights, for a receiver whose weights are the right ones, whatever it is called now."""
+    """The channel of trained weights, for a receiver whose fingerprint was checked; its name may have changed."""
     shape = {**facts["shape"], "receiver": receiver.name}
     if name == "interlat":
         return Interlat(name, Adapter(AdapterShape(**shape), dict(weights)), facts["plan"]["plan_tokens"])

@@ -19,7 +19,7 @@ from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
 TOKENS_PER_BATCH = 4096
-"""Tokens that one forward pass of a capture holds at most (unless one prompt is longer): bounds its memory."""
+"""The largest number of tokens in one forward pass of a capture (unless one prompt is longer): bounds its memory."""
 ROWS_PER_SHARD = 65536
 """Rows of activations in one file of a capture on disk: 150 MB a site at width 576 in float32."""
 
@@ -29,7 +29,7 @@ class Activations:
     """Activations of prompts at some sites, right-padded.
 
     Attributes:
-        values: site -> `[batch pos d_model]`; what stands at padded positions is meaningless and never handed out.
+        values: site -> `[batch pos d_model]`; entries at padded positions are meaningless and never returned.
         mask: True at real tokens.
     """
 
@@ -78,7 +78,7 @@ def capture(
 ) -> Activations:
     """The activations of prompts at sites, in memory, on the CPU; the model stops after the deepest site.
 
-    Padding never reaches a result: prompts run right-padded under causal attention, where it cannot be seen.
+    Padding never reaches a result: prompts run right-padded under causal attention, which ignores it.
 
     Raises:
         ValueError: no site, or one that the model does not have.
@@ -101,7 +101,7 @@ def capture(
 def capture_positions(
     model: Model, prompts: Prompts, sites: Sequence[Site], position: int, *, batch_tokens: int = TOKENS_PER_BATCH
 ) -> dict[Site, Float[Tensor, "batch d_model"]]:
-    """The activation at one position of every prompt (from its last token when negative), and nothing else kept.
+    """The activation at one position of every prompt (from its last token when negative); nothing else is stored.
 
     Raises:
         ValueError: no site, one that the model does not have, or a position outside a prompt.
@@ -126,28 +126,28 @@ def capture_positions(
 def run_to_deepest(
     model: Model, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], *, hooks: Sequence[Hook] = ()
 ) -> dict[Site, Float[Tensor, "batch pos d_model"]]:
-    """One forward pass that keeps the sites' activations and ends once it has them all."""
+    """One forward pass that records the sites' activations and stops after the last of them."""
     seen: dict[Site, Tensor] = {}
 
-    def keeper(site: Site) -> Hook:
-        def keep(value: Tensor, hook: Any) -> None:
+    def recorder(site: Site) -> Hook:
+        def record(value: Tensor, hook: Any) -> None:
             seen[site] = value.detach().clone()
             if len(seen) == len(set(sites)):
                 raise _AllSeenError
 
-        return site.hook_name, keep
+        return site.hook_name, record
 
     deepest = max((site.layer for site in sites), default=-1) + 1
     with contextlib.suppress(_AllSeenError):
-        kept = [keeper(site) for site in dict.fromkeys(sites)]
-        model.forward(tokens, hooks=[*hooks, *kept], n_layers_run=deepest)
+        recorders = [recorder(site) for site in dict.fromkeys(sites)]
+        model.forward(tokens, hooks=[*hooks, *recorders], n_layers_run=deepest)
     if missing := [site.hook_name for site in sites if site not in seen]:
         raise RuntimeError(f"the hook points {', '.join(missing)} did not fire in {model.name}")
     return seen
 
 
 class _AllSeenError(Exception):
-    """Raised by a hook to end a forward pass whose remaining layers nobody asked for."""
+    """Raised by a hook to end a forward pass whose remaining layers are not needed."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class ActivationStore:
         store = cls(path, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
         missing = [number for number in range(len(store.manifest["shards"])) if not store.shard_path(number).exists()]
         if missing:
-            raise ValueError(f"{path} lacks {len(missing)} of its shards; run the same capture again, it goes on")
+            raise ValueError(f"{path} lacks {len(missing)} of its shards; run the same capture again to resume it")
         return store
 
     def shard_path(self, number: int) -> Path:
@@ -218,15 +218,15 @@ def capture_to_disk(
     batch_tokens: int = TOKENS_PER_BATCH,
     progress: bool = True,
 ) -> ActivationStore:
-    """Stream a corpus through a model and keep its real tokens' activations on disk.
+    """Stream a corpus through a model and save its real tokens' activations on disk.
 
-    Every shard is written whole or not at all; the same call after an interruption goes on behind the last whole shard.
+    Every shard is written atomically; the same call after an interruption resumes after the last complete shard.
     Memory is that of one shard of the sites, whatever the corpus. `skip_first` leaves out each prompt's first token
-    (the attention sink), `last_only` keeps each prompt's last token alone.
+    (the attention sink), `last_only` saves each prompt's last token alone.
 
     Raises:
         ValueError: no site or one that the model lacks; the folder holds a capture of something else.
-        RuntimeError: the disk is full; what is done is kept.
+        RuntimeError: the disk is full; finished shards are saved.
     """
     if not sites:
         raise ValueError("name at least one site to capture")
@@ -245,8 +245,8 @@ def capture_to_disk(
         "shards": shards,
     }
     if (target / MANIFEST).exists():
-        before = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        if changed := [key for key in manifest if before.get(key) != manifest[key]]:
+        saved = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        if changed := [key for key in manifest if saved.get(key) != manifest[key]]:
             raise ValueError(f"{target} holds a capture with another {' and '.join(changed)}; choose another folder")
     else:
         write_json(target / MANIFEST, manifest)
@@ -297,7 +297,7 @@ def _plan_shards(prompts: Prompts, rows_per_shard: int, skip_first: bool, last_o
 
 
 def _batches(prompts: Prompts, batch_tokens: int) -> Iterator[list[int]]:
-    """Rows in order of length, so many at a time that a padded batch holds `batch_tokens` at most."""
+    """Rows in order of length, in padded batches of `batch_tokens` at most."""
     lengths = prompts.lengths.tolist()
     batch: list[int] = []
     for row in sorted(range(len(prompts)), key=lambda row: lengths[row]):
@@ -309,4 +309,4 @@ def _batches(prompts: Prompts, batch_tokens: int) -> Iterator[list[int]]:
 
 
 MANIFEST = "manifest.json"
-"""The file that says what a folder of shards holds."""
+"""The file that describes the contents of a folder of shards."""

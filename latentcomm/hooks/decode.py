@@ -1,4 +1,4 @@
-"""Every way of running a receiver, whatever it is given: replies, the logits of their first token, joined rows."""
+"""Run a receiver on any input: replies, the logits of their first token, rows of unequal length in one batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from latentcomm.models import Hook, Model
 from latentcomm.models.prompts import Prompts
 
 TOKENS_PER_BATCH = 8192
-"""Prompt and reply tokens that run together at most: bounds the cache, whatever the number of prompts."""
+"""The largest number of prompt and reply tokens in one batch: bounds the cache, whatever the number of prompts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What a receiver said.
+    """The output of a receiver.
 
     Attributes:
         texts: the reply of each row, special tokens left out.
         first_logits: the logits of the first reply token.
-        n_tokens: how many tokens each reply has; one that ended by itself spent one more, on the end.
+        n_tokens: the number of tokens of each reply; a reply that ended by itself took one more, the stop token.
         ids: the token ids of each reply.
     """
 
@@ -46,8 +46,8 @@ def generate(
 ) -> list[str]:
     """The reply to each prompt: greedy at temperature 0, else sampled from the smallest set of tokens of mass `top_p`.
 
-    The prompt is read once, under its grafts; decoding goes on from the cache. A reply is what the prompt alone would
-    get: rows of one length run together, so nothing is padded. Where it samples, each row draws from its own stream of
+    The prompt is read once, under its grafts; decoding continues from the cache. A reply is that of the prompt run
+    alone: rows of one length run together, so nothing is padded. When sampling, each row draws from its own stream of
     random numbers, fixed by the seed and the row's number.
 
     Raises:
@@ -74,14 +74,14 @@ def decode(
     first_row: int = 0,
     seeds: Sequence[int] | None = None,
 ) -> Decoded:
-    """The replies of `generate` together with the logits of their first token, at the price of the replies alone.
+    """The replies of `generate` together with the logits of their first token, at the cost of the replies alone.
 
-    `first_row` is the number of the first row where the rows are a part of more: each draws from its own stream.
-    `seeds` gives each row a seed of its own instead, whatever its number.
+    `first_row` is the number of the first row where the rows are part of a larger set: it fixes their random streams.
+    `seeds` gives each row its own seed instead, whatever its number.
     """
     given = prompts if isinstance(prompts, ReceiverInput) else ReceiverInput(prompts)
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; ask for at least 1")
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; give at least 1")
     if not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be at least 0 and finite, and top_p {top_p} in (0, 1]")
     longest = int(given.lengths.max())
@@ -104,21 +104,22 @@ def decode(
         raise ValueError(f"{len(seeds)} seeds for {len(given.prompts)} prompts; give one a prompt")
     generators = [torch.Generator().manual_seed(each) for each in seeds]
     texts, ids = [""] * len(given.prompts), [[] for _ in range(len(given.prompts))]
-    logits: list[Tensor | None] = [None] * len(given.prompts)
+    logits: dict[int, Tensor] = {}
     for run in runs(model, given, max_new_tokens, read_prompts):
         replies = _replies(model, run, max_new_tokens, temperature, top_p, [generators[row] for row in run.rows])
         for row, row_logits, reply in zip(run.rows, run.logits, replies, strict=True):
             texts[row], logits[row] = model.decode(reply) if model.tokenizer is not None else "", row_logits
             ids[row] = reply
-    return Decoded(texts, torch.stack([row for row in logits if row is not None]), [len(reply) for reply in ids], ids)
+    first_logits = torch.stack([logits[row] for row in range(len(given.prompts))])
+    return Decoded(texts, first_logits, [len(reply) for reply in ids], ids)
 
 
 @dataclass(eq=False)
 class Run:
-    """Rows that have read their prompts and go on together, a token each at a time.
+    """Rows that have read their prompts and are decoded together, one token each a step.
 
     Attributes:
-        rows: which they are.
+        rows: their numbers.
         logits: after their prompts.
     """
 
@@ -140,16 +141,16 @@ class Run:
 
 
 Read = tuple[Float[Tensor, "_ d_vocab"], Any, list[Hook]]
-"""Logits after prompts of one length, the cache behind them, and the hooks under which their replies go on."""
+"""Logits after prompts of one length, their cache, and the hooks for the passes of their replies."""
 
 
 def runs(
     model: Model, given: ReceiverInput, max_new_tokens: int, read: Callable[[Model, ReceiverInput], Read]
 ) -> Iterator[Run]:
-    """The rows of an input in batches: prompts of one length are read together, replies of all lengths go on together.
+    """The rows of an input in batches: prompts of one length are read together, all replies are decoded together.
 
-    A prompt is read as it would be alone, without padding. Where the model and all that stands allow it, caches of
-    unequal lengths are joined then, so that each reply token passes the weights once for a whole batch.
+    A prompt is read as it would be alone, without padding. Where the model and all persistent hooks allow it, caches of
+    unequal lengths are then joined, so that one pass decodes a token for a whole batch.
     """
     step = max(1, TOKENS_PER_BATCH // (int(given.lengths.max()) + max_new_tokens))
     joins = model.joins_lengths and not model.has_hooks and all(isinstance(each, Joining) for each in given.standing)
@@ -164,7 +165,7 @@ def runs(
 
 
 def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int], Read]]) -> Run:
-    """The rows of some groups, their caches side by side."""
+    """The rows of some groups, with their caches in one batch."""
     if len(parts) == 1:
         rows, (logits, cache, hooks) = parts[0]
         return Run(model, rows, logits, cache, hooks, None)
@@ -173,12 +174,12 @@ def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int],
     lengths = [model.cache_length(cache) for cache in caches]
     width = max(lengths)
 
-    def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+    def concatenated(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([F.pad(each, (0, 0, 0, width - each.shape[2])) for each in tensors])
 
     layers = zip(*(model.cache_layers(cache) for cache in caches), strict=True)
     joined = [
-        (side_by_side([keys for keys, _ in each]), side_by_side([values for _, values in each])) for each in layers
+        (concatenated([keys for keys, _ in each]), concatenated([values for _, values in each])) for each in layers
     ]
     real = torch.tensor([n for n, (group, _) in zip(lengths, parts, strict=True) for _ in group])
     hooks = [
@@ -194,17 +195,17 @@ def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int],
 
 
 def read_prompts(model: Model, given: ReceiverInput) -> Read:
-    """The prompt pass of rows of one length, under all that they are given."""
+    """The prompt pass of rows of one length, with their whole input."""
     hooks, fired = counting_hooks(given.grafts)
-    standing = [hook for each in given.standing for hook in each.fwd_hooks()]
-    cache, tokens = _beginning(model, given)
+    persistent = [hook for each in given.standing for hook in each.fwd_hooks()]
+    cache, tokens = _prefix(model, given)
     embedded = [0]
     soft = [] if given.soft is None else [given.soft.hook(embedded)]
-    logits = model.forward(tokens, hooks=[*soft, *hooks, *standing], cache=cache, last_only=True)[:, -1]
+    logits = model.forward(tokens, hooks=[*soft, *hooks, *persistent], cache=cache, last_only=True)[:, -1]
     check_fired(given.grafts, fired)
     if soft and embedded[0] != 1:
         raise RuntimeError(f"the soft tokens entered {model.name} {embedded[0]} times instead of once")
-    return logits, cache, standing
+    return logits, cache, persistent
 
 
 def _replies(
@@ -215,7 +216,7 @@ def _replies(
     top_p: float | int,
     generators: Sequence[torch.Generator],
 ) -> list[list[int]]:
-    """Reply ids of rows that go on together."""
+    """Reply ids of rows that are decoded together."""
     logits, replies = run.logits, [[] for _ in run.rows]
     live = [True] * len(run.rows)
     for step in range(max_new_tokens):
@@ -230,12 +231,12 @@ def _replies(
     return replies
 
 
-def _beginning(model: Model, given: ReceiverInput) -> tuple[Any, Int[Tensor, "batch pos"]]:
-    """A cache of what the rows have behind them, and the tokens that they read.
+def _prefix(model: Model, given: ReceiverInput) -> tuple[Any, Int[Tensor, "batch pos"]]:
+    """A cache of the rows' prefix, and the tokens that they still have to read.
 
-    A past given with the rows is what they have behind them. Else it is what all rows have in common, read once: only
-    equal prompts that are grafted at their very last token alone share anything, and only while nobody else's hooks are
-    attached, which then see that one token.
+    The prefix is the past of the input if it has one. Else it is the prefix that all rows share, read once: only equal
+    prompts whose grafts are all at the last token share one, and only while no other hooks are attached, since those
+    would see the last token alone.
     """
     if given.past is not None:
         rows = zip(*given.past.layers, strict=True)
@@ -265,7 +266,7 @@ def _choose(
         return logits.argmax(-1)
     probabilities = (logits.double() / temperature).softmax(-1).cpu()
     ordered, order = probabilities.sort(descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered  # mass of the tokens that come before: the first is always kept
+    before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens: the first is always included
     ordered = ordered.masked_fill(before >= top_p, 0)
     picks = [torch.multinomial(row, 1, generator=g) for row, g in zip(ordered, generators, strict=True)]
     return order.gather(1, torch.stack(picks))[:, 0].to(logits.device)

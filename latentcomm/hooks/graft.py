@@ -1,4 +1,4 @@
-"""Grafts: fuse a vector into a model's own activation at one site, on the prompt alone, and know that it happened."""
+"""Grafts (activation patching of a fused state): a vector fused into an activation at one site, on the prompt alone."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +15,15 @@ from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
 LAST = -1
-"""The last position of what is run: of a prompt without padding, its last token."""
+"""The last position of a pass: of a prompt without padding, its last token."""
 
 
 @dataclass(frozen=True, eq=False)
 class Graft:
     """Writes `fusion(own, vector)` over the activation at `site` and `position`.
 
-    `own` is what the receiver computed there; the vector is the sender's. Every row and every position that is not
-    named stays as it was, bit for bit.
+    `own` is the receiver's activation there; the vector is the sender's. All other rows and positions are unchanged,
+    bit for bit.
 
     Attributes:
         site: where to write.
@@ -33,7 +33,7 @@ class Graft:
             `slice(None)` writes all positions.
         vector: `[d_sender]` for every row and position, `[batch d_sender]` for each row, `[batch n d_sender]` for each
             row and position, or `[sender batch n d_sender]` from several senders, for a fusion that merges them.
-        fusion: how the two become one; `Replace()` unless given.
+        fusion: how the two are combined; `Replace()` by default.
 
     Source: Ramesh & Li 2025, arXiv:2501.14082 (one vector into the last token); the rest generalises it.
 
@@ -65,9 +65,9 @@ class Graft:
             raise ValueError(f"{len(self.position)} rows of positions but {rows} rows of vectors")
 
     def fwd_hooks(self) -> list[Hook]:
-        """The graft as TransformerLens forward hooks, to compose with anyone's in `run_with_hooks`.
+        """The graft as TransformerLens forward hooks, to combine with other hooks in `run_with_hooks`.
 
-        They write in every pass that they are attached to. `grafted` writes in the prompt alone and checks that it did.
+        They write in every pass that they are attached to. `grafted` writes in the prompt alone and checks it.
         """
 
         def write(value: Tensor, hook: Any) -> Tensor:
@@ -76,7 +76,7 @@ class Graft:
         return [(self.site.hook_name, write)]
 
     def write(self, value: Float[Tensor, "batch pos d_receiver"]) -> Float[Tensor, "batch pos d_receiver"]:
-        """A copy of `value` with the fused state at this graft's positions; `value` itself is not touched.
+        """A copy of `value` with the fused state at this graft's positions; `value` itself is not changed.
 
         Raises:
             ValueError: a position outside the row, or a number of rows that is not the vector's.
@@ -99,9 +99,9 @@ class Graft:
         return out
 
     def _write_in_block(self, value: Float[Tensor, "batch pos d_receiver"]) -> Float[Tensor, "batch pos d_receiver"]:
-        """What a hook gives back to the block: `write`, and at resid_mid into the very tensor that the block holds.
+        """The hook's return value: that of `write`, and at resid_mid written into the tensor of the block as well.
 
-        A bridge hands what comes back from resid_mid to the MLP alone, and adds the MLP's output to the tensor it gave
+        A bridge passes the return value at resid_mid to the MLP alone, and adds the MLP's output to the tensor it gave
         the hook. No other name shares that tensor's memory.
         """
         out = self.write(value)
@@ -156,10 +156,10 @@ class Graft:
 
 @contextlib.contextmanager
 def grafted(model: Model, grafts: Sequence[Graft]) -> Iterator[None]:
-    """A block in which the model reads a prompt under the grafts, whatever runs it: `model.hooked.generate` included.
+    """A block in which the model reads a prompt under the grafts, also by `model.hooked.generate`.
 
-    A graft writes where it stands in the prompt, the first pass through its site. Decoded tokens read it from the
-    cache; generation without a cache reads the prompt again, and gets the same write at the same place. Another prompt
+    A graft writes at its position in the prompt, in the first pass through its site. Decoded tokens read it from the
+    cache; generation without a cache reads the prompt again, with the same write at the same position. Another prompt
     needs another block.
 
     Raises:
@@ -189,7 +189,7 @@ _OPEN: list[tuple[Any, list[int]]] = []
 
 
 def _on_prompt(graft: Graft, number: int, fired: list[int]) -> Hook:
-    """A hook that writes in the first pass, and in later ones that hold the whole of the first again."""
+    """A hook that writes in the first pass, and in later ones that contain the whole first pass."""
     prompt: dict[str, Any] = {}
 
     def write(value: Tensor, hook: Any) -> Tensor:
@@ -209,7 +209,7 @@ def _on_prompt(graft: Graft, number: int, fired: list[int]) -> Hook:
 
 
 def counting_hooks(grafts: Sequence[Graft]) -> tuple[list[Hook], list[int]]:
-    """The hooks of the grafts, in order, and how often each has fired, for `check_fired`."""
+    """The hooks of the grafts, in order, and the number of times each has fired, for `check_fired`."""
     fired = [0] * len(grafts)
 
     def counted(number: int) -> Hook:
@@ -225,7 +225,7 @@ def counting_hooks(grafts: Sequence[Graft]) -> tuple[list[Hook], list[int]]:
 
 
 def check_fired(grafts: Sequence[Graft], fired: Sequence[int]) -> None:
-    """Refuse to go on when a graft did not fire.
+    """Raise where a graft did not fire.
 
     Raises:
         RuntimeError: with the first one's hook point.
@@ -238,7 +238,7 @@ def check_fired(grafts: Sequence[Graft], fired: Sequence[int]) -> None:
 def span(prompts: Prompts, starts: Sequence[int], stops: Sequence[int]) -> Int[Tensor, "batch n"]:
     """Positions `starts[i] .. stops[i]-1` of each prompt, counted from its first real token, for `Graft.position`.
 
-    Every row names the same number. What comes back are indices into `prompts.tokens`, as those of `prompts.last` are.
+    Every row names the same number. The result holds indices into `prompts.tokens`, as those of `prompts.last` are.
 
     Raises:
         ValueError: spans of different lengths, or one outside its prompt.

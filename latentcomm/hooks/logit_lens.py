@@ -1,4 +1,4 @@
-"""The logit lens of a message: what the sender's state would say if it were unembedded where it was read."""
+"""The logit lens of a message: the sender's state, unembedded at the layer where it is read."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def lens_top_token(
 
     Answers are taken literally, as they would continue the prompt: " Greece" has its space.
     The state passes the model's final norm and its unembedding, as the last layer's does. Where this is often true, a
-    graft of that state hands over the answer itself.
+    graft of that state sends the answer itself.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
 
@@ -39,9 +39,10 @@ def lens_top_token(
 def lens_choice(
     model: Model, prompts: Prompts, layers: Sequence[int], right: Sequence[str], choices: Sequence[Sequence[str]]
 ) -> Bool[Tensor, "item layer"]:
-    """Whether the last token's state after each layer, unembedded, puts the right choice above all other choices.
+    """Whether the last token's state after each layer, unembedded, ranks the right choice above all other choices.
 
-    A choice whose first token another one shares (choices are drawn for the receiver's tokenizer) is not above it.
+    A choice that shares its first token with another one (choices are drawn for the receiver's tokenizer) is not above
+    it.
 
     Raises:
         ValueError: another number of right or other choices than prompts, or a choice without a first token of its own.
@@ -55,7 +56,7 @@ def lens_choice(
         above = []
         for row, ids, names, name in zip(logits, tokens, choices, right, strict=True):
             best = (row[ids] == row[ids].max()).nonzero()[:, 0].tolist()
-            above.append([names[place] for place in best] == [name])
+            above.append([names[index] for index in best] == [name])
         columns.append(torch.tensor(above))
     return torch.stack(columns, 1)
 

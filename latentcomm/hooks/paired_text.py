@@ -21,16 +21,16 @@ from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
 MAX_TOKENS = 256
-"""Tokens of a document that are read, unless told otherwise."""
+"""Tokens of a document that are read, by default."""
 TOKENS_PER_PART = 4096
-"""Tokens of the documents that are captured together and kept in one file: what an interruption costs."""
+"""Tokens of the documents that are captured together and saved in one file: what an interruption loses at most."""
 MANIFEST = "manifest.json"
-"""The file that says what a folder of captured parts is of."""
+"""The file that identifies the models and tokens of a folder of captured parts."""
 
 
 @dataclass(frozen=True, eq=False)
 class PairedTokens:
-    """Documents as both models read them, and the rows at which they have read the same text.
+    """Documents as both models read them, and the rows at which both have read the same text.
 
     Attributes:
         sender: the documents in the sender's tokens.
@@ -51,13 +51,13 @@ class PairedTokens:
 
     @property
     def after_first(self) -> Bool[Tensor, " row"]:
-        """Which rows are of no document's first token in either model, where attention sinks stand."""
+        """Which rows are of no document's first token, the attention sink, in either model."""
         return (self.sender_position > 0) & (self.receiver_position > 0)
 
 
 @dataclass(frozen=True, eq=False)
 class PairedStates:
-    """The residual stream after every block of both models, row by row at the same place of the same text.
+    """The residual stream after every block of both models, row by row at the same character of the same text.
 
     Attributes:
         x: the sender's states, in float32.
@@ -78,24 +78,24 @@ class PairedStates:
 
     @property
     def after_first(self) -> Bool[Tensor, " row"]:
-        """Which rows are of no document's first token in either model, where attention sinks stand."""
+        """Which rows are of no document's first token, the attention sink, in either model."""
         return (self.sender_position > 0) & (self.receiver_position > 0)
 
 
 def pair_tokens(
     sender: Model, receiver: Model, documents: Sequence[str], *, max_tokens: int = MAX_TOKENS
 ) -> PairedTokens:
-    """Both models' tokens of documents, and a row for each place where a token of both ends at the same character.
+    """Both models' tokens of documents, and a row for each character at which a token of both ends.
 
     There both have read exactly the same text. Each document is cut after `max_tokens` tokens of either model; special
-    tokens that a tokenizer adds (BOS) are read but are no rows. Of several tokens of one character (the bytes of "€")
-    only the last ends there. Where both tokenizers have one vocabulary and cut every document alike, every token is a
-    row, special ones too: nothing has to be matched.
+    tokens that a tokenizer adds (BOS) are read but give no rows. Of several tokens of one character (the bytes of "€")
+    only the last ends there. Where both tokenizers have one vocabulary and split every document alike, every token is a
+    row, special ones too, without matching.
 
     Raises:
-        ValueError: no document, an empty one, fewer than 1 token, more than a model reads, a tokenizer that does not
-            tell the characters of its tokens beside a different one, or no place where tokens of both end.
-        RuntimeError: a tokenizer gives other tokens with the places of their characters than without.
+        ValueError: no document, an empty one, fewer than 1 token, more than a model reads, a tokenizer without
+            character offsets paired with a different one, or no character at which tokens of both end.
+        RuntimeError: a tokenizer gives other tokens with character offsets than without.
     """
     if isinstance(documents, str):
         raise ValueError(f"documents must be a list of strings, not the string {documents[:40]!r}")
@@ -115,19 +115,19 @@ def pair_tokens(
         document = torch.repeat_interleave(torch.arange(len(lengths)), prompts[0].lengths)
         return PairedTokens(prompts[0], prompts[0], document, position, position)
     ends = [_ends(model, documents, rows) for model, rows in zip((sender, receiver), ids, strict=True)]
-    places = [
-        (number, mine[end], theirs[end])
-        for number, (mine, theirs) in enumerate(zip(*ends, strict=True))
-        for end in sorted(mine.keys() & theirs.keys())
-        if mine[end] < max_tokens and theirs[end] < max_tokens
+    matches = [
+        (number, sender_ends[end], receiver_ends[end])
+        for number, (sender_ends, receiver_ends) in enumerate(zip(*ends, strict=True))
+        for end in sorted(sender_ends.keys() & receiver_ends.keys())
+        if sender_ends[end] < max_tokens and receiver_ends[end] < max_tokens
     ]
-    if not places:
+    if not matches:
         raise ValueError(
             f"no token of {sender.name} ends where one of {receiver.name} does within {max_tokens} tokens; "
             "give longer documents or more tokens"
         )
-    document, mine, theirs = torch.tensor(places).T.contiguous()
-    return PairedTokens(prompts[0], prompts[1], document, mine, theirs)
+    document, sender_token, receiver_token = torch.tensor(matches).T.contiguous()
+    return PairedTokens(prompts[0], prompts[1], document, sender_token, receiver_token)
 
 
 def capture_paired(
@@ -142,12 +142,12 @@ def capture_paired(
 
     Each model reads each document once, all layers in one pass. A model paired with itself (the same object or the same
     weights, the same tokens) is captured once, and `y` is `x`. With a `checkpoint` folder, each part is a file written
-    whole, and the same call after an interruption goes on behind them with the same bits; it holds as much as the
-    result, 4 bytes a layer, row and dimension. Remove it when done.
+    atomically, and the same call after an interruption resumes after the last one with the same bits; the folder is as
+    large as the result, 4 bytes a layer, row and dimension. Remove it when done.
 
     Raises:
         ValueError: the checkpoint is of other models or tokens.
-        RuntimeError: the disk is full; what is done is kept.
+        RuntimeError: the disk is full; finished parts are saved.
     """
     alike = _read_alike(tokens) and one_model(sender, receiver)
     sides = {"sender": (sender, tokens.sender, tokens.sender_position)}
@@ -186,7 +186,7 @@ def _states(
 
 
 def _claim(folder: Path, sides: dict[str, tuple[Model, Prompts, Tensor]], tokens: PairedTokens) -> None:
-    """Write down what the folder is of, or refuse it where it is of something else."""
+    """Write the folder's manifest, or refuse the folder where its manifest differs."""
     manifest = {
         "models": {role: model.fingerprint for role, (model, _, _) in sides.items()},
         "dtypes": {role: str(model.dtype) for role, (model, _, _) in sides.items()},
@@ -201,19 +201,19 @@ def _claim(folder: Path, sides: dict[str, tuple[Model, Prompts, Tensor]], tokens
     if not (folder / MANIFEST).exists():
         write_json(folder / MANIFEST, manifest)
         return
-    before = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if changed := [key for key in manifest if before.get(key) != manifest[key]]:
+    saved = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if changed := [key for key in manifest if saved.get(key) != manifest[key]]:
         raise ValueError(f"{folder} holds states of other {' and '.join(changed)}; choose another folder or remove it")
 
 
 def _parts(tokens: PairedTokens) -> list[tuple[int, int]]:
     """First and last-plus-one document of each part: as many as `TOKENS_PER_PART` of either model hold."""
-    parts, start, held = [], 0, 0
+    parts, start, n_tokens = [], 0, 0
     for number, length in enumerate(torch.maximum(tokens.sender.lengths, tokens.receiver.lengths).tolist()):
-        if held and held + length > TOKENS_PER_PART:
+        if n_tokens and n_tokens + length > TOKENS_PER_PART:
             parts.append((start, number))
-            start, held = number, 0
-        held += length
+            start, n_tokens = number, 0
+        n_tokens += length
     return [*parts, (start, len(tokens.sender))]
 
 
@@ -238,15 +238,15 @@ def _ids(model: Model, documents: Sequence[str]) -> list[list[int]]:
 
 
 def _ends(model: Model, documents: Sequence[str], ids: list[list[int]]) -> list[dict[int, int]]:
-    """Of each document, the last token that ends at each character: `{characters read: token}`, special ones left out.
+    """For each document the last token that ends at each character, `{characters read: token}`, without special tokens.
 
-    A tokenizer of the byte-level kind may trim white space off the places it tells, so that a token of a line feed and
-    two spaces seems to end behind the line feed: a copy that does not trim is asked.
+    A byte-level tokenizer may trim white space from its offsets, so that a token of a line feed and two spaces seems to
+    end after the line feed: the offsets come from a copy that does not trim.
     """
     tokenizer = model.require_tokenizer()
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
-            f"the tokenizer of {model.name} ({type(tokenizer).__name__}) does not tell which characters a token covers "
+            f"the tokenizer of {model.name} ({type(tokenizer).__name__}) does not give character offsets "
             "and cannot be paired with a different one; use its fast version"
         )
     from tokenizers import Tokenizer
@@ -265,7 +265,7 @@ def _ends(model: Model, documents: Sequence[str], ids: list[list[int]]) -> list[
 
 
 def _untrimmed(entry: Any) -> Any:
-    """A tokenizer's description with white space kept in every place it gives."""
+    """A tokenizer's description with offsets that include white space."""
     if isinstance(entry, dict):
         return {key: False if key == "trim_offsets" else _untrimmed(value) for key, value in entry.items()}
     return [_untrimmed(value) for value in entry] if isinstance(entry, list) else entry

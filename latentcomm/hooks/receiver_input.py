@@ -1,4 +1,4 @@
-"""What a receiver can be given: a prompt, soft tokens or a past, under grafts and standing hooks."""
+"""A receiver's input: a prompt, soft tokens or a past, under grafts and persistent hooks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from latentcomm.models import Hook
 from latentcomm.models.prompts import Prompts
 
 EMBEDDED = "hook_embed"
-"""The hook point before any positional embedding: a row of `Model.embedding_table` each."""
+"""The hook point of token embeddings, before any positional embedding: rows of `Model.embedding_table`."""
 
 
 @dataclass(frozen=True, eq=False)
 class SoftTokens:
-    """Vectors that stand in place of the embeddings of some tokens of each prompt.
+    """Vectors that replace the embeddings of some tokens of each prompt.
 
     Attributes:
-        places: for each prompt, positions counted from its first real token; the ids that stand there do not matter.
+        places: for each prompt, positions counted from its first real token; the token ids there are ignored.
         vectors: for each prompt as many vectors, on the scale of rows of the receiver's `Model.embedding_table`.
 
     Raises:
@@ -41,14 +41,14 @@ class SoftTokens:
             n_places, n_vectors = counts[wrong[0]]
             raise ValueError(f"prompt {wrong[0]} has {n_places} places for {n_vectors} soft tokens")
         if bad := [row for row, vector in enumerate(self.vectors) if not torch.isfinite(vector).all()]:
-            raise ValueError(f"the soft tokens of prompt {bad[0]} are not finite; they were not given to the receiver")
+            raise ValueError(f"the soft tokens of prompt {bad[0]} are not finite; check the sent states and maps")
 
     def select(self, rows: Sequence[int]) -> "SoftTokens":
-        """Those of some of the prompts, in the given order."""
+        """The rows of some of the prompts, in the given order."""
         return SoftTokens(tuple(self.places[row] for row in rows), tuple(self.vectors[row] for row in rows))
 
     def hook(self, fired: list[int]) -> Hook:
-        """A hook that writes them over the embeddings of the prompt; gradients pass to the vectors."""
+        """A hook that writes the vectors over the embeddings of the prompt; gradients flow to the vectors."""
 
         def write(value: Tensor, hook: object) -> Tensor:
             fired[0] += 1
@@ -61,60 +61,60 @@ class SoftTokens:
 
 @runtime_checkable
 class Standing(Protocol):
-    """Something of a receiver's input that acts in every pass, the prompt's and each reply token's."""
+    """Persistent hooks of a receiver's input, which act in every pass: the prompt's and each reply token's."""
 
     def select(self, rows: Sequence[int]) -> "Standing":
         """The same for some of the prompts, in the given order."""
         ...
 
     def fwd_hooks(self) -> list[Hook]:
-        """TransformerLens hooks that act in every pass that they are attached to, one row a prompt."""
+        """TransformerLens hooks, attached in every pass, one row a prompt."""
         ...
 
 
 @runtime_checkable
 class Joining(Protocol):
-    """Something standing that may act on rows that have read unequally much: it says what it does in their replies.
+    """Persistent hooks that can act on rows of unequal length, with hooks of their own for the passes of replies.
 
-    What stands without this has its rows' replies run length by length, under the hooks that saw the prompt.
+    Without `reply_hooks`, replies run separately for each prompt length, under the hooks of the prompt's pass.
     """
 
     def reply_hooks(self) -> list[Hook]:
         """Hooks for the passes of reply tokens alone, one row a prompt.
 
-        Keys stand where each row had them, counted from its beginning; behind those of shorter rows there are holes,
-        which nobody sees, and then come the reply's.
+        Each row's keys are at their positions from its beginning; those of shorter rows are followed by masked
+        positions, then by the reply's keys.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """Keys and values that stand before each prompt, as if the receiver had read something before.
+    """Keys and values that precede each prompt in the cache, as if the receiver had read a prefix.
 
     Attributes:
         layers: for each prompt the keys and values of every layer, one row, as `Model.cache_layers` gives them.
-        length: for each prompt how many positions they have, the same in every layer.
+        length: for each prompt the number of their positions, the same in every layer.
     """
 
     layers: tuple[Sequence[tuple[Tensor, Tensor]], ...]
     length: tuple[int, ...]
 
     def select(self, rows: Sequence[int]) -> "Past":
-        """Those of some of the prompts, in the given order."""
+        """The rows of some of the prompts, in the given order."""
         return Past(tuple(self.layers[row] for row in rows), tuple(self.length[row] for row in rows))
 
 
 @dataclass(frozen=True, eq=False)
 class ReceiverInput:
-    """All that a receiver is given: what it reads, what stands before that, and what is written into it.
+    """The whole input of a receiver: its prompt, the cached prefix, and the vectors written into its states.
 
     Attributes:
-        prompts: the tokens it reads.
-        grafts: written once, while it reads the prompt.
-        soft: vectors that enter in place of some of the prompt's embeddings.
-        past: keys and values that stand before the prompt.
-        standing: what acts in every pass.
+        prompts: the tokens that it reads.
+        grafts: written once, in the pass that reads the prompt.
+        soft: vectors that replace some of the prompt's embeddings.
+        past: keys and values that precede the prompt.
+        standing: persistent hooks, which act in every pass.
     """
 
     prompts: Prompts
@@ -125,13 +125,13 @@ class ReceiverInput:
 
     @property
     def lengths(self) -> Int[Tensor, " batch"]:
-        """Positions that each prompt and its past take."""
+        """The number of positions of each prompt and its past."""
         return self.prompts.lengths + (torch.tensor(self.past.length) if self.past is not None else 0)
 
     def select(self, rows: Sequence[int]) -> "ReceiverInput":
-        """The input of some of the rows, padded on the right, and not at all when they are of one length.
+        """The input of some of the rows, padded on the right, or not at all when they are of one length.
 
-        Positions given as a tensor are indices into `prompts.tokens` and move along when padding on the left goes.
+        Positions given as a tensor are indices into `prompts.tokens` and shift when padding on the left is removed.
         """
         shift = self.prompts.first[torch.as_tensor(rows)]
         return ReceiverInput(
@@ -143,7 +143,7 @@ class ReceiverInput:
         )
 
     def groups_of_equal_length(self) -> list[list[int]]:
-        """Row numbers whose prompts are of one length, and their pasts of one: what runs together without padding."""
+        """Row numbers grouped by the lengths of prompt and past: the rows of a group run together without padding."""
         if self.past is None:
             return self.prompts.groups_of_equal_length()
         groups: dict[tuple[int, int], list[int]] = {}

@@ -11,11 +11,11 @@ from torch import Tensor
 from latentcomm.models import Hook, Model
 
 MEMORY_BUDGET = 512 * 2**20
-"""Bytes that the rows of one pass may take beside the model, its weights and the prefix."""
+"""Bytes that the rows of one pass may take, besides the model's weights and the prefix."""
 MOST_ROWS = 1024
 """Rows of one pass at most: matrix products are at full speed well below, and packed rows cost their square."""
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.2}
-"""How far the pass's own, ungrafted row may lie from a plain run, in standard deviations of its logits."""
+"""The largest difference of the ungrafted row from a plain run, in standard deviations of its logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +24,9 @@ class Prefix:
 
     Attributes:
         layers: keys and values of each layer, for the tokens before the write position (empty where there are none).
-        n_cached: how many tokens that is.
+        n_cached: the number of these tokens.
         tail: the tokens from the write position on.
-        logits: what the plain, ungrafted prompt says after its last token.
+        logits: those of the ungrafted prompt after its last token.
     """
 
     layers: list[tuple[Tensor, Tensor]]
@@ -44,7 +44,7 @@ def read_prefix(model: Model, ids: Int[Tensor, " pos"], write_position: int) -> 
 
 
 def can_pack(model: Model, n_cached: int, n_tail: int) -> bool:
-    """Whether rows may stand as positions of one row, each seeing the prefix and itself alone.
+    """Whether rows can be packed as positions of one row, each attending to the prefix and itself alone.
 
     That needs a one-token tail, a bridge (its position ids can be given), scores that a hook can mask in every layer,
     positions that act through the embedding or by rotation, and no sliding window shorter than the prefix. Everything
@@ -96,12 +96,12 @@ def climb(
 
     `join(layer, own)` gives the `n_rows` states that join after block `layer` in place of the ungrafted `own` at the
     write position; below that layer such a row would be the ungrafted one and is not computed. `observe(layer, own,
-    rows)` is shown the write position after every block from the first write layer on: the ungrafted state, and the
-    rows that joined so far, by write layer (ascending) and then by row.
+    rows)` is called with the states at the write position after every block from the first write layer on: the
+    ungrafted state, and the rows that joined so far, by write layer (ascending) and then by row.
 
     Raises:
-        ValueError: a row's states are not finite on their way up.
-        RuntimeError: the ungrafted row, which climbs along, does not say what a plain run of the prompt says.
+        ValueError: a row's states are not finite at a later layer.
+        RuntimeError: the logits of the ungrafted row, which runs in the same pass, differ from those of a plain run.
     """
     writes, last = sorted(set(write_layers)), model.n_layers - 1
     final: list[Tensor] = []
@@ -136,7 +136,7 @@ def climb(
 
     hooked = {*writes, last} if observe is None else range(writes[0], last + 1)
     hooks = [write(layer) for layer in sorted(hooked)]
-    above = [layer for layer in range(model.n_layers) if layer > writes[0]]  # below, the ungrafted row climbs alone
+    above = [layer for layer in range(model.n_layers) if layer > writes[0]]  # below, the ungrafted row runs alone
     if packed:
         hooks += [mask(layer) for layer in above] + [(_pattern(layer), _among_rows) for layer in above]
         cache = model.cache_from_layers(prefix.layers) if prefix.n_cached else model.new_cache(1)
@@ -166,7 +166,7 @@ def _prefix_and_self(scores: Float[Tensor, "1 head row pos"]) -> Float[Tensor, "
 
 
 def _among_rows(pattern: Float[Tensor, "1 head row seen"], hook: Any) -> Float[Tensor, "1 head row pos"]:
-    """The pattern of `_prefix_and_self` over the prefix and all rows, nought where a row does not see another."""
+    """The pattern of `_prefix_and_self` over the prefix and all rows, 0 where a row does not attend to another."""
     rows, n_cached = pattern.shape[-2], pattern.shape[-1] - 1
     out = pattern.new_zeros(*pattern.shape[:-1], n_cached + rows)
     out[..., :n_cached] = pattern[..., :-1]
@@ -186,7 +186,7 @@ def _batched_cache(model: Model, prefix: Prefix, rows_at: Sequence[int]) -> Any:
 
 
 def _per_token(model: Model) -> int:
-    """How many numbers one token leaves in the key-value cache of all layers."""
+    """The numbers that one token adds to the key-value cache of all layers."""
     config = model.hooked.cfg
     heads = int(getattr(config, "n_key_value_heads", None) or config.n_heads)
     return 2 * model.n_layers * heads * int(config.d_head)

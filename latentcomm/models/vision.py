@@ -18,12 +18,12 @@ from latentcomm._core.files import without_folder
 from latentcomm.models.vision_preprocessing import PictureLike, Preprocessing
 
 PICTURES_AT_ONCE = 16
-"""Pictures of one forward pass: 257 tokens of 384 a picture and block of DINOv2-small are 25 MB a block."""
+"""Pictures per forward pass: 257 tokens of 384 a picture and block of DINOv2-small are 25 MB a block."""
 ANY_SIZE = ("dinov2", "dinov2_with_registers")
 """Kinds of encoder that interpolate their position embeddings; the others take pictures of one size alone."""
 DTYPES = ("float32", "bfloat16")
 TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
-"""Checkpoints of two towers, and the class of the one that sees."""
+"""Checkpoints of two towers, and the class of the vision tower."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class VisionSite:
     Attributes:
         block: counted from 0.
         pooling: "class" is the class token; "patches" the patches, averaged within each cell of a grid.
-        grid: cells along each side, with "patches"; 1 averages all of them. The cells stand row by row.
+        grid: cells along each side, with "patches"; 1 averages all of them. The cells are ordered row by row.
 
     Raises:
         ValueError: a negative block, or a grid below 1.
@@ -52,7 +52,7 @@ class VisionSite:
 
     @property
     def n_vectors(self) -> int:
-        """How many states stand one behind the other in the vector."""
+        """How many states are concatenated in the vector."""
         return 1 if self.pooling == "class" else self.grid**2
 
     def __str__(self) -> str:
@@ -65,9 +65,9 @@ class VisionStates:
     """States of pictures after some blocks.
 
     Attributes:
-        values: after each asked block, every token.
+        values: after each requested block, every token.
         tokens: what each token is: "class", "register", or "patch".
-        rows, columns: how the patches lie, the last `rows * columns` tokens, row by row.
+        rows, columns: of the grid of patches, which are the last `rows * columns` tokens, row by row.
     """
 
     values: Float[Tensor, "layer item token d"]
@@ -90,7 +90,7 @@ class VisionStates:
         return self.values[:, :, len(self.tokens) - self.rows * self.columns :]
 
     def pooled(self, pooling: Literal["class", "patches"], grid: int = 1) -> Float[Tensor, "layer item d_read"]:
-        """One vector a picture: the class token, or the mean of the patches of each cell, one behind the other.
+        """One vector a picture: the class token, or the means of the patches of the cells, concatenated.
 
         Raises:
             ValueError: a grid of no cell or of more cells than patches, or no class token.
@@ -110,11 +110,11 @@ class VisionStates:
 
 @dataclass(frozen=True, eq=False)
 class VisionSender:
-    """A frozen vision encoder that says what it sees.
+    """A frozen vision encoder that sends its states of pictures.
 
     Attributes:
-        encoder: the transformers model; it is put into evaluation and never changed.
-        preprocessing: what is done to a picture first.
+        encoder: the transformers model; it is put into evaluation mode and never changed.
+        preprocessing: of pictures, before the encoder.
         name: in tables and on messages.
 
     Raises:
@@ -168,10 +168,10 @@ class VisionSender:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the weights that make its states, as they were when first asked, and the preprocessing."""
+        """SHA-256 over the weights that make its states, at first access, and the preprocessing."""
         state = hashlib.sha256(repr(self.preprocessing).encode())
         for name, tensor in sorted(self.encoder.state_dict().items()):
-            if "pooler" in name or "vision_model.head" in name:  # no state passes there, and a checkpoint may lack it
+            if "pooler" in name or "vision_model.head" in name:  # affects no state; a checkpoint may lack it
                 continue
             state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -182,7 +182,7 @@ class VisionSender:
         return self.d_model * site.n_vectors
 
     def states(self, pictures: Sequence[PictureLike], *, blocks: Sequence[int] | None = None) -> VisionStates:
-        """The states of pictures after blocks (all of them, where none are named), on the CPU in the encoder's dtype.
+        """The states of pictures after blocks (by default all of them), on the CPU in the encoder's dtype.
 
         Raises:
             ValueError: no picture, one that cannot be read or is of a size that the encoder does not take, or a block
@@ -201,7 +201,7 @@ class VisionSender:
         pooling: Literal["class", "patches"] = "patches",
         grid: int = 1,
     ) -> Float[Tensor, "layer item d_read"]:
-        """The vectors of pictures after blocks, of which the states are never held all at once; see `states`."""
+        """The vectors of pictures after blocks, without all states in memory at once; see `states`."""
         parts = [part.pooled(pooling, grid) for part in self._batches(pictures, self._checked(blocks))]
         return torch.cat(parts, 1)
 
@@ -210,7 +210,7 @@ class VisionSender:
         return self.pooled(pictures, blocks=[site.block], pooling=site.pooling, grid=site.grid)[0]
 
     def randomised(self, *, seed: int = 0) -> "VisionSender":
-        """The same architecture with weights drawn anew as transformers draws them: what its form alone sees."""
+        """The same architecture with new random weights, initialised as transformers does: the untrained control."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             fresh = type(self.encoder)(self.encoder.config)
@@ -218,7 +218,7 @@ class VisionSender:
         return VisionSender(fresh, self.preprocessing, f"{self.name} (random weights)")
 
     def multiply_adds(self, picture: PictureLike, block: int) -> int:
-        """Of the matrix products over one picture up to and with a block, patches' embedding left out."""
+        """Multiply-adds of the matrix products of one picture up to and including a block, without patch embedding."""
         pixels = self.preprocessing([picture])
         rows, columns = self._grid(pixels)
         n = rows * columns + 1
@@ -226,7 +226,7 @@ class VisionSender:
         return (block + 1) * (n * per_token + 2 * n * n * self.d_model)
 
     def check_block(self, block: int) -> None:
-        """Refuse a block that this encoder does not have.
+        """Check that this encoder has a block.
 
         Raises:
             ValueError: it is outside the encoder.
@@ -265,42 +265,42 @@ class VisionSender:
 
     def _batches(self, pictures: Sequence[PictureLike], blocks: list[int]) -> Iterator[VisionStates]:
         if not pictures:
-            raise ValueError("there is no picture to look at; give at least one")
+            raise ValueError("there is no picture; give at least one")
         for start in range(0, len(pictures), PICTURES_AT_ONCE):
             pixels = self.preprocessing(pictures[start : start + PICTURES_AT_ONCE])
             rows, columns = self._grid(pixels)
-            seen = self._run(pixels.to(self.device, self.dtype), blocks)
-            n_before = seen.shape[2] - rows * columns
+            states = self._run(pixels.to(self.device, self.dtype), blocks)
+            n_before = states.shape[2] - rows * columns
             names = ("class", *("register",) * max(0, n_before - 1))[:n_before]
-            yield VisionStates(seen, (*names, *("patch",) * (rows * columns)), rows, columns)
+            yield VisionStates(states, (*names, *("patch",) * (rows * columns)), rows, columns)
 
     @torch.no_grad()
     def _run(
         self, pixels: Float[Tensor, "item channel height width"], blocks: list[int]
     ) -> Float[Tensor, "layer item token d"]:
-        """One forward pass that ends after the deepest block asked for."""
-        seen: dict[int, Tensor] = {}
+        """One forward pass that ends after the deepest requested block."""
+        states: dict[int, Tensor] = {}
 
-        def keeper(block: int) -> Any:
-            def keep(_module: Any, _given: Any, output: Any) -> None:
-                seen[block] = (output[0] if isinstance(output, tuple) else output).detach().cpu()
+        def capture_of(block: int) -> Any:
+            def capture(_module: Any, _given: Any, output: Any) -> None:
+                states[block] = (output[0] if isinstance(output, tuple) else output).detach().cpu()
                 if block == max(blocks):
-                    raise _AllSeenError
+                    raise _AllCapturedError
 
-            return keep
+            return capture
 
-        handles = [self.blocks[block].register_forward_hook(keeper(block)) for block in set(blocks)]
+        handles = [self.blocks[block].register_forward_hook(capture_of(block)) for block in set(blocks)]
         try:
-            with contextlib.suppress(_AllSeenError):
+            with contextlib.suppress(_AllCapturedError):
                 self.encoder(pixel_values=pixels)
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.stack([seen[block] for block in blocks])
+        return torch.stack([states[block] for block in blocks])
 
 
-class _AllSeenError(Exception):
-    """Ends a forward pass once all that was asked for has been kept."""
+class _AllCapturedError(Exception):
+    """Ends a forward pass once all requested states are captured."""
 
 
 def load_vision(
@@ -312,8 +312,8 @@ def load_vision(
 ) -> VisionSender:
     """The vision encoder of a local directory or a hub id, with the preprocessing that its checkpoint states.
 
-    Of checkpoints with two towers (CLIP, SigLIP) the one that sees is loaded. Neither torchvision nor a multimodal
-    bridge is needed, and nothing is installed.
+    Of checkpoints with two towers (CLIP, SigLIP) the vision tower is loaded. Neither torchvision nor a multimodal
+    bridge is needed.
 
     Raises:
         ValueError: no such model, no vision encoder, another dtype, or no preprocessing in the checkpoint and none
@@ -322,7 +322,7 @@ def load_vision(
     import transformers
 
     if dtype not in DTYPES:
-        raise ValueError(f"the dtype is {dtype}; encoders see in {' or '.join(DTYPES)}")
+        raise ValueError(f"the dtype is {dtype}; encoders run in {' or '.join(DTYPES)}")
 
     name = os.fspath(name_or_path)
     try:

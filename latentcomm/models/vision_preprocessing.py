@@ -1,4 +1,4 @@
-"""What a vision encoder's checkpoint says is done to a picture before it is seen, done with Pillow and torch alone."""
+"""The preprocessing of pictures that a vision encoder's checkpoint states, with Pillow and torch alone."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 PictureLike = Image.Image | str | os.PathLike[str]
-"""A picture in memory, or where one lies."""
+"""A picture in memory, or the path of one."""
 BACKGROUND = (255, 255, 255)
-"""What shines through where a picture is transparent: the page."""
+"""The colour behind transparent pixels: white."""
 
 FILE = "preprocessor_config.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,7 +36,7 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "CLIP": _CLIP,
     "Bit": _CLIP,
 }
-"""What transformers' image processors (5.23) do where a file does not say, by the name before "ImageProcessor"."""
+"""The defaults of transformers' image processors (5.23), by the name before "ImageProcessor"."""
 SQUARES = ("ViT", "DeiT", "Beit")
 """Processors to which a size of one number is both edges; to the others it is the shorter one."""
 
@@ -49,7 +49,7 @@ class Preprocessing:
         size: (height, width) of the resized picture; one number for its shorter edge, the other in proportion (its
             fraction cut); None leaves it.
         resample: Pillow's filter, by its number (2 bilinear, 3 bicubic).
-        crop: (height, width) cut out of the middle; None leaves it.
+        crop: (height, width) of a centre crop; None leaves it.
         rescale: what whole numbers from 0 to 255 are multiplied by.
         mean, std: of each channel, subtracted and divided by; () leaves the values.
 
@@ -72,34 +72,34 @@ class Preprocessing:
         if any(edge is not None and edge < 1 for edge in edges):
             raise ValueError(f"size is {self.size} and crop {self.crop}; give whole numbers of pixels from 1")
         if self.resample not in [each.value for each in Image.Resampling]:
-            raise ValueError(f"resample is {self.resample}; it is the number of a filter of Pillow, 2 or 3 mostly")
+            raise ValueError(f"resample is {self.resample}; give the number of a filter of Pillow, such as 2 or 3")
         if len(self.mean) != len(self.std) or len(self.mean) not in (0, 3) or not all(self.std):
             raise ValueError(f"mean is {self.mean} and std {self.std}; give three numbers each, no std of 0, or none")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Preprocessing":
-        """What a preprocessor_config.json, or the folder it lies in, says.
+        """The preprocessing of a preprocessor_config.json, or of the folder that has one.
 
         Raises:
-            ValueError: there is none, or it asks for what is not done here.
+            ValueError: there is none, or it states an unsupported preprocessing.
         """
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"{file.name} cannot be read ({getattr(error, 'strerror', None) or error}), so nobody says what is done"
-                " to a picture first; give preprocessing=, such as IMAGENET"
+                f"{file.name} cannot be read ({getattr(error, 'strerror', None) or error}), so the preprocessing"
+                " is unknown; give preprocessing=, such as IMAGENET"
             ) from error
         return cls.of(facts)
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Preprocessing":
-        """What the fields of a preprocessor_config.json say, and where one is missing, the processor that it names.
+        """The preprocessing of a preprocessor_config.json's fields; missing ones are those of its named processor.
 
         Raises:
             ValueError: a size of no known form; or no mean and standard deviation, or one number for the size of the
-                whole picture, and no processor known here that says what is meant.
+                whole picture, and no known processor that resolves it.
         """
         named = str(facts.get("image_processor_type") or facts.get("feature_extractor_type") or "")
         processor = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", named)
@@ -130,7 +130,7 @@ class Preprocessing:
         )
 
     def written(self) -> dict[str, Any]:
-        """The fields of a preprocessor_config.json that say this."""
+        """The fields of a preprocessor_config.json with this preprocessing."""
         facts: dict[str, Any] = {"do_resize": self.size is not None, "do_center_crop": self.crop is not None}
         facts |= {"do_rescale": True, "rescale_factor": self.rescale, "do_normalize": bool(self.mean)}
         if isinstance(self.size, tuple):
@@ -147,13 +147,13 @@ class Preprocessing:
         Raises:
             ValueError: a picture that cannot be read, is smaller than the crop, or is of another size than the others.
         """
-        seen = [self._pixels(read_picture(picture)) for picture in pictures]
-        if len({tuple(each.shape) for each in seen}) > 1:
+        pixels = [self._pixels(read_picture(picture)) for picture in pictures]
+        if len({tuple(each.shape) for each in pixels}) > 1:
+            sizes = sorted({(each.shape[2], each.shape[1]) for each in pixels})
             raise ValueError(
-                f"the pictures are {sorted({(each.shape[2], each.shape[1]) for each in seen})} pixels (width, height) "
-                "and nothing makes them alike; give a size or a crop"
+                f"the pictures are {sizes} pixels (width, height) and no resizing makes them equal; give a size or crop"
             )
-        return torch.stack(seen)
+        return torch.stack(pixels)
 
     def _pixels(self, picture: Image.Image) -> Float[Tensor, "3 height width"]:
         if self.size is not None:
@@ -184,7 +184,7 @@ class Preprocessing:
 
 
 IMAGENET = Preprocessing(size=256, resample=3, crop=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
-"""What DINOv2 and most encoders trained on ImageNet were made for: the shorter edge 256, the middle 224, bicubic."""
+"""The preprocessing of DINOv2 and most encoders trained on ImageNet: shorter edge 256, centre crop 224, bicubic."""
 
 
 def _size(value: Any, *, shortest: bool) -> tuple[int, int] | int | None:
@@ -219,7 +219,7 @@ def read_picture(picture: PictureLike) -> Image.Image:
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
             raise ValueError(
                 f"the picture {os.fspath(picture)} cannot be read ({error or type(error).__name__}); "
-                "replace it, or ask for pictures that cannot be read to be skipped"
+                "replace it, or skip unreadable pictures (skip_unreadable)"
             ) from error
     if loaded.mode == "P" and "transparency" in loaded.info:
         loaded = loaded.convert("RGBA")

@@ -1,1 +1,1 @@
-"""What channels learn beside frozen models: the trainer and one learner a channel."""
+"""The training of channels with frozen models: the trainer, and one learner a channel."""

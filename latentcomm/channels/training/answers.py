@@ -1,4 +1,4 @@
-"""What is trained on texts and on rows of states, and the loss of given answers that every learner here shares."""
+"""Learners on texts and on rows of states, and the answer loss that all learners share."""
 
 import math
 import os
@@ -23,10 +23,10 @@ from latentcomm.models.prompts import Prompts
 def answer_logits(
     model: Model, given: ReceiverInput, answers: Sequence[Sequence[int]], *, with_grad: bool = True
 ) -> list[Float[Tensor, "_ d_vocab"]]:
-    """The logits from which each token of each given answer is read, under all that the receiver is given.
+    """The logits that predict each token of each given answer, under the receiver's whole input.
 
-    All rows run at once, padded on the right, which a causal model does not see. Gradients reach the soft tokens, the
-    grafts and what stands.
+    All rows run at once, padded on the right, which causal attention ignores. Gradients reach the soft tokens, the
+    grafts and the persistent hooks.
 
     Raises:
         ValueError: an answer has no token, prompt and answer exceed the context, or there is a past.
@@ -36,7 +36,7 @@ def answer_logits(
         raise ValueError("gradients do not pass through a past of keys and values; give the receiver prompts alone")
     if min(map(len, answers), default=0) < 1 or len(answers) != len(given.prompts):
         raise ValueError(f"{len(answers)} answers for {len(given.prompts)} prompts; give one of some tokens to each")
-    if given.prompts.first.any():  # padding on the left goes, and what is counted from there moves
+    if given.prompts.first.any():  # removes padding on the left and shifts positions counted from it
         given = given.select(range(len(given.prompts)))
     lengths = given.prompts.lengths
     read = zip(given.prompts.tokens.tolist(), lengths.tolist(), answers, strict=True)
@@ -52,10 +52,10 @@ def answer_logits(
     hooks = [*([] if given.soft is None else [given.soft.hook(embedded)]), *grafts]
     hooks += [hook for each in given.standing for hook in each.fwd_hooks()]
 
-    def keep_wanted(value: Tensor, hook: Any) -> Tensor:
+    def select_wanted(value: Tensor, hook: Any) -> Tensor:
         return value[torch.arange(len(value), device=value.device)[:, None], wanted]
 
-    hooks.append((model.unembedding_entry, keep_wanted))
+    hooks.append((model.unembedding_entry, select_wanted))
     logits = model.forward(tokens, hooks=hooks, with_grad=with_grad)
     check_fired(given.grafts, fired)
     if given.soft is not None and embedded[0] != 1:
@@ -85,10 +85,10 @@ def answer_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
 
 @dataclass(frozen=True, eq=False)
 class TextLearner:
-    """The training of all weights of a model to go on from prompts with given answers, and to end there.
+    """The training of all weights of a model to continue prompts with given answers, and to stop after them.
 
     Attributes:
-        model: whose weights are changed in place.
+        model: the model whose weights are changed in place.
         prompts, answers: a text each; the answer's tokens are those of the text alone, then the end of the text.
 
     Raises:
@@ -106,7 +106,7 @@ class TextLearner:
             raise ValueError(f"{len(self.prompts)} prompts and {len(self.answers)} answers; give one to each")
         end = self.model.require_tokenizer().eos_token_id
         pairs = (answer_ids(self.model, texts) for texts in (self.prompts, self.answers))
-        rows = [(asked, [*told, end]) for asked, told in zip(*pairs, strict=True)]
+        rows = [(prompt, [*answer, end]) for prompt, answer in zip(*pairs, strict=True)]
         object.__setattr__(self, "_rows", rows)
         object.__setattr__(self, "_digest", digest(self.prompts, self.answers))
 
@@ -169,7 +169,7 @@ def train_linear(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> AffineMap:
-    """Return the map from source to target that Adam finds: Xavier at first, MSE, 10 epochs of batches of 32 at 1e-3.
+    """Return the map from source to target that Adam finds: Xavier init, MSE, 10 epochs of batches of 32 at 1e-3.
 
     That is the published recipe; `alignment.fit_ridge` solves the same problem in closed form and is the better
     baseline.
@@ -199,7 +199,7 @@ def xavier(d_out: int, d_in: int, *, generator: torch.Generator) -> Float[Tensor
 
 
 def _placed(graft: Graft, lengths: Tensor) -> Graft:
-    """The graft with its positions counted from the start of each prompt: an answer stands behind them."""
+    """The graft with its positions counted from the start of each prompt, since an answer follows the prompt."""
     rows = range(len(lengths))
     index = [graft.select([row]).index(torch.empty(1, int(lengths[row]), 1)) for row in rows]
     if len({each.shape[1] for each in index}) != 1:

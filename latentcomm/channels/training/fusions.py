@@ -1,4 +1,4 @@
-"""How a fusion with a map of its own, a gate or a concatenation, is trained on a task beside a frozen receiver."""
+"""The training of a fusion with a map of its own, a gate or a concatenation, for a frozen receiver on a task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ from latentcomm.tasks.base import Task
 class FusionLearner:
     """The training of `make(map)`, such as Gated or Concat, on the cross-entropy of the answers after one graft.
 
-    Make one with `FusionLearner.of`; `fusion` is what has been learnt so far.
+    Make one with `FusionLearner.of`; `fusion` is the fusion in its current state.
 
     Attributes:
         receiver, write: the frozen model and the site of the graft, at the last prompt token.
         make: from the map to the fusion.
-        map: what is trained, in place.
+        map: the map, which is trained in place.
         vectors: the sender's state of each item.
-        prompts, answers: what the receiver reads of each item, and the tokens it should go on with.
+        prompts, answers: the receiver's prompt of each item, and the tokens that should continue it.
     """
 
     receiver: Model
@@ -84,9 +84,9 @@ class FusionLearner:
     @property
     def configuration(self) -> Mapping[str, Any]:
         """The receiver, the site, the kind of fusion, and a digest of the examples."""
-        seen = digest(self.vectors, self.prompts, self.answers)
-        made = getattr(self.make, "__qualname__", repr(self.make))
-        return {"what": made, "receiver": self.receiver.name, "write": self.write.hook_name, "examples": seen}
+        examples = digest(self.vectors, self.prompts, self.answers)
+        kind = getattr(self.make, "__qualname__", repr(self.make))
+        return {"what": kind, "receiver": self.receiver.name, "write": self.write.hook_name, "examples": examples}
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -96,5 +96,5 @@ class FusionLearner:
         rows = list(batch)
         graft = Graft(self.write, LAST, self.vectors[rows], self.make(self.map))
         answers = [self.answers[row] for row in rows]
-        given = ReceiverInput(self.prompts.select(rows), (graft,))
-        return cross_entropy(answer_logits(self.receiver, given, answers), answers)
+        inputs = ReceiverInput(self.prompts.select(rows), (graft,))
+        return cross_entropy(answer_logits(self.receiver, inputs, answers), answers)

@@ -1,8 +1,8 @@
-"""How an Interlat adapter is trained beside a frozen receiver: task, separation and alignment losses, a curriculum."""
+"""The training of an Interlat adapter for a frozen receiver: task, separation and alignment losses, a curriculum."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,19 +22,19 @@ from latentcomm.models import Halves, Model
 from latentcomm.tasks.base import Item, Task
 
 FAINT = 0.1
-"""Of a learnt query at a warm start, beside the states of unit spread: tells the queries apart and says no more."""
+"""The scale of learnt queries at a warm start, where states have unit spread: small, but enough to differ."""
 TENTHS = tuple(number / 10 for number in range(11))
 
 
 @dataclass(frozen=True)
 class InterlatLoss:
-    """What the adapter's loss is made of: CE + separation (ln 2 - JS) + alignment (KL + 1 - cosine).
+    """The adapter's loss: CE + separation (ln 2 - JS) + alignment (KL + 1 - cosine).
 
     Attributes:
         separation: weight of ln 2 less the Jensen-Shannon divergence between the receiver's distributions under the
             message of the item and under that of an item with another answer.
         alignment: weight of KL(text || latents) + 1 - cosine of the logits, against the receiver that reads the plan's
-            own token embeddings in the latents' place.
+            own token embeddings in place of the latents.
         curriculum: fractions of positions that are plan token embeddings, one drawn for each example; (0,) for none.
 
     Source: Du et al. 2025, arXiv:2511.09149.
@@ -56,7 +56,7 @@ class InterlatLoss:
 
 @dataclass(frozen=True, eq=False)
 class InterlatLearner:
-    """The training of an adapter on a task's items, from the messages that a sender has sent once.
+    """The training of an adapter on a task's items, from a sender's messages, computed once.
 
     Make one with `InterlatLearner.of`. Attributes: as given there; `halves` are the receiver's prompts around the gap,
     `plans` the plans' tokens in the receiver's vocabulary, `texts` its logits after each plan read as text.
@@ -91,7 +91,7 @@ class InterlatLearner:
         options = InterlatLoss() if options is None else options
         message.check_receiver(receiver)
         states = states_of(message, "Interlat")
-        said = answers if answers is not None else [right_answer(item, task) for item in task.items]
+        targets = answers if answers is not None else [right_answer(item, task) for item in task.items]
         plans = _plans(receiver, message)
         mixed = [row for row, ids in enumerate(plans) if len(ids) != len(states[row])]
         if mixed and any(share > 0 for share in options.curriculum) and adapter.shape.n_steps is None:
@@ -104,7 +104,7 @@ class InterlatLearner:
             adapter=adapter,
             states=tuple(states),
             halves=tuple(with_gap(receiver, [item.receiver for item in task.items], template=task.template)),
-            answers=tuple(answer_ids(receiver, said)),
+            answers=tuple(answer_ids(receiver, targets)),
             plans=tuple(plans),
             labels=tuple(label(item) for item in task.items),
             texts=None,
@@ -116,7 +116,7 @@ class InterlatLearner:
             texts = [
                 learner._logits([row], [learner._text(row)], with_grad=False)[0].clone() for row in range(len(learner))
             ]
-        return cls(**{**learner.__dict__, "texts": tuple(texts)})
+        return replace(learner, texts=tuple(texts))
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -126,10 +126,10 @@ class InterlatLearner:
     @property
     def configuration(self) -> Mapping[str, Any]:
         """The adapter's sizes, the loss, the receiver, and a digest of the examples."""
-        seen = digest(self.states, self.halves, self.answers, self.plans)
+        examples = digest(self.states, self.halves, self.answers, self.plans)
         return {
             "what": "interlat", "adapter": asdict(self.adapter.shape), "loss": asdict(self.options),
-            "receiver": self.receiver.name, "examples": seen,
+            "receiver": self.receiver.name, "examples": examples,
         }  # fmt: skip
 
     def __len__(self) -> int:
@@ -138,22 +138,22 @@ class InterlatLearner:
     def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:
         """CE of the answers, plus the weighted separation and alignment, means over the examples."""
         rows = list(batch)
-        found = self._logits(rows, [self._mixed(row, generator) for row in rows])
-        total = cross_entropy(found, [self.answers[row] for row in rows])
+        logits = self._logits(rows, [self._mixed(row, generator) for row in rows])
+        total = cross_entropy(logits, [self.answers[row] for row in rows])
         if self.options.separation:
             others = [self._other(row, generator) for row in rows]
             wrong = self._logits(rows, [self._mixed(other, generator) for other in others])
-            apart = [jensen_shannon(a, b) for a, b in zip(found, wrong, strict=True)]
-            total = total + self.options.separation * (math.log(2) - torch.stack(apart).mean())
+            divergences = [jensen_shannon(a, b) for a, b in zip(logits, wrong, strict=True)]
+            total = total + self.options.separation * (math.log(2) - torch.stack(divergences).mean())
         if self.texts is not None:
-            near = [_alignment(self.texts[row], each) for row, each in zip(rows, found, strict=True)]
-            total = total + self.options.alignment * torch.stack(near).mean()
+            alignments = [_alignment(self.texts[row], each) for row, each in zip(rows, logits, strict=True)]
+            total = total + self.options.alignment * torch.stack(alignments).mean()
         return total
 
     def _logits(self, rows: Sequence[int], latents: Sequence[Tensor], *, with_grad: bool = True) -> list[Tensor]:
         prompts, soft = filled([self.halves[row] for row in rows], latents)
-        given = ReceiverInput(prompts, soft=soft)
-        return answer_logits(self.receiver, given, [self.answers[row] for row in rows], with_grad=with_grad)
+        inputs = ReceiverInput(prompts, soft=soft)
+        return answer_logits(self.receiver, inputs, [self.answers[row] for row in rows], with_grad=with_grad)
 
     def _text(self, row: int) -> Tensor:
         return self.adapter.around(self._embedded(row))
@@ -163,7 +163,7 @@ class InterlatLearner:
         return self.receiver.embedding_table[ids]
 
     def _mixed(self, row: int, generator: torch.Generator) -> Tensor:
-        """Begin, latents with the drawn fraction of them replaced by the plan's embeddings at their places, end."""
+        """Begin, latents with the drawn fraction of them replaced by the plan's embeddings there, end."""
         shares = self.options.curriculum
         share = shares[int(torch.randint(len(shares), (), generator=generator))]
         latents = self.adapter(self.states[row])
@@ -186,16 +186,16 @@ class InterlatLearner:
 def warm_start(
     receiver: Model, message: Message, shape: AdapterShape, *, marker: str | None = None, seed: int = 0
 ) -> Adapter:
-    """An adapter that begins where each state becomes the embedding of the plan token that was read from it.
+    """An adapter initialised to map each state to the embedding of the plan token that it predicts.
 
-    The matrix in is the ridge regression of the plan tokens' embeddings on the states of a message, the penalty chosen
-    held-out; attention adds nothing yet (compressed, it is close to the mean over the states), the gate is one half,
-    and the last projection the identity. From a Xavier start the same few hundred updates learn the frequencies of the
-    answers alone.
+    The input matrix is the ridge regression of the plan tokens' embeddings on the states of a message, with a held-out
+    choice of the penalty; attention adds nothing yet (compressed, it is close to the mean over the states), the gate is
+    one half, and the last projection the identity. From a Xavier start the same few hundred updates learn the
+    frequencies of the answers alone.
 
-    `marker` is a text whose first token's embedding begin and end start from, in place of random rows. With the last
-    word of the receiver's prompt ("... in the country of", " of") the answer's place looks like the message's, and a
-    receiver that has learnt to repeat what followed the last time reads the first latent.
+    `marker` is a text whose first token's embedding initialises begin and end, instead of random rows. With the last
+    word of the receiver's prompt ("... in the country of", " of") the answer's context looks like the message's, and a
+    receiver that has learnt to repeat what followed the same token before reads the first latent.
 
     Raises:
         ValueError: plans whose tokens are not the receiver's, or what `fit_ridge` refuses.
@@ -220,7 +220,7 @@ def warm_start(
 
 
 def right_answer(item: Item, task: Task) -> str:
-    """The text that the receiver should go on with: the item's choice, or its canonical answer."""
+    """The text that should continue the receiver's prompt: the item's choice, or its canonical answer."""
     return item.choice or ("" if task.template == "chat" else " ") + label(item)
 
 

@@ -1,4 +1,4 @@
-"""Train a few tensors beside frozen models: seeded, resumed to the bit, with a result that is written whole."""
+"""Train a few tensors with all other weights frozen: seeded, resumed bit for bit, with atomic writes of the result."""
 
 import contextlib
 import json
@@ -22,12 +22,12 @@ from latentcomm.models import Model
 CHECKPOINT = "latentcomm checkpoint 1"
 WEIGHTS = "latentcomm weights 1"
 REPORTS = 10
-"""Lines of progress a training prints."""
+"""Progress lines that a training prints."""
 
 
 @runtime_checkable
 class Trainable(Protocol):
-    """What can be trained: its tensors, what makes it this training and no other, and its loss on some examples."""
+    """What `train` needs: the trained tensors, the configuration of the training, and its loss on some examples."""
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -36,30 +36,30 @@ class Trainable(Protocol):
 
     @property
     def configuration(self) -> Mapping[str, Any]:
-        """Plain values that a checkpoint is held to: the sizes, the options, a digest of the examples."""
+        """Plain values that a checkpoint must match: the sizes, the options, a digest of the examples."""
         ...
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         ...
 
     def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:
-        """The mean loss over the examples of these numbers; whatever is drawn is drawn from the generator."""
+        """The mean loss over the examples of these numbers; all random numbers come from the generator."""
         ...
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: AdamW with a linear warm-up and, where `final_rate` is below 1, a linear way down.
+    """The optimiser's settings: AdamW with a linear warm-up and, where `final_rate` is below 1, a linear decay.
 
     Attributes:
         steps: updates of the parameters.
         batch_size: examples a pass; `accumulate` passes make an update.
         learning_rate: after the warm-up of `warmup` updates; the last update has `final_rate` times it.
         weight_decay: AdamW's; 0 makes it Adam.
-        clip: the largest norm of all gradients together; None leaves them.
+        clip: the largest norm of all gradients together; None does not clip.
         dtype: of the arithmetic; "bfloat16" is torch's autocast over float32 parameters.
-        seed: of the order of the examples and of all that a loss draws.
+        seed: of the order of the examples and of the random numbers of a loss.
 
     Raises:
         ValueError: a number out of its range.
@@ -95,19 +95,19 @@ class Schedule:
         """The learning rate of an update, counted from 0."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        way = max(1, self.steps - self.warmup)
-        share = (step - self.warmup + 1) / way
+        decay_steps = max(1, self.steps - self.warmup)
+        share = (step - self.warmup + 1) / decay_steps
         return self.learning_rate * (1 - (1 - self.final_rate) * share)
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a training was.
+    """The record of a training.
 
     Attributes:
-        losses: the loss of every update, before it.
-        seconds: how long all of it took, the part before an interruption included.
-        resumed_at: how many updates were there already when this run began.
+        losses: the loss before every update.
+        seconds: the total time, the part before an interruption included.
+        resumed_at: the number of updates that the checkpoint held when this run began.
     """
 
     losses: tuple[float, ...]
@@ -116,7 +116,7 @@ class Training:
 
     @property
     def mean_losses(self) -> tuple[float, ...]:
-        """The mean loss of each tenth of the updates, in order; updates left over make further parts.
+        """The mean loss of each tenth of the updates, in order; left-over updates make further parts.
 
         >>> Training(losses=(4.0, 2.0, 1.0), seconds=0.0).mean_losses
         (4.0, 2.0, 1.0)
@@ -136,64 +136,65 @@ def train(
     progress: bool = False,
     name: str = "training",
 ) -> Training:
-    """Change the learner's parameters in place until the schedule ends, and say how the loss went.
+    """Change the learner's parameters in place until the schedule ends, and return the losses.
 
-    The examples pass in a new order each epoch, and what a loss draws comes from the seed and the number of the update,
-    so there is no state of random numbers to lose. With `checkpoint` the parameters, the optimiser and the losses are
-    written there every `every` updates and at the end; a training that was interrupted goes on from them and ends with
-    the same bits as one that was not, and one that is done is read back. The `frozen` models pass gradients on and keep
-    their weights.
+    Each epoch has a new order of the examples, and a loss draws from the seed and the number of the update, so there is
+    no random state to save. With `checkpoint` the parameters, the optimiser and the losses are written there every
+    `every` updates and at the end; an interrupted training resumes from them and ends with the same bits as an
+    uninterrupted one, and a finished one is loaded. Gradients flow through the `frozen` models, whose weights do not
+    change.
 
     Raises:
-        ValueError: there are no parameters or examples, a parameter belongs to a frozen model, or the checkpoint is of
-            another shape or another configuration.
+        ValueError: there are no parameters or examples, a parameter belongs to a frozen model, or the checkpoint has
+            another shape or configuration.
         RuntimeError: a loss or a gradient that is not finite.
     """
     parameters = dict(learner.parameters)
     if not parameters or len(learner) == 0:
         raise ValueError(f"there are {len(parameters)} parameters and {len(learner)} examples; a training needs both")
-    held = {id(parameter) for model in frozen for parameter in model.hooked.parameters()}
-    if both := [label for label, parameter in parameters.items() if id(parameter) in held]:
-        raise ValueError(f"the parameter {both[0]} belongs to a frozen model; leave that model out of `frozen`")
-    asked = {"schedule": asdict(schedule), **learner.configuration}
+    frozen_ids = {id(parameter) for model in frozen for parameter in model.hooked.parameters()}
+    if overlap := [label for label, parameter in parameters.items() if id(parameter) in frozen_ids]:
+        raise ValueError(f"the parameter {overlap[0]} belongs to a frozen model; leave that model out of `frozen`")
+    configuration = {"schedule": asdict(schedule), **learner.configuration}
     path = None if checkpoint is None else Path(checkpoint)
-    with frozen_weights(frozen), _asking(parameters.values(), gradients=True):
+    with frozen_weights(frozen), _requires_grad(parameters.values(), gradients=True):
         optimiser = torch.optim.AdamW(
             parameters.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
-        losses, before = ([], 0.0) if path is None else _resume(path, parameters, optimiser, asked)
-        resumed_at, began = len(losses), time.perf_counter()
+        losses, seconds_before = ([], 0.0) if path is None else _resume(path, parameters, optimiser, configuration)
+        resumed_at, start = len(losses), time.perf_counter()
         for step in range(resumed_at, schedule.steps):
             losses.append(_update(learner.loss, len(learner), parameters, optimiser, schedule, step))
-            done, seconds = step + 1, before + time.perf_counter() - began
-            if path is not None and (done % every == 0 or done == schedule.steps):
-                _write_checkpoint(path, parameters, optimiser, asked, losses, seconds)
-            if progress and (done * REPORTS // schedule.steps > step * REPORTS // schedule.steps or step == resumed_at):
+            n_done, seconds = step + 1, seconds_before + time.perf_counter() - start
+            if path is not None and (n_done % every == 0 or n_done == schedule.steps):
+                _write_checkpoint(path, parameters, optimiser, configuration, losses, seconds)
+            is_due = n_done * REPORTS // schedule.steps > step * REPORTS // schedule.steps or step == resumed_at
+            if progress and is_due:
                 recent = losses[-max(1, schedule.steps // REPORTS) :]
                 mean = sum(recent) / len(recent)
-                say(f"{name}: {done} of {schedule.steps} updates, loss {mean:.4f}, {seconds:.0f} s")
-        seconds = before + time.perf_counter() - began
+                say(f"{name}: {n_done} of {schedule.steps} updates, loss {mean:.4f}, {seconds:.0f} s")
+        seconds = seconds_before + time.perf_counter() - start
     return Training(tuple(losses), seconds, resumed_at)
 
 
 def frozen_weights(models: Sequence[Model]) -> contextlib.AbstractContextManager[None]:
-    """A block in which no weight of these models asks for a gradient; what each asked for before is restored."""
-    return _asking((weight for model in models for weight in model.hooked.parameters()), gradients=False)
+    """A block in which no weight of these models requires a gradient; each weight's setting is restored after it."""
+    return _requires_grad((weight for model in models for weight in model.hooked.parameters()), gradients=False)
 
 
 def save_weights(
     path: str | os.PathLike[str], weights: Mapping[str, Tensor], *, kind: str, configuration: Mapping[str, Any]
 ) -> None:
-    """Write trained tensors and what they are for as safetensors, whole or not at all."""
+    """Write trained tensors and their configuration as safetensors, atomically."""
     manifest = {"format": WEIGHTS, "kind": kind, "configuration": dict(configuration)}
     write_tensors(path, weights, {"manifest": json.dumps(manifest)})
 
 
 def check_weights(weights: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], *, of: str, shape: Any) -> None:
-    """Refuse tensors of other names or shapes than the wanted, which what is called `of` needs at its sizes `shape`.
+    """Refuse tensors whose names or shapes differ from the wanted ones; `of` and `shape` name the part in the error.
 
     Raises:
-        ValueError: with the first name that is missing, left over, or of another shape.
+        ValueError: with the first name that is missing, unexpected, or of another shape.
     """
     for name in sorted(wanted.keys() | weights.keys()):
         found = tuple(weights[name].shape) if name in weights else None
@@ -205,7 +206,7 @@ def load_weights(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     """The tensors that `save_weights` wrote, bit for bit, and their configuration.
 
     Raises:
-        ValueError: the file is missing, is no such file, or holds another kind.
+        ValueError: the file is missing, was not written by `save_weights`, or holds another kind.
     """
     manifest, tensors = _read(Path(path))
     if manifest.get("format") != WEIGHTS or manifest.get("kind") != kind:
@@ -221,10 +222,10 @@ def _update(
     schedule: Schedule,
     step: int,
 ) -> float:
-    """One update; its loss.
+    """Apply one update and return its loss.
 
-    The learner itself is no argument: that it is one is checked at every call by asking for all of its attributes, and
-    the digest of the examples would be taken anew for every update.
+    It takes the loss function and not the learner: the type check of a `Trainable` argument reads all its attributes
+    at every call, and would compute the digest of the examples for every update.
     """
     optimiser.zero_grad(set_to_none=True)
     device = next(iter(parameters.values())).device.type
@@ -237,7 +238,7 @@ def _update(
             torch.enable_grad(),
             torch.autocast(device, torch.bfloat16, enabled=schedule.dtype == "bfloat16"),
         ):
-            torch.manual_seed(_mixed(schedule.seed, 2, number))  # for what draws by itself, such as dropout
+            torch.manual_seed(_mixed(schedule.seed, 2, number))  # for layers that draw by themselves, such as dropout
             loss = loss_of(_batch(n_examples, schedule, number), draw)
         if not torch.isfinite(loss):
             raise RuntimeError(
@@ -256,34 +257,34 @@ def _update(
 
 
 def _batch(n: int, schedule: Schedule, number: int) -> list[int]:
-    """The examples of a pass: the epochs' orders one behind the other, cut into batches."""
-    places = range(number * schedule.batch_size, (number + 1) * schedule.batch_size)
+    """The examples of a pass: the epochs' orders concatenated and cut into batches."""
+    positions = range(number * schedule.batch_size, (number + 1) * schedule.batch_size)
     orders: dict[int, list[int]] = {}
-    for epoch in {place // n for place in places}:
+    for epoch in {position // n for position in positions}:
         draw = torch.Generator().manual_seed(_mixed(schedule.seed, 0, epoch))
         orders[epoch] = torch.randperm(n, generator=draw).tolist()
-    return [orders[place // n][place % n] for place in places]
+    return [orders[position // n][position % n] for position in positions]
 
 
 def _mixed(seed: int, stream: int, number: int) -> int:
-    """A seed of its own for each stream of random numbers and each place in it."""
+    """A separate seed for each stream of random numbers and each position in it."""
     return (seed * 1_000_003 + stream) * 1_000_000_007 + number
 
 
 @contextlib.contextmanager
-def _asking(tensors: Iterable[Tensor], *, gradients: bool) -> Iterator[None]:
-    """A block in which these tensors ask for gradients or do not; what each asked for before is restored.
+def _requires_grad(tensors: Iterable[Tensor], *, gradients: bool) -> Iterator[None]:
+    """A block in which these tensors do or do not require gradients; each tensor's setting is restored after it.
 
-    Gradients that the block leaves in what asked for them go.
+    Gradients that the block leaves in tensors that required them are removed.
     """
-    before = [(tensor, tensor.requires_grad) for tensor in tensors]
+    settings = [(tensor, tensor.requires_grad) for tensor in tensors]
     try:
-        for tensor, _ in before:
+        for tensor, _ in settings:
             tensor.requires_grad_(gradients)
         yield
     finally:
-        for tensor, asked in before:
-            tensor.requires_grad_(asked)
+        for tensor, required in settings:
+            tensor.requires_grad_(required)
             if gradients:
                 tensor.grad = None
 
@@ -292,7 +293,7 @@ def _write_checkpoint(
     path: Path,
     parameters: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
-    asked: Mapping[str, Any],
+    configuration: Mapping[str, Any],
     losses: Sequence[float],
     seconds: float,
 ) -> None:
@@ -300,25 +301,25 @@ def _write_checkpoint(
     for name, parameter in parameters.items():
         tensors[f"parameters/{name}"] = parameter
         tensors |= {f"{kind}/{name}": value for kind, value in optimiser.state.get(parameter, {}).items()}
-    manifest = {"format": CHECKPOINT, "asked": asked, "seconds": seconds}
+    manifest = {"format": CHECKPOINT, "asked": configuration, "seconds": seconds}
     write_tensors(path, tensors, {"manifest": json.dumps(manifest)})
 
 
 def _resume(
-    path: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, asked: Mapping[str, Any]
+    path: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, configuration: Mapping[str, Any]
 ) -> tuple[list[float], float]:
-    """Put the checkpoint's state into the parameters and the optimiser; its losses and seconds, if there is one."""
+    """Load the checkpoint, if there is one, into the parameters and the optimiser; its losses and seconds."""
     if not path.exists():
         return [], 0.0
     manifest, tensors = _read(path)
     if manifest.get("format") != CHECKPOINT:
         raise ValueError(f"{path} is no checkpoint of a training; give another path")
-    theirs, ours = _flat(manifest["asked"]), _flat(json.loads(json.dumps(asked)))
-    for key in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(key) != ours.get(key):
+    saved, requested = _flat(manifest["asked"]), _flat(json.loads(json.dumps(configuration)))
+    for key in sorted(saved.keys() | requested.keys()):
+        if saved.get(key) != requested.get(key):
             raise ValueError(
-                f"the checkpoint {path} is of another training: its {key} is {theirs.get(key)} and not "
-                f"{ours.get(key)}; give another path, or the same options"
+                f"the checkpoint {path} is of another training: its {key} is {saved.get(key)} and not "
+                f"{requested.get(key)}; give another path, or the same options"
             )
     stored = {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith("parameters/")}
     for name in sorted(stored.keys() | parameters.keys()):

@@ -1,4 +1,4 @@
-"""The reverse cascade: a large model opens the reasoning and a small one finishes it."""
+"""The reverse cascade: a large model generates a prefix of the reply, the opening, and a small one continues it."""
 
 from latentcomm.experiments.cascade.fitting import fit_hand_off
 from latentcomm.experiments.cascade.generate import write_openings

@@ -1,4 +1,4 @@
-"""Hand-offs and stops by name: what the command line and the analyses make of a list of words."""
+"""Hand-offs and stops by name, for the command line and the analyses."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ TEXT, LATENT, GRAFT, KV = "text", "latent", "graft", "kv"
 HAND_OFFS = (TEXT, LATENT, GRAFT, KV)
 """As text; as states in place of embeddings, without text; as text with states grafted; as keys and values."""
 DEPTH = 2 / 3
-"""The share of the blocks after which states are read, and grafted, where no layer is given: fixed before any item."""
+"""The share of the blocks after which states are read, and grafted, by default: chosen before any item was run."""
 
 
 def stops_named(names: Sequence[str]) -> dict[str, Stop | Oracle]:
-    """The stops of `stops.STOPS` with these names, or with names that begin so.
+    """The stops of `stops.STOPS` with these names, or with names that these are prefixes of.
 
     Raises:
-        ValueError: no stop, or more than one, is called that.
+        ValueError: a name fits no stop, or more than one.
 
     >>> list(stops_named(["sentence", "entropy-drop"]))
     ['sentence-end', 'entropy-drop']
@@ -45,8 +45,8 @@ def hand_offs_named(
 ) -> dict[str, HandOff]:
     """The hand-offs of `HAND_OFFS` with these names; maps are fitted on the documents, the packaged corpus by default.
 
-    `read_layer` is the large model's, `write_layer` the small one's that a graft is written after; by default those at
-    two thirds of their depth (`depth_of`). No map should be fitted on texts that hold the items.
+    `read_layer` is a block of the large model, `write_layer` the block of the small one after which a graft is written;
+    by default those at two thirds of their depth (`depth_of`). The documents must not contain the items.
 
     Raises:
         ValueError: an unknown name, or what `fit_hand_off` refuses.
@@ -61,15 +61,15 @@ def hand_offs_named(
         elif name == KV:
             found[name] = KVHandOff()
         else:
-            place = EMBEDDINGS if name == LATENT else write
+            target = EMBEDDINGS if name == LATENT else write
             found[name] = fit_hand_off(
-                large, small, documents, read=read, write=place, measures_drift=measures_drift, name=name, seed=seed
+                large, small, documents, read=read, write=target, measures_drift=measures_drift, name=name, seed=seed
             )
     return found
 
 
 def refuse_hand_offs(names: Sequence[str]) -> None:
-    """Refuse names that no hand-off has, before a model is loaded.
+    """Refuse unknown names of hand-offs, before a model is loaded.
 
     Raises:
         ValueError: none is named, or an unknown one.
@@ -81,5 +81,5 @@ def refuse_hand_offs(names: Sequence[str]) -> None:
 
 
 def depth_of(model: Model) -> int:
-    """The block, counted from 0, after which two thirds of a model's blocks are done."""
+    """The block, counted from 0, at two thirds of a model's depth."""
     return max(0, round(DEPTH * model.n_layers) - 1)

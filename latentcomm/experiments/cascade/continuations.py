@@ -1,6 +1,6 @@
-"""One hand-off of many openings: what is alike is read and written once, and what is done is kept."""
+"""One hand-off of many openings: shared prefixes are read once, and finished continuations are saved."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,18 +13,18 @@ from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 
 ITEMS_AT_ONCE = 16
-"""Items between two writes of a checkpoint, whose prefixes lie in memory together."""
+"""Items between two writes of a checkpoint; their prefixes are in memory together."""
 
 
 @dataclass(frozen=True)
 class Handed:
-    """How the small model went on behind one opening.
+    """The small model's continuation of one opening.
 
     Attributes:
         n: tokens of the opening.
         ids, ended: see `Continuation`.
         reply: the text of opening and continuation.
-        n_prompt, n_past: tokens that it would read for this n alone, and positions that stand before them.
+        n_prompt, n_past: tokens that it would read for this n alone, and positions in the cache before them.
         multiply_adds, drift: see `hand_offs.Received`.
         surprise: of the opening under the small model, nats a token, where it was measured.
     """
@@ -47,21 +47,21 @@ class Handed:
 
     @property
     def said(self) -> Continuation:
-        """What the small model wrote."""
+        """The small model's tokens."""
         return Continuation(self.ids, self.ended)
 
 
 @dataclass(frozen=True, eq=False)
 class Errand:
-    """What is to be handed over of some items: of each the row of its opening, and after how many tokens.
+    """A request for the continuations of some items: for each item the row of its opening and the numbers of tokens.
 
     Attributes:
-        task: the items, of whose prompts the small model goes on.
-        rows: the opening of each item.
-        wanted: of each item the numbers of tokens, ascending, at least 1 each and fewer than `limit`.
-        alone: of each item what the small model writes behind its prompt alone, where that is known.
+        task: the items, whose prompts the small model reads.
+        rows: for each item, the row of its opening.
+        wanted: for each item the numbers of opening tokens, ascending, at least 1 each and fewer than `limit`.
+        alone: for each item the small model's output after its prompt alone, where that is known.
         limit: tokens of opening and continuation together.
-        measures_surprise: whether the opening is read for that even where nothing has to be written.
+        measures_surprise: whether the opening is read for its surprise even where no continuation has to be decoded.
     """
 
     task: Task
@@ -72,107 +72,122 @@ class Errand:
     measures_surprise: bool = True
 
 
-def hand_over(hand_off: HandOff, small: Model, openings: Openings, errand: Errand) -> list[list[Handed]]:
-    """The small model's continuations, of each item one for each wanted number of tokens.
+def hand_over(hand_off: HandOff, small: Model, openings: Openings, request: Errand) -> list[list[Handed]]:
+    """The small model's continuations: for each item, one for each requested number of tokens.
 
-    What text hand-offs share is read once: the prompt and the longest opening in one pass, of which every shorter one
-    is a part. Where ids pass as they are and a continuation behind fewer tokens writes what the opening holds, the
-    continuation behind more is the rest of it: greedy writing has one way on.
+    Text hand-offs read their shared prefix once: the prompt and the longest opening in one pass, of which every shorter
+    one is a prefix. Where token ids pass unchanged and the continuation after fewer tokens reproduces the opening, the
+    continuation after more tokens is its remainder: greedy decoding is deterministic.
     """
-    flat = [(place, n) for place, ns in enumerate(errand.wanted) for n in ns]
+    flat = [(item, n) for item, ns in enumerate(request.wanted) for n in ns]
     if not flat:
-        return [[] for _ in errand.wanted]
+        return [[] for _ in request.wanted]
     items = tuple(
-        replace(errand.task.items[place], id=f"{errand.task.items[place].id} behind {n}") for place, n in flat
+        replace(request.task.items[item], id=f"{request.task.items[item].id} after {n} tokens") for item, n in flat
     )
     received = hand_off.receive(
         small,
-        replace(errand.task, items=items),
+        replace(request.task, items=items),
         openings,
-        [errand.rows[place] for place, _ in flat],
+        [request.rows[item] for item, _ in flat],
         [n for _, n in flat],
     )
-    limits = [errand.limit - n for _, n in flat]
+    limits = [request.limit - n for _, n in flat]
     surprise: list[float | None] = [None] * len(flat)
     if isinstance(hand_off, TextHandOff):
-        said, surprise = _by_text(small, openings, errand, flat, received, limits)
+        continuations, surprise = _after_text(small, openings, request, flat, received, limits)
     else:
-        said = go_on(small, received.given, limits)
-    past = (0,) * len(flat) if received.given.past is None else received.given.past.length
-    found: list[list[Handed]] = [[] for _ in errand.wanted]
-    for number, (place, n) in enumerate(flat):
-        told = received.opening[number]
-        ids = said[number].ids
-        text = openings.text(errand.rows[place], n) + small.decode(ids) if told is None else small.decode([*told, *ids])
-        found[place].append(
+        continuations = go_on(small, received.given, limits)
+    n_past = (0,) * len(flat) if received.given.past is None else received.given.past.length
+    handed: list[list[Handed]] = [[] for _ in request.wanted]
+    for row, (item, n) in enumerate(flat):
+        opening, ids = received.opening[row], continuations[row].ids
+        if opening is None:
+            reply = openings.text(request.rows[item], n) + small.decode(ids)
+        else:
+            reply = small.decode([*opening, *ids])
+        handed[item].append(
             Handed(
-                n,
-                ids,
-                said[number].ended,
-                text,
-                int(received.given.prompts.lengths[number]),
-                past[number],
-                received.multiply_adds[number],
-                received.drift[number],
-                surprise[number],
+                n=n,
+                ids=ids,
+                ended=continuations[row].ended,
+                reply=reply,
+                n_prompt=int(received.given.prompts.lengths[row]),
+                n_past=n_past[row],
+                multiply_adds=received.multiply_adds[row],
+                drift=received.drift[row],
+                surprise=surprise[row],
             )
         )
-    return found
+    return handed
 
 
-def _by_text(
+def _after_text(
     small: Model,
     openings: Openings,
-    errand: Errand,
+    request: Errand,
     flat: Sequence[tuple[int, int]],
     received: Received,
     limits: Sequence[int],
 ) -> tuple[list[Continuation], list[float | None]]:
-    """The continuations behind texts, and the mean surprise of each opening where it was measured."""
-    whole = [received.given.prompts.ids(number).tolist() for number in range(len(flat))]
-    of_place: dict[int, list[int]] = {}
-    for number, (place, _) in enumerate(flat):
-        of_place.setdefault(place, []).append(number)
+    """The continuations after text openings, and the mean surprise of each opening where it was measured."""
+    tokens = [received.given.prompts.ids(row).tolist() for row in range(len(flat))]
+    rows_of: dict[int, list[int]] = {}
+    for row, (item, _) in enumerate(flat):
+        rows_of.setdefault(item, []).append(row)
     one_vocabulary = openings.vocabulary == vocabulary_of(small)
-    known: dict[int, list[tuple[int, Continuation]]] = {place: [] for place in of_place}
-    if one_vocabulary and errand.alone is not None:
-        known = {place: [(0, errand.alone[place])] for place in of_place}
+    known: dict[int, list[tuple[int, Continuation]]] = {item: [] for item in rows_of}
+    if one_vocabulary and request.alone is not None:
+        known = {item: [(0, request.alone[item])] for item in rows_of}
     prefixes: dict[int, Prefix] = {}
 
-    def prefix(place: int) -> Prefix:
-        if place not in prefixes:
-            prefixes[place] = Prefix.read(small, whole[of_place[place][-1]])
-        return prefixes[place]
+    def prefix(item: int) -> Prefix:
+        if item not in prefixes:
+            prefixes[item] = Prefix.read(small, tokens[rows_of[item][-1]])
+        return prefixes[item]
 
-    said: list[Continuation | None] = [None] * len(flat)
-    for turn in range(max(map(len, of_place.values()))):
-        todo = []
-        for place, numbers in of_place.items():
-            for number in numbers[turn : turn + 1] if one_vocabulary else numbers if turn == 0 else []:
-                ids, n = openings.rows[errand.rows[place]].ids, flat[number][1]
-                rests = [before.rest(ids[begun:n]) for begun, before in known[place]]
-                said[number] = next((rest for rest in rests if rest is not None), None)
-                todo += [] if said[number] is not None else [number]
-        if todo:
-            given = behind([prefix(flat[number][0]) for number in todo], [whole[number] for number in todo])
-            for number, one in zip(todo, go_on(small, given, [limits[number] for number in todo]), strict=True):
-                said[number] = one
-                if one_vocabulary:
-                    known[flat[number][0]].append((flat[number][1], one))
+    continuations: dict[int, Continuation] = {}
+    # In one vocabulary a continuation may be the remainder of a shorter opening's, so the shorter ones come first.
+    for batch in _shortest_first(rows_of.values()) if one_vocabulary else [list(range(len(flat)))]:
+        to_decode = []
+        for row in batch:
+            item, n = flat[row]
+            ids = openings.rows[request.rows[item]].ids
+            remainders = [earlier.rest(ids[start:n]) for start, earlier in known[item]]
+            reused = next((remainder for remainder in remainders if remainder is not None), None)
+            if reused is None:
+                to_decode.append(row)
+            else:
+                continuations[row] = reused
+        if not to_decode:
+            continue
+        given = behind([prefix(flat[row][0]) for row in to_decode], [tokens[row] for row in to_decode])
+        decoded = go_on(small, given, [limits[row] for row in to_decode])
+        for row, continuation in zip(to_decode, decoded, strict=True):
+            item, n = flat[row]
+            continuations[row] = continuation
+            if one_vocabulary:
+                known[item].append((n, continuation))
     surprise: list[float | None] = [None] * len(flat)
-    if errand.measures_surprise:
-        starts = receiver_prompts(small, errand.task).lengths.tolist()
-        surprise = [prefix(place).mean_surprise(whole[number], starts[place]) for number, (place, _) in enumerate(flat)]
-    return [one for one in said if one is not None], surprise
+    if request.measures_surprise:
+        starts = receiver_prompts(small, request.task).lengths.tolist()
+        surprise = [prefix(item).mean_surprise(tokens[row], starts[item]) for row, (item, _) in enumerate(flat)]
+    return [continuations[row] for row in range(len(flat))], surprise
+
+
+def _shortest_first(rows_of: Iterable[Sequence[int]]) -> list[list[int]]:
+    """The first row of every item, then the second of every item that has one, and so on."""
+    items = list(rows_of)
+    return [[rows[at] for rows in items if at < len(rows)] for at in range(max(map(len, items)))]
 
 
 def kept_or_handed(
-    records: Records, hand_off: HandOff, small: Model, openings: Openings, errand: Errand
+    records: Records, hand_off: HandOff, small: Model, openings: Openings, request: Errand
 ) -> list[list[Handed]]:
-    """What `hand_over` gives, read from the records where it is there."""
+    """The result of `hand_over`, read from the records where it is saved there."""
 
     def handed() -> list[list[dict[str, Any]]]:
-        return [[asdict(one) for one in each] for each in hand_over(hand_off, small, openings, errand)]
+        return [[asdict(one) for one in of_item] for of_item in hand_over(hand_off, small, openings, request)]
 
-    found = records.values("handed", handed)
-    return [[Handed.of(one) for one in each] for each in found]
+    saved = records.values("handed", handed)
+    return [[Handed.of(record) for record in of_item] for of_item in saved]

@@ -1,4 +1,4 @@
-"""Fit the map of a latent hand-off: from the large model's states to where they enter the small one."""
+"""Fit the map of a latent hand-off: from the large model's states to the small model's at the layer written."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -38,12 +38,12 @@ def fit_hand_off(
     Where a token of both ends at the same character, ridge regression takes the large model's state after block `read`
     (-1: its embedding) to the small model's state after block `write`, or, for "embeddings", to the row of its
     embedding table of the token that ends there. The penalty is chosen held-out, in folds of whole documents; each
-    document's first token, the attention sink, is left out. The documents are the packaged corpus unless given, of each
-    at most `max_tokens` tokens (128, or what both models read). The small model's own hand-off to itself is fitted as
-    well, from its block at the same relative depth, for the control "own".
+    document's first token, the attention sink, is left out. The documents are the packaged corpus unless given,
+    each cut to `max_tokens` tokens (by default 128, or the shortest context if that is less). The small model's
+    hand-off to itself is fitted as well, from its block at the same relative depth, for the control "own".
 
-    With `measures_drift` the small model's own states there make a drift reference, by document; of embeddings it is
-    made of the rows of the different tokens of the documents, each once.
+    With `measures_drift` a drift reference is fitted to the small model's own states at the layer written, grouped by
+    document; for embeddings, to the embedding rows of the distinct tokens of the documents.
 
     Raises:
         ValueError: a processed model with a raw one, a layer that a model does not have, or documents that
@@ -51,7 +51,7 @@ def fit_hand_off(
     """
     check_pair(large, small)
     fused = Replace() if fusion is None else fusion
-    LatentHandOff(read, write, fusion=fused)  # refuses layers that are none before anything is read
+    LatentHandOff(read, write, fusion=fused)  # refuses layers that do not exist before anything is read
     if read != EMBEDDING:
         large.check_site(Site(read))
     if isinstance(write, int):
@@ -60,18 +60,23 @@ def fit_hand_off(
     limit = map_tokens(large, small) if max_tokens is None else max_tokens
     tokens = pair_tokens(large, small, texts, max_tokens=limit)
     used = tokens.after_first
-    place = EMBEDDING if isinstance(write, str) else write
+    written = EMBEDDING if isinstance(write, str) else write
     source = _states(large, tokens.sender, read, tokens.document, tokens.sender_position)[used]
-    target = _states(small, tokens.receiver, place, tokens.document, tokens.receiver_position)
+    target = _states(small, tokens.receiver, written, tokens.document, tokens.receiver_position)
     groups = tokens.document[used]
     alignment = fit_ridge(source, target[used], folds=folds, groups=groups, seed=seed)
-    reference = _reference(small, tokens, place, target, seed) if measures_drift else None
+    reference = _reference(small, tokens, written, target, seed) if measures_drift else None
     depth = EMBEDDING if read == EMBEDDING else max(0, round((read + 1) * small.n_layers / large.n_layers) - 1)
-    twice = pair_tokens(small, small, texts, max_tokens=limit)
-    kept = twice.after_first
-    own = [_states(small, twice.sender, layer, twice.document, twice.sender_position) for layer in (depth, place)]
-    back = fit_ridge(own[0][kept], own[1][kept], folds=folds, groups=twice.document[kept], seed=seed)
-    itself = LatentHandOff(depth, write, back, fused, reference, name=name)
+    self_pairs = pair_tokens(small, small, texts, max_tokens=limit)
+    self_used = self_pairs.after_first
+    own = [
+        _states(small, self_pairs.sender, layer, self_pairs.document, self_pairs.sender_position)
+        for layer in (depth, written)
+    ]
+    self_map = fit_ridge(
+        own[0][self_used], own[1][self_used], folds=folds, groups=self_pairs.document[self_used], seed=seed
+    )
+    itself = LatentHandOff(depth, write, self_map, fused, reference, name=name)
     return LatentHandOff(read, write, alignment, fused, reference, itself, name)
 
 
@@ -91,7 +96,7 @@ def _states(
 def _reference(
     small: Model, tokens: PairedTokens, layer: int, states: Float[Tensor, "row d_model"], seed: int
 ) -> DriftReference:
-    """The small model's own states where a hand-off enters."""
+    """The drift reference of the small model's own states at the layer written."""
     if layer != EMBEDDING:
         return fit_drift_reference(
             states, seed=seed, site=Site(layer), model=small.name, groups=tokens.document,

@@ -1,4 +1,4 @@
-"""Let a large model write, token by token, and see what stands along the way."""
+"""Generate openings greedily, and record signals, states or keys and values at every token."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
 ITEMS_AT_ONCE = 32
-"""Items that are written together and kept in one file: what a stopped run loses at most."""
+"""Items that are decoded together and saved in one file: what a stopped run loses at most."""
 _NONE = torch.zeros(0, dtype=torch.float64)
 
 
@@ -36,14 +36,14 @@ def write_openings(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Openings:
-    """What the large model writes of every item, greedily, to `longest` tokens (`task.reply_tokens` by default).
+    """The large model's greedy opening of every item, of at most `longest` tokens (`task.reply_tokens` by default).
 
-    It reads what the small one will read, `item.receiver`, under the task's template, and writes once for every n and
-    every stop. With `layers` the residual stream after these blocks (-1: the embedding) is kept at every token, which
-    takes a last pass of these layers that reads the last token; with `keep_cache` the keys and values of all layers.
-    They lie on the CPU: 4 d_model bytes a token and layer, and 8 n_layers G d_head bytes a token of prompt and opening,
-    G the key-value heads, in float32. With `checkpoint` what is written is kept there, 32 items a file, and not written
-    again.
+    It reads the small model's prompt, `item.receiver`, under the task's template, and generates once for every n and
+    every stop. With `layers` the residual stream after these blocks (-1: the embedding) is recorded at every token,
+    which takes a last pass of these layers over the last token; with `keep_cache` the keys and values of all layers.
+    They are on the CPU: 4 d_model bytes a token and layer, and 8 n_layers G d_head bytes a token of prompt and opening,
+    G the key-value heads, in float32. With `checkpoint` the openings are saved there, 32 items a file, and not
+    generated again.
 
     Raises:
         ValueError: `longest` below 1, a layer that the model does not have, or prompts that do not fit it.
@@ -58,25 +58,28 @@ def write_openings(
     prompts = receiver_prompts(large, task)
     if (most := int(prompts.lengths.max())) + longest > large.n_ctx:
         raise ValueError(
-            f"{most} prompt tokens and an opening of {longest} exceed the {large.n_ctx} of {large.name}; ask for a "
-            "shorter one"
+            f"{most} prompt tokens and an opening of {longest} exceed the {large.n_ctx} of {large.name}; lower "
+            "longest or the task's reply_tokens"
         )
     names, known = tuple(item.id for item in task.items), vocabulary_of(large)
     records = Records(None)
     if checkpoint is not None:
         if large.has_hooks:
-            raise ValueError(f"openings of {large.name} with hooks attached cannot be kept: they are in no name")
-        asked = [ids_of(prompts, row) for row in range(len(names))]
+            raise ValueError(
+                f"openings of {large.name} with hooks attached cannot be saved, since the name of a checkpoint does "
+                "not cover hooks; remove them, or run without a checkpoint"
+            )
+        inputs = [ids_of(prompts, row) for row in range(len(names))]
         records = Records.of(
-            checkpoint, "openings", 1, large, names, asked, sorted(large.stop_ids), known, longest, wanted, keep_cache
+            checkpoint, "openings", 1, large, names, inputs, sorted(large.stop_ids), known, longest, wanted, keep_cache
         )
     rows: list[Opening] = []
     parts = list(_chunks(len(names)))
     for part in track(parts, f"openings by {without_folder(large.name)}", total=len(parts), shown=progress):
 
         def write(part: range = part) -> Openings:
-            done = _write(large, ReceiverInput(prompts.select(part)), longest, wanted, keep_cache)
-            return Openings(names[part.start : part.stop], tuple(done), longest, large.name, known, wanted)
+            written = _write(large, ReceiverInput(prompts.select(part)), longest, wanted, keep_cache)
+            return Openings(names[part.start : part.stop], tuple(written), longest, large.name, known, wanted)
 
         rows += records.saved(f"{part.start:05d}", write, Openings.load).rows
     return Openings(names, tuple(rows), longest, large.name, known, wanted)
@@ -87,12 +90,12 @@ def _chunks(n: int) -> Iterator[range]:
 
 
 class _EnoughError(Exception):
-    """Raised by a hook to end the pass that reads the last token, whose logits nobody asked for."""
+    """Raised by a hook to end the pass over the last token, whose logits are not needed."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """What was seen as the rows of a batch were each given one more token."""
+    """The next token of every row of a batch, with its signals and states."""
 
     tokens: list[int]
     entropy: Float[Tensor, " batch"]
@@ -103,28 +106,29 @@ class _Step:
 def _write(
     large: Model, given: ReceiverInput, longest: int, layers: tuple[int, ...], keep_cache: bool
 ) -> list[Opening]:
-    rows: list[Opening | None] = [None] * len(given.prompts)
+    """The openings of one batch, in the order of its prompts."""
+    openings: dict[int, Opening] = {}
     for run in runs(large, given, longest, read_prompts):
         steps, lengths = _steps(large, run, longest, layers)
-        kept = large.cache_layers(run.cache) if keep_cache else None
-        for place, row in enumerate(run.rows):
-            n, n_prompt = lengths[place], int(given.prompts.lengths[row])
-            ids = tuple(step.tokens[place] for step in steps[:n])
+        layers_cached = large.cache_layers(run.cache) if keep_cache else None
+        for at, row in enumerate(run.rows):
+            n, n_prompt = lengths[at], int(given.prompts.lengths[row])
+            ids = tuple(step.tokens[at] for step in steps[:n])
             cache = None
-            if kept is not None:
-                real = _real_positions(run, place, n_prompt + max(n - 1, 0))
-                cache = (_of_row(large, [keys for keys, _ in kept], place, real),
-                         _of_row(large, [values for _, values in kept], place, real))  # fmt: skip
-            rows[row] = Opening(
+            if layers_cached is not None:
+                real = _real_positions(run, at, n_prompt + max(n - 1, 0))
+                cache = (_of_row(large, [keys for keys, _ in layers_cached], at, real),
+                         _of_row(large, [values for _, values in layers_cached], at, real))  # fmt: skip
+            openings[row] = Opening(
                 ids,
                 n < longest,
                 n_prompt,
-                torch.stack([step.entropy[place] for step in steps[:n]]) if n else _NONE.clone(),
-                torch.stack([step.margin[place] for step in steps[:n]]) if n else _NONE.clone(),
+                torch.stack([step.entropy[at] for step in steps[:n]]) if n else _NONE.clone(),
+                torch.stack([step.margin[at] for step in steps[:n]]) if n else _NONE.clone(),
                 *pieces_of(large, ids),
                 large.decode(ids),
                 {
-                    layer: torch.stack([step.states[layer][place] for step in steps[:n]])
+                    layer: torch.stack([step.states[layer][at] for step in steps[:n]])
                     if n
                     else torch.zeros(0, large.d_model, dtype=large.dtype)
                     for layer in layers
@@ -132,11 +136,11 @@ def _write(
                 cache,
                 digest(ids_of(given.prompts, row)),
             )
-    return [row for row in rows if row is not None]
+    return [openings[row] for row in range(len(given.prompts))]
 
 
 def _steps(large: Model, run: Run, longest: int, layers: tuple[int, ...]) -> tuple[list[_Step], list[int]]:
-    """The steps of rows that go on together, and how many tokens each row has before it ended or was cut."""
+    """The steps of rows that are decoded together, and the tokens of each row until its end or the limit."""
     steps: list[_Step] = []
     lengths, live, logits = [0] * len(run.rows), [True] * len(run.rows), run.logits
     for number in range(longest):
@@ -150,7 +154,7 @@ def _steps(large: Model, run: Run, longest: int, layers: tuple[int, ...]) -> tup
         states: dict[int, Tensor] = {}
         steps.append(_Step(tokens.tolist(), entropy, margin, states))
         if number < longest - 1:
-            logits = run.step(tokens, _keepers(layers, states))
+            logits = run.step(tokens, _recorders(layers, states))
         elif layers:
             _read_last(large, run, tokens, layers, states)
     return steps, lengths
@@ -164,16 +168,16 @@ def _signals(logits: Float[Tensor, "batch d_vocab"]) -> tuple[Float[Tensor, " ba
     return torch.special.entr(p).sum(-1).cpu(), (best[:, 0] - best[:, 1]).cpu()
 
 
-def _keepers(layers: Sequence[int], states: dict[int, Tensor]) -> list[Hook]:
-    """Hooks that write down the state after each layer at the one token that is read."""
+def _recorders(layers: Sequence[int], states: dict[int, Tensor]) -> list[Hook]:
+    """Hooks that record the state after each layer at the one token that is read."""
 
-    def keeper(layer: int) -> Hook:
-        def keep(value: Tensor, hook: Any) -> None:
+    def recorder(layer: int) -> Hook:
+        def record(value: Tensor, hook: Any) -> None:
             states[layer] = value[:, -1].detach().cpu().clone()
 
-        return _hook_name(layer), keep
+        return _hook_name(layer), record
 
-    return [keeper(layer) for layer in layers]
+    return [recorder(layer) for layer in layers]
 
 
 def _hook_name(layer: int) -> str:
@@ -181,24 +185,24 @@ def _hook_name(layer: int) -> str:
 
 
 def _read_last(large: Model, run: Run, tokens: Tensor, layers: tuple[int, ...], states: dict[int, Tensor]) -> None:
-    """The pass that reads the last token for its states, and ends once it has them."""
+    """The pass over the last token, which ends once its states are recorded."""
 
     def stop(_state: Tensor, hook: Any) -> None:
         raise _EnoughError
 
-    hooks = [*_keepers(layers, states), (_hook_name(layers[-1]), stop), *run.hooks]
+    hooks = [*_recorders(layers, states), (_hook_name(layers[-1]), stop), *run.hooks]
     with contextlib.suppress(_EnoughError):
         large.forward(
             tokens[:, None], hooks=hooks, cache=run.cache, past_mask=run.past_mask, n_layers_run=layers[-1] + 1
         )
 
 
-def _real_positions(run: Run, place: int, n: int) -> Tensor:
-    """The first n positions of the cache that a row really has."""
-    return torch.arange(n) if run.past_mask is None else run.past_mask[place].nonzero()[:n, 0]
+def _real_positions(run: Run, at: int, n: int) -> Tensor:
+    """The first n positions of the cache that are not padding in one row."""
+    return torch.arange(n) if run.past_mask is None else run.past_mask[at].nonzero()[:n, 0]
 
 
-def _of_row(large: Model, layers: Sequence[Tensor], place: int, positions: Tensor) -> Float[Tensor, "layer head pos _"]:
+def _of_row(large: Model, layers: Sequence[Tensor], at: int, positions: Tensor) -> Float[Tensor, "layer head pos _"]:
     """One row's keys or values at these positions, layers first, on the CPU."""
-    own = [swapped(large, each[place : place + 1])[0][:, positions.to(each.device)] for each in layers]
-    return torch.stack(own).detach().cpu()
+    of_row = [swapped(large, each[at : at + 1])[0][:, positions.to(each.device)] for each in layers]
+    return torch.stack(of_row).detach().cpu()

@@ -29,21 +29,21 @@ from latentcomm.tasks.base import Task
 
 ZERO, RANDOM = "zero", "random"
 EMPTY = (ZERO, RANDOM)
-"""Controls of what states say: zeros, and random directions of their norms, in their place."""
+"""Controls for the content of states: zeros, or random directions of the same norms, in their place."""
 EMBEDDINGS = "embeddings"
-"""Where a latent hand-off writes: in place of the embeddings of further prompt tokens."""
+"""Where a latent hand-off writes: in place of the embeddings of additional prompt tokens."""
 
 
 @dataclass(frozen=True, eq=False)
 class Received:
-    """What the small model is given of some openings, a row each.
+    """The small model's input for some openings, a row each.
 
     Attributes:
-        given: what it is run on.
-        opening: of each row the opening in the small model's tokens, or None where no text passes.
-        multiply_adds: of each row, products of maps on the way.
-        drift: of each row, how far the states that enter are from the small model's own: the mean over them of the
-            percentile of `DriftReference`, 0.5 for real states and 1 for states unlike any; None where it is not asked.
+        given: the input that it is run on.
+        opening: for each row the opening in the small model's tokens, or None where no text passes.
+        multiply_adds: for each row, multiply-adds of the maps.
+        drift: for each row, how far the states that enter are from the small model's own: the mean over them of the
+            percentile of `DriftReference`, 0.5 for real states and 1 for states unlike any; None without a reference.
     """
 
     given: ReceiverInput
@@ -54,11 +54,11 @@ class Received:
 
 @runtime_checkable
 class HandOff(Protocol):
-    """A way of handing an opening over; a frozen dataclass that `files.digest` takes."""
+    """A hand-off: how an opening passes to the small model; a frozen dataclass that `files.digest` accepts."""
 
     @property
     def name(self) -> str:
-        """The name in tables and figures."""
+        """Its name in tables and figures."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class HandOff(Protocol):
         ...
 
     def check(self, large: Model, small: Model, task: Task) -> None:
-        """Refuse two models, or a task, that it cannot pass between, before anything is run."""
+        """Refuse two models, or a task, that it cannot connect, before anything is run."""
         ...
 
     def receive(self, small: Model, task: Task, openings: Openings, rows: Sequence[int], ns: Sequence[int]) -> Received:
@@ -80,20 +80,20 @@ class HandOff(Protocol):
         ...
 
     def own(self) -> "HandOff | None":
-        """How the small model's own opening would be handed to itself; None where nothing was fitted for it."""
+        """The hand-off of the small model's own opening to itself; None where no map was fitted for it."""
         ...
 
     def emptied(self, control: str, *, seed: int) -> "HandOff | None":
-        """The same with vectors that say nothing in place of states, a control of `EMPTY`; None where none pass."""
+        """The same with uninformative vectors in place of states, a control of `EMPTY`; None where no states pass."""
         ...
 
 
 @dataclass(frozen=True)
 class TextHandOff:
-    """The small model reads its prompt and behind it the opening's text.
+    """The small model reads its prompt followed by the opening's text.
 
-    Between models of one vocabulary the token ids pass as they are. Else the text is cut into the small model's tokens
-    by itself, without special tokens: ids(prompt) + ids(text), so that nothing merges across the border.
+    Between models of one vocabulary the token ids pass unchanged. Else the text is tokenized separately by the small
+    model's tokenizer, without special tokens: ids(prompt) + ids(text), so that no token spans the boundary.
 
     >>> TextHandOff().layers
     ()
@@ -111,29 +111,29 @@ class TextHandOff:
         """No."""
         return False
 
-    def check(self, large: Model, small: Model, task: Task) -> None:  # noqa: ARG002 (every hand-off is asked alike)
-        """Both need a tokenizer.
+    def check(self, large: Model, small: Model, task: Task) -> None:  # noqa: ARG002 (the signature is that of every hand-off)
+        """Both models need a tokenizer.
 
         Raises:
-            ValueError: one has none.
+            ValueError: one of them has none.
         """
         large.require_tokenizer()
         small.require_tokenizer()
 
     def receive(self, small: Model, task: Task, openings: Openings, rows: Sequence[int], ns: Sequence[int]) -> Received:
-        """The prompts, each with its opening behind it.
+        """The prompts, each followed by its opening.
 
         Raises:
-            ValueError: the small model's tokenizer does not give an opening's text back.
+            ValueError: the small model's tokenizer does not reproduce an opening's text.
         """
-        told = opening_tokens(small, openings, rows, ns)
+        opening = opening_tokens(small, openings, rows, ns)
         prompts = receiver_prompts(small, task)
-        whole = [[*prompts.ids(row).tolist(), *ids] for row, ids in enumerate(told)]
-        nothing = (None,) * len(told)
-        return Received(ReceiverInput(Prompts.from_ids(whole)), tuple(told), (0,) * len(told), nothing)
+        whole = [[*prompts.ids(row).tolist(), *ids] for row, ids in enumerate(opening)]
+        no_drift = (None,) * len(opening)
+        return Received(ReceiverInput(Prompts.from_ids(whole)), tuple(opening), (0,) * len(opening), no_drift)
 
     def own(self) -> "TextHandOff":
-        """The same: the small model then reads what it wrote, so that it is the small model alone."""
+        """The same: the small model then reads its own output, which equals the small model alone."""
         return self
 
     def emptied(self, control: str, *, seed: int) -> None:
@@ -146,18 +146,19 @@ class LatentHandOff:
 
     With `write="embeddings"` no text passes: the small model reads its prompt and n soft tokens, the mapped states.
     With a layer j it reads its prompt and the opening's text, and wherever a token of both models ends at the same
-    character its state after block j is fused with the mapped state. `fit_hand_off` makes one with its map.
+    character its state after block j is fused with the mapped state (a graft: activation patching of the fused state).
+    `fit_hand_off` makes one with its map.
 
     Attributes:
         read: the block after which the large model's states are taken; -1 takes its embeddings.
         write: "embeddings", or the block after which they are written.
         alignment: from the large model's states to the small one's; needed where the widths differ.
-        fusion: how a mapped state and the small model's own become one, at a layer.
-        reference: of the small model's own states where these enter, for the drift; None measures none.
-        itself: how the small model's own opening is handed to itself; without it soft tokens have no control "own",
-            and a graft's is its own state, unmapped, which `Replace` makes the small model alone.
+        fusion: how a mapped state and the small model's own are combined, at a layer.
+        reference: of the small model's own states where the mapped ones enter; None measures no drift.
+        itself: the hand-off of the small model's own opening to itself; without it soft tokens have no control "own",
+            and a graft writes its own state, unmapped, which with `Replace` equals the small model alone.
         name: in tables.
-        instead: a control of `EMPTY` and its seed: what enters in place of the mapped states; None changes nothing.
+        instead: a control of `EMPTY` and its seed, which replaces the mapped states; None changes nothing.
 
     Raises:
         ValueError: a layer below -1, a fusion where there is no own state to fuse with, or an unknown control.
@@ -180,7 +181,9 @@ class LatentHandOff:
             raise ValueError(f"read is {self.read}; give a block from 0, or -1 for the embedding")
         if self.write == EMBEDDINGS:
             if not isinstance(self.fusion, Replace):
-                raise ValueError(f"soft tokens stand where nothing stood, so {self.fusion} has nothing to fuse with")
+                raise ValueError(
+                    f"soft tokens replace no own state, so {self.fusion} has nothing to fuse with; use Replace"
+                )
         elif self.write < 0:
             raise ValueError(f"write is {self.write}; give a block from 0, or 'embeddings'")
         if self.instead is not None and self.instead[0] not in EMPTY:
@@ -196,7 +199,7 @@ class LatentHandOff:
         """No."""
         return False
 
-    def check(self, large: Model, small: Model, task: Task) -> None:  # noqa: ARG002 (every hand-off is asked alike)
+    def check(self, large: Model, small: Model, task: Task) -> None:  # noqa: ARG002 (the signature is that of every hand-off)
         """Both models must have the layers, and the map their widths.
 
         Raises:
@@ -225,38 +228,38 @@ class LatentHandOff:
             )
 
     def receive(self, small: Model, task: Task, openings: Openings, rows: Sequence[int], ns: Sequence[int]) -> Received:
-        """The prompts with soft tokens behind them, or with the opening's text under grafts.
+        """The prompts followed by soft tokens, or by the opening's text with grafts.
 
         Raises:
-            ValueError: the states were not kept, or what `TextHandOff` refuses.
+            ValueError: the openings hold no states of the layer, or what `TextHandOff` refuses.
         """
         states = [self.mapped(openings, row, n) for row, n in zip(rows, ns, strict=True)]
         if self.write == EMBEDDINGS:
             return self._as_embeddings(small, task, states)
-        told = TextHandOff().receive(small, task, openings, rows, ns)
+        text = TextHandOff().receive(small, task, openings, rows, ns)
         starts = receiver_prompts(small, task).lengths.tolist()
-        places = shared_places(small, openings, rows, ns, [ids for ids in told.opening if ids is not None])
-        for row, found, n in zip(rows, places, ns, strict=True):
-            if len(found[0]) == 0:
+        positions = shared_places(small, openings, rows, ns, [ids for ids in text.opening if ids is not None])
+        for row, (shared, _), n in zip(rows, positions, ns, strict=True):
+            if len(shared) == 0:
                 raise ValueError(
                     f"the first {n} tokens of the opening of item {openings.items[row]!r} hold no whole character, so "
-                    f"{self.name} has no place to write at; hand over later"
+                    f"{self.name} has no position to write at; use a larger n"
                 )
-        used = [each[mine] for each, (mine, _) in zip(states, places, strict=True)]
+        used = [each[mine] for each, (mine, _) in zip(states, positions, strict=True)]
         widest = max(map(len, used))
-        # A row of fewer places repeats its last one, where the same is then written twice.
+        # A row with fewer positions repeats its last one, where the same state is then written twice.
         index = [torch.arange(widest).clamp(max=len(each) - 1) for each in used]
         graft = Graft(
             Site(int(self.write)),
-            torch.stack([at[i] + start for (_, at), i, start in zip(places, index, starts, strict=True)]),
+            torch.stack([at[i] + start for (_, at), i, start in zip(positions, index, starts, strict=True)]),
             torch.stack([each[i] for each, i in zip(used, index, strict=True)]),
             self.fusion,
         )
-        given = replace(told.given, grafts=(graft,))
-        return Received(given, told.opening, self._multiply_adds(used), self._drift(used))
+        given = replace(text.given, grafts=(graft,))
+        return Received(given, text.opening, self._multiply_adds(used), self._drift(used))
 
     def own(self) -> "LatentHandOff | None":
-        """What `itself` says; at a layer, where it says nothing, the same layer's states without a map."""
+        """`itself`; at a layer, where that is None, the same layer's states without a map."""
         if self.write == EMBEDDINGS or self.itself is not None:
             return self.itself
         return LatentHandOff(int(self.write), self.write, None, self.fusion, self.reference, None, self.name)
@@ -268,10 +271,10 @@ class LatentHandOff:
         return replace(self, instead=(control, seed), reference=None if control == ZERO else self.reference)
 
     def mapped(self, openings: Openings, row: int, n: int) -> Float[Tensor, "n d_receiver"]:
-        """The states along the first n tokens of an opening in the small model's space, or what stands in their place.
+        """The states along the first n tokens of an opening in the small model's space, or the control in their place.
 
         Raises:
-            ValueError: they were not kept.
+            ValueError: the openings do not hold them.
         """
         states = openings.rows[row].states.get(self.read)
         if states is None:
@@ -289,8 +292,8 @@ class LatentHandOff:
     def _as_embeddings(self, small: Model, task: Task, states: Sequence[Float[Tensor, "_ d_receiver"]]) -> Received:
         prompts = receiver_prompts(small, task)
         ids = [[*prompts.ids(row).tolist(), *[PLACEHOLDER] * len(each)] for row, each in enumerate(states)]
-        places = [torch.arange(len(row) - len(each), len(row)) for row, each in zip(ids, states, strict=True)]
-        soft = SoftTokens(tuple(places), tuple(states))
+        positions = [torch.arange(len(row) - len(each), len(row)) for row, each in zip(ids, states, strict=True)]
+        soft = SoftTokens(tuple(positions), tuple(states))
         given = ReceiverInput(Prompts.from_ids(ids), soft=soft)
         return Received(given, (None,) * len(states), self._multiply_adds(states), self._drift(states))
 
@@ -307,17 +310,17 @@ class LatentHandOff:
     def _drift(self, states: Sequence[Float[Tensor, "_ d_receiver"]]) -> tuple[float | None, ...]:
         if self.reference is None:
             return (None,) * len(states)
-        found = torch.tensor(self.drift_of(torch.cat(list(states))), dtype=torch.float64)
-        return tuple(float(part.mean()) for part in found.split([len(each) for each in states]))
+        drift = torch.tensor(self.drift_of(torch.cat(list(states))), dtype=torch.float64)
+        return tuple(float(part.mean()) for part in drift.split([len(each) for each in states]))
 
 
 @dataclass(frozen=True)
 class KVHandOff:
-    """The large model's keys and values of prompt and opening stand in the small model's cache; it reads the last token
-    of the opening and goes on.
+    """The large model's keys and values of prompt and opening are the small model's cache; it reads the last token of
+    the opening and continues.
 
-    Two models of one layout, one vocabulary and one tokenizing of the prompts. The prompt's keys and values pass with
-    the opening's: under another item's opening the small model never saw its own problem.
+    The two models need one layout, one vocabulary and the same tokens of the prompts. The prompt's keys and values pass
+    with the opening's: under another item's opening the small model never saw its own problem.
 
     >>> KVHandOff().needs_cache
     True
@@ -327,7 +330,7 @@ class KVHandOff:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """None: keys and values are kept instead."""
+        """None: keys and values are cached instead."""
         return ()
 
     @property
@@ -336,7 +339,7 @@ class KVHandOff:
         return True
 
     def check(self, large: Model, small: Model, task: Task) -> None:
-        """Both must have one layout, one vocabulary, and the same prompt tokens.
+        """Both models must have one layout, one vocabulary, and the same prompt tokens.
 
         Raises:
             ValueError: with the first thing that differs.
@@ -347,15 +350,15 @@ class KVHandOff:
             return
         if not one_vocabulary(large, small):
             raise ValueError(
-                f"{large.name} and {small.name} have different vocabularies, so one cannot go on behind the other's "
-                "keys and values; hand over text"
+                f"{large.name} and {small.name} have different vocabularies, so one cannot continue from the "
+                "other's keys and values; use a text hand-off"
             )
         for item in task.items:
-            one = replace(task, items=(item,))
-            if receiver_prompts(large, one).ids(0).tolist() != receiver_prompts(small, one).ids(0).tolist():
+            single = replace(task, items=(item,))
+            if receiver_prompts(large, single).ids(0).tolist() != receiver_prompts(small, single).ids(0).tolist():
                 raise ValueError(
-                    f"{large.name} and {small.name} cut the prompt of item {item.id!r} into different tokens, so keys "
-                    "of one do not stand for what the other reads; hand over text"
+                    f"{large.name} and {small.name} cut the prompt of item {item.id!r} into different tokens, so the "
+                    "keys of one do not belong to the tokens of the other; use a text hand-off"
                 )
 
     def receive(
@@ -366,12 +369,12 @@ class KVHandOff:
         rows: Sequence[int],
         ns: Sequence[int],
     ) -> Received:
-        """The last token of each opening, behind the keys and values of all before it.
+        """The last token of each opening, after the keys and values of all tokens before it.
 
         Raises:
-            ValueError: keys and values were not kept.
+            ValueError: the openings hold no keys and values.
         """
-        layers, lengths, told = [], [], []
+        layers, lengths, opening = [], [], []
         for row, n in zip(rows, ns, strict=True):
             keys, values = (each.to(small.device, small.dtype) for each in openings.rows[row].past(n))
             layers.append(
@@ -381,15 +384,15 @@ class KVHandOff:
                 ]
             )
             lengths.append(keys.shape[2])
-            told.append(openings.rows[row].ids[:n])
-        if len(task.items) != len(told):
-            raise ValueError(f"{len(task.items)} items for {len(told)} openings; give one an item")
-        given = ReceiverInput(Prompts.from_ids([ids[-1:] for ids in told]), past=Past(tuple(layers), tuple(lengths)))
-        return Received(given, tuple(told), (0,) * len(told), (None,) * len(told))
+            opening.append(openings.rows[row].ids[:n])
+        if len(task.items) != len(opening):
+            raise ValueError(f"{len(task.items)} items for {len(opening)} openings; give one an item")
+        given = ReceiverInput(Prompts.from_ids([ids[-1:] for ids in opening]), past=Past(tuple(layers), tuple(lengths)))
+        return Received(given, tuple(opening), (0,) * len(opening), (None,) * len(opening))
 
     def own(self) -> "KVHandOff":
-        """The same: the small model then goes on behind itself, so that it is the small model alone."""
+        """The same: the small model then continues from its own cache, which equals the small model alone."""
         return self
 
     def emptied(self, control: str, *, seed: int) -> None:
-        """None: the prompt passes with the opening, so that nothing would be left of the problem."""
+        """None: the prompt passes with the opening, so that no trace of the problem would be left."""

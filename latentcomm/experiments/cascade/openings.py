@@ -1,4 +1,4 @@
-"""What a large model wrote of every item: tokens, signals along them, and states or keys and values if asked."""
+"""Openings, the prefixes that a large model generates: tokens, signals, and on request states or keys and values."""
 
 import json
 import os
@@ -15,25 +15,25 @@ from latentcomm.models import Model
 from latentcomm.models.prompts import Prompts
 
 EMBEDDING = -1
-"""Where layers are named: what stands before the first block, a row of the embedding table."""
+"""Where a layer is named: the input of the first block, a row of the embedding table."""
 FILE_KIND = "latentcomm.Openings/1"
-_HELD_BACK = "\N{REPLACEMENT CHARACTER}"
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, eq=False)
 class Opening:
-    """What the large model wrote of one item, and what was seen as it did.
+    """The prefix that the large model generated for one item, with the signals recorded at each token.
 
     Attributes:
         ids: the tokens, in the large model's vocabulary.
-        ended: whether it then ended by itself; else it was cut.
-        n_prompt: tokens that it read before.
+        ended: whether a stop token followed; else the opening was cut at its limit.
+        n_prompt: tokens of the prompt.
         entropy: of the distribution that each token was drawn from, in nats.
-        margin: the probability of each token, the likeliest, less that of the second.
-        pieces: what each token adds to the text; a character of several tokens comes with its last one.
+        margin: the probability of each token, the likeliest, minus that of the second likeliest.
+        pieces: the text that each token adds; a character of several tokens is added by its last one.
         whole: whether each token ends where a character does.
-        written: the whole as the tokenizer gives it, with whatever its last character lacks.
-        states: of some layers, the residual stream after the block at each token.
+        written: the whole text as the tokenizer decodes it, an incomplete last character included.
+        states: for some layers, the residual stream after the block at each token.
         cache: keys and values `[layer head pos d_head]` of the prompt and all tokens but the last, or None.
         asked: a digest of the prompt's tokens.
     """
@@ -58,7 +58,7 @@ class Opening:
         margin: Float[Tensor, " _"] | None = None,
         pieces: Sequence[str] | None = None,
     ) -> "Opening":
-        """An opening of signals alone, to ask a stop about; what is not given is nan, or empty text.
+        """An opening of signals alone, to apply a stop to; a signal that is not given is NaN, a text empty.
 
         Raises:
             ValueError: nothing given, or signals of unequal lengths.
@@ -67,10 +67,10 @@ class Opening:
         if len(lengths) != 1:
             raise ValueError(f"the signals have the lengths {sorted(lengths)}; give some, all of one length")
         n = lengths.pop()
-        nothing = torch.full((n,), float("nan"), dtype=torch.float64)
+        missing = torch.full((n,), float("nan"), dtype=torch.float64)
         texts = tuple(pieces if pieces is not None else [""] * n)
         return cls(
-            (0,) * n, False, 1, nothing if entropy is None else entropy, nothing if margin is None else margin,
+            (0,) * n, False, 1, missing if entropy is None else entropy, missing if margin is None else margin,
             texts, (True,) * n, "".join(texts),
         )  # fmt: skip
 
@@ -78,24 +78,22 @@ class Opening:
         return len(self.ids)
 
     def text(self, n: int) -> str:
-        """The text of the first n tokens, or of all where there are fewer; a character that is not whole yet is held
-        back.
-        """
+        """The text of the first n tokens, or of all where there are fewer, without an incomplete last character."""
         return "".join(self.pieces[:n])
 
     def past(self, n: int) -> tuple[Tensor, Tensor]:
         """Keys and values `[layer head pos d_head]` of the prompt and the first n tokens without the last of them.
 
         Raises:
-            ValueError: they were not kept.
+            ValueError: the opening was generated without them.
         """
         if self.cache is None:
-            raise ValueError("keys and values of the openings were not kept; write them with keep_cache=True")
+            raise ValueError("the openings hold no keys and values; write them with keep_cache=True")
         end = self.n_prompt + max(min(n, len(self)) - 1, 0)
         return self.cache[0][:, :, :end], self.cache[1][:, :, :end]
 
     def cut(self, n: int) -> "Opening":
-        """The first n tokens alone, as they would have been seen by then; all of it where there are not more."""
+        """The first n tokens alone, with the signals known by then; the whole opening where it has no more."""
         if n >= len(self):
             return self
         return replace(
@@ -114,15 +112,15 @@ class Opening:
 
 @dataclass(frozen=True, eq=False)
 class Openings:
-    """What a large model wrote of the items of a task.
+    """The openings of the items of a task.
 
     Attributes:
         items: the ids of the items.
         rows: the opening of each.
-        longest: tokens after which an opening was cut.
-        large: the name of the model.
-        vocabulary: a digest of the large model's vocabulary: whether ids mean the same to another model.
-        layers: the layers whose states are there.
+        longest: the limit at which openings were cut, in tokens.
+        large: the name of the large model.
+        vocabulary: a digest of the large model's vocabulary: equal digests mean equal token ids.
+        layers: the layers whose states are saved.
     """
 
     items: tuple[str, ...]
@@ -140,7 +138,7 @@ class Openings:
         return self.rows[row].text(n)
 
     def select(self, rows: Sequence[int]) -> "Openings":
-        """Those of some of the items, in the given order."""
+        """The openings of some of the items, in the given order."""
         return replace(self, items=tuple(self.items[row] for row in rows), rows=tuple(self.rows[row] for row in rows))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -176,10 +174,10 @@ class Openings:
 
     @classmethod
     def _read(cls, path: str | os.PathLike[str]) -> "Openings":
-        told, tensors = read_tensors(path)
-        if told.get("kind") != FILE_KIND:
-            raise ValueError(f"{path} is marked {told.get('kind')}, not {FILE_KIND}; give a file of Openings.save")
-        facts, records = json.loads(told["facts"]), json.loads(told["rows"])
+        metadata, tensors = read_tensors(path)
+        if metadata.get("kind") != FILE_KIND:
+            raise ValueError(f"{path} is marked {metadata.get('kind')}, not {FILE_KIND}; give a file of Openings.save")
+        facts, records = json.loads(metadata["facts"]), json.loads(metadata["rows"])
         rows = []
         for number, record in enumerate(records):
             states = {layer: tensors[f"{number}.states.{layer}"] for layer in facts["layers"]}
@@ -218,24 +216,24 @@ def vocabulary_of(model: Model) -> str:
 
 
 def pieces_of(model: Model, ids: Sequence[int]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
-    """What each token adds to the text of those before it, and whether it ends where a character does.
+    """The text that each token adds to those before it, and whether it ends where a character does.
 
-    A character of several tokens comes with its last one.
+    A character of several tokens is added by its last one.
 
     Raises:
-        RuntimeError: the tokenizer writes the text of earlier tokens in another way once later ones are there.
+        RuntimeError: the tokenizer decodes earlier tokens differently once later ones follow.
     """
     tokenizer = model.require_tokenizer()
     pieces, whole, before = [], [], ""
     for n in range(1, len(ids) + 1):
-        told = tokenizer.decode(ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        whole.append(not told.endswith(_HELD_BACK))
-        told = told.rstrip(_HELD_BACK)
-        if not told.startswith(before):
+        text = tokenizer.decode(ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        whole.append(not text.endswith(_INCOMPLETE))
+        text = text.rstrip(_INCOMPLETE)
+        if not text.startswith(before):
             raise RuntimeError(
-                f"the tokenizer of {model.name} writes {before[-40:]!r} otherwise once token {n} follows; its openings "
-                "cannot be cut"
+                f"the tokenizer of {model.name} decodes {before[-40:]!r} differently once token {n} follows, so its "
+                "openings cannot be cut; choose a model with another tokenizer"
             )
-        pieces.append(told[len(before) :])
-        before = told
+        pieces.append(text[len(before) :])
+        before = text
     return tuple(pieces), tuple(whole)

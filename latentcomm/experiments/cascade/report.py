@@ -1,4 +1,4 @@
-"""A reverse cascade as a reader sees it: a table in the terminal, three figures on disk, and all that was written."""
+"""Report a reverse cascade: a table in the terminal, three figures on disk, and all trials and signals."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +11,9 @@ from rich.table import Table
 
 from latentcomm._core.files import written_whole
 from latentcomm.experiments.cascade import CascadeSweep, Openings, Oracle, Stop
+from latentcomm.experiments.cascade.hand_offs import RANDOM, ZERO
 from latentcomm.experiments.cascade.run import choose
-from latentcomm.experiments.cascade.trials import CONTROLS, LARGE_ALONE, SMALL_ALONE
+from latentcomm.experiments.cascade.trials import CONTROLS, LARGE_ALONE, OTHER, OWN, SELF_CONSISTENCY, SMALL_ALONE
 from latentcomm.experiments.evaluation import MESSAGE
 from latentcomm.models import Model
 from latentcomm.models.facts import describe
@@ -22,17 +23,17 @@ from latentcomm.reporting.plots.tables import p_value, spoken
 from latentcomm.reporting.publish import Published, plain, publish
 
 FRONT, SIGNALS = "front", "signals"
-"""How the names of the two other figures end."""
+"""Suffixes of the names of the two other figures."""
 
 
 def signal_table(
     openings: Openings, seen: pd.DataFrame, stops: Mapping[str, Stop | Oracle], *, most: int
 ) -> pd.DataFrame:
-    """What is seen along openings, token by token: `plots.opening_signals` draws it.
+    """The signals along openings, token by token: the data of `plots.opening_signals`.
 
-    Of every signal of `seen` (`cascade.signals.token_signals`) the median and the quartiles over the openings that have
-    it at a token, with their number; of every stop the share of all openings that it has handed over by then, where it
-    fired by `most`. The oracle, which needs the answers, is left out.
+    For every signal of `seen` (`cascade.signals.token_signals`) the median and the quartiles over the openings that
+    have it at a token, with their number; for every stop the share of all openings at which it has fired by that token,
+    if it fires by `most`. The oracle, which needs the answers, is left out.
 
     Raises:
         ValueError: no opening has a token.
@@ -50,9 +51,11 @@ def signal_table(
         raise ValueError("no opening has a token, so there are no signals to show")
     rows = []
     for signal in seen.columns.drop(["item", "token", "piece"]):
-        for token, there in seen.dropna(subset=[signal]).groupby("token")[signal]:
-            low, median, high = there.quantile([0.25, 0.5, 0.75]).tolist()
-            rows.append({"signal": signal, "token": token, "median": median, "low": low, "high": high, "n": len(there)})
+        for token, values in seen.dropna(subset=[signal]).groupby("token")[signal]:
+            low, median, high = values.quantile([0.25, 0.5, 0.75]).tolist()
+            rows.append(
+                {"signal": signal, "token": token, "median": median, "low": low, "high": high, "n": len(values)}
+            )
     for name, stop in stops.items():
         if isinstance(stop, Oracle):
             continue
@@ -98,7 +101,7 @@ def signals_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figur
 
 
 PLOTS = {"": curves_figure, f"_{FRONT}": front_figure, f"_{SIGNALS}": signals_figure}
-"""What draws each figure of a cascade, by how its name ends."""
+"""The function that draws each figure of a cascade, by the suffix of its name."""
 
 
 def write_cascade(
@@ -114,7 +117,7 @@ def write_cascade(
 ) -> list[Published]:
     """NAME, NAME_front and NAME_signals with data and metadata under `folder`, NAME_trials.jsonl and NAME_tokens.csv.
 
-    `settings` have `large`, `small` and `task`, which stand in the titles, `ns`, and `seed`. With `groups` (item to
+    `settings` have `large`, `small` and `task`, which the titles name, `ns`, and `seed`. With `groups` (item to
     group) bootstrap intervals are over groups of items.
     """
     shown = plain(settings)
@@ -141,7 +144,7 @@ def write_cascade(
 
 
 def print_cascade(table: pd.DataFrame, console: Console) -> None:
-    """One row a hand-off and stop, the two models alone first; the controls beside each."""
+    """Print one row a hand-off and stop, the two models alone first, with the controls of each."""
     rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
     shown = Table(
         title=f"{_items(table)}; 95 % Wilson intervals; exact McNemar p against small alone / large alone / another "
@@ -168,14 +171,12 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
         shown.add_column(
             head, justify="left" if head in heads[:2] else "right", no_wrap=head in (*heads[:2], "accuracy", "p")
         )
-    beside = {(row["hand_off"], row["stop"], row["condition"]): row for row in rows}
+    by_cell = {(row["hand_off"], row["stop"], row["condition"]): row for row in rows}
     for row in rows:
         if row["condition"] not in (SMALL_ALONE, LARGE_ALONE, MESSAGE):
             continue
         is_alone = row["condition"] != MESSAGE
-        other, zero, random, own, vote = (
-            _accuracy(beside.get((row["hand_off"], row["stop"], each))) for each in CONTROLS
-        )
+        control = {name: _accuracy(by_cell.get((row["hand_off"], row["stop"], name))) for name in CONTROLS}
         shown.add_row(
             row["condition"] if is_alone else spoken(row["hand_off"]),
             "" if is_alone else row["stop"],
@@ -184,7 +185,10 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
             "" if is_alone else _part(row, "handed"),
             "" if is_alone else f"{row['in_opening']:.2f}",
             "" if is_alone else _part(row, "without"),
-            *(other, f"{zero}/{random}".strip("/"), own, vote),
+            control[OTHER],
+            f"{control[ZERO]}/{control[RANDOM]}".strip("/"),
+            control[OWN],
+            control[SELF_CONSISTENCY],
             " / ".join(p_value(row[f"p_{name}"]) for name in ("small", "large", "other")),
             f"{row['flops'] / 1e9:.3g}",
         )
@@ -198,7 +202,7 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
 
 
 def _part(row: Mapping[str, Any], name: str) -> str:
-    """Accuracy and number of some of the items."""
+    """Accuracy on a subset of the items, and its size."""
     return f"{row[f'{name}_accuracy']:.2f} of {row[f'{name}_n']}" if row[f"{name}_n"] else ""
 
 

@@ -1,4 +1,4 @@
-"""How the small model goes on: greedily, each row to a limit of its own, and behind prefixes that were read once."""
+"""Greedy continuation by the small model, each row to its own limit, after prefixes that are read once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,28 +14,29 @@ from latentcomm.models.prompts import Prompts
 
 @dataclass(frozen=True)
 class Continuation:
-    """What the small model wrote.
+    """The small model's output after a prompt and an opening.
 
     Attributes:
         ids: its tokens.
-        ended: whether it then ended by itself; else it was cut at its limit.
+        ended: whether a stop token followed; else it was cut at its limit.
     """
 
     ids: tuple[int, ...]
     ended: bool
 
     def rest(self, opening: Sequence[int]) -> "Continuation | None":
-        """What is left of it behind an opening that it writes itself, or None where it does not begin with that."""
+        """The remainder after an opening that it begins with, or None where it does not."""
         n = len(opening)
         return Continuation(self.ids[n:], self.ended) if self.ids[:n] == tuple(opening) else None
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A prompt and an opening that a model has read once, for all that begins with them.
+    """A prompt and an opening that a model has read once, for all rows of tokens that share a prefix with them.
 
     Attributes:
-        ids: what was read.
+        model: the model.
+        ids: the tokens.
         layers: keys and values of every layer, as `Model.cache_layers` gives them.
         surprise: -log p of each token after the first under the model, in nats.
     """
@@ -59,30 +60,30 @@ class Prefix:
         return cls(model, tuple(ids), model.cache_layers(cache), surprise.cpu())
 
     def shared(self, ids: Sequence[int]) -> int:
-        """How many tokens ids and this prefix begin with alike."""
-        both = zip(self.ids, ids, strict=False)
-        return next((n for n, (mine, theirs) in enumerate(both) if mine != theirs), min(len(self.ids), len(ids)))
+        """The length of the longest common prefix of ids and this prefix, in tokens."""
+        pairs = zip(self.ids, ids, strict=False)
+        return next((n for n, (mine, theirs) in enumerate(pairs) if mine != theirs), min(len(self.ids), len(ids)))
 
     def cache(self, n: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the first n positions."""
-        along = 2 if self.model.is_bridge else 1
-        return [(keys.narrow(along, 0, n), values.narrow(along, 0, n)) for keys, values in self.layers]
+        axis = 2 if self.model.is_bridge else 1
+        return [(keys.narrow(axis, 0, n), values.narrow(axis, 0, n)) for keys, values in self.layers]
 
     def mean_surprise(self, ids: Sequence[int], n_prompt: int) -> float | None:
-        """The mean surprise of the tokens of ids behind the prompt, as far as they are this prefix's; None of none."""
+        """The mean surprise of the tokens of ids after the prompt that this prefix shares; None if there are none."""
         end = self.shared(ids)
         return float(self.surprise[n_prompt - 1 : end - 1].mean()) if end > n_prompt >= 1 else None
 
 
 def behind(prefixes: Sequence[Prefix], rows: Sequence[Sequence[int]]) -> ReceiverInput:
-    """Rows of ids, each behind what its prefix has read of it; the rest, at least the last token, is read again."""
+    """Rows of ids, each after the part cached by its prefix; the suffix, at least the last token, is read again."""
     shared = [min(prefix.shared(ids), len(ids) - 1) for prefix, ids in zip(prefixes, rows, strict=True)]
     past = Past(tuple(prefix.cache(n) for prefix, n in zip(prefixes, shared, strict=True)), tuple(shared))
     return ReceiverInput(Prompts.from_ids([list(ids[n:]) for ids, n in zip(rows, shared, strict=True)]), past=past)
 
 
 def go_on(model: Model, given: ReceiverInput, limits: Sequence[int]) -> list[Continuation]:
-    """The greedy continuation of each row, to a limit of its own; rows of all lengths and limits go on together.
+    """The greedy continuation of each row, to its own limit; rows of all lengths and limits are decoded together.
 
     Raises:
         ValueError: a limit below 1, or a row and its limit exceed the context.
@@ -93,16 +94,16 @@ def go_on(model: Model, given: ReceiverInput, limits: Sequence[int]) -> list[Con
         if length + limit - 1 > model.n_ctx:
             raise ValueError(
                 f"a prompt with its opening has {length} tokens and {limit} more exceed the {model.n_ctx} of "
-                f"{model.name}; ask for shorter replies"
+                f"{model.name}; lower the task's reply_tokens"
             )
-    found: list[Continuation | None] = [None] * len(limits)
+    continuations: dict[int, Continuation] = {}
     for run in runs(model, given, max(limits), read_prompts):
-        for row, said in zip(run.rows, _each(model, run, [limits[row] for row in run.rows]), strict=True):
-            found[row] = said
-    return [each for each in found if each is not None]
+        of_run = _decoded(model, run, [limits[row] for row in run.rows])
+        continuations |= dict(zip(run.rows, of_run, strict=True))
+    return [continuations[row] for row in range(len(limits))]
 
 
-def _each(model: Model, run: Run, limits: Sequence[int]) -> Iterator[Continuation]:
+def _decoded(model: Model, run: Run, limits: Sequence[int]) -> Iterator[Continuation]:
     ids: list[list[int]] = [[] for _ in limits]
     ended, live, logits = [False] * len(limits), [True] * len(limits), run.logits
     while True:

@@ -1,4 +1,4 @@
-"""An opening in another model's tokens, and where tokens of both end at one character."""
+"""An opening in another model's tokens, and the positions where tokens of both end at the same character."""
 
 from collections.abc import Sequence
 
@@ -11,25 +11,25 @@ from latentcomm.models import Model
 
 
 def opening_tokens(small: Model, openings: Openings, rows: Sequence[int], ns: Sequence[int]) -> list[tuple[int, ...]]:
-    """The first n tokens of openings as the small model reads them: the ids, or its own tokens of the text.
+    """The first n tokens of openings as input of the small model: the ids, or its own tokens of the text.
 
     Raises:
-        ValueError: its tokenizer does not give the text back that it was cut from.
+        ValueError: its tokenizer does not reproduce the text from its tokens.
     """
     if openings.vocabulary == vocabulary_of(small):
         return [openings.rows[row].ids[:n] for row, n in zip(rows, ns, strict=True)]
     tokenizer = small.require_tokenizer()
-    found = []
+    opening = []
     for row, n in zip(rows, ns, strict=True):
         text = openings.text(row, n)
         ids = tuple(tokenizer(text, add_special_tokens=False).input_ids) if text else ()
         if tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) != text:
             raise ValueError(
                 f"the tokenizer of {small.name} does not give the first {n} tokens of the opening of item "
-                f"{openings.items[row]!r} back ({text[-40:]!r}); choose a small model whose tokenizer knows this text"
+                f"{openings.items[row]!r} back ({text[-40:]!r}); choose a small model whose tokenizer covers this text"
             )
-        found.append(ids)
-    return found
+        opening.append(ids)
+    return opening
 
 
 def shared_places(
@@ -37,27 +37,27 @@ def shared_places(
     openings: Openings,
     rows: Sequence[int],
     ns: Sequence[int],
-    told: Sequence[tuple[int, ...]],
-) -> list[tuple[Int[Tensor, " place"], Int[Tensor, " place"]]]:
-    """Of each row the tokens of the large and of the small model that end at the same character of the opening."""
-    found, one_vocabulary = [], openings.vocabulary == vocabulary_of(small)
-    for row, n, ids in zip(rows, ns, told, strict=True):
+    tokens: Sequence[tuple[int, ...]],
+) -> list[tuple[Int[Tensor, " pos"], Int[Tensor, " pos"]]]:
+    """For each row the tokens of the large and of the small model that end at the same character of the opening."""
+    positions, one_vocabulary = [], openings.vocabulary == vocabulary_of(small)
+    for row, n, ids in zip(rows, ns, tokens, strict=True):
         if one_vocabulary:
-            both = [(place, place) for place in range(len(ids))]
+            both = [(position, position) for position in range(len(ids))]
         else:
             opening = openings.rows[row]
             mine, theirs = _ends(opening.pieces[:n], opening.whole[:n]), _ends(*pieces_of(small, ids))
             both = [(mine[end], theirs[end]) for end in sorted(mine.keys() & theirs.keys())]
         pairs = torch.tensor(both, dtype=torch.long).reshape(-1, 2)
-        found.append((pairs[:, 0], pairs[:, 1]))
-    return found
+        positions.append((pairs[:, 0], pairs[:, 1]))
+    return positions
 
 
 def _ends(pieces: Sequence[str], whole: Sequence[bool]) -> dict[int, int]:
-    """The token that ends at each character: `{characters: token}`; one that ends inside a character ends nowhere."""
-    ends, held = {}, 0
+    """The token that ends at each character: `{characters: token}`; one that ends inside a character is left out."""
+    ends, length = {}, 0
     for token, (piece, is_whole) in enumerate(zip(pieces, whole, strict=True)):
-        held += len(piece)
+        length += len(piece)
         if piece and is_whole:
-            ends[held] = token
+            ends[length] = token
     return ends

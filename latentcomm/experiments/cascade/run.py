@@ -1,4 +1,4 @@
-"""The reverse cascade: a large model opens, a small one finishes, for every n and stop at the price of the longest."""
+"""The reverse cascade at every n and stop: the large model generates once, and each shorter opening is a prefix."""
 
 import json
 import os
@@ -34,17 +34,17 @@ from latentcomm.models import Model, check_pair
 from latentcomm.tasks.base import Task
 
 NS = (0, 8, 16, 32, 64, 128)
-"""Tokens of the opening at which a sweep hands over."""
+"""Numbers of opening tokens at which a sweep hands over."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cascade:
-    """A large model that opens the reasoning, a small one that finishes it, what passes between them, and when.
+    """A large model that generates the opening, a small one that continues it, the hand-off between them, and the stop.
 
     Attributes:
         large, small: the two models; both read the same problem.
-        hand_off: what passes.
-        stop: when.
+        hand_off: how the opening passes.
+        stop: after how many tokens.
     """
 
     large: Model
@@ -60,7 +60,7 @@ class Cascade:
         checkpoint: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> list[CascadeTrial]:
-        """One trial an item. Openings that `write_openings` gave before, with what the hand-off needs, are used again.
+        """One trial an item. Given `openings` of `write_openings`, with what the hand-off needs, are reused.
 
         A stop that never fires hands over at the end of the openings. Opening and continuation together have
         `task.reply_tokens` tokens at most.
@@ -76,42 +76,44 @@ class Cascade:
                 checkpoint=checkpoint, progress=progress,
             )  # fmt: skip
         if openings.items != tuple(item.id for item in task.items):
-            raise ValueError(f"the openings are of other items than those of task {task.name!r}; write them for these")
+            raise ValueError(f"the openings are of other items than those of task {task.name!r}; write them for it")
         prompts = receiver_prompts(self.large, task)
         if [row.asked for row in openings.rows] != [digest(ids_of(prompts, row)) for row in range(len(openings))]:
             raise ValueError(
-                f"the openings are of other prompts than those of task {task.name!r}, under the same names of items; "
-                "write them for these"
+                f"the openings are of other prompts than those of task {task.name!r}, under the same item ids; "
+                "write them for it"
             )
         if openings.large != self.large.name:
-            raise ValueError(f"the openings are by {openings.large}, not by {self.large.name}; write them with that")
+            raise ValueError(
+                f"the openings are by {openings.large}, not by {self.large.name}; write them with the large model"
+            )
         if (longest := max(map(len, openings.rows), default=0)) > task.reply_tokens:
             raise ValueError(
-                f"an opening has {longest} tokens, and a reply of task {task.name!r} {task.reply_tokens} at most; let "
-                "its replies be longer, or write shorter openings"
+                f"an opening has {longest} tokens, and a reply of task {task.name!r} {task.reply_tokens} at most; "
+                "raise its reply_tokens, or write shorter openings"
             )
         _refuse_silence(openings)
         chosen = [choose(self.stop, opening, openings.longest, openings.longest) for opening in openings.rows]
         needed = [row for row, (n, _) in enumerate(chosen) if n == 0]
-        own: dict[int, Opening] = {}
+        alone: dict[int, Opening] = {}
         if needed:
             part = replace(task, items=tuple(task.items[row] for row in needed))
-            written = write_openings(self.small, part, checkpoint=checkpoint, progress=progress)
-            own = dict(zip(needed, written.rows, strict=True))
+            replies = write_openings(self.small, part, checkpoint=checkpoint, progress=progress)
+            alone = dict(zip(needed, replies.rows, strict=True))
         setting = Setting.of(self.large, self.small, task, checkpoint, progress)
         side = Side(openings, range(len(openings)), self.hand_off, is_small=False)
         name = str(self.stop.n) if isinstance(self.stop, FixedTokens) else type(self.stop).__name__
-        return setting.trials(side, MESSAGE, self.hand_off.name, {name: chosen}, own)
+        return setting.trials(side, MESSAGE, self.hand_off.name, {name: chosen}, alone)
 
 
 @dataclass(frozen=True, eq=False)
 class CascadeSweep:
-    """All trials of a sweep, and what the large model wrote.
+    """All trials of a sweep, with the openings of both models.
 
     Attributes:
         trials: of every hand-off, stop and condition.
-        openings: what the large model wrote, whole, with its signals.
-        small_openings: what the small model wrote alone.
+        openings: the large model's whole openings, with their signals.
+        small_openings: the small model's replies without a hand-off.
         signals: a row a token of the large model's openings; see `cascade.signals.token_signals`.
     """
 
@@ -121,7 +123,7 @@ class CascadeSweep:
     signals: pd.DataFrame
 
     def table(self, *, groups: Mapping[str, str] | None = None, seed: int = 0) -> pd.DataFrame:
-        """One row a hand-off, stop and condition; see `cascade.tables.cascade_table`."""
+        """One row a hand-off, stop and condition; see `cascade.table.cascade_table`."""
         return cascade_table(self.trials, groups=groups, seed=seed)
 
     def save_trials(self, path: str | os.PathLike[str]) -> None:
@@ -145,24 +147,25 @@ def sweep_cascade(
 ) -> CascadeSweep:
     """Every hand-off at every n and stop, the two models alone, and the controls, on all items of a task.
 
-    The large model writes once, to `task.reply_tokens`; every n and stop is a prefix of that. A stop that has not fired
-    by the largest n hands over there. n = 0 is the small model alone, and where the large model had ended, or wrote
-    `task.reply_tokens`, its reply stands and nothing is left to do. Each pair of item and n is run once a hand-off.
+    The large model generates once, to `task.reply_tokens`; every n and stop is a prefix of that. A stop that has not
+    fired by the largest n hands over there. n = 0 is the small model alone, and where the large model had ended, or
+    generated `task.reply_tokens`, its output is the reply and the small model does not run. Each pair of item and n is
+    run once a hand-off.
 
-    Controls, beside "small alone" and "large alone" which are always there, at every n above 0: "other", the opening of
-    another item with another answer, n tokens of it (where it ended before, it stands as the reply, which is then wrong
-    by construction: the share `finished` says how often); "zero" and "random", where states pass, zeros and random
-    directions of the same norms in their place; "own", the small model's own opening through the same hand-off (by
-    text, by keys and values, and by `Replace` at a layer that is the small model alone by construction: the same
-    replies at another price); "self-consistency", the majority of m sampled replies of the small model (temperature
-    0.7), m the mean cost of the cascade over that of a reply, rounded, at least 1. A vote of one or two is hardly more
-    than one sampled reply; there "small alone" is the stronger control.
+    Controls at every n above 0, in addition to "small alone" and "large alone", which are always run: "other", the
+    first n tokens of the opening of another item with another answer (where that had ended before, it is the reply,
+    which is then wrong by construction: the share `finished` gives how often); "zero" and "random", where states pass,
+    zeros and random directions of the same norms in their place; "own", the small model's own opening through the same
+    hand-off (by text, by keys and values, and by `Replace` at a layer that is the small model alone by construction:
+    the same replies at another cost); "self-consistency", the majority of m sampled replies of the small model
+    (temperature 0.7), m the mean cost of the cascade over that of a reply, rounded, at least 1. A vote of one or two is
+    hardly more than one sampled reply; there "small alone" is the stronger control.
 
-    With `checkpoint` what is done is kept there and not run again. Same seed, same trials.
+    With `checkpoint` finished work is saved there and not run again. Same seed, same trials.
 
     Raises:
         ValueError: an n that is negative or beyond `task.reply_tokens`, an unknown control, no hand-off or one that the
-            two models refuse, a large model that writes nothing at all, or items whose openings cannot be exchanged.
+            two models refuse, a large model whose openings are all empty, or items whose openings cannot be permuted.
     """
     check_pair(large, small)
     _refuse_names(hand_offs, stops, controls)
@@ -171,18 +174,18 @@ def sweep_cascade(
         if not 0 <= n <= task.reply_tokens:
             raise ValueError(
                 f"n is {n}, and the large model writes {task.reply_tokens} tokens at most in task {task.name!r}; give "
-                "n from 0 to that, or let the task's replies be longer"
+                "n from 0 to that, or raise the task's reply_tokens"
             )
     for hand_off in hand_offs.values():
         hand_off.check(large, small, task)
     labels, texts = [item.answers[0] for item in task.items], [item.receiver for item in task.items]
-    exchanged = derangement(labels, seed=seed, texts=texts) if OTHER in controls else []
-    openings = _written(large, task, list(hand_offs.values()), checkpoint, progress)
+    permuted = derangement(labels, seed=seed, texts=texts) if OTHER in controls else []
+    openings = _generated(large, task, list(hand_offs.values()), checkpoint, progress)
     _refuse_silence(openings)
-    selves = {name: hand_off.own() for name, hand_off in hand_offs.items()} if OWN in controls else {}
-    mine = _written(small, task, [each for each in selves.values() if each is not None], checkpoint, progress)
+    own = {name: hand_off.own() for name, hand_off in hand_offs.items()} if OWN in controls else {}
+    small_openings = _generated(small, task, [each for each in own.values() if each is not None], checkpoint, progress)
     setting = Setting.of(large, small, task, checkpoint, progress)
-    alone = dict(enumerate(mine.rows))
+    alone = dict(enumerate(small_openings.rows))
     most = max(grid, default=0) or task.reply_tokens
     plan = {str(n): [(n, True)] * len(openings) for n in grid}
     for name, stop in stops.items():
@@ -190,33 +193,40 @@ def sweep_cascade(
             plan[name] = [choose(stop, opening, most, openings.longest) for opening in openings.rows]
     above = {name: chosen for name, chosen in plan.items() if any(n > 0 for n, _ in chosen)}
     trials = setting.alone(openings, alone)
-    singles, asked = [trial for trial in trials if trial.condition == SMALL_ALONE], []
+    singles, compared = [trial for trial in trials if trial.condition == SMALL_ALONE], []
     for name, hand_off in hand_offs.items():
         side = Side(openings, range(len(openings)), hand_off, is_small=False)
-        told = setting.trials(side, MESSAGE, name, plan, alone)
-        told += _by_oracle(told, [key for key, stop in stops.items() if isinstance(stop, Oracle)], grid)
-        trials += told
+        messages = setting.trials(side, MESSAGE, name, plan, alone)
+        messages += _by_oracle(messages, [key for key, stop in stops.items() if isinstance(stop, Oracle)], grid)
+        trials += messages
         if OTHER in controls:
-            side = Side(openings, exchanged, hand_off, is_small=False)
+            side = Side(openings, permuted, hand_off, is_small=False)
             trials += setting.trials(side, OTHER, name, above, alone)
         for control in EMPTY:
             if control in controls and (empty := hand_off.emptied(control, seed=seed)) is not None:
                 side = Side(openings, range(len(openings)), empty, is_small=False)
                 trials += setting.trials(side, control, name, above, alone)
-        if (itself := selves.get(name)) is not None:
-            side = Side(mine, range(len(mine)), itself, is_small=True)
+        if (itself := own.get(name)) is not None:
+            side = Side(small_openings, range(len(openings)), itself, is_small=True)
             trials += setting.trials(side, OWN, name, above, alone)
-        asked += [trial for trial in told if trial.stop in above]
+        compared += [trial for trial in messages if trial.stop in above]
     if SELF_CONSISTENCY in controls:
         trials += held_votes(
-            small, task, asked, singles, seed=seed, folder=setting.folder, prints=setting.prints, shown=progress
+            small,
+            task,
+            compared,
+            singles,
+            seed=seed,
+            folder=setting.folder,
+            prints=setting.small_prints,
+            shown=progress,
         )
     signals = kept_signals(openings, small, task, hand_offs, folder=setting.folder, prints=setting.prints)
-    return CascadeSweep(tuple(trials), openings, mine, signals)
+    return CascadeSweep(tuple(trials), openings, small_openings, signals)
 
 
 def choose(stop: Stop, opening: Opening, most: int, longest: int) -> tuple[int, bool]:
-    """After how many tokens a stop hands over, `most` at the latest, and whether it fired.
+    """The number of tokens after which a stop hands over, `most` at the latest, and whether it fired.
 
     Raises:
         ValueError: a fixed number beyond the longest opening.
@@ -224,61 +234,61 @@ def choose(stop: Stop, opening: Opening, most: int, longest: int) -> tuple[int, 
     if isinstance(stop, FixedTokens):
         if stop.n > longest:
             raise ValueError(
-                f"n is {stop.n}, and the large model wrote {longest} tokens at most; hand over earlier, or write "
+                f"n is {stop.n}, and the large model wrote {longest} tokens at most; give a smaller n, or write "
                 "longer openings"
             )
         return stop.n, True
-    found = stop.at(opening.cut(most))
-    return (most, False) if found is None else (found, True)
+    n = stop.at(opening.cut(most))
+    return (most, False) if n is None else (n, True)
 
 
-def _written(
+def _generated(
     model: Model,
     task: Task,
     hand_offs: Sequence[HandOff],
     checkpoint: str | os.PathLike[str] | None,
     progress: bool,
 ) -> Openings:
-    """All that a model writes, with what the hand-offs need of it."""
+    """The whole openings of a model, with the states and caches that the hand-offs need."""
     layers = sorted({layer for hand_off in hand_offs for layer in hand_off.layers})
     keep_cache = any(hand_off.needs_cache for hand_off in hand_offs)
     return write_openings(model, task, layers=layers, keep_cache=keep_cache, checkpoint=checkpoint, progress=progress)
 
 
 def _by_oracle(trials: Sequence[CascadeTrial], names: Sequence[str], grid: Sequence[int]) -> list[CascadeTrial]:
-    """Of each item the trial of the smallest n that is right, else of the smallest n; under each oracle's name."""
+    """For each item the trial of the smallest n that is right, else of the smallest n; under each oracle's name."""
     stops = {str(n): n for n in grid}
     of_item: dict[str, list[CascadeTrial]] = {}
     for trial in trials:
         if trial.stop in stops:
             of_item.setdefault(trial.item, []).append(trial)
-    found = []
+    chosen = []
     for name in names:
-        for tried in of_item.values():
-            tried = sorted(tried, key=lambda trial: stops[trial.stop])
-            best = next((trial for trial in tried if trial.free), tried[0])
-            found.append(replace(best, stop=name, fired=best.free))
-    return found
+        for of_grid in of_item.values():
+            ascending = sorted(of_grid, key=lambda trial: stops[trial.stop])
+            best = next((trial for trial in ascending if trial.free), ascending[0])
+            chosen.append(replace(best, stop=name, fired=best.free))
+    return chosen
 
 
 def _refuse_names(
     hand_offs: Mapping[str, HandOff], stops: Mapping[str, Stop | Oracle], controls: Sequence[str]
 ) -> None:
-    """Refuse what could not be told apart, or is not there."""
+    """Refuse names that are ambiguous, reserved or unknown."""
     if not hand_offs:
         raise ValueError("no hand-off was given; give at least one, such as {'text': TextHandOff()}")
     if NO_HAND_OFF in hand_offs:
-        raise ValueError(f"{NO_HAND_OFF!r} is what the two models alone are listed under; name the hand-off otherwise")
+        raise ValueError(f"{NO_HAND_OFF!r} is the name for the two models alone; name the hand-off otherwise")
     if odd := [name for name in stops if name.isdigit() or name == ALL]:
-        raise ValueError(f"a stop is named {odd[0]!r}, which stands for a fixed n; name it otherwise")
+        raise ValueError(f"a stop is named {odd[0]!r}, which is the name of a fixed n; name it otherwise")
     if unknown := [name for name in controls if name not in CONTROLS]:
         raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
 
 
 def _refuse_silence(openings: Openings) -> None:
-    """Refuse openings without a token among them."""
+    """Refuse openings that are all empty."""
     if not any(len(opening) for opening in openings.rows):
         raise ValueError(
-            f"{openings.large} wrote an empty opening for every item, so there is nothing to hand over; ask in a way "
-            "that it answers, such as with its chat template"
+            f"{openings.large} wrote an empty opening for every item, so there is nothing to hand over; use a prompt "
+            "that it answers, such as its chat template"
         )

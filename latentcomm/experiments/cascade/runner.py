@@ -1,4 +1,4 @@
-"""What every trial of a sweep is run in: two models and a task, and whose openings are handed over how."""
+"""Run the trials of a sweep: two models, one task, and for each condition the openings and the hand-off they take."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,14 @@ ALONE, ALL = "0", "all"
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Whose openings are handed over, to which item each, and how."""
+    """Which openings pass, to which item each, and through which hand-off.
+
+    Attributes:
+        openings: the openings.
+        rows: for each item of the task, the row of the opening that it gets.
+        hand_off: the hand-off.
+        is_small: whether the small model generated them.
+    """
 
     openings: Openings
     rows: Sequence[int]
@@ -42,9 +49,28 @@ class Side:
     is_small: bool
 
 
+@dataclass(frozen=True)
+class _Label:
+    """Where a trial belongs in the table, and whether its stop fired."""
+
+    hand_off: str
+    stop: str
+    condition: str
+    fired: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """The two models and the task, their sizes, and where what is done is kept."""
+    """The two models and the task, their sizes, and the folder of the checkpoint.
+
+    Attributes:
+        large, small, task: the models and the items.
+        sizes: of the large and of the small model.
+        folder: where finished work is saved; None saves nothing.
+        prints: digests of the large model's weights, of the small one's, and of the stop tokens and vocabularies of
+            both; empty without a folder.
+        shown: whether progress is shown.
+    """
 
     large: Model
     small: Model
@@ -63,31 +89,47 @@ class Setting:
         checkpoint: str | os.PathLike[str] | None,
         shown: bool,
     ) -> "Setting":
-        """With the weights of both hashed where something is kept."""
+        """With the weights of both models hashed where a checkpoint is saved.
+
+        Raises:
+            ValueError: a checkpoint, and a model with hooks attached.
+        """
         folder = None if checkpoint is None else Path(checkpoint)
         prints: tuple[str, ...] = ()
         if folder is not None:
             if large.has_hooks or small.has_hooks:
-                raise ValueError("trials of a model with hooks attached cannot be kept: they are in no name")
+                raise ValueError(
+                    "trials of a model with hooks attached cannot be saved, since the name of a checkpoint does not "
+                    "cover hooks; remove them, or run without a checkpoint"
+                )
             known = [[sorted(model.stop_ids), vocabulary_of(model)] for model in (large, small)]
             prints = (*fingerprints(large, small), digest(known))
         return cls(large, small, task, (ModelSize.of(large), ModelSize.of(small)), folder, prints, shown)
 
+    @property
+    def small_prints(self) -> tuple[str, ...]:
+        """`prints` without the large model's weights: what the small model's own samples are saved under."""
+        return self.prints[1:]
+
     def alone(self, openings: Openings, alone: Mapping[int, Opening]) -> list[CascadeTrial]:
         """The trials of the two models alone."""
-        trials = [
-            replace(self._of_small(row, alone[row]), hand_off=NO_HAND_OFF, stop=ALONE, condition=SMALL_ALONE)
-            for row in range(len(openings))
-        ]
+        of_small = _Label(NO_HAND_OFF, ALONE, SMALL_ALONE)
+        of_large = _Label(NO_HAND_OFF, ALL, LARGE_ALONE)
+        trials = [self._of_small(of_small, row, alone[row]) for row in range(len(openings))]
         for row, opening in enumerate(openings.rows):
-            trial = self._trial(row, opening, len(opening), reply=opening.written, finished=True)
-            cost = opening_flops(self.sizes[0], opening, len(opening), finished=True)
+            n = len(opening)
             trials.append(
-                replace(
-                    trial, hand_off=NO_HAND_OFF, stop=ALL, condition=LARGE_ALONE, large_flops=cost,
-                    reply_tokens=len(opening),
+                self._trial(
+                    of_large,
+                    row,
+                    opening,
+                    n,
+                    reply=opening.written,
+                    finished=True,
+                    reply_tokens=n,
+                    large_flops=opening_flops(self.sizes[0], opening, n, finished=True),
                 )
-            )  # fmt: skip
+            )
         return trials
 
     def trials(
@@ -99,101 +141,141 @@ class Setting:
         alone: Mapping[int, Opening],
     ) -> list[CascadeTrial]:
         """The trials of one hand-off under one condition: of every stop, item by item."""
-        settled = {
-            stop: [self._settled(side, row, n) for row, (n, _) in enumerate(chosen)] for stop, chosen in plan.items()
+        passed = {
+            stop: [self._passed(side, row, n) for row, (n, _) in enumerate(chosen)] for stop, chosen in plan.items()
         }
         wanted: list[list[int]] = []
         for row in range(len(self.task.items)):
-            ns = {each[row][0] for each in settled.values() if not each[row][1]}
+            ns = {of_items[row][0] for of_items in passed.values() if not of_items[row][1]}
             wanted.append(sorted(ns - {0}))
-        handed = self._handed(side, condition, hand_off, wanted, alone)
+        continued = self._continued(side, condition, hand_off, wanted, alone)
         trials = []
         for stop, chosen in plan.items():
             for row, (_, fired) in enumerate(chosen):
-                n, finished = settled[stop][row]
-                trial = self._one(side, row, n, finished, handed[row], alone)
-                trials.append(replace(trial, hand_off=hand_off, stop=stop, condition=condition, fired=fired))
+                label = _Label(hand_off, stop, condition, fired)
+                n, finished = passed[stop][row]
+                if n == 0 and not finished:
+                    trials.append(self._of_small(label, row, alone[row]))
+                else:
+                    trials.append(self._of_both(label, side, row, n, None if finished else continued[row][n]))
         return trials
 
-    def _settled(self, side: Side, row: int, n: int) -> tuple[int, bool]:
-        """How many tokens there are to hand over, and whether they are the whole reply."""
+    def _passed(self, side: Side, row: int, n: int) -> tuple[int, bool]:
+        """How many tokens of an opening pass when n are wanted, and whether they are the whole reply."""
         opening = side.openings.rows[side.rows[row]]
         return min(n, len(opening)), n > len(opening) or n >= self.task.reply_tokens
 
-    def _handed(
+    def _continued(
         self, side: Side, condition: str, hand_off: str, wanted: Sequence[Sequence[int]], alone: Mapping[int, Opening]
     ) -> list[dict[int, Handed]]:
-        """Of each item what was written behind each number of tokens, in parts that are kept."""
-        parts = [range(at, min(at + ITEMS_AT_ONCE, len(wanted))) for at in range(0, len(wanted), ITEMS_AT_ONCE)]
-        handed: list[dict[int, Handed]] = []
-        for part in track(parts, f"{hand_off}, {condition}", total=len(parts), shown=self.shown):
-            rows = [side.rows[row] for row in part]
-            known = [Continuation(alone[row].ids, alone[row].ended) for row in part if row in alone]
-            errand = Errand(
-                replace(self.task, items=self.task.items[part.start : part.stop]),
+        """For each item the continuation after each number of tokens, in chunks of items that are saved."""
+        chunks = [range(at, min(at + ITEMS_AT_ONCE, len(wanted))) for at in range(0, len(wanted), ITEMS_AT_ONCE)]
+        continued: list[dict[int, Handed]] = []
+        for chunk in track(chunks, f"{hand_off}, {condition}", total=len(chunks), shown=self.shown):
+            rows = [side.rows[row] for row in chunk]
+            known = [Continuation(alone[row].ids, alone[row].ended) for row in chunk if row in alone]
+            request = Errand(
+                replace(self.task, items=self.task.items[chunk.start : chunk.stop]),
                 rows,
-                [wanted[row] for row in part],
-                known if len(known) == len(part) else None,
+                [wanted[row] for row in chunk],
+                known if len(known) == len(chunk) else None,
                 self.task.reply_tokens,
                 measures_surprise=condition != OWN,
             )
             records = Records(None)
             if self.folder is not None:
                 ids = [side.openings.rows[row].ids for row in rows]
-                whose = [self.task.items[row] for row in rows]
-                prompts = receiver_prompts(self.small, errand.task)
+                sources = [self.task.items[row] for row in rows]
+                prompts = receiver_prompts(self.small, request.task)
                 records = Records.of(
                     self.folder, "handed", 1,
-                    self.prints, errand.task, [ids_of(prompts, row) for row in range(len(rows))], side.hand_off,
-                    condition, whose, ids, errand.wanted, side.openings.layers,
+                    self.prints, request.task, [ids_of(prompts, row) for row in range(len(rows))], side.hand_off,
+                    condition, sources, ids, request.wanted, side.openings.layers,
                 )  # fmt: skip
-            done = kept_or_handed(records, side.hand_off, self.small, side.openings, errand)
-            handed += [{one.n: one for one in each} for each in done]
-        return handed
+            of_items = kept_or_handed(records, side.hand_off, self.small, side.openings, request)
+            continued += [{handed.n: handed for handed in of_item} for of_item in of_items]
+        return continued
 
-    def _one(
-        self,
-        side: Side,
-        row: int,
-        n: int,
-        finished: bool,
-        handed: Mapping[int, Handed],
-        alone: Mapping[int, Opening],
-    ) -> CascadeTrial:
-        """The trial of an item after n tokens."""
-        if n == 0 and not finished:
-            return self._of_small(row, alone[row])
+    def _of_both(self, label: _Label, side: Side, row: int, n: int, handed: Handed | None) -> CascadeTrial:
+        """The trial of an item after n tokens of an opening; without a continuation the opening is the reply."""
         opening = side.openings.rows[side.rows[row]]
+        finished = handed is None
         size = self.sizes[1] if side.is_small else self.sizes[0]
-        opened = opening_flops(size, opening, n, finished=finished, layers=side.hand_off.layers)
-        said = None if finished else handed[n]
-        trial = self._trial(row, opening, n, reply=opening.written if said is None else said.reply, finished=finished)
-        went_on = 0.0
-        if said is not None:
-            went_on = going_on_flops(
-                self.sizes[1], said.said, n_prompt=said.n_prompt, n_past=said.n_past, multiply_adds=said.multiply_adds
+        opening_cost = opening_flops(size, opening, n, finished=finished, layers=side.hand_off.layers)
+        continuation_cost = 0.0
+        if handed is not None:
+            continuation_cost = going_on_flops(
+                self.sizes[1],
+                handed.said,
+                n_prompt=handed.n_prompt,
+                n_past=handed.n_past,
+                multiply_adds=handed.multiply_adds,
             )
-        return replace(
-            trial,
-            large_flops=0.0 if side.is_small else opened,
-            small_flops=went_on + (opened if side.is_small else 0.0),
-            reply_tokens=0 if said is None else len(said.ids),
-            surprise=None if said is None else said.surprise,
-            drift=None if said is None else said.drift,
+        return self._trial(
+            label,
+            row,
+            opening,
+            n,
+            reply=opening.written if handed is None else handed.reply,
+            finished=finished,
+            reply_tokens=0 if handed is None else len(handed.ids),
+            large_flops=0.0 if side.is_small else opening_cost,
+            small_flops=continuation_cost + (opening_cost if side.is_small else 0.0),
+            surprise=None if handed is None else handed.surprise,
+            drift=None if handed is None else handed.drift,
         )
 
-    def _of_small(self, row: int, opening: Opening) -> CascadeTrial:
+    def _of_small(self, label: _Label, row: int, opening: Opening) -> CascadeTrial:
         """The trial of the small model alone."""
-        trial = self._trial(row, opening, 0, reply=opening.written, finished=False)
-        cost = opening_flops(self.sizes[1], opening, len(opening), finished=True)
-        return replace(trial, small_flops=cost, reply_tokens=len(opening))
+        return self._trial(
+            label,
+            row,
+            opening,
+            0,
+            reply=opening.written,
+            finished=False,
+            reply_tokens=len(opening),
+            small_flops=opening_flops(self.sizes[1], opening, len(opening), finished=True),
+        )
 
-    def _trial(self, row: int, opening: Opening, n: int, *, reply: str, finished: bool) -> CascadeTrial:
-        """A trial without names and costs."""
-        item = self.task.items[row]
-        verdict, text = self.task.judge(reply, item.answers), opening.text(n)
+    def _trial(
+        self,
+        label: _Label,
+        row: int,
+        opening: Opening,
+        n: int,
+        *,
+        reply: str,
+        finished: bool,
+        reply_tokens: int,
+        large_flops: float = 0.0,
+        small_flops: float = 0.0,
+        surprise: float | None = None,
+        drift: float | None = None,
+    ) -> CascadeTrial:
+        """A trial with the verdict on its reply and the signals at the end of its opening."""
+        item, text = self.task.items[row], opening.text(n)
+        verdict = self.task.judge(reply, item.answers)
         entropy, margin = signals_at(opening, n)
         return CascadeTrial(
-            item.id, "", "", "", n, True, finished, text, reply, verdict.is_right, verdict.is_parsed, verdict.found,
-            holds_answer(text, item.answers, self.task.judge), 0.0, 0.0, 0, entropy, margin,
-        )  # fmt: skip
+            item=item.id,
+            hand_off=label.hand_off,
+            stop=label.stop,
+            condition=label.condition,
+            n=n,
+            fired=label.fired,
+            finished=finished,
+            opening=text,
+            reply=reply,
+            free=verdict.is_right,
+            parsed=verdict.is_parsed,
+            found=verdict.found,
+            answer_in_opening=holds_answer(text, item.answers, self.task.judge),
+            large_flops=large_flops,
+            small_flops=small_flops,
+            reply_tokens=reply_tokens,
+            entropy=entropy,
+            margin=margin,
+            surprise=surprise,
+            drift=drift,
+        )

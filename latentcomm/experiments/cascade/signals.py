@@ -1,4 +1,4 @@
-"""What is seen along the openings, token by token: of the large model's certainty, and of how the small takes it."""
+"""Signals along the openings, token by token: certainty of the large model, surprise and drift under the small one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,22 @@ from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 
 DRIFT = "drift_"
-"""How the columns of mapped states' drift begin; the hand-off's name follows."""
+"""Prefix of the columns with the drift of mapped states; the hand-off's name follows."""
 
 
 def token_signals(openings: Openings, small: Model, task: Task, hand_offs: Mapping[str, HandOff]) -> pd.DataFrame:
     """One row a token of every opening.
 
-    Columns: item, token from 1, and `piece`, what it adds to the text; `entropy` (nats) and `margin` of the
-    distribution that it was drawn from; `surprise`, -log p of it under the small model behind the item's prompt (nats),
+    Columns: item, token from 1, and `piece`, the text that it adds; `entropy` (nats) and `margin` of the
+    distribution that it was drawn from; `surprise`, -log p of it under the small model after the item's prompt (nats),
     where a hand-off passes text; and of each latent hand-off with a drift reference `drift_NAME`, the percentile of the
     mapped state among the small model's own, 0.5 for real states and 1 for states unlike any.
 
-    Between two tokenizers the surprise of what the small model reads up to a character where tokens of both end stands
-    at the large model's token that ends there; at tokens that end elsewhere it is NaN.
+    Between two tokenizers the small model's surprise is summed up to each character where tokens of both end, and
+    listed at the large model's token that ends there; at tokens that end elsewhere it is NaN.
 
     Raises:
-        ValueError: the small model's tokenizer does not give an opening's text back.
+        ValueError: the small model's tokenizer does not reproduce an opening's text.
     """
     has_text = any(isinstance(each, TextHandOff) for each in hand_offs.values())
     latent = {
@@ -64,34 +64,34 @@ def kept_signals(
     folder: Path | None,
     prints: Sequence[str],
 ) -> pd.DataFrame:
-    """What `token_signals` gives, read from the records where it is there.
+    """The table of `token_signals`, read from the records where it is saved there.
 
     Raises:
         ValueError: as `token_signals`.
     """
     prompts = receiver_prompts(small, task)
-    asked = [(ids_of(prompts, row), opening.ids) for row, opening in enumerate(openings.rows)]
+    inputs = [(ids_of(prompts, row), opening.ids) for row, opening in enumerate(openings.rows)]
     records = Records.of(
-        folder, "signals", 1, list(prints), openings.items, asked, list(hand_offs), list(hand_offs.values())
+        folder, "signals", 1, list(prints), openings.items, inputs, list(hand_offs), list(hand_offs.values())
     )
-    found = records.values("tokens", lambda: token_signals(openings, small, task, hand_offs).to_dict("records"))
-    return pd.DataFrame(found)
+    rows = records.values("tokens", lambda: token_signals(openings, small, task, hand_offs).to_dict("records"))
+    return pd.DataFrame(rows)
 
 
 def _surprise(openings: Openings, row: int, small: Model, prompt: list[int]) -> list[float]:
-    """Of each token of the opening what the small model's reading up to there adds, where both have an end."""
+    """The surprise that the small model accumulates up to each token of the opening where tokens of both end."""
     n = len(openings.rows[row])
-    found = [math.nan] * n
-    told = opening_tokens(small, openings, [row], [n])
-    if not told[0]:
-        return found
-    ((mine, theirs),) = shared_places(small, openings, [row], [n], told)
-    along = Prefix.read(small, [*prompt, *told[0]]).surprise[len(prompt) - 1 :]
-    begun = 0
-    for place, end in zip(mine.tolist(), theirs.tolist(), strict=True):
-        found[place] = float(along[begun : end + 1].sum())
-        begun = end + 1
-    return found
+    surprise = [math.nan] * n
+    tokens = opening_tokens(small, openings, [row], [n])
+    if not tokens[0]:
+        return surprise
+    ((mine, theirs),) = shared_places(small, openings, [row], [n], tokens)
+    of_small = Prefix.read(small, [*prompt, *tokens[0]]).surprise[len(prompt) - 1 :]
+    start = 0
+    for position, end in zip(mine.tolist(), theirs.tolist(), strict=True):
+        surprise[position] = float(of_small[start : end + 1].sum())
+        start = end + 1
+    return surprise
 
 
 def _drift(hand_off: LatentHandOff, openings: Openings, row: int) -> list[float]:

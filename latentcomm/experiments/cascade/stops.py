@@ -1,4 +1,4 @@
-"""When a large model hands over: after so many tokens, or by a signal along what it has written so far."""
+"""Stops, which decide when the large model hands over: after n tokens, or by a signal along the opening so far."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from latentcomm.experiments.cascade.openings import Opening
 
 _SENTENCE_END = re.compile(r"(?P<mark>[.!?])[\"'\u201d\u2019)\]*_]*(?=\s)|\n")
 _ABBREVIATIONS = frozenset({"e.g", "i.e", "etc", "vs", "mr", "mrs", "ms", "dr", "prof", "st", "approx", "cf", "eq"})
-"""What stands before a point that ends no sentence, in lower case."""
+"""Words before a point that ends no sentence, in lower case."""
 _LAST_WORD = re.compile(r"[^\s(\[\"']*$")
 _NUMBERING = re.compile(r"(?:^|\n)[ \t*_#]*(?:step )?\d+$", re.IGNORECASE)
 """A list's number at the beginning of a line, "1", whose point ends no sentence."""
@@ -19,14 +19,14 @@ _NUMBERING = re.compile(r"(?:^|\n)[ \t*_#]*(?:step )?\d+$", re.IGNORECASE)
 
 @runtime_checkable
 class Stop(Protocol):
-    """A rule that says after how many tokens of an opening the small model takes over; a frozen dataclass.
+    """A rule for the number of opening tokens after which the small model continues; a frozen dataclass.
 
-    It is causal: what it says of an opening does not change with what is written after the hand-over, so that it could
-    have been asked at every token as it was written.
+    It is causal: its result does not depend on the tokens after the hand-off, so that it can be applied at every token
+    as the opening is generated.
     """
 
     def at(self, opening: Opening) -> int | None:
-        """Tokens after which it hands over, or None where the opening gave no reason to."""
+        """The number of tokens after which it hands over, or None where it does not fire."""
         ...
 
 
@@ -47,8 +47,8 @@ class FixedTokens:
         if self.n < 0:
             raise ValueError(f"n is {self.n}; hand over after 0 tokens or more")
 
-    def at(self, opening: Opening) -> int | None:  # noqa: ARG002 (every stop is asked alike)
-        """`n`, also where the opening has ended before."""
+    def at(self, opening: Opening) -> int | None:  # noqa: ARG002 (the signature is that of every stop)
+        """`n`, also where the opening is shorter."""
         return self.n
 
 
@@ -121,11 +121,11 @@ class Confident:
 
 @dataclass(frozen=True)
 class SentenceEnd:
-    r"""Hand over once `number` sentences or lines have ended: ".", "!" or "?" with white space behind it, or "\n".
+    r"""Hand over once `number` sentences or lines have ended: ".", "!" or "?" with white space after it, or "\n".
 
-    A mark counts once the next token shows what stands behind it, so that "3.5" is not cut; it is then handed over
-    with that token. The points of "e.g." and of a list's "1." end nothing, and a line feed ends a line that
-    holds something.
+    A mark counts once the next token shows the character after it, so that "3.5" is not cut; the hand-off then
+    includes that token. The points of "e.g." and of a list's "1." end no sentence, and a line feed ends a line that is
+    not blank.
 
     Raises:
         ValueError: a number below 1.
@@ -142,42 +142,41 @@ class SentenceEnd:
             raise ValueError(f"number is {self.number}; hand over after the first sentence or a later one")
 
     def at(self, opening: Opening) -> int | None:
-        """The first number of tokens whose text holds so many ends."""
+        """The smallest number of tokens whose text has `number` ends."""
         text = "".join(opening.pieces)
         ends = _ends(text)
         if len(ends) < self.number:
             return None
-        needed, held = ends[self.number - 1], 0
+        needed, length = ends[self.number - 1], 0
         for n, piece in enumerate(opening.pieces, 1):
-            held += len(piece)
-            if held >= needed:
+            length += len(piece)
+            if length >= needed:
                 return n
         return None
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """For analysis alone: of each item the smallest n of the grid at which the answer is right, else
-    the smallest.
+    """For analysis only: for each item the smallest n of the grid at which the answer is right, else the smallest.
 
-    It knows the answer, so its row is no policy that anybody could follow. It is the best of as many tries as the grid
-    has numbers, so that it counts luck as well: an upper bound of what a stop can gain.
+    It uses the answer, so its row is no usable policy. It is the best of as many tries as the grid has numbers, so that
+    it counts chance as well: an upper bound on the gain of a stop.
     """
 
 
 def _ends(text: str) -> list[int]:
-    """Characters that must be there for each sentence or line to be seen to have ended."""
-    found: list[int] = []
+    """For each end of a sentence or line the number of characters that show it."""
+    ends: list[int] = []
     line_start = 0
     closed = True  # nothing but white space since the last end
-    place = 0
+    last_end = 0
     for match in _SENTENCE_END.finditer(text):
-        fresh = text[place : match.start()].strip()
+        fresh = text[last_end : match.start()].strip()
         closed = closed and not fresh
-        place = match.end()
+        last_end = match.end()
         if match["mark"] is None:
             if text[line_start : match.start()].strip() and not closed:
-                found.append(match.end())
+                ends.append(match.end())
                 closed = True
             line_start = match.end()
             continue
@@ -188,9 +187,9 @@ def _ends(text: str) -> list[int]:
             closed = False
             continue
         if not closed:
-            found.append(match.end() + 1)
+            ends.append(match.end() + 1)
             closed = True
-    return found
+    return ends
 
 
 STOPS: Mapping[str, Stop | Oracle] = MappingProxyType(
@@ -202,4 +201,4 @@ STOPS: Mapping[str, Stop | Oracle] = MappingProxyType(
         "oracle": Oracle(),
     }
 )
-"""The stops by the names of the command line; "early-drop" is an entropy drop that a single token can show."""
+"""The stops by the names of the command line; "early-drop" is an entropy drop over a window of one token."""

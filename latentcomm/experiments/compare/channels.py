@@ -1,4 +1,4 @@
-"""Compare channels on the same items: accuracy with interval, paired tests against baselines, and what each costs."""
+"""Compare channels on the same items: accuracy with interval, paired tests against baselines, and costs."""
 
 import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -15,17 +15,17 @@ from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 
 BASELINES = ("silent", "text")
-"""Channels that every other is held against, item by item, where they were run."""
+"""Baselines: every other channel is compared with them, item by item, where they were run."""
 COSTS = ("flops", "sender_flops", "receiver_flops", "message_bytes", "reply_tokens", "seconds")
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What a comparison found.
+    """The results of a comparison.
 
     Attributes:
         table: one row a channel, condition and metric; see `compare_trials`.
-        trials: what was said, item by item.
+        trials: every reply, item by item.
     """
 
     table: pd.DataFrame
@@ -57,11 +57,11 @@ def compare(
 ) -> Comparison:
     """Every channel on the same n items of a task (all by default), under its true message and its controls.
 
-    With `checkpoint`, what was done is kept item by item and never run again. Channels that say the same are told once,
-    those of later calls too that are given the same dict `told`. `started` is told each channel's name.
+    With `checkpoint`, finished items are saved and not run again. Channels with the same message share it, also across
+    calls with the same dict `told`. `started` is called with each channel's name.
 
     Raises:
-        ValueError: no channel, two of one name, or what `evaluate` refuses.
+        ValueError: no channel, two of one name, or an argument that `evaluate` refuses.
     """
     names = [channel.name for channel in channels]
     if not names or len(set(names)) < len(names):
@@ -95,7 +95,7 @@ def compare_trials(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
     (over_silent, over_silent_low, over_silent_high, ...) and the exact McNemar p-value (p_silent, ...), not corrected
     for the number of comparisons. Costs, means of an item: flops as run and its parts sender_flops and receiver_flops,
     message_bytes, reply_tokens, seconds. on_front: whether no other true message is as accurate for fewer operations.
-    What does not apply is NaN.
+    Columns that do not apply are NaN.
 
     Raises:
         ValueError: channels that were not evaluated on the same items, or share a name.
@@ -103,9 +103,9 @@ def compare_trials(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
     outcomes, items = by_condition(trials)
     records = [
         _record(outcomes, key, metric, items, seed)
-        for key, answered in outcomes.items()
+        for key, of_item in outcomes.items()
         for metric in METRICS
-        if all(getattr(trial, metric) is not None for trial in answered.values())
+        if all(getattr(trial, metric) is not None for trial in of_item.values())
     ]
     table = pd.DataFrame(records)
     table["on_front"] = False
@@ -123,26 +123,26 @@ def _record(
     seed: int,
 ) -> dict[str, object]:
     channel, condition = key
-    answered = [outcomes[key][item] for item in items]
-    right = [bool(getattr(trial, metric)) for trial in answered]
+    trials = [outcomes[key][item] for item in items]
+    right = [bool(getattr(trial, metric)) for trial in trials]
     n = len(right)
     low, high = proportion_interval(sum(right), n)
     record: dict[str, object] = {"channel": channel, "condition": condition, "metric": metric, "n": n}
     record |= {"correct": sum(right), "accuracy": sum(right) / n, "low": low, "high": high}
-    record["unparsed"] = sum(not trial.parsed for trial in answered) / n
-    against = {name: (name, MESSAGE) for name in BASELINES if name != channel}
+    record["unparsed"] = sum(not trial.parsed for trial in trials) / n
+    baselines = {name: (name, MESSAGE) for name in BASELINES if name != channel}
     if condition == MESSAGE:
-        against["shuffled"] = (channel, "shuffled")
+        baselines["shuffled"] = (channel, "shuffled")
     for name in (*BASELINES, "shuffled"):
         record |= dict.fromkeys((f"over_{name}", f"over_{name}_low", f"over_{name}_high", f"p_{name}"), NAN)
-        other = outcomes.get(against.get(name, ("", "")))
+        other = outcomes.get(baselines.get(name, ("", "")))
         if other is None or any(getattr(trial, metric) is None for trial in other.values()):
             continue
-        base = [bool(getattr(other[item], metric)) for item in items]
-        gain = paired_bootstrap(right, base, seed=seed)
+        baseline_right = [bool(getattr(other[item], metric)) for item in items]
+        gain = paired_bootstrap(right, baseline_right, seed=seed)
         record |= {f"over_{name}": gain.difference, f"over_{name}_low": gain.low, f"over_{name}_high": gain.high}
-        record[f"p_{name}"] = mcnemar_exact(right, base).p_value
+        record[f"p_{name}"] = mcnemar_exact(right, baseline_right).p_value
     for cost in COSTS[1:]:
-        record[cost] = sum(float(getattr(trial, cost)) for trial in answered) / n
-    record["flops"] = sum(trial.sender_flops + trial.receiver_flops for trial in answered) / n
+        record[cost] = sum(float(getattr(trial, cost)) for trial in trials) / n
+    record["flops"] = sum(trial.sender_flops + trial.receiver_flops for trial in trials) / n
     return record

@@ -1,4 +1,4 @@
-"""A comparison as a reader sees it: a table in the terminal, accuracy against cost on disk, with what was said."""
+"""The report of a comparison: a table in the terminal, accuracy against cost and all replies on disk."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +35,7 @@ def comparison_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
 
 
 def write_comparison(
-    found: Comparison,
+    comparison: Comparison,
     *,
     name: str,
     folder: Path,
@@ -43,15 +43,15 @@ def write_comparison(
     measured: Mapping[str, Any],
     models: Mapping[str, Model],
 ) -> Published:
-    """NAME with its data and metadata under `folder`, and NAME_trials.csv: what was said, item by item."""
+    """NAME with its data and metadata under `folder`, and NAME_trials.csv: every reply, item by item."""
     shown = plain(settings) | {
-        "n_items": int(found.table["n"].iloc[0]),
-        "n_choices": found.trials[0].n_choices,
+        "n_items": int(comparison.table["n"].iloc[0]),
+        "n_choices": comparison.trials[0].n_choices,
     }
     known = {role: describe(model) for role, model in models.items()}
     published = publish(
-        comparison_figure(found.table, shown),
-        found.table,
+        comparison_figure(comparison.table, shown),
+        comparison.table,
         name=name,
         folder=folder,
         settings=shown,
@@ -59,13 +59,13 @@ def write_comparison(
         models=known,
     )
     with written_whole(folder / f"{name}_trials.csv") as draft:
-        found.trial_table().to_csv(draft, index=False, lineterminator="\n")
+        comparison.trial_table().to_csv(draft, index=False, lineterminator="\n")
     return published
 
 
-def print_comparison(found: Comparison, console: Console) -> None:
+def print_comparison(comparison: Comparison, console: Console) -> None:
     """One row a channel: both accuracies with intervals, the shuffled message's, tests, and the cost."""
-    table = found.table
+    table = comparison.table
     n = int(table["n"].iloc[0])
     shown = Table(
         title=f"{n} items; 95 % Wilson intervals; exact McNemar p against silent / text / the shuffled message",

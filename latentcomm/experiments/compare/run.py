@@ -1,4 +1,4 @@
-"""The job behind `latentcomm compare`: choose a cell and fit maps on one half of a task, compare on the other."""
+"""The comparison of `latentcomm compare`: one half of a task chooses the cell, the other half is reported."""
 
 import contextlib
 import math
@@ -38,9 +38,9 @@ from latentcomm.tasks.base import Task
 from latentcomm.tasks.corpus import read_corpus
 
 DEPTHS = (0.5, 0.65, 0.8, 0.9, 0.97)
-"""Relative depths of the cells that are tried where every cell needs a map of its own: of blocks, from the first."""
+"""Relative depths, in blocks from the first, of the cells that are swept where every cell needs its own map."""
 MARKERS = (("(", ")"), ("[", "]"), ("<", ">"), (":", "."), (".", "."))
-"""What stands around continuous thoughts where nothing else is asked: the first of them that are single tokens."""
+"""Candidate markers of continuous thoughts: the first pair whose texts are single tokens is used."""
 MAP_DOCUMENTS, MAP_TOKENS, MAP_FOLDS = 64, 128, 3
 """Documents of the packaged corpus, tokens of each, and folds for the penalty, of maps between models."""
 
@@ -51,11 +51,11 @@ class Plan:
 
     Attributes:
         read_layer, write_layer: the cell of the channels that graft a state; chosen on the tuning half where None.
-        right_aligned: fuse the last entries of states of unequal models, and fit no map.
-        message_tokens, request: of senders that write; see `Recipe`.
+        right_aligned: fuse the last entries of states of unequal widths, without a map.
+        message_tokens, request: of senders that generate text; see `Recipe`.
         n_tune, n_test: items of each half at most; all where None.
-        n_thoughts: of Coconut, how often a state is fed back.
-        controls: which of `controls.CONTROLS` every channel is also run under; each costs as much as the message.
+        n_thoughts: of Coconut, how many times a state is fed back.
+        controls: which of `controls.CONTROLS` every channel is also run under; each costs as much as the true message.
         seed: of the split, the choices, the folds and the controls.
     """
 
@@ -82,16 +82,16 @@ def names_for(sender: Model, receiver: Model, *, right_aligned: bool = False) ->
 
 
 def _refused(names: Collection[str], sender: Model, receiver: Model) -> dict[str, str]:
-    """Those of the channels that cannot pass between these two models, and why."""
-    why = {}
+    """The channels that cannot pass between these two models, each with the reason."""
+    reasons = {}
     if sender.d_model != receiver.d_model:
         widths = f"they are {sender.d_model} and {receiver.d_model} wide, and nothing here maps what it sends"
-        why |= dict.fromkeys(OF_ONE_WIDTH, widths)
+        reasons |= dict.fromkeys(OF_ONE_WIDTH, widths)
     if (sender.n_layers, sender.d_model) != (receiver.n_layers, receiver.d_model):
-        why |= dict.fromkeys(OF_ONE_LAYOUT, "they are of different layouts")
+        reasons |= dict.fromkeys(OF_ONE_LAYOUT, "they are of different layouts")
     if any(name in OF_ONE_VOCABULARY for name in names) and not one_vocabulary(sender, receiver):
-        why |= dict.fromkeys(OF_ONE_VOCABULARY, "their vocabularies differ")
-    return {name: reason for name, reason in why.items() if name in names}
+        reasons |= dict.fromkeys(OF_ONE_VOCABULARY, "their vocabularies differ")
+    return {name: reason for name, reason in reasons.items() if name in names}
 
 
 def compare_named(
@@ -109,12 +109,12 @@ def compare_named(
 
     Where a channel grafts a state, `replace` is swept over all cells of one model with itself (over 25 cells of unequal
     models, each with a ridge map fitted on the packaged corpus) and the best by choices is taken, writes after the
-    last block left out. No test item is seen by the choice of the cell or by any map. Channels that learn are given
-    ready, by name, in `learned` (`learning.load_folder`). It goes on where it stopped.
+    last block left out. Neither the choice of the cell nor any map uses a test item. Trained channels are passed by
+    name in `learned` (`train.load_folder`). With `checkpoint`, an interrupted comparison resumes.
 
     Raises:
         ValueError: an unknown name, one half of a cell, a task without choices and no cell, a test half whose messages
-            cannot be exchanged, or what the channels refuse.
+            cannot be shuffled, or an argument that a channel refuses.
     """
     check_names(names, learned)
     check_pair(sender, receiver)
@@ -131,13 +131,13 @@ def compare_named(
     tune, test = task.split(seed=plan.seed)
     if plan.n_test is not None and plan.n_test < len(test.items):
         test = test.take(plan.n_test, seed=plan.seed)
-    exchanged(test, seed=plan.seed)  # refuses now what would fail after the sweep
+    exchanged(test, seed=plan.seed)  # raises now, before the sweep
     if "same-label" in plan.controls:
         exchanged_alike(test, seed=plan.seed)
-    kept = None if checkpoint is None else Path(checkpoint)
+    folder = None if checkpoint is None else Path(checkpoint)
     cell, alignment, predictable = None, None, None
     if any(needs_cell(name) for name in names):
-        cell, alignment = choose_cell(sender, receiver, tune, plan, kept, progress)
+        cell, alignment = choose_cell(sender, receiver, tune, plan, folder, progress)
         if PREDICTABILITY in names:
             predictable = fit_predictability(
                 sender,
@@ -162,15 +162,16 @@ def compare_named(
         learned=learned,
         delta_layers=tuple(sorted({sender.n_layers * part // 4 for part in (1, 2, 3)})),
     )
-    trials, told = [], {}
+    trials, sent = [], {}
     for channel in track(build(names, recipe), "channels", total=len(names), shown=progress):
         trials += compare(
-            [channel], sender, receiver, test, seed=plan.seed, controls=plan.controls, checkpoint=kept, told=told
+            [channel], sender, receiver, test, seed=plan.seed, controls=plan.controls, checkpoint=folder, told=sent
         ).trials
-    found = Comparison.of(trials, seed=plan.seed)
-    formula = _paper_flops(names, sender, receiver, test, cell, plan, found.trials)
+    comparison = Comparison.of(trials, seed=plan.seed)
+    paper_flops = _paper_flops(names, sender, receiver, test, cell, plan, comparison.trials)
     return replace(
-        found, table=found.table.assign(paper_flops=[formula[name] for name in found.table["channel"]])
+        comparison,
+        table=comparison.table.assign(paper_flops=[paper_flops[name] for name in comparison.table["channel"]]),
     ), cell
 
 
@@ -183,16 +184,16 @@ def _paper_flops(
     plan: Plan,
     trials: Sequence[Trial],
 ) -> dict[str, float]:
-    """Of each channel the operations of an item by the paper's formulas, without a cache, at mean lengths.
+    """For each channel the operations of an item by the paper's formulas, without a cache, at mean lengths.
 
-    NaN for a channel that has no formula. A text counts as long as it may get.
+    NaN for a channel that has no formula. A text counts with its maximal length.
     """
-    first, second = ModelSize.of(sender), ModelSize.of(receiver)
+    sender_size, receiver_size = ModelSize.of(sender), ModelSize.of(receiver)
 
     def length(model: Model, texts: list[str]) -> int:
         return round(float(encode(model, texts, template=task.template).lengths.double().mean()))
 
-    read, asked = (
+    n_read, n_own = (
         length(sender, [item.sender for item in task.items]),
         length(receiver, [item.receiver for item in task.items]),
     )
@@ -201,25 +202,29 @@ def _paper_flops(
         counts = [trial.reply_tokens for trial in trials if trial.channel == name and trial.condition == MESSAGE]
         reply = sum(counts) / len(counts)
         if name == "silent":
-            return reply * paper_forward_flops(second, asked)
+            return reply * paper_forward_flops(receiver_size, n_own)
         if name == "skyline":
-            return reply * paper_forward_flops(second, length(receiver, [item.skyline for item in task.items]))
+            return reply * paper_forward_flops(receiver_size, length(receiver, [item.skyline for item in task.items]))
         if name == "text":
-            return paper_text_flops(first, second, prompt=read, message=plan.message_tokens, reply=reply, asked=asked)
+            return paper_text_flops(
+                sender_size, receiver_size, prompt=n_read, message=plan.message_tokens, reply=reply, asked=n_own
+            )
         if cell is not None and needs_cell(name):
-            return paper_activation_flops(first, second, prompt=read, read=cell[0], reply=reply, asked=asked)
+            return paper_activation_flops(
+                sender_size, receiver_size, prompt=n_read, read=cell[0], reply=reply, asked=n_own
+            )
         return math.nan
 
     return {name: of(name) for name in names}
 
 
 def choose_cell(
-    sender: Model, receiver: Model, tune: Task, plan: Plan, kept: Path | None = None, progress: bool = False
+    sender: Model, receiver: Model, tune: Task, plan: Plan, folder: Path | None = None, progress: bool = False
 ) -> tuple[Cell, AffineMap | None]:
-    """The cell that states are read and written at, the plan's own or the best on tuning items, and the map they pass.
+    """The cell of reads and writes, the plan's or the best on tuning items, and the map between the two spaces.
 
     Raises:
-        ValueError: a task without choices and no cell, or a layer that is none.
+        ValueError: a task without choices and no cell, or a layer that the model does not have.
     """
     given = None if plan.read_layer is None or plan.write_layer is None else (plan.read_layer, plan.write_layer)
     mapped = not plan.right_aligned and not one_model(sender, receiver)
@@ -228,9 +233,7 @@ def choose_cell(
         receiver.check_site(Site(given[1]))
         return given, fit_maps(sender, receiver, [given], plan.seed)[given] if mapped else None
     if not tune.has_choices:
-        raise ValueError(
-            f"task {tune.name!r} has no choices to choose a cell by; give the read and the write layer yourself"
-        )
+        raise ValueError(f"task {tune.name!r} has no choices to choose a cell by; give the read and the write layer")
     tune = tune if plan.n_tune is None else tune.take(min(plan.n_tune, len(tune.items)), seed=plan.seed)
     reads = _depths(sender.n_layers) if mapped else None
     writes = _depths(receiver.n_layers) if mapped else None
@@ -247,7 +250,7 @@ def choose_cell(
         read_layers=reads,
         write_layers=writes,
         seed=plan.seed,
-        checkpoint=None if kept is None else kept / "sweep",
+        checkpoint=None if folder is None else folder / "sweep",
         progress=progress,
     )
     cell = best_cell(cell_table(sweep, sender, tune), n_layers=receiver.n_layers)
@@ -255,7 +258,7 @@ def choose_cell(
 
 
 def _markers(sender: Model, receiver: Model) -> tuple[str, str]:
-    """What can stand around thoughts: the first of `MARKERS` that are single tokens of both models, or of neither."""
+    """The markers of thoughts: the first pair of `MARKERS` of single tokens in both models, else the first pair."""
     for pair in MARKERS:
         with contextlib.suppress(ValueError):
             for model in (sender, receiver):
@@ -266,23 +269,23 @@ def _markers(sender: Model, receiver: Model) -> tuple[str, str]:
 
 
 def _depths(n_layers: int) -> list[int]:
-    """Blocks at the relative depths that are tried, none twice and the last one left out."""
+    """Blocks at the relative depths `DEPTHS`, without duplicates and without the last block."""
     return sorted({min(n_layers - 2, int(depth * n_layers)) for depth in DEPTHS} - {-1}) or [0]
 
 
 def map_documents() -> list[str]:
-    """The texts that maps are fitted on: spread evenly over the packaged corpus."""
+    """The texts that maps are fitted on, spaced evenly over the packaged corpus."""
     texts = read_corpus().documents
     return list(texts)[:: max(1, len(texts) // MAP_DOCUMENTS)][:MAP_DOCUMENTS]
 
 
 def map_tokens(sender: Model, receiver: Model) -> int:
-    """How many tokens of a text maps are fitted on: what both models can read."""
+    """Tokens of a text that maps are fitted on, at most the context of either model."""
     return min(MAP_TOKENS, sender.n_ctx, receiver.n_ctx)
 
 
 def fit_maps(sender: Model, receiver: Model, cells: Sequence[Cell], seed: int) -> dict[Cell, AffineMap]:
-    """Of every cell the ridge map from the sender's states to the receiver's on the packaged corpus, sinks left out."""
+    """For every cell the ridge map from the sender's states to the receiver's on the packaged corpus, without sinks."""
     tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
     states = capture_paired(sender, receiver, tokens)
     rows = states.after_first

@@ -1,4 +1,4 @@
-"""What a vision encoder sees put into words: the nearest known caption, or a map's output word by word."""
+"""Captions from a vision encoder's states: the nearest known caption, or a map's output token by token."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -20,7 +20,7 @@ from latentcomm.tasks.base import Task
 
 @runtime_checkable
 class Captioner(Protocol):
-    """A rule that puts pictures' vectors into words; a frozen dataclass."""
+    """A rule that turns pictures' vectors into captions; a frozen dataclass."""
 
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
         """A caption of each."""
@@ -29,7 +29,7 @@ class Captioner(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class NearestPicture:
-    """The caption of the known picture whose vector is nearest, by cosine once the known ones' mean is taken away.
+    """The caption of the known picture whose vector is nearest, by cosine after subtracting the mean of the known ones.
 
     >>> known = NearestPicture(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), ("a one", "a two"))
     >>> known(torch.tensor([[0.2, 0.9]]))
@@ -40,18 +40,18 @@ class NearestPicture:
     captions: tuple[str, ...]
 
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
-        """Of equally near ones the first."""
+        """The first of equally near ones."""
         return [self.captions[place] for place in nearest(vectors, self.known, self.known.double().mean(0)).tolist()]
 
 
 @dataclass(frozen=True, eq=False)
 class NearestLabel:
-    """The caption whose embeddings are nearest to what the soft prompt's own map gives: the same latents, in words.
+    """The caption whose embeddings are nearest to the output of the soft prompt's own map: the same latents as text.
 
     Attributes:
         mapping: from a vector to the embeddings of a caption.
-        targets: the embeddings of every caption that may be said.
-        captions: these, in the same order.
+        targets: the embeddings of every possible caption.
+        captions: their texts, in the same order.
     """
 
     mapping: AffineMap
@@ -59,7 +59,7 @@ class NearestLabel:
     captions: tuple[str, ...]
 
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
-        """By cosine, the mean of all captions taken away."""
+        """By cosine, after subtracting the mean of all captions."""
         places = nearest(
             self.mapping(vectors.to(self.mapping.weight.device)), self.targets, self.targets.double().mean(0)
         )
@@ -68,18 +68,18 @@ class NearestLabel:
 
 @dataclass(frozen=True, eq=False)
 class NearestWords:
-    """What the soft prompt's own map gives, each soft token rounded to the nearest token that captions have there.
+    """The output of the soft prompt's own map, each soft token rounded to the nearest token that captions have there.
 
-    The soft prompt's message in words: it can say captions that no picture has had, one token a place. Full stops at
-    the end, which fill captions up, are not said.
+    The soft prompt's message as text: it can form captions that no picture has, one token per position. Full stops at
+    the end, which pad captions, are removed.
 
     Attributes:
-        mapping: from a vector to the embeddings of a caption's tokens, one behind the other.
+        mapping: from a vector to the embeddings of a caption's tokens, concatenated.
         receiver: whose embeddings and tokens these are.
-        places: of each soft token the ids that may stand there.
+        places: for each soft token the candidate ids.
 
     Raises:
-        ValueError: a place without a token, or a map that does not give one embedding a place.
+        ValueError: a position without a candidate, or a map that does not give one embedding per position.
     """
 
     mapping: AffineMap
@@ -88,7 +88,7 @@ class NearestWords:
 
     def __post_init__(self) -> None:
         if not self.places or not all(self.places):
-            raise ValueError("there is a place at which no token may stand; give every soft token at least one")
+            raise ValueError("a soft token has no candidate tokens; give each at least one")
         if self.mapping.d_out != len(self.places) * self.receiver.d_model:
             raise ValueError(
                 f"the map gives {self.mapping.d_out} entries and {len(self.places)} tokens of {self.receiver.name} "
@@ -100,19 +100,19 @@ class NearestWords:
         rows = self.mapping(vectors.to(self.mapping.weight.device)).double().cpu()
         mapped = rows.unflatten(1, (len(self.places), -1))
         table = self.receiver.embedding_table.detach()
-        said: list[list[int]] = [[] for _ in mapped]
+        tokens: list[list[int]] = [[] for _ in mapped]
         for place, ids in enumerate(self.places):
             known = table[torch.tensor(ids, device=table.device)].double().cpu()
-            for row, found in zip(said, torch.cdist(mapped[:, place], known).argmin(1).tolist(), strict=True):
+            for row, found in zip(tokens, torch.cdist(mapped[:, place], known).argmin(1).tolist(), strict=True):
                 row.append(ids[found])
         decode = self.receiver.require_tokenizer().decode
-        texts = [decode(row, clean_up_tokenization_spaces=False) for row in said]
+        texts = [decode(row, clean_up_tokenization_spaces=False) for row in tokens]
         return [text.strip().rstrip(STOP).rstrip() for text in texts]
 
 
 @dataclass(frozen=True)
 class Caption(Seen):
-    """The encoder's latents put into words, which the receiver reads before the question."""
+    """The encoder's latents as a caption, which the receiver reads before the question."""
 
     captioner: Captioner
 
@@ -121,7 +121,7 @@ class Caption(Seen):
         return self.eye.in_words(self.captioner(self.eye.look(sender, task)), "caption")
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The caption and the question as one prompt; without a word, the question alone.
+        """The caption and the question as one prompt; with an empty caption, the question alone.
 
         Raises:
             ValueError: the message holds no text, or is meant for another model.

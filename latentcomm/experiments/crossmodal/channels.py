@@ -1,4 +1,4 @@
-"""What a vision encoder sees as a message to a model that reads: as soft tokens or as a graft."""
+"""The states of a vision encoder as a message to a language model: as soft tokens or as a graft."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,15 +24,15 @@ from latentcomm.models.vision import VisionSender, VisionSite
 from latentcomm.tasks.base import Item, Task
 
 STOP = AFTER.strip()
-"""What stands behind a caption, and fills up one that is shorter than others."""
+"""The suffix of a caption, and the padding of one that is shorter than others."""
 
 
 @dataclass(frozen=True)
 class Eye:
-    """Who looks, at which pictures, and what of the states is said: one message for all channels that share it.
+    """The encoder, the pictures, and which of its states are sent: one message for all channels that share it.
 
-    The sender of a picture's message is the encoder in here, and the sender's text of an item the picture's id; what
-    `evaluate` is given as the sender only carries the record of the cost.
+    The sender of a picture's message is the encoder in here, and the sender's text of an item is the picture's id; the
+    model that `evaluate` gets as the sender only carries the record of the cost.
     """
 
     vision: VisionSender
@@ -41,14 +41,14 @@ class Eye:
 
     @property
     def said(self) -> tuple[Any, ...]:
-        """What decides the message."""
+        """What determines the message."""
         return ("seen", self.vision, self.pictures, self.site)
 
     def look(self, sender: Model, task: Task) -> Float[Tensor, "item d_read"]:
         """The vector of each item's picture.
 
         Raises:
-            ValueError: an item of no picture of the set.
+            ValueError: an item whose picture is not in the set.
         """
         images = [self.pictures[item.sender].image for item in task.items]
         record_products(sender, len(images) * self.vision.multiply_adds(images[0], self.site.block))
@@ -59,7 +59,7 @@ class Eye:
         return Message(self.look(sender, task), f"{self.vision.name} {self.site}", made_by=self._facts)
 
     def in_words(self, texts: Sequence[str], what: str) -> Message:
-        """What was made of these vectors in words, a text an item."""
+        """The texts made of these vectors, one per item, as a message."""
         return Message(None, f"{self.vision.name} {what}", texts=tuple(texts), made_by=self._facts)
 
     @property
@@ -70,7 +70,7 @@ class Eye:
 
 @dataclass(frozen=True)
 class Seen:
-    """A channel about pictures, whose receiver has nothing of its own to say of them."""
+    """A channel about pictures, whose receiver has no message of its own about them."""
 
     name: str
     eye: Eye
@@ -86,11 +86,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class SeenVectors(Seen):
-    """One that sends the vectors as they are, so that all such channels of one eye share a message."""
+    """A channel that sends the vectors unchanged, so that all such channels of one `Eye` share a message."""
 
     @property
     def said(self) -> tuple[Any, ...]:
-        """What decides the message."""
+        """What determines the message."""
         return self.eye.said
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
@@ -100,11 +100,11 @@ class SeenVectors(Seen):
 
 @dataclass(frozen=True)
 class SoftPrompt(SeenVectors):
-    """The vector of a picture, mapped to soft tokens that stand where the words of a caption would.
+    """The vector of a picture, mapped to soft tokens at the position of a caption.
 
     The receiver reads "Picture:", the tokens, and the question. Each of `n_tokens` soft tokens is d_receiver entries of
-    what the map gives, as they are: nothing rescales them, and a ridge map shrinks them towards the mean embedding of
-    the captions it was fitted to.
+    the map's output, unchanged: nothing rescales them, and a ridge map shrinks them towards the mean embedding of the
+    captions it was fitted to.
 
     Source: Merullo et al. 2023, "Linearly mapping from image to text space", arXiv:2209.15162 (there the map is trained
     through the model; in closed form it is fitted to the embeddings of captions, `fitting.fit_soft_prompt`).
@@ -114,7 +114,7 @@ class SoftPrompt(SeenVectors):
     n_tokens: int
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The questions behind the soft tokens.
+        """The questions after the soft tokens.
 
         Raises:
             ValueError: the message holds no vectors, is meant for another model, or is not of the map's width; a map
@@ -134,14 +134,14 @@ class VisionGraft(SeenVectors):
     """The vector of a picture, mapped into a layer of the receiver at the last token of the question.
 
     With one map a question, into a late layer where the state all but holds the answer, this is close to a supervised
-    probe of the vector that the receiver's last layers read out: what it gets right is in the latents, and says little
-    of what the receiver makes of them.
+    probe of the vector that the receiver's last layers read out: what it gets right is in the latents, and shows little
+    about how the receiver uses them.
 
     Attributes:
-        write: where.
-        maps: for each question, by its name, the map to the state that the receiver has there once it has read the
-            true caption (`fitting.fit_vision_graft`); one under "" serves every question without one.
-        fusion: how the two become one.
+        write: the site that is written to.
+        maps: for each question, by its name, the map to the receiver's state at that site after the true caption
+            (`fitting.fit_vision_graft`); the map under "" is used for every question without one.
+        fusion: combines the receiver's state and the message.
     """
 
     write: Site
@@ -163,16 +163,16 @@ class VisionGraft(SeenVectors):
 
     def _map_of(self, item: Item) -> AffineMap:
         question = item.tags.get("question", "")
-        found = self.maps.get(question, self.maps.get(""))
-        if found is None:
+        mapping = self.maps.get(question, self.maps.get(""))
+        if mapping is None:
             raise ValueError(
-                f"the graft {self.name} has no map for the question {question!r}; fit one for each that is asked"
+                f"the graft {self.name} has no map for the question {question!r}; fit one for each question"
             )
-        return found
+        return mapping
 
 
 def vectors_of(message: Message, name: str, receiver: Model) -> Float[Tensor, "item d_read"]:
-    """The vectors of a message, where they are.
+    """The vectors of a message, on their device.
 
     Raises:
         ValueError: it is meant for another model, or holds none.
@@ -184,7 +184,7 @@ def vectors_of(message: Message, name: str, receiver: Model) -> Float[Tensor, "i
 
 
 def mapped_on(mapping: AffineMap, rows: Float[Tensor, "*item d_read"], receiver: Model) -> Float[Tensor, "*item d_out"]:
-    """What a map gives, computed where the map is, then on the receiver's device: maps are kept on the processor."""
+    """The output of a map, computed on the map's device (the CPU), then moved to the receiver's device."""
     return mapping(rows.to(mapping.weight.device)).to(receiver.device)
 
 
@@ -193,17 +193,17 @@ def in_words_place(
     task: Task,
     vectors: Float[Tensor, "item slot d_receiver"] | Sequence[Float[Tensor, "_ d_receiver"]],
 ) -> ReceiverInput:
-    """The questions of a task with soft tokens where the words of a caption would stand."""
+    """The questions of a task with soft tokens at the position of the caption."""
     halves = around(receiver, [item.receiver for item in task.items], template=task.template)
     prompts, soft = filled(halves, [each.to(receiver.dtype) for each in vectors])
     return ReceiverInput(prompts, soft=soft)
 
 
-def around(receiver: Model, asked: Sequence[str], *, template: Template) -> list[Halves]:
-    """The ids before and behind the place of a caption's words, for each question.
+def around(receiver: Model, questions: Sequence[str], *, template: Template) -> list[Halves]:
+    """The ids before and after the position of a caption, for each question.
 
     Raises:
-        ValueError: what `encode` refuses, or a chat template that changes the user's words.
+        ValueError: what `encode` refuses, or a chat template that changes the user's text.
     """
-    encode(receiver, list(asked), template=template)  # refuses what cannot be a prompt
-    return [around_gap(receiver, BEFORE, AFTER + text, template=template) for text in asked]
+    encode(receiver, list(questions), template=template)  # refuses what cannot be a prompt
+    return [around_gap(receiver, BEFORE, AFTER + text, template=template) for text in questions]

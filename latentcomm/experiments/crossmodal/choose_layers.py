@@ -1,4 +1,4 @@
-"""The block that is read and the layer that is written, chosen on pictures about which nothing is asked later."""
+"""The block that is read and the layer that is written, chosen on pictures that are not tested."""
 
 import torch
 from jaxtyping import Float
@@ -19,13 +19,13 @@ from latentcomm.models.vision import VisionSender, VisionSite
 from latentcomm.tasks.base import Task, draw_choices
 
 LATE = (0.6, 0.7, 0.8, 0.87, 0.94)
-"""Relative depths of the layers that a graft is tried at."""
+"""Relative depths of the candidate layers of a graft."""
 CHOSEN_ON = 0.75
 """Share of the fitting pictures that maps are fitted on while block and layer are chosen on the rest of them."""
 FEWEST_GROUPS = 3
-"""Of fitting pictures: two for the folds of a ridge, and one to choose on."""
+"""Fewest groups of fitting pictures: two for the folds of a ridge, and one to choose on."""
 MOST_CHOSEN_ON = 24
-"""Pictures that a write layer is chosen on at most: the reader runs for each of them, layer and question."""
+"""Most pictures that a write layer is chosen on: the receiver runs for each of them, layer and question."""
 
 
 def choose_block(
@@ -63,9 +63,9 @@ def choose_write_layer(
     template: Template = "raw",
     seed: int = 0,
 ) -> int:
-    """The layer at which a graft gets most questions about held-out fitting pictures right, by choices.
+    """The layer at which a graft answers most questions about held-out fitting pictures right, by choices.
 
-    Of layers at the relative depths `LATE`, never the last; equal ones give way to the later. `vectors` are those of
+    Of layers at the relative depths `LATE`, never the last; of equal ones, the latest. `vectors` are those of
     all fitting pictures after the block. Choices are drawn as `evaluation.evaluate` draws them.
 
     Raises:
@@ -74,7 +74,7 @@ def choose_write_layer(
     inner, held = _inner(part, seed)
     held = PictureSet(held.name, held.pictures[:MOST_CHOSEN_ON])
     eye = Eye(vision, held, VisionSite(block, part.pooling, part.grid))
-    last = max(0, receiver.n_layers - 2)  # after the last block nothing reads a state but the unembedding
+    last = max(0, receiver.n_layers - 2)  # after the last block only the unembedding reads a state
     writes = [Site(layer) for layer in sorted({min(int(depth * receiver.n_layers), last) for depth in LATE})]
     rows = vectors[part.fitting.places(each.id for each in inner)]
     maps = fit_vision_graft(rows, inner, part.questions, receiver, writes, template=template, seed=seed)
@@ -102,7 +102,7 @@ def _accuracy(channel: Channel, receiver: Model, task: Task, *, seed: int) -> fl
 
 
 def _inner(part: Part, seed: int) -> tuple[PictureSet, PictureSet]:
-    """The fitting pictures that maps are fitted on for the choice, and those that it is made on.
+    """The fitting pictures that maps are fitted on for the choice, and those that the choice is made on.
 
     Raises:
         ValueError: too few groups of fitting pictures.
@@ -111,6 +111,6 @@ def _inner(part: Part, seed: int) -> tuple[PictureSet, PictureSet]:
     if groups < FEWEST_GROUPS:
         raise ValueError(
             f"{part.name!r} has {groups} groups of fitting pictures, and a choice of block and write layer needs "
-            f"{FEWEST_GROUPS}; bring more fitting pictures, or give both the block and the write layer"
+            f"{FEWEST_GROUPS}; give more fitting pictures, or both the block and the write layer"
         )
     return part.fitting.split(seed=seed, fraction=CHOSEN_ON)

@@ -1,4 +1,4 @@
-"""How alike an encoder's blocks and a reader's layers are over the same names, and how far mapped latents drift."""
+"""Similarity of an encoder's blocks and a receiver's layers over the same names, and drift of mapped latents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from latentcomm.similarity import cknna, debiased_cka, mutual_knn, shuffled_rows
 K = 10
 """Neighbours, as in Huh et al. 2024."""
 DRAWS = 50
-"""Shuffles of the names behind each null."""
+"""Shuffles of the names for each null."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class NameStates:
     Attributes:
         names: the captions, each once, in the order of first appearance.
         seen: the encoder's after every block, the mean over a name's pictures.
-        read: the reader's after every layer, at the last token of the name where captions stand in a prompt.
+        read: the receiver's after every layer, at the last token of the name within a caption's prompt.
     """
 
     names: tuple[str, ...]
@@ -76,7 +76,7 @@ def alignment_map(states: NameStates, *, k: int = K, draws: int = DRAWS, seed: i
     """
     n = len(states.names)
     if n // 2 <= k:
-        raise ValueError(f"{n} names make halves of {n // 2}, and {k} neighbours need more; bring names or lower k")
+        raise ValueError(f"{n} names make halves of {n // 2}, and {k} neighbours need more; give more names or lower k")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     halves = order[: n // 2], order[n // 2 :]
     rows: list[dict[str, object]] = []
@@ -107,10 +107,10 @@ def alignment_map(states: NameStates, *, k: int = K, draws: int = DRAWS, seed: i
 def mapped_drift(
     mapped: Float[Tensor, "row d_receiver"], own: Float[Tensor, "state d_receiver"], *, seed: int = 0
 ) -> pd.DataFrame:
-    """How far mapped latents lie from the reader's own states of the same kind, one row a drift measure.
+    """How far mapped latents lie from the receiver's own states of the same kind, one row per drift measure.
 
     Columns: measure, n, the median two-sided percentile (0 to 1) among held-out own states, and the share of rows
-    above 0.95, which happens to one own state in twenty.
+    above 0.95, which is 0.05 for own states.
 
     Raises:
         ValueError: too few own states, as `drift.fit_drift_reference` says.

@@ -12,7 +12,7 @@ from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet, in_t
 from latentcomm.experiments.crossmodal.questions import NUMBERS, Question
 
 EDGE = 16
-"""Pixels along each side: one digit twice as large as it was scanned, or four as they were."""
+"""Pixels along each side: one digit at twice its scanned size, or four at scanned size."""
 WORDS = NUMBERS[:10]
 INKS = {
     "red": (255, 40, 40), "green": (40, 220, 40), "blue": (60, 90, 255),
@@ -20,19 +20,19 @@ INKS = {
 }  # fmt: skip
 CELLS = ("top left", "top right", "bottom left", "bottom right")
 FITTING_SHARE = 0.6
-"""Of the scanned digits; the others are seen in testing alone, by the encoder too."""
+"""Of the scanned digits; the others are only for testing, of the encoder too."""
 
 ONE_DIGIT = (
     Question("identity", "The digit in the picture is", "identity", WORDS),
     Question("category", "Is the digit in the picture even or odd? It is", "category", ("even", "odd")),
     Question("colour", "The colour of the digit in the picture is", "colour", tuple(INKS)),
 )
-"""Asked of a picture of one digit."""
+"""The questions about a picture of one digit."""
 FOUR_CELLS = (
     Question("count", "The picture shows", "count", WORDS[1:5]),
     Question("position", "Picture again: {cell}", "there", WORDS),
 )
-"""Asked of a picture of up to four digits."""
+"""The questions about a picture of up to four digits."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def one_digit(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "d
     """Pictures of one scanned digit each, in ink of a random colour: identity, category (even or odd) and colour.
 
     Raises:
-        ValueError: no digit to draw from, or no picture asked for.
+        ValueError: no digit to draw from, or no picture requested.
     """
     _require(numbers, n)
     scans, labels = _scans()
@@ -76,12 +76,12 @@ def one_digit(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "d
 
 
 def four_cells(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "composed digits") -> PictureSet:
-    """Pictures of one to four scanned digits in a square of cells: how many, and which at a cell that holds one.
+    """Pictures of one to four scanned digits in a square of cells: how many, and which is in one filled cell.
 
-    Every scan is drawn once before one is drawn again; so up to about 430 pictures of the fitting half share none.
+    Every scan is drawn once before one is drawn again, so up to about 430 pictures of the fitting half share none.
 
     Raises:
-        ValueError: no digit to draw from, or no picture asked for.
+        ValueError: no digit to draw from, or no picture requested.
     """
     _require(numbers, n)
     scans, labels = _scans()
@@ -91,17 +91,17 @@ def four_cells(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "
     for place in range(n):
         filled = sorted(rng.sample(range(4), place % 4 + 1))
         canvas = np.zeros((EDGE, EDGE, 3), dtype=np.uint8)
-        said, scanned = ["nothing"] * 4, []
+        words, scanned = ["nothing"] * 4, []
         for cell in filled:
             number = next(drawn)
             scanned.append(f"scan {number}")
             top, left = 8 * (cell // 2), 8 * (cell % 2)
             canvas[top : top + 8, left : left + 8] = _inked(scans[number], rng.choice(list(INKS)))
-            said[cell] = WORDS[labels[number]]
-        asked = rng.choice(filled)
-        facts = {"count": WORDS[len(filled)], "cell": CELLS[asked], "there": said[asked]}
-        cells = ", ".join(f"{cell} {word}" for cell, word in zip(CELLS, said, strict=True))
-        caption = f"{facts['count']} digits, {cells}"  # of as many tokens whatever it says, so that places line up
+            words[cell] = WORDS[labels[number]]
+        queried = rng.choice(filled)
+        facts = {"count": WORDS[len(filled)], "cell": CELLS[queried], "there": words[queried]}
+        cells = ", ".join(f"{cell} {word}" for cell, word in zip(CELLS, words, strict=True))
+        caption = f"{facts['count']} digits, {cells}"  # always as many tokens, so that positions align
         image, sources = Image.fromarray(canvas), tuple(dict.fromkeys(scanned))
         pictures.append(Picture(f"{place}-composed", image, caption, facts, sources=sources))
     return PictureSet(name, tuple(pictures))
@@ -117,7 +117,7 @@ def _scans() -> tuple[UInt8[np.ndarray, "scan 8 8"], tuple[int, ...]]:
 
 
 def _inked(scan: UInt8[np.ndarray, "8 8"], ink: str) -> UInt8[np.ndarray, "8 8 3"]:
-    """A scan on black: as much of the ink as the pen left."""
+    """A scan on black, with the ink scaled by the grey level."""
     return (scan[:, :, None].astype(np.float64) / 255 * np.array(INKS[ink])).round().astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Every channel of a part, fitted on its fitting pictures when first asked for, and kept where there is a folder."""
+"""Every channel of a part, fitted on its fitting pictures at first use, and cached where a folder is given."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -70,33 +70,33 @@ CHANNELS = (
 )
 """In the order of tables; see `run.cross_modal`."""
 USUAL = tuple(name for name in CHANNELS if name not in (TRAINED, TRAINED_CONTROL))
-"""Those that need no training through the reader."""
+"""Those that need no training through the receiver."""
 FITTED_CONTROLS = ("random_encoder", GRAFT_BLANK, "shuffled_names", GRAFT_CONTROL, TRAINED_CONTROL)
 """Channels that are controls themselves: they are not run with other pictures' messages."""
 BATCH, RATE = 8, 3e-4
-"""Of the training through the reader."""
+"""Batch size and learning rate of the training through the receiver."""
 DRIFT_STATES = 2_000
-"""The reader's own states that drift is measured against at most."""
+"""Most of the receiver's own states that drift is measured against."""
 FITTING_RULES = (FOLDS, CHOSEN_ON, LATE, MOST_CHOSEN_ON, PENALTY_RATIOS, BATCH, RATE)
-"""What decides maps beside the plan: what was kept under other ones is made anew."""
+"""What determines maps besides the plan: maps cached under other rules are fitted anew."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How pictures are said and asked about.
+    """How pictures are sent and which questions are run.
 
     Attributes:
-        channels: of `CHANNELS`; "blind" is always run. "probe" is none: it has no reader.
+        channels: of `CHANNELS`; "blind" is always run. "probe" is not a channel: it has no receiver.
         block: of the encoder; None chooses it by held-out fit among the fitting pictures.
         write_layer: of the graft; None chooses it by accuracy on held-out fitting pictures.
         template: of the prompts.
-        n_test: pictures asked about at most, of each part.
+        n_test: most test pictures of each part; None takes all.
         reply_tokens: of a reply.
-        train_steps: updates of the soft prompt that is trained through the reader.
+        train_steps: updates of the soft prompt that is trained through the receiver.
         seed: of all that is drawn.
 
     Raises:
-        ValueError: an unknown channel or one named twice, or a number that cannot be.
+        ValueError: an unknown channel or one named twice, or a number below 1.
     """
 
     channels: tuple[str, ...] = USUAL
@@ -122,10 +122,10 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What is fitted on the fitting pictures of a part, each map once and only where a channel needs it.
+    """What is fitted on the fitting pictures of a part, each map once and only if a channel needs it.
 
     Attributes:
-        folder: where maps and states are kept; None keeps nothing.
+        folder: where maps and states are cached; None caches nothing.
     """
 
     vision: VisionSender
@@ -136,14 +136,14 @@ class Fitted:
     progress: bool = False
 
     def channels(self) -> list[Channel]:
-        """Those that the plan names, in the order of `CHANNELS`."""
+        """The channels that the plan names, in the order of `CHANNELS`."""
         makers: Mapping[str, Callable[[], Channel]] = {
             "blind": lambda: Silent("blind"),
             "oracle": lambda: Skyline("oracle"),
             "soft_prompt": lambda: SoftPrompt("soft_prompt", self.eye, self.mapping, self.n_tokens),
             TRAINED: lambda: SoftPrompt(TRAINED, self.eye, self._trained(), self.n_tokens),
             "graft": lambda: VisionGraft("graft", self.eye, Site(self.write_layer), self._grafts("graft")),
-            "caption": lambda: Caption("caption", self.eye, NearestPicture(self.vectors, self._said)),
+            "caption": lambda: Caption("caption", self.eye, NearestPicture(self.vectors, self._fitting_captions)),
             "caption_by_map": lambda: Caption("caption_by_map", self.eye, self._nearest_label()),
             "caption_by_word": lambda: Caption("caption_by_word", self.eye, self._nearest_words()),
             "random_encoder": self._random_encoder,
@@ -152,19 +152,19 @@ class Fitted:
             GRAFT_CONTROL: lambda: VisionGraft(
                 GRAFT_CONTROL, self.eye, Site(self.write_layer), self._grafts(GRAFT_CONTROL)
             ),
-            TRAINED_CONTROL: lambda: SoftPrompt(TRAINED_CONTROL, self.eye, self._trained(True), self.n_tokens),
+            TRAINED_CONTROL: lambda: SoftPrompt(TRAINED_CONTROL, self.eye, self._trained_control(), self.n_tokens),
         }
         return [make() for name, make in makers.items() if name in ("blind", *self.plan.channels)]
 
     def probed(self, question: Question, task: Task) -> list[Trial]:
-        """What a linear classifier of the same vectors answers, which has seen what training through the reader sees.
+        """What a linear classifier of the same vectors answers, fitted to what training through the receiver sees.
 
-        See `probe.fit_answer_probe`; the task is that of the pictures that are asked about.
+        See `probe.fit_answer_probe`; the task is that of the test pictures.
         """
         plan = self.plan
-        found = fit_answer_probe(self.vectors, self.part.fitting, question, template=plan.template, seed=plan.seed)
-        seen = self._shown[self.asked.places([item.sender for item in task.items])]
-        return probe_trials(found, seen, task, draw_choices(task, self.receiver.first_token, seed=plan.seed))
+        probe = fit_answer_probe(self.vectors, self.part.fitting, question, template=plan.template, seed=plan.seed)
+        vectors = self._test_vectors[self.asked.places([item.sender for item in task.items])]
+        return probe_trials(probe, vectors, task, draw_choices(task, self.receiver.first_token, seed=plan.seed))
 
     def chosen(self) -> dict[str, int]:
         """The block that is read, the layer that a graft writes into, and the block of the untrained encoder."""
@@ -178,16 +178,16 @@ class Fitted:
         return found
 
     def drift(self, channel: Channel, question: Question) -> dict[str, float]:
-        """How far what a channel's map gives lies from the reader's own states; NaN without a map or enough states.
+        """How far the output of a channel's map is from the receiver's own states; NaN without a map or enough states.
 
-        Soft tokens are held against rows of the reader's embedding table, grafts against its states at that layer once
-        it has read a true caption and a question about a fitting picture. See `diagnostics.combined_drift`.
+        Soft tokens are compared with rows of the receiver's embedding table, grafts with its states at that layer after
+        the true caption and a question about a fitting picture. See `diagnostics.combined_drift`.
         """
         if not isinstance(channel, SoftPrompt | VisionGraft):
             return combined_drift(torch.empty(0, self.receiver.d_model), None)
         maps = channel.mapping if isinstance(channel, SoftPrompt) else channel.maps[question.name]
         key = digest(maps, self.asked, channel.name, question.name, DRIFT_STATES)[:16]
-        return self._kept.values(f"drift-{key}", lambda: self._drift(channel, maps, question))
+        return self._cache.values(f"drift-{key}", lambda: self._drift(channel, maps, question))
 
     def _drift(self, channel: SoftPrompt | VisionGraft, mapping: AffineMap, question: Question) -> dict[str, float]:
         images = [each.image for each in self.asked if question.fact in each.facts]
@@ -215,7 +215,7 @@ class Fitted:
 
     @cached_property
     def asked(self) -> PictureSet:
-        """The pictures that are asked about."""
+        """The test pictures."""
         testing = self.part.testing
         return PictureSet(testing.name, testing.pictures[: self.plan.n_test])
 
@@ -227,7 +227,7 @@ class Fitted:
     @cached_property
     def seen(self) -> Float[Tensor, "layer item d_read"]:
         """The vectors of the fitting pictures after every block."""
-        return self._kept.tensors("seen", lambda: {"states": self._look(self.vision)})["states"]
+        return self._cache.tensors("seen", lambda: {"states": self._states(self.vision)})["states"]
 
     @cached_property
     def block(self) -> int:
@@ -235,14 +235,14 @@ class Fitted:
         if self.plan.block is not None:
             self.vision.check_block(self.plan.block)
             return self.plan.block
-        return self._kept.values("block", lambda: self._choose_block(self.seen))
+        return self._cache.values("block", lambda: self._choose_block(self.seen))
 
     @cached_property
     def write_layer(self) -> int:
         """The layer that a graft writes into."""
         if self.plan.write_layer is not None:
             return self.plan.write_layer
-        return self._kept.values(
+        return self._cache.values(
             "write_layer",
             lambda: choose_write_layer(
                 self.vision, self.vectors, self.receiver, self.part, self.block,
@@ -252,47 +252,47 @@ class Fitted:
 
     @cached_property
     def site(self) -> VisionSite:
-        """What of the encoder's states is said."""
+        """What of the encoder's states is sent."""
         return VisionSite(self.block, self.part.pooling, self.part.grid)
 
     @cached_property
     def eye(self) -> Eye:
-        """Who looks at the pictures that are asked about."""
+        """The encoder and the test pictures that it sends."""
         return Eye(self.vision, self.asked, self.site)
 
     @cached_property
     def vectors(self) -> Float[Tensor, "item d_read"]:
         """The vectors of the fitting pictures after the block that is read."""
-        block = self.block  # refused, where it is wrong, before all pictures are looked at
+        block = self.block  # an invalid block is refused before the encoder runs on all pictures
         return self.seen[block].float()
 
     @cached_property
-    def _shown(self) -> Float[Tensor, "item d_read"]:
-        """The vectors of the pictures that are asked about, after the same block: read once for all questions."""
+    def _test_vectors(self) -> Float[Tensor, "item d_read"]:
+        """The vectors of the test pictures after the same block: read once for all questions."""
         return self.vision.read([each.image for each in self.asked], self.site).float()
 
     @cached_property
     def mapping(self) -> AffineMap:
         """From vectors to the embeddings of captions."""
-        return self._kept.saved("soft_prompt", lambda: self._soft(self.vectors), AffineMap.load)
+        return self._cache.saved("soft_prompt", lambda: self._soft(self.vectors), AffineMap.load)
 
     @cached_property
-    def _said(self) -> tuple[str, ...]:
+    def _fitting_captions(self) -> tuple[str, ...]:
         return tuple(picture.caption for picture in self.part.fitting)
 
     @cached_property
     def _captions(self) -> tuple[str, ...]:
-        """All that may be said of a picture, each once."""
-        return tuple(dict.fromkeys([*self._said, *self.part.captions]))
+        """All captions that may describe a picture, each once."""
+        return tuple(dict.fromkeys([*self._fitting_captions, *self.part.captions]))
 
     @cached_property
-    def _kept(self) -> Records:
+    def _cache(self) -> Records:
         plan, part = self.plan, self.part
         how = (plan.block, plan.write_layer, plan.template, plan.seed, part.pooling, part.grid, list(part.captions))
         how += FITTING_RULES
         return Records.of(self.folder, "maps", 1, self.vision, self.receiver, part.fitting, list(part.questions), *how)
 
-    def _look(self, vision: VisionSender) -> Float[Tensor, "layer item d_read"]:
+    def _states(self, vision: VisionSender) -> Float[Tensor, "layer item d_read"]:
         images = [picture.image for picture in self.part.fitting]
         return vision.pooled(images, pooling=self.part.pooling, grid=self.part.grid)
 
@@ -312,7 +312,7 @@ class Fitted:
             fit_vision_graft, vectors, part.fitting, part.questions, self.receiver, [write],
             template=plan.template, shuffled=plan.seed if name == GRAFT_CONTROL else None, seed=plan.seed,
         )  # fmt: skip
-        found = self._kept.tensors(name, lambda: _tensors_of(fitted()[write]))
+        found = self._cache.tensors(name, lambda: _tensors_of(fitted()[write]))
         names = [question.name for question in part.questions]
         return {each: AffineMap(found[f"{each}.weight"], found[f"{each}.bias"]) for each in names}
 
@@ -327,8 +327,8 @@ class Fitted:
         )
 
     def _random_encoder(self) -> SoftPrompt:
-        """From an encoder that has learnt nothing, with a map and a block of its own."""
-        own = self._kept.saved("random_encoder", lambda: self._soft(self._random_vectors), AffineMap.load)
+        """From an untrained encoder, with a map and a block of its own."""
+        own = self._cache.saved("random_encoder", lambda: self._soft(self._random_vectors), AffineMap.load)
         return SoftPrompt("random_encoder", self._blank_eye, own, self.n_tokens)
 
     def _random_graft(self) -> VisionGraft:
@@ -350,37 +350,44 @@ class Fitted:
 
     @cached_property
     def _random_seen(self) -> Float[Tensor, "layer item d_read"]:
-        return self._kept.tensors("random_seen", lambda: {"states": self._look(self._blank)})["states"]
+        return self._cache.tensors("random_seen", lambda: {"states": self._states(self._blank)})["states"]
 
     @cached_property
     def _random_block(self) -> int:
-        """Chosen as the trained encoder's is, on what this one sees."""
+        """Chosen as the trained encoder's is, on the states of this one."""
         if self.plan.block is not None:
             return self.plan.block
-        return self._kept.values("random_encoder_block", lambda: self._choose_block(self._random_seen))
+        return self._cache.values("random_encoder_block", lambda: self._choose_block(self._random_seen))
 
     def _shuffled_names(self) -> AffineMap:
-        return self._kept.saved("shuffled_names", lambda: self._soft(self.vectors, self.plan.seed), AffineMap.load)
+        return self._cache.saved("shuffled_names", lambda: self._soft(self.vectors, self.plan.seed), AffineMap.load)
 
-    def _trained(self, other_pictures: bool = False) -> AffineMap:
-        """The map trained through the reader; or the same on vectors of other pictures, from the map of wrong names."""
+    def _trained(self) -> AffineMap:
+        """The map trained through the receiver."""
+        file = f"training-{self.plan.train_steps}.safetensors"
+        return self._train(self.vectors, self.mapping, file=file, name="soft prompt")
+
+    def _trained_control(self) -> AffineMap:
+        """The control of `_trained`: each picture with the vector of another, from the map of shuffled names."""
+        rows = self.vectors
+        order = list(range(len(rows)))
+        random.Random(f"other pictures:{self.plan.seed}").shuffle(order)
+        rows = rows.clone().index_copy(0, torch.tensor(order), rows[torch.tensor([*order[1:], order[0]])])
+        file = f"training-other-pictures-{self.plan.train_steps}.safetensors"
+        return self._train(rows, self._shuffled_names(), file=file, name="soft prompt, other pictures")
+
+    def _train(self, rows: Float[Tensor, "item d_read"], start: AffineMap, *, file: str, name: str) -> AffineMap:
+        """The map from the fitting pictures' vectors after training from `start`; `file` is its checkpoint."""
         part, plan = self.part, self.plan
         tasks = [picture_task(part.fitting, question, template=plan.template) for question in part.questions]
-        rows = self.vectors
-        if other_pictures:
-            order = list(range(len(rows)))
-            random.Random(f"other pictures:{plan.seed}").shuffle(order)
-            rows = rows.clone().index_copy(0, torch.tensor(order), rows[torch.tensor([*order[1:], order[0]])])
         vectors = {each.id: row for each, row in zip(part.fitting, rows, strict=True)}
-        start = self._shuffled_names() if other_pictures else self.mapping
         learner = SoftPromptLearner.of(self.receiver, tasks, vectors, start)
         steps = plan.train_steps
         schedule = Schedule(steps=steps, batch_size=BATCH, learning_rate=RATE, warmup=steps // 20, seed=plan.seed)
-        file = f"training-{'other-pictures-' if other_pictures else ''}{steps}.safetensors"
         train(
             learner, schedule, frozen=[self.receiver],
-            checkpoint=None if self._kept.folder is None else self._kept.folder / file, every=20,
-            progress=self.progress, name=f"soft prompt{', other pictures' if other_pictures else ''}",
+            checkpoint=None if self._cache.folder is None else self._cache.folder / file, every=20,
+            progress=self.progress, name=name,
         )  # fmt: skip
         return learner.mapping
 

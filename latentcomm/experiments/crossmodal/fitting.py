@@ -1,4 +1,4 @@
-"""Maps from what an encoder sees to what a frozen reader takes: in closed form to its words, or trained through it."""
+"""Maps from an encoder's states to a frozen receiver: fitted in closed form, or trained through the receiver."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -29,16 +29,16 @@ FOLDS = 4
 
 
 def caption_length(receiver: Model, captions: Sequence[str]) -> int:
-    """How many tokens the longest of the captions has where it stands in a prompt."""
+    """Tokens of the longest caption within a prompt."""
     return max(len(ids) for ids in answer_ids(receiver, [f" {caption}" for caption in captions]))
 
 
 def caption_embeddings(
     receiver: Model, captions: Sequence[str], *, n_tokens: int | None = None
 ) -> Float[Tensor, "caption d_out"]:
-    """The embeddings of each caption's tokens one behind the other; without `n_tokens`, their mean.
+    """The embeddings of each caption's tokens, concatenated; without `n_tokens`, their mean.
 
-    A caption that is shorter is filled up with the token that stands behind captions, a full stop.
+    A shorter caption is padded with the token that follows captions, a full stop.
 
     Raises:
         ValueError: a caption of more tokens.
@@ -52,7 +52,7 @@ def caption_embeddings(
 
 
 def caption_tokens(receiver: Model, captions: Sequence[str], *, n_tokens: int) -> list[list[int]]:
-    """The ids of each caption where it stands in a prompt, full stops behind those that are shorter.
+    """The ids of each caption within a prompt, shorter ones padded with full stops.
 
     Raises:
         ValueError: a caption of more tokens.
@@ -61,7 +61,8 @@ def caption_tokens(receiver: Model, captions: Sequence[str], *, n_tokens: int) -
     stop = answer_ids(receiver, [STOP])[0][0]
     if longer := [place for place, ids in enumerate(rows) if len(ids) > n_tokens]:
         raise ValueError(
-            f"the caption {captions[longer[0]]!r} has {len(rows[longer[0]])} tokens and there are {n_tokens} places"
+            f"the caption {captions[longer[0]]!r} has {len(rows[longer[0]])} tokens, more than n_tokens "
+            f"{n_tokens}; give at least as many"
         )
     return [[*ids, *[stop] * (n_tokens - len(ids))] for ids in rows]
 
@@ -76,14 +77,14 @@ def fit_soft_prompt(
     shuffled: int | None = None,
     seed: int = 0,
 ) -> AffineMap:
-    """The ridge map from pictures' vectors to the embeddings of their captions: one a token's place, or their mean.
+    """The ridge map from pictures' vectors to the embeddings of captions: one per token, or their mean.
 
     With Y the embeddings `[item n_tokens * d_receiver]`, what `alignment.fit_ridge` gives, its penalty chosen on whole
-    groups of pictures. `shuffled` seeds an exchange of names (`renamed`): the map is fitted to these, with the penalty
-    that the true names get, and is as strong as the true one and wrong.
+    groups of pictures. `shuffled` seeds a permutation of names (`renamed`): the map is fitted to these, with the
+    penalty that the true names get; it is as strong as the true map, and wrong.
 
     Raises:
-        ValueError: not one vector a picture, names that cannot be exchanged, or what the ridge refuses, such as
+        ValueError: not one vector a picture, names that cannot be permuted, or what the ridge refuses, such as
             penalty 0 with more features than pairs.
     """
     require_one_each(vectors, pictures)
@@ -98,7 +99,7 @@ def fit_soft_prompt(
 
 
 def renamed(pictures: PictureSet, *, seed: int) -> PictureSet:
-    """The pictures with their captions exchanged: all of one caption get one other's, and none keeps its own.
+    """The pictures with permuted captions: all pictures of one caption get the same other one, and none its own.
 
     Raises:
         ValueError: all pictures have one caption.
@@ -112,7 +113,7 @@ def renamed(pictures: PictureSet, *, seed: int) -> PictureSet:
     names = list(dict.fromkeys(picture.caption for picture in pictures))
     if len(names) < 2:
         raise ValueError(
-            f"all {len(pictures)} pictures of {pictures.name!r} are called {names[0]!r} and no name can be exchanged; "
+            f"all {len(pictures)} pictures of {pictures.name!r} are called {names[0]!r} and no name can be permuted; "
             "bring pictures of another name, or leave the channels of shuffled names out"
         )
     random.Random(f"renamed:{seed}").shuffle(names)
@@ -134,9 +135,9 @@ def fit_vision_graft(
 ) -> dict[Site, dict[str, AffineMap]]:
     """For every site and question the ridge map from pictures' vectors to the receiver's own state.
 
-    The target is the state at the site, at the last token, once the receiver has read the true caption and the
-    question: what a graft at that place replaces, had it known. `shuffled` as for the soft prompt: the caption that is
-    read is another's, the question the picture's own.
+    The target is the state at the site, at the last token, after the receiver has read the true caption and the
+    question: the state that a graft replaces, with the caption known. `shuffled` as for the soft prompt: the caption is
+    another picture's, the question the picture's own.
 
     A ridge a question into a late layer's answer state is close to a supervised probe of the vectors, read out by the
     receiver's last layers; `shuffled` is its control.
@@ -153,17 +154,17 @@ def fit_vision_graft(
         part = PictureSet(pictures.name, tuple(pictures.pictures[row] for row in rows))
         wrong = None if shuffled is None else picture_task(named, question, template=template)
         states = informed_states(receiver, task, writes)
-        read = states if wrong is None else informed_states(receiver, wrong, writes)
+        targets = states if wrong is None else informed_states(receiver, wrong, writes)
         for site in writes:
             weight = penalty
             if wrong is not None and penalty is None:
                 weight = _penalty(vectors[rows], states[site], part, seed=seed)
-            found[site][question.name] = _ridge(vectors[rows], read[site], part, penalty=weight, seed=seed)
+            found[site][question.name] = _ridge(vectors[rows], targets[site], part, penalty=weight, seed=seed)
     return found
 
 
 def informed_states(receiver: Model, task: Task, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "item d_receiver"]]:
-    """The receiver's states at the last token once it has read the true caption and the question; equal texts once."""
+    """The receiver's states at the last token after the true caption and the question; equal texts run once."""
     texts = [item.skyline for item in task.items]
     different = list(dict.fromkeys(texts))
     places = torch.tensor([different.index(text) for text in texts])
@@ -172,10 +173,10 @@ def informed_states(receiver: Model, task: Task, sites: Sequence[Site]) -> dict[
 
 
 def require_one_each(vectors: Float[Tensor, "item d_read"], pictures: PictureSet) -> None:
-    """Refuse vectors that are not one a picture.
+    """Check that there is one vector per picture.
 
     Raises:
-        ValueError: they are more or fewer.
+        ValueError: there are more or fewer.
     """
     if len(vectors) != len(pictures):
         raise ValueError(f"{len(vectors)} vectors for {len(pictures)} pictures; give one a picture")
@@ -204,15 +205,15 @@ def _penalty(
 class SoftPromptLearner:
     """The training of a soft prompt's map through the frozen receiver, on the cross-entropy of the answers.
 
-    Make one with `SoftPromptLearner.of`; `mapping` is what has been learnt so far.
+    Make one with `SoftPromptLearner.of`; `mapping` is the current map.
 
     Attributes:
         receiver: which stays frozen.
         weight, bias: of the map, trained in place.
         n_tokens: soft tokens it makes.
         vectors: of each item's picture.
-        halves: the ids of each question before and behind the soft tokens.
-        answers: the tokens that should follow.
+        halves: the ids of each question before and after the soft tokens.
+        answers: the target tokens after each prompt.
     """
 
     receiver: Model
@@ -227,7 +228,7 @@ class SoftPromptLearner:
     def of(
         cls, receiver: Model, tasks: Sequence[Task], vectors: Mapping[str, Float[Tensor, " d_read"]], start: AffineMap
     ) -> "SoftPromptLearner":
-        """The learner of all questions together, from the vectors of the pictures by id, beginning at a map.
+        """The learner of all questions together, from the vectors of the pictures by id, initialised with a map.
 
         Raises:
             ValueError: no task, a picture without a vector, or a map that gives no whole number of tokens.
@@ -238,7 +239,7 @@ class SoftPromptLearner:
         if start.d_out % receiver.d_model:
             raise ValueError(f"{start} gives no whole number of tokens of {receiver.name}, {receiver.d_model} wide")
         if missing := [item.sender for item, _ in items if item.sender not in vectors]:
-            raise ValueError(f"the picture {missing[0]!r} has no vector; look at every picture that is asked about")
+            raise ValueError(f"the picture {missing[0]!r} has no vector; give one for every picture of the tasks")
         halves = [around(receiver, [item.receiver], template=template)[0] for item, template in items]
         return cls(
             receiver,
@@ -263,8 +264,8 @@ class SoftPromptLearner:
     @property
     def configuration(self) -> Mapping[str, Any]:
         """The receiver, and a digest of the examples."""
-        seen = digest(self.vectors, list(self.halves), list(self.answers))
-        return {"what": "soft prompt", "receiver": self.receiver.name, "tokens": self.n_tokens, "examples": seen}
+        examples = digest(self.vectors, list(self.halves), list(self.answers))
+        return {"what": "soft prompt", "receiver": self.receiver.name, "tokens": self.n_tokens, "examples": examples}
 
     def __len__(self) -> int:
         return len(self.vectors)

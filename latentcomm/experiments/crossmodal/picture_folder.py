@@ -19,13 +19,13 @@ from latentcomm.experiments.crossmodal.splits import OTHER_VIEWS, Part
 from latentcomm.models.vision_preprocessing import BACKGROUND
 
 TABLES = ("table.csv", "table.json")
-"""What the table of a folder may be called; the pictures lie beside it or in "pictures"."""
+"""File names of a folder's table; the pictures are in the same folder or in "pictures"."""
 NEEDED = ("file", "name")
 COUNTS = ("one", "two", "three", "four")
 COLOUR_WORDS = {*INKS, "black", "white", "brown", "grey", "gray", "pink", "gold", "golden", "silver"}
-"""A name with one of these says a colour."""
+"""A name with one of these words names a colour."""
 FULL_INK = 200
-"""The grey, of 255, that becomes the pure ink: emoji are light, and yellow ones lighter than most."""
+"""The grey level, of 255, that becomes the pure ink: emoji are light, yellow ones lighter than most."""
 COLUMN_QUESTIONS: Mapping[str, Question] = {
     question.fact: question
     for question in (
@@ -38,32 +38,32 @@ COLUMN_QUESTIONS: Mapping[str, Question] = {
         Question("position", "In the picture it stands at the", "position", name="position"),
     )
 }
-"""What is asked of a column; other columns are facts that a question of one's own may name."""
+"""The question of each column; other columns are facts that custom questions may use."""
 TURN, SMALLEST, LIGHT = 12.0, 0.8, (0.7, 1.3)
-"""Of views: degrees either way, the least share of each side that is kept, and the factors of light."""
+"""Of views: rotation in degrees either way, the smallest crop as a share of each side, and the brightness factors."""
 
 
 def read_table(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """The rows of a folder's table in words: lists joined by "|", empty entries left out.
+    """The rows of a folder's table as strings: lists joined by "|", empty entries left out.
 
     Raises:
         ValueError: no such folder or table, a table that cannot be read, a row without file or name, or a file twice.
     """
-    place = Path(folder)
-    path = next((place / name for name in TABLES if (place / name).is_file()), None)
+    root = Path(folder)
+    path = next((root / name for name in TABLES if (root / name).is_file()), None)
     if path is None:
         raise ValueError(
-            f"there is no {' or '.join(TABLES)} in {place}; give a folder that has one with the columns "
+            f"there is no {' or '.join(TABLES)} in {root}; give a folder that has one with the columns "
             f"{' and '.join(NEEDED)}"
         )
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            given: Any = json.load(file) if path.suffix == ".json" else list(csv.DictReader(file))
+            content: Any = json.load(file) if path.suffix == ".json" else list(csv.DictReader(file))
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a table ({error}); mend or replace it") from error
-    if not isinstance(given, list) or not all(isinstance(row, dict) for row in given) or not given:
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content) or not content:
         raise ValueError(f"{path} holds no rows; give at least one, with the columns {' and '.join(NEEDED)}")
-    rows = [{str(key): text for key, value in row.items() if (text := _in_words(value))} for row in given]
+    rows = [{str(key): text for key, value in row.items() if (text := _as_text(value))} for row in content]
     for number, row in enumerate(rows):
         if missing := [column for column in NEEDED if column not in row]:
             raise ValueError(f"row {number + 1} of {path} has no {missing[0]}; give every picture a file and a name")
@@ -82,18 +82,18 @@ def read_folder(
     seed: int = 0,
     skip_unreadable: bool = False,
 ) -> PictureSet:
-    """The pictures of a folder's table, all facts with them; `n_pictures` draws as many.
+    """The pictures of a folder's table with all their facts; `n_pictures` draws that many.
 
-    Captions are made of facts; pictures of one name are a group, which no split parts. Of pictures with equal pixels
-    one is kept (see `PictureSet.distinct`), and the others are told: what one side shows the other must not name
-    otherwise. A picture that cannot be read is an error, unless such are to be skipped: then they are named.
+    Captions are made of facts; pictures of one name are a group, which no split divides. Of pictures with equal pixels
+    one remains (see `PictureSet.distinct`) and the others are reported: equal pictures must not have different names
+    on the two sides. A picture that cannot be read is an error, unless `skip_unreadable`: then it is reported.
 
     Raises:
         ValueError: what `read_table` refuses, a picture that cannot be read, or a caption of a fact that is missing.
     """
-    place = Path(folder)
-    rows = read_table(place)
-    where = place / "pictures" if (place / "pictures").is_dir() else place
+    root = Path(folder)
+    rows = read_table(root)
+    where = root / "pictures" if (root / "pictures").is_dir() else root
     images = read_pictures([where / row["file"] for row in rows], skip_unreadable=skip_unreadable)
     pictures = []
     for row in rows:
@@ -102,53 +102,53 @@ def read_folder(
             continue
         facts = {name: text for name, text in row.items() if name != "file"}
         try:
-            words = caption.format(**facts)
+            text = caption.format(**facts)
         except KeyError as error:
             raise ValueError(
-                f"{row['file']} has no {error.args[0]}, which the caption {caption!r} names; give it one, or name "
+                f"{row['file']} has no {error.args[0]}, which the caption {caption!r} uses; give it one, or use "
                 f"others of {', '.join(facts)}"
             ) from error
         except (IndexError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"the caption {caption!r} cannot be filled in ({error}); name columns in braces, such as {{name}}"
             ) from error
-        pictures.append(Picture(row["file"], image, words, facts, f"name {row['name']}"))
-    found = PictureSet(place.resolve().name, tuple(pictures)).distinct()
-    if found.left_out:
+        pictures.append(Picture(row["file"], image, text, facts, f"name {row['name']}"))
+    distinct = PictureSet(root.resolve().name, tuple(pictures)).distinct()
+    if distinct.left_out:
         say(
-            f"left out {len(found.left_out)} of {len(pictures)} pictures, each equal in every pixel to one that is "
-            f"kept: {', '.join(found.left_out)}"
+            f"left out {len(distinct.left_out)} of {len(pictures)} pictures, each equal in every pixel to a remaining "
+            f"one: {', '.join(distinct.left_out)}"
         )
     unread = tuple(row["name"] for row in rows if where / row["file"] not in images)
-    found = replace(found, left_out=(*found.left_out, *unread))
-    if n_pictures is None or n_pictures >= len(found):
-        return found
-    drawn = random.Random(f"folder:{seed}").sample(found.pictures, n_pictures)
-    return replace(found, pictures=tuple(drawn))
+    distinct = replace(distinct, left_out=(*distinct.left_out, *unread))
+    if n_pictures is None or n_pictures >= len(distinct):
+        return distinct
+    drawn = random.Random(f"folder:{seed}").sample(distinct.pictures, n_pictures)
+    return replace(distinct, pictures=tuple(drawn))
 
 
 def folder_questions(pictures: PictureSet, questions: Sequence[Question] | None = None) -> tuple[Question, ...]:
-    """The questions that these pictures answer, each with all answers there are; by default those of their columns.
+    """The questions that these pictures answer, each with all possible answers; by default those of their columns.
 
     Raises:
         ValueError: no question that has two different answers.
     """
-    found = []
+    answered = []
     for question in COLUMN_QUESTIONS.values() if questions is None else questions:
         facts = {each.facts[question.fact].split("|")[0] for each in pictures if question.fact in each.facts}
         if len(facts) > 1:
             answers = question.answers or tuple(sorted(facts))
-            found.append(Question(question.type, question.ask, question.fact, answers, question.name))
-    if not found:
+            answered.append(Question(question.type, question.ask, question.fact, answers, question.name))
+    if not answered:
         raise ValueError(
-            f"the pictures of {pictures.name!r} answer no question in two ways; give their table a column of "
-            f"{', '.join(COLUMN_QUESTIONS)}"
+            f"the pictures of {pictures.name!r} have two different answers to no question; give their table a "
+            f"column of {', '.join(COLUMN_QUESTIONS)}"
         )
-    return tuple(found)
+    return tuple(answered)
 
 
 def views(picture: Picture, *, n: int, seed: int = 0) -> tuple[Picture, ...]:
-    """Views of a picture, turned, cut and lit by chance; each in a group of its own, with the picture's facts.
+    """Views of a picture, rotated, cropped and brightened at random; each in its own group, with the picture's facts.
 
     Raises:
         ValueError: fewer than one.
@@ -157,8 +157,8 @@ def views(picture: Picture, *, n: int, seed: int = 0) -> tuple[Picture, ...]:
     ['a.png view 0', 'a.png view 1']
     """
     if n < 1:
-        raise ValueError(f"{n} views were asked for; ask for at least one")
-    found = []
+        raise ValueError(f"n is {n}; give at least one view")
+    made = []
     for number in range(n):
         draw = random.Random(f"view:{seed}:{picture.id}:{number}")
         image = picture.image.rotate(
@@ -170,8 +170,8 @@ def views(picture: Picture, *, n: int, seed: int = 0) -> tuple[Picture, ...]:
             draw.uniform(*LIGHT)
         )
         name = f"{picture.id} view {number}"
-        found.append(Picture(name, image, picture.caption, picture.facts, name))
-    return tuple(found)
+        made.append(Picture(name, image, picture.caption, picture.facts, name))
+    return tuple(made)
 
 
 def folder_parts(
@@ -185,59 +185,59 @@ def folder_parts(
     seed: int = 0,
     skip_unreadable: bool = False,
 ) -> tuple[Part, Part]:
-    """Two parts: other views of pictures that maps have seen, and pictures of which they have seen nothing.
+    """Two parts: other views of pictures that maps are fitted on, and pictures that no map is fitted on.
 
-    "other views": of every picture one view is asked about, and maps are fitted on the others. "new pictures": maps are
-    fitted on views of one share of the pictures, and the rest are asked about as they are, whose names no map was
-    fitted to; the caption nearest to what the map gives is chosen among all names, theirs with them. A part leaves out,
-    and names, the questions that no picture for fitting answers, or those for testing in one way alone.
+    "other views": one view of every picture is for testing, and maps are fitted on the others. "new pictures": maps are
+    fitted on views of one share of the pictures, and the rest are for testing, unchanged; no map is fitted to their
+    names. The caption nearest to the output of the map is chosen among all names, including theirs. A part leaves out,
+    and reports, the questions that no fitting picture answers or whose answer is the same for all test pictures.
 
     Raises:
         ValueError: fewer than two views, too few pictures for both sides, no question with answers on both sides, or
             what reading refuses.
     """
     if n_views < 2:
-        raise ValueError(f"{n_views} views leave none to ask about; make at least two")
+        raise ValueError(f"n_views is {n_views}, which leaves no view for testing; give at least two")
     if isinstance(folder, PictureSet):
         pictures = folder
     else:
         pictures = read_folder(
             folder, n_pictures=n_pictures, caption=caption, seed=seed, skip_unreadable=skip_unreadable
         )
-    asked = folder_questions(pictures, questions)
+    answerable = folder_questions(pictures, questions)
     names = tuple(dict.fromkeys(picture.caption for picture in pictures))
     order = random.Random(f"asked:{seed}").sample(pictures.pictures, len(pictures))
     seen = [views(picture, n=n_views, seed=seed) for picture in order]
     name = pictures.name
     known, new = pictures.split(seed=seed, fraction=fitting_share)
-    of_known = [replace(view, group=each.group) for each in known for view in views(each, n=n_views - 1, seed=seed)]
+    known_views = [replace(view, group=each.group) for each in known for view in views(each, n=n_views - 1, seed=seed)]
     shown = random.Random(f"asked:{seed}").sample(new.pictures, len(new))
 
     def part(what: str, fitting: Sequence[Picture], testing: Sequence[Picture]) -> Part:
         sides = [PictureSet(name, tuple(side), pictures.left_out) for side in (fitting, testing)]
-        kept = _answered(asked, *sides)
+        answered = _answered(answerable, *sides)
         whole = f"{name}, {what}"
-        if not kept:
+        if not answered:
             raise ValueError(f"{whole}: no question has answers on both sides of the split; fill in more of the table")
-        if lost := [each.name for each in asked if each not in kept]:
-            say(f"{whole}: not asked for {', '.join(lost)}, of which one side of the split has too few answers")
-        return Part(whole, sides[0], sides[1], kept, captions=names)
+        if lost := [each.name for each in answerable if each not in answered]:
+            say(f"{whole}: left out the questions {', '.join(lost)}; one side of the split has too few answers")
+        return Part(whole, sides[0], sides[1], answered, captions=names)
 
     others = part(OTHER_VIEWS, [view for each in seen for view in each[1:]], [each[0] for each in seen])
-    return others, part("new pictures", of_known, shown)
+    return others, part("new pictures", known_views, shown)
 
 
 def _answered(questions: Sequence[Question], fitting: PictureSet, testing: PictureSet) -> tuple[Question, ...]:
-    """The questions that a picture for fitting answers, and those for testing in two ways."""
-    ways = {question.fact: {each.facts.get(question.fact) for each in testing} - {None} for question in questions}
-    return tuple(each for each in asked_of(fitting, questions) if len(ways[each.fact]) > 1)
+    """The questions with an answer among the fitting pictures and two different ones among the test pictures."""
+    answers = {question.fact: {each.facts.get(question.fact) for each in testing} - {None} for question in questions}
+    return tuple(each for each in asked_of(fitting, questions) if len(answers[each.fact]) > 1)
 
 
 def counted_part(pictures: PictureSet, *, n_fitting: int, n_testing: int, seed: int = 0) -> Part:
-    """Pictures with one to four times the same thing in a square of cells: how many, and what; no name on both sides.
+    """Pictures with one to four copies of one thing in a square of cells: how many, and what; no name on both sides.
 
-    Captions are the count and the name, "three cats" without the plural: every name keeps its form. In testing a thing
-    is seen once, so there are at most as many pictures as things.
+    Captions are the count and the name, "three cats" without the plural: names are not inflected. Each thing is in
+    one test picture, so there are at most as many test pictures as things.
 
     Raises:
         ValueError: too few pictures for both sides.
@@ -260,10 +260,10 @@ def counted_part(pictures: PictureSet, *, n_fitting: int, n_testing: int, seed: 
 
 
 def recoloured_part(pictures: PictureSet, *, n_fitting: int, n_testing: int, seed: int = 0) -> Part:
-    """Pictures in one ink, drawn at random, and the question which; no name on both sides.
+    """Pictures in one ink each, drawn at random, and the question of which ink; no name on both sides.
 
-    Light and dark stay (see `in_ink`), and the caption is the ink and the name: "red cat". Pictures whose name says a
-    colour are not drawn. In testing a thing is seen once, so there are at most as many pictures as things.
+    Lightness is preserved (see `in_ink`), and the caption is the ink and the name: "red cat". Pictures whose name
+    contains a colour are left out. Each thing is in one test picture, so there are at most as many as things.
 
     Raises:
         ValueError: too few pictures for both sides.
@@ -297,14 +297,14 @@ def in_ink(image: Image.Image, ink: str) -> Image.Image:
 def _composed_of(
     pictures: PictureSet, what: str, n_fitting: int, n_testing: int, seed: int
 ) -> Iterator[tuple[str, list[Picture], random.Random]]:
-    """For each side its name, the pictures to compose from, no name on both sides, and what draws the rest."""
+    """For each side: its name, the pictures to compose from (no name on both sides), and its random generator."""
     known, new = pictures.split(seed=seed, fraction=0.7)
     for side, part, n in (("fit", known, n_fitting), ("test", new, min(n_testing, len(new)))):
         rng = random.Random(f"{what}:{side}:{seed}")
         yield side, in_turn(part.pictures, n, rng), rng
 
 
-def _in_words(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Pictures with names and facts: read from files, told apart by content, split so that no group is on both sides."""
+"""Pictures with names and facts: read from files, compared by pixels, split so that no group is on both sides."""
 
 import hashlib
 import os
@@ -22,12 +22,12 @@ class Picture:
     """A picture and what is true of it.
 
     Attributes:
-        id: its name among the pictures, which a task's sender text repeats.
-        image: what is seen, in RGB.
-        caption: what it shows, in words: "a red three".
-        facts: by name, in words, such as {"colour": "red"}; several accepted words with "|" between them.
-        group: pictures of one group never part in a split: views of one drawing, or of one drawn from it.
-        sources: what it is composed of where that is more than one thing, such as scans of digits, by their groups.
+        id: its name among the pictures; it is the sender's text of a task's items.
+        image: in RGB.
+        caption: what it shows, as text: "a red three".
+        facts: by name, as text, such as {"colour": "red"}; several accepted answers are separated by "|".
+        group: pictures of one group stay on one side of a split: views of one drawing, or pictures made from it.
+        sources: the groups of what it is composed of, such as scans of digits, where that is more than one thing.
 
     Raises:
         ValueError: an empty id or caption.
@@ -42,10 +42,10 @@ class Picture:
 
     @property
     def pixels(self) -> str:
-        """SHA-256 of the size and the pixels: equal where nobody could tell two pictures apart."""
-        shown = hashlib.sha256(repr((self.image.size, self.image.mode)).encode())
-        shown.update(self.image.tobytes())
-        return shown.hexdigest()
+        """SHA-256 of the size, the mode and the pixels: equal for equal pictures."""
+        state = hashlib.sha256(repr((self.image.size, self.image.mode)).encode())
+        state.update(self.image.tobytes())
+        return state.hexdigest()
 
     def __post_init__(self) -> None:
         if not self.id.strip() or not self.caption.strip():
@@ -61,7 +61,7 @@ class PictureSet:
     Attributes:
         name: in tables.
         pictures: in order.
-        left_out: the names of pictures that were left out: they look as another one does, or cannot be read.
+        left_out: the names of pictures that were left out: equal to another one, or unreadable.
 
     Raises:
         ValueError: no picture, or two of one id.
@@ -77,11 +77,11 @@ class PictureSet:
 
     def __post_init__(self) -> None:
         if not self.pictures:
-            raise ValueError(f"the set {self.name!r} has no pictures; loosen what chose them")
+            raise ValueError(f"the set {self.name!r} has no pictures; give at least one")
         ids = [picture.id for picture in self.pictures]
         if len(set(ids)) < len(ids):
-            twice = next(each for each in ids if ids.count(each) > 1)
-            raise ValueError(f"the set {self.name!r} has two pictures with the id {twice!r}; make ids unique")
+            repeated = next(each for each in ids if ids.count(each) > 1)
+            raise ValueError(f"the set {self.name!r} has two pictures with the id {repeated!r}; make ids unique")
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -97,7 +97,7 @@ class PictureSet:
         """
         if picture_id not in self._by_id:
             raise ValueError(
-                f"there is no picture {picture_id!r} in the set {self.name!r}; ask about pictures of this set alone"
+                f"there is no picture {picture_id!r} in the set {self.name!r}; use the id of a picture of this set"
             )
         return self._by_id[picture_id]
 
@@ -106,7 +106,7 @@ class PictureSet:
         return {picture.id: picture for picture in self.pictures}
 
     def places(self, ids: Iterable[str]) -> list[int]:
-        """Where the pictures of these ids stand in the set."""
+        """The positions of the pictures of these ids in the set."""
         order = {picture.id: place for place, picture in enumerate(self.pictures)}
         return [order[each] for each in ids]
 
@@ -115,8 +115,8 @@ class PictureSet:
         """SHA-256 over all ids, pixels, captions and facts."""
         state = hashlib.sha256(self.name.encode())
         for each in self.pictures:
-            said = (each.id, each.caption, sorted(each.facts.items()), each.group, each.image.size, each.image.mode)
-            state.update(repr(said).encode())
+            content = (each.id, each.caption, sorted(each.facts.items()), each.group, each.image.size, each.image.mode)
+            state.update(repr(content).encode())
             state.update(each.image.tobytes())
         return state.hexdigest()
 
@@ -142,27 +142,27 @@ class PictureSet:
         if not all(sides):
             raise ValueError(
                 f"the set {self.name!r} has {len(groups)} groups of pictures, and a share of {fraction} leaves no "
-                "pairs on one side; bring more pictures or change the share"
+                "pictures on one side; give more pictures or change the share"
             )
         return PictureSet(f"{self.name} (fitting)", sides[0]), PictureSet(f"{self.name} (testing)", sides[1])
 
     def distinct(self) -> "PictureSet":
-        """The set with one of the pictures of equal pixels: the one of the shortest name, the first among equals.
+        """The set without equal pictures: of those, the one with the shortest name remains, the first of several.
 
-        A picture's name is its fact "name", its caption where it has none. So of a country and of territories that fly
-        its flag the country stays. The names of the others join `left_out`.
+        A picture's name is its fact "name", its caption where it has none. Of a country and of territories with its
+        flag, the country therefore remains. The names of the others are added to `left_out`.
 
-        >>> seen = [Picture(word, Image.new("RGB", (1, 1)), word) for word in ("Bouvet Island", "Norway")]
-        >>> found = PictureSet("flags", tuple(seen)).distinct()
+        >>> flags = [Picture(word, Image.new("RGB", (1, 1)), word) for word in ("Bouvet Island", "Norway")]
+        >>> found = PictureSet("flags", tuple(flags)).distinct()
         >>> [each.id for each in found], found.left_out
         (['Norway'], ('Bouvet Island',))
         """
         alike: dict[str, list[Picture]] = {}
         for each in self.pictures:
             alike.setdefault(each.pixels, []).append(each)
-        kept = {min(same, key=lambda each: len(_name(each))).id for same in alike.values()}
-        others = tuple(_name(each) for each in self.pictures if each.id not in kept)
-        pictures = tuple(each for each in self.pictures if each.id in kept)
+        remaining = {min(same, key=lambda each: len(_name(each))).id for same in alike.values()}
+        others = tuple(_name(each) for each in self.pictures if each.id not in remaining)
+        pictures = tuple(each for each in self.pictures if each.id in remaining)
         return PictureSet(self.name, pictures, (*self.left_out, *others))
 
 
@@ -171,7 +171,7 @@ def _name(picture: Picture) -> str:
 
 
 def in_turn(things: Sequence[Thing], n: int, rng: random.Random) -> list[Thing]:
-    """As many of the things as asked for, in random order, each as often as the others to within one.
+    """`n` of the things in random order, each as often as the others to within one.
 
     >>> sorted(in_turn("ab", 3, random.Random(0)))[::2]
     ['a', 'b']
@@ -183,10 +183,10 @@ def in_turn(things: Sequence[Thing], n: int, rng: random.Random) -> list[Thing]:
 
 
 def read_pictures(paths: Sequence[str | os.PathLike[str]], *, skip_unreadable: bool = False) -> dict[Path, Image.Image]:
-    """The pictures of files, by path; those that cannot be read are left out and named, where that is asked for.
+    """The pictures of files, by path; with `skip_unreadable`, those that cannot be read are left out and reported.
 
     Raises:
-        ValueError: one cannot be read and is not to be skipped, or none can.
+        ValueError: one cannot be read and `skip_unreadable` is False, or none can be read.
     """
     found: dict[Path, Image.Image] = {}
     for path in paths:

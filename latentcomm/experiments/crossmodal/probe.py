@@ -1,4 +1,4 @@
-"""What a linear classifier of the same vectors, fitted to the answers, knows without any reader."""
+"""The probe baseline: a linear classifier of the same vectors, fitted to the answers, without a receiver."""
 
 import warnings
 from collections.abc import Sequence
@@ -19,29 +19,29 @@ from latentcomm.tasks.base import Item, Task
 
 PROBE = "probe"
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
-"""Inverse weights of the penalty that are tried, the strongest penalty first."""
+"""Candidate inverse weights of the penalty, the strongest penalty first."""
 FEWEST_OF_A_TEXT = 8
-"""Fitting pictures with which a question's text gets a classifier of its own."""
+"""Fewest fitting pictures for a separate classifier of one text of a question."""
 
 
 @dataclass(frozen=True, eq=False)
 class AnswerProbe:
-    """A question's classifiers: of what is asked, by the text, what the vectors say to it.
+    """The classifiers of a question, from vectors to answers, by the text of the question.
 
-    A question whose text names a fact of the picture, such as a place, is as many questions as it has texts.
+    A question whose text names a fact of the picture, such as a position, has a classifier for each text.
 
     Attributes:
-        by_text: for each text with enough fitting pictures its own.
-        of_all: of all texts together, for any other.
+        by_text: the classifier of each text with enough fitting pictures.
+        of_all: of all texts together, for any other text.
     """
 
     by_text: dict[str, "Classifier"]
     of_all: "Classifier"
 
-    def scores(self, asked: str, vector: Float[Tensor, " d_read"]) -> dict[str, float]:
+    def scores(self, text: str, vector: Float[Tensor, " d_read"]) -> dict[str, float]:
         """The log-probability of every answer to the text; an answer that no fitting picture had is missing."""
-        found = self.by_text.get(asked, self.of_all)
-        return dict(zip(found.answers, found.log_probabilities(vector), strict=True))
+        classifier = self.by_text.get(text, self.of_all)
+        return dict(zip(classifier.answers, classifier.log_probabilities(vector), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Classifier:
     fitted: Any
 
     def log_probabilities(self, vector: Float[Tensor, " d_read"]) -> list[float]:
-        """Of each answer."""
+        """The log-probability of each answer."""
         return self.fitted.predict_log_proba(vector.double().cpu().numpy()[None])[0].tolist()
 
 
@@ -69,12 +69,12 @@ def fit_answer_probe(
     template: Template = "raw",
     seed: int = 0,
 ) -> AnswerProbe:
-    """The classifiers of a question's answers: softmax(W z + b), z the vectors with mean 0 and variance 1 an entry.
+    """The classifiers of a question's answers: softmax(W z + b), z the vectors with mean 0 and variance 1 per entry.
 
-    W `[answer d_read]` and b minimise the mean cross-entropy of the answers plus |W|^2 / (2 n C); C is that of
-    `STRENGTHS` that gets most answers right on held-out folds, of equal ones the smallest. Folds hold out whole groups
-    of pictures, unless an answer is one group's alone, as a name is: then no fold would know it, and pictures are held
-    out. Where all pictures have one answer, that is what is said.
+    W `[answer d_read]` and b minimise the mean cross-entropy of the answers plus |W|^2 / (2 n C); C is the
+    one of `STRENGTHS` with most right answers on held-out folds, of equal ones the smallest. Folds hold out whole
+    groups of pictures, unless an answer occurs in one group alone, as a name does: no training fold would contain it,
+    so single pictures are held out. Where all pictures have one answer, the classifier always gives it.
 
     Source: Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes", arXiv:1610.01644.
 
@@ -82,7 +82,7 @@ def fit_answer_probe(
         vectors: of the pictures, in their order.
         pictures: for fitting.
         question: which of their facts is the answer.
-        template: of the prompts; it decides how answers are spelt, as choices are.
+        template: of the prompts; it determines how answers are written, as for choices.
         seed: of the folds.
 
     Raises:
@@ -105,16 +105,16 @@ def fit_answer_probe(
 def probe_trials(
     probe: AnswerProbe, vectors: Float[Tensor, "item d_read"], task: Task, choices: Sequence[Sequence[str]]
 ) -> list[Trial]:
-    """What the classifiers answer, as trials of the channel "probe": no reader, no prompt and no reply of tokens.
+    """The answers of the classifiers, as trials of the channel "probe": no receiver, no prompt and no generated reply.
 
-    The pick is the likeliest of the item's choices, the first where none was any fitting picture's; the reply the
-    likeliest answer of all. Costs are not counted.
+    The pick is the likeliest of the item's choices, the first where no fitting picture has any of them; the reply is
+    the likeliest of all answers. Costs are not counted.
 
     Args:
         probe: of `fit_answer_probe`.
-        vectors: of the pictures that the task's items ask about.
+        vectors: of the pictures of the task's items.
         task: of `questions.picture_task`.
-        choices: of each item, as `tasks.base.draw_choices` gives them to readers.
+        choices: of each item, as `tasks.base.draw_choices` draws them for receivers.
     """
     trials = []
     for item, vector, options in zip(task.items, vectors, choices, strict=True):
@@ -132,13 +132,13 @@ def _fit(rows: Float[Tensor, "item d_read"], answers: list[str], groups: list[st
     x, held_out = rows.double().cpu().numpy(), _folds(answers, groups, seed)
 
     def right(strength: float) -> int:
-        found = 0
+        total = 0
         for held in held_out:
-            kept = sorted(set(range(len(answers))) - set(held))
-            known = [answers[row] for row in kept]
-            fitted = _classifier(x[kept], known, strength)
-            found += sum(said == answers[row] for said, row in zip(fitted.predict(x[held]), held, strict=True))
-        return found
+            training = sorted(set(range(len(answers))) - set(held))
+            fitted = _classifier(x[training], [answers[row] for row in training], strength)
+            predicted = fitted.predict(x[held])
+            total += sum(answer == answers[row] for answer, row in zip(predicted, held, strict=True))
+        return total
 
     strength = max(STRENGTHS, key=right) if held_out else STRENGTHS[0]
     fitted = _classifier(x, answers, strength)
@@ -146,7 +146,7 @@ def _fit(rows: Float[Tensor, "item d_read"], answers: list[str], groups: list[st
 
 
 def _folds(answers: list[str], groups: list[str], seed: int) -> list[list[int]]:
-    """The rows that each fold holds out; none where there is nothing to choose or too little to choose on."""
+    """The rows that each fold holds out; no fold with one answer only, or with too few rows or groups."""
     groups_of: dict[str, set[str]] = {}
     for answer, group in zip(answers, groups, strict=True):
         groups_of.setdefault(answer, set()).add(group)
@@ -158,7 +158,7 @@ def _folds(answers: list[str], groups: list[str], seed: int) -> list[list[int]]:
 
 
 def _classifier(x: Any, answers: list[str], strength: float) -> Any:
-    """Of one answer, one that always says it."""
+    """A fitted classifier; with one answer only, a constant one."""
     from sklearn.dummy import DummyClassifier  # a second of import time that only a fit needs
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

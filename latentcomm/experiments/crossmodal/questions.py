@@ -1,4 +1,4 @@
-"""Questions about pictures as tasks: what a receiver that cannot see is asked, its choices, and the true caption."""
+"""Questions about pictures as tasks: the prompts of a receiver that cannot see, the choices, and the true caption."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -10,23 +10,23 @@ from latentcomm.tasks.base import DEFAULT_N_CHOICES, Item, Task
 from latentcomm.tasks.judging import is_correct
 
 QUESTION_TYPES = ("identity", "category", "colour", "count", "position")
-"""What questions are told apart by in tables: what it is, of what kind, in what colour, how many, and where."""
+"""Types of questions in tables: what it is, of what kind, in what colour, how many, and where."""
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-"""A reply may give these as numerals."""
+"""Numbers that a reply may also give as numerals."""
 BEFORE, AFTER = "Picture:", ".\n"
-"""What stands before and behind a picture's words, or the latents in their place, in every prompt."""
+"""Prefix and suffix of a picture's caption, or of the latents in its place, in every prompt."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question that can be put about every picture that has its fact.
+    """A question about every picture that has its fact.
 
     Attributes:
         type: one of `QUESTION_TYPES`.
-        ask: what the receiver reads; "{fact}" stands for a fact of the picture.
+        ask: the prompt of the receiver; "{fact}" is replaced by that fact of the picture.
         fact: the fact that answers it.
-        answers: all answers there are, with which choices are made; () takes those of the pictures asked about.
-        name: in tables; the type unless it says more.
+        answers: all possible answers, from which choices are made; () takes those of the pictures in the task.
+        name: in tables; the type by default.
 
     Raises:
         ValueError: an unknown type, or an empty text.
@@ -51,24 +51,24 @@ class Question:
         object.__setattr__(self, "name", self.name or self.type)
 
 
-def told(caption: str, asked: str = "") -> str:
-    r"""A prompt in which a caption stands where latents would: one text for words and for latents.
+def told(caption: str, question: str = "") -> str:
+    r"""A prompt with a caption at the position of the latents: the same text around captions and latents.
 
     >>> told("a red three", "The digit is")
     'Picture: a red three.\nThe digit is'
     """
-    return f"{BEFORE} {caption}{AFTER}{asked}"
+    return f"{BEFORE} {caption}{AFTER}{question}"
 
 
 def picture_task(
     pictures: PictureSet, question: Question, *, template: Template = "raw", answers_from: PictureSet | None = None
 ) -> Task:
-    r"""The items of one question: one a picture that has the fact.
+    r"""The items of one question: one per picture that has the fact.
 
-    The sender's text is the id of the picture, the receiver's the question alone, and the skyline's the true caption
-    and the question: the text oracle. A reply may give a number from zero to ten in words or as a numeral. Up to 20
-    answers, all of them are choices of every item; of more, each item gets 20. `answers_from` gives the answers that
-    choices are made of where the question names none; this set's own otherwise. Tags: type, question, picture.
+    The sender's text is the id of the picture, the receiver's is the question alone, and the skyline's is the true
+    caption and the question: the text oracle. A reply may give a number from zero to ten in words or as a numeral. Up
+    to 20 answers, all of them are choices of every item; of more, each item gets 20. `answers_from` gives the answers
+    that choices are made of where the question names none; by default this set. Tags: type, question, picture.
 
     Raises:
         ValueError: no picture has the fact, a fact that the question's text names is missing, or fewer than two
@@ -80,23 +80,23 @@ def picture_task(
     >>> task.items[0].skyline, task.items[0].choice
     ('Picture: a one.\nThe digit is', ' one')
     """
-    asked = [picture for picture in pictures if question.fact in picture.facts]
-    if not asked:
+    with_fact = [picture for picture in pictures if question.fact in picture.facts]
+    if not with_fact:
         raise ValueError(
-            f"no picture of {pictures.name!r} has the fact {question.fact!r} that {question.name!r} asks for; leave "
-            "the question out, or give pictures that have it"
+            f"no picture of {pictures.name!r} has the fact {question.fact!r} that {question.name!r} needs; "
+            "leave the question out, or give pictures that have it"
         )
-    known = question.answers or tuple(
+    answers = question.answers or tuple(
         sorted(
             {_canonical(each.facts[question.fact]) for each in answers_from or pictures if question.fact in each.facts}
         )
     )
     lead = " " if template == "raw" else ""
-    candidates = tuple(f"{lead}{answer}" for answer in known)
+    candidates = tuple(f"{lead}{answer}" for answer in answers)
     if len(candidates) < 2:
-        raise ValueError(f"{question.name!r} has the answers {known}; a question needs at least two")
-    own = candidates if len(candidates) <= DEFAULT_N_CHOICES else None
-    items = tuple(_item(picture, question, lead, own) for picture in asked)
+        raise ValueError(f"{question.name!r} has the answers {answers}; a question needs at least two")
+    shared = candidates if len(candidates) <= DEFAULT_N_CHOICES else None
+    items = tuple(_item(picture, question, lead, shared) for picture in with_fact)
     settings = {"pictures": pictures.name, "question": question.name, "ask": question.ask}
     return Task(f"{pictures.name}: {question.name}", items, candidates, template, settings, together="group")
 
@@ -107,7 +107,7 @@ def _canonical(answers: str) -> str:
 
 def _item(picture: Picture, question: Question, lead: str, candidates: tuple[str, ...] | None) -> Item:
     try:
-        asked = question.ask.format(**picture.facts)
+        prompt = question.ask.format(**picture.facts)
     except KeyError as error:
         raise ValueError(
             f"the picture {picture.id!r} has no fact {error.args[0]!r}, which {question.ask!r} names; give it one"
@@ -117,8 +117,8 @@ def _item(picture: Picture, question: Question, lead: str, candidates: tuple[str
     return Item(
         id=f"{picture.id}/{question.name}",
         sender=picture.id,
-        receiver=asked,
-        skyline=told(picture.caption, asked),
+        receiver=prompt,
+        skyline=told(picture.caption, prompt),
         answers=answers,
         choice=f"{lead}{answers[0]}",
         tags={"type": question.type, "question": question.name, "picture": picture.id, "group": picture.group},
@@ -127,16 +127,16 @@ def _item(picture: Picture, question: Question, lead: str, candidates: tuple[str
 
 
 def asked_of(pictures: PictureSet, questions: Sequence[Question]) -> tuple[Question, ...]:
-    """Those of the questions that at least one picture answers."""
+    """The questions that at least one picture answers."""
     return tuple(each for each in questions if any(each.fact in picture.facts for picture in pictures))
 
 
 def distinct_choices(task: Task, first_token: Callable[[str], int], *, seed: int = 0) -> Task:
-    """The task with choices that a reader can tell apart by their first tokens, equally many for every item.
+    """The task with choices that differ in their first tokens for a receiver, equally many for every item.
 
-    Where answers share a first token, one of them is drawn for each item: its own answer, or any that is not right. So
-    an item has as many choices as there are different first tokens, 20 at most, in the order of the answers. A task
-    whose choices all differ stays as it is.
+    Where answers share a first token, one of them is drawn for each item: the right answer, or any that is not right.
+    An item therefore has as many choices as there are different first tokens, at most 20, in the order of the answers.
+    A task whose choices all differ is returned unchanged.
 
     Args:
         task: of `picture_task`.
@@ -156,7 +156,7 @@ def distinct_choices(task: Task, first_token: Callable[[str], int], *, seed: int
     n = min(DEFAULT_N_CHOICES, *map(len, drawn))
     if n < 2:
         raise ValueError(
-            f"the choices of {task.name!r} begin with the same token for this reader, as do "
+            f"the choices of {task.name!r} begin with the same token for this receiver, as do "
             f"{' and '.join(choice.strip() for choice in sorted(tokens)[:2])}; leave the question out, or give answers "
             "that begin differently"
         )
@@ -166,18 +166,18 @@ def distinct_choices(task: Task, first_token: Callable[[str], int], *, seed: int
         for item, pool in zip(task.items, pools, strict=True)
     ):
         return task
-    kept = [set(choices[:n]) for choices in drawn]
+    selected = [set(choices[:n]) for choices in drawn]
     return replace(
         task,
         items=tuple(
             replace(item, candidates=tuple(choice for choice in pool if choice in chosen))
-            for item, pool, chosen in zip(task.items, pools, kept, strict=True)
+            for item, pool, chosen in zip(task.items, pools, selected, strict=True)
         ),
     )
 
 
 def _differing(item: Item, task: Task, tokens: Mapping[str, int], rng: random.Random) -> list[str]:
-    """The item's own choice, then others in random order, each with a first token of its own."""
+    """The item's right choice, then others in random order, no two with the same first token."""
     pool = item.candidates or task.candidates
     by_token = {tokens[item.choice]: item.choice}
     for choice in rng.sample(pool, len(pool)):

@@ -1,4 +1,4 @@
-"""A cross-modal run as a reader sees it: a table in the terminal, accuracy by question on disk, with what was said."""
+"""The report of a cross-modal run: a table in the terminal; accuracy by question and all trials on disk."""
 
 import math
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ from latentcomm.reporting.plots.tables import p_value, spoken
 from latentcomm.reporting.publish import Published, plain, publish
 
 P_COLUMNS = ("blind", "words", "random", "other")
-"""What p-values are printed of; the table has more."""
+"""Comparisons whose p-values are printed; the table has more."""
 
 
 def crossmodal_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
-    """Accuracy by question and channel, with the same channel's message of another picture beside each."""
+    """Accuracy by question and channel, alongside the same channel with the message of another picture."""
     return accuracy_by_question(
         table,
         title=f"What does a reader know of pictures? {settings['vision']} to {settings['receiver']}",
@@ -36,7 +36,7 @@ def crossmodal_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
 
 
 def describe_vision(vision: VisionSender) -> dict[str, Any]:
-    """What metadata says of an encoder."""
+    """The metadata of an encoder."""
     return {
         "name": vision.name,
         "fingerprint": vision.fingerprint,
@@ -56,7 +56,7 @@ def write_crossmodal(
     vision: VisionSender,
     receiver: Model,
 ) -> Published:
-    """NAME with its data and metadata under `folder`, and NAME_trials.csv: what was said, picture by picture."""
+    """NAME with its data and metadata under `folder`, and NAME_trials.csv: all replies, picture by picture."""
     shown = plain({**settings, "chosen": {part: dict(places) for part, places in found.chosen.items()}})
     published = publish(
         crossmodal_figure(found.table, shown),
@@ -73,7 +73,7 @@ def write_crossmodal(
 
 
 def print_crossmodal(found: CrossModal, console: Console) -> None:
-    """A table a question: of every channel both accuracies with intervals, the shuffled picture's, and tests."""
+    """One table per question: of every channel both accuracies with intervals, the shuffled ones, and tests."""
     table = found.table
     metrics = list(dict.fromkeys(table["metric"]))
     for _, rows in table.groupby(["part", "question"], sort=False):
@@ -89,10 +89,10 @@ def print_crossmodal(found: CrossModal, console: Console) -> None:
             own = [cells[channel, MESSAGE, metric] for metric in metrics]
             other = [cells.get((channel, "shuffled", metric)) for metric in metrics]
             last = cells.get((channel, MESSAGE, "choices"), own[-1])
-            said = [
+            captions = [
                 cells[name, MESSAGE, last["metric"]] for name in CAPTIONS if (name, MESSAGE, last["metric"]) in cells
             ]
-            words = max((row for row in said if row is not last), key=lambda row: row["accuracy"], default=None)
+            words = max((row for row in captions if row is not last), key=lambda row: row["accuracy"], default=None)
             shown.add_row(
                 spoken(channel),
                 *(f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in own),
@@ -107,10 +107,10 @@ def print_crossmodal(found: CrossModal, console: Console) -> None:
         shown.caption = f"drift: {', '.join(measured)}" if measured else None
         console.print(shown)
     console.print(
-        "95 % Wilson intervals. p: exact McNemar of the choices against the blind reader, against words (the caption "
+        "95 % Wilson intervals. p: exact McNemar of the choices against the blind receiver, against words (the caption "
         "that got most of these pictures right, which favours words), against the random encoder, and against the "
         "channel's own message of another picture; not corrected for multiple tests. Drift: the median percentile of "
-        "what a map gives among the reader's own states; 0.5 is one of them, 1 further off than all. Probe: a linear "
-        "classifier of the same latents that has seen the answers; it has no reader.",
+        "a map's output among the receiver's own states; 0.5 is typical of them, 1 further off than all. Probe: a "
+        "linear classifier of the same latents that has seen the answers; it has no receiver.",
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""The job behind `latentcomm crossmodal`: fit maps on some pictures, ask about others, latents against captions."""
+"""The job of `latentcomm crossmodal`: fit maps on some pictures, test on others, latents against captions."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,17 +23,17 @@ __all__ = ["CHANNELS", "USUAL", "CrossModal", "Part", "Plan", "cross_modal", "di
 
 PLAN = Plan()
 CONTROLS = ("shuffled", "zero", "random")
-"""Run with every channel that is no control itself and has such content; a reader has no picture of its own to send."""
+"""Run with every channel that is no control itself and has a message; a receiver has no picture of its own to send."""
 
 
 @dataclass(frozen=True, eq=False)
 class CrossModal:
-    """What a run found.
+    """The results of a run.
 
     Attributes:
         table: see `table.picture_table`.
         trials: by part, question and type.
-        chosen: of each part the block and the write layer.
+        chosen: the block and the write layer of each part.
     """
 
     table: pd.DataFrame
@@ -41,7 +41,7 @@ class CrossModal:
     chosen: Mapping[str, Mapping[str, int]]
 
     def trial_table(self) -> pd.DataFrame:
-        """One row a trial, with part, question and type."""
+        """One row per trial, with part, question and type."""
         rows = []
         for (part, question, kind), trials in self.trials.items():
             rows.append(to_table(trials).assign(part=part, question=question, type=kind))
@@ -60,23 +60,23 @@ def cross_modal(
     """Latents against captions on held-out pictures, by question, with every control.
 
     Channels: "blind" (the question alone), "oracle" (the true caption), "soft_prompt" and "graft" (latents through
-    ridge maps), "soft_prompt_trained" where the plan asks, "caption" (that of the nearest fitting picture by the same
-    latents), "caption_by_map" (the caption nearest to what the soft prompt's map gives), "caption_by_word" (what that
-    map gives, each soft token rounded to the nearest token of captions), "random_encoder" (a soft prompt from an
+    ridge maps), "soft_prompt_trained" where the plan names it, "caption" (that of the nearest fitting picture by the
+    same latents), "caption_by_map" (the caption nearest to the output of the soft prompt's map), "caption_by_word"
+    (that output, each soft token rounded to the nearest token of captions), "random_encoder" (a soft prompt from an
     untrained encoder of the same form with its OWN fitted map and its own chosen block), "shuffled_names" and
-    "graft_shuffled_names" (maps fitted to names that were exchanged) and, where the plan asks, "trained_other_pictures"
-    (the same training with vectors of other pictures). "probe" has no reader: it is what a linear classifier of the
-    same vectors answers, fitted to the answers about the fitting pictures, which is what training through the reader
-    sees. Soft prompts, grafts and captions that are no controls themselves are also run with the messages of other
-    pictures ("shuffled"), soft prompts and grafts with the zero vector and a random one of the same norm ("zero",
-    "random"); blind and oracle have no message to exchange. Nothing is fitted or chosen on a picture that is asked
-    about. With `checkpoint` a run that was stopped goes on.
+    "graft_shuffled_names" (maps fitted to shuffled names) and, where the plan names it, "trained_other_pictures" (the
+    same training with vectors of other pictures). "probe" has no receiver: it is what a linear classifier of the same
+    vectors answers, fitted to the answers about the fitting pictures, which training through the receiver also sees.
+    Soft prompts, grafts and captions that are no controls themselves are also run with the messages of other pictures
+    ("shuffled"), soft prompts and grafts with the zero vector and a random one of the same norm ("zero", "random");
+    blind and oracle have no message to shuffle. Nothing is fitted or chosen on a test picture. With `checkpoint` a run
+    that was stopped resumes.
 
     Raises:
         ValueError: no part, two of one name, or what fitting and evaluation refuse.
     """
     if not parts or len({part.name for part in parts}) < len(parts):
-        raise ValueError(f"the parts are {[part.name for part in parts]}; give at least one, each a name of its own")
+        raise ValueError(f"the parts are {[part.name for part in parts]}; give at least one, each with its own name")
     folder = None if checkpoint is None else Path(checkpoint)
     trials: dict[tuple[str, str, str], list[Trial]] = {}
     chosen: dict[str, Mapping[str, int]] = {}
@@ -92,23 +92,23 @@ def cross_modal(
             task = exchangeable(picture_task(fitted.asked, question, template=plan.template))
             task = distinct_choices(task, receiver.first_token, seed=plan.seed)
             groups |= {item.id: f"{part.name}/{item.tags['group']}" for item in task.items}
-            told: dict[str, tuple[Message, Cost]] = {}
-            found: list[Trial] = []
+            messages: dict[str, tuple[Message, Cost]] = {}
+            results: list[Trial] = []
             for channel in track(channels, f"{part.name}: {question.name}", total=len(channels), shown=progress):
-                found += evaluate(
+                results += evaluate(
                     channel, receiver, receiver, task, seed=plan.seed,
                     controls=() if channel.name in FITTED_CONTROLS else CONTROLS,
-                    reply_tokens=plan.reply_tokens, checkpoint=folder, told=told,
+                    reply_tokens=plan.reply_tokens, checkpoint=folder, told=messages,
                 )  # fmt: skip
             if PROBE in plan.channels:
-                found += fitted.probed(question, task)
-            trials[part.name, question.name, question.type] = found
+                results += fitted.probed(question, task)
+            trials[part.name, question.name, question.type] = results
             drift |= {(part.name, question.name, each.name): fitted.drift(each, question) for each in channels}
     return CrossModal(picture_table(trials, groups=groups, drift=drift, seed=plan.seed), trials, chosen)
 
 
 def exchangeable(task: Task) -> Task:
-    """The task without as many of the items of its commonest answer as exceed half: others can be exchanged for all.
+    """The task with at most half of its items of one answer, so that every item can get another answer's message.
 
     Raises:
         ValueError: all items have one answer.
@@ -123,12 +123,12 @@ def exchangeable(task: Task) -> Task:
     others = len(labels) - labels.count(commonest)
     if not others:
         raise ValueError(
-            f"all {len(labels)} pictures asked about in {task.name!r} have the answer {commonest!r}; ask about more "
-            "pictures, or leave the question out"
+            f"all {len(labels)} test pictures of {task.name!r} have the answer {commonest!r}; test on more pictures, "
+            "or leave the question out"
         )
-    kept, seen = [], 0
+    selected, n_common = [], 0
     for item, label in zip(task.items, labels, strict=True):
-        seen += label == commonest
-        if label != commonest or seen <= others:
-            kept.append(item)
-    return replace(task, items=tuple(kept))
+        n_common += label == commonest
+        if label != commonest or n_common <= others:
+            selected.append(item)
+    return replace(task, items=tuple(selected))

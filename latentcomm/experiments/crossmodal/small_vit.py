@@ -1,4 +1,4 @@
-"""A small vision transformer that learns to see scanned digits in minutes on a processor: the built-in encoder."""
+"""A small vision transformer trained on scanned digits in minutes on a CPU: the built-in encoder."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -34,16 +34,16 @@ NOTHING = len(WORDS)
 
 @dataclass(frozen=True, eq=False)
 class SeeingLearner:
-    """The training of a ViT, and of linear heads that are thrown away, to tell digits and inks.
+    """The training of a ViT, and of linear heads that are discarded, to classify digits and inks.
 
-    The class token says which digit a picture of one shows and in what ink; the mean of the patches of each quarter of
-    a composed picture says which digit stands there, if any. The loss is the sum of the cross-entropies.
+    The class token predicts the digit and the ink of a picture of one digit; the mean of the patches of each quarter of
+    a composed picture predicts which digit is there, if any. The loss is the sum of the cross-entropies.
 
     Attributes:
         encoder: a transformers ViT without a pooling layer, changed in place.
         heads: weights of the heads, changed in place.
         pixels: of all pictures.
-        targets: digit, ink, and the digit of each quarter; -100 where a picture has no such.
+        targets: digit, ink, and the digit of each quarter; -100 where a picture has no such target.
     """
 
     encoder: Any
@@ -86,28 +86,28 @@ def small_vit(
     path: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> VisionSender:
-    """A ViT of 4 blocks, 64 wide, that has learnt digits, inks and places on the fitting half of the scanned digits.
+    """A ViT of 4 blocks and width 64, trained on digits, inks and positions in the fitting half of the scanned digits.
 
     It takes pictures of 16 x 16 pixels in patches of 4. With `path`, the weights of a finished training are read from
-    there, and a training that was stopped goes on.
+    there, and a training that was stopped resumes.
 
     Raises:
         ValueError: a file that holds something else.
     """
-    kept = None if path is None else Path(path)
+    file = None if path is None else Path(path)
     numbers = digit_halves(seed=seed).fitting
     sets = (
-        one_digit(numbers, n=n_pictures // 2, seed=seed + 1_000),  # other drawings than those that maps are fitted on
+        one_digit(numbers, n=n_pictures // 2, seed=seed + 1_000),  # not the pictures that maps are fitted on
         four_cells(numbers, n=n_pictures - n_pictures // 2, seed=seed + 1_000),
     )
     wanted = {"seed": seed, "steps": steps, "n_pictures": n_pictures, "sizes": dict(SIZES)}
     wanted |= {"batch": BATCH, "rate": RATE, "pictures": digest(list(sets))}
     encoder = _untrained(seed)
     name = f"small-vit-{seed}"
-    if kept is not None and kept.exists():
-        weights, facts = load_weights(kept, kind=KIND)
+    if file is not None and file.exists():
+        weights, facts = load_weights(file, kind=KIND)
         if facts != wanted:
-            raise ValueError(f"{kept.name} holds the encoder of {facts} and not of {wanted}; give another path")
+            raise ValueError(f"{file.name} holds the encoder of {facts} and not of {wanted}; give another path")
         encoder.load_state_dict(weights)
         return VisionSender(encoder, PIXELS, name)
     draw = torch.Generator().manual_seed(seed)
@@ -118,13 +118,13 @@ def small_vit(
     schedule = Schedule(
         steps=steps, batch_size=BATCH, learning_rate=RATE, warmup=max(1, steps // 20), final_rate=0.05, seed=seed
     )
-    part = None if kept is None else kept.with_name(f"{kept.name}.training")
-    train(learner, schedule, checkpoint=part, every=200, progress=progress, name=name)
+    checkpoint = None if file is None else file.with_name(f"{file.name}.training")
+    train(learner, schedule, checkpoint=checkpoint, every=200, progress=progress, name=name)
     encoder.eval()
     for weight in encoder.parameters():
         weight.requires_grad_(False)
-    if kept is not None:
-        save_weights(kept, encoder.state_dict(), kind=KIND, configuration=wanted)
+    if file is not None:
+        save_weights(file, encoder.state_dict(), kind=KIND, configuration=wanted)
     return VisionSender(encoder, PIXELS, name)
 
 
@@ -138,7 +138,7 @@ def encoder_named(
     device: str = "cpu",
     progress: bool = False,
 ) -> VisionSender:
-    """The encoder of a directory or a hub id, or, without a name, `small_vit`, trained once and kept in the folder.
+    """The encoder of a directory or a hub id, or, without a name, `small_vit`, trained once and saved in the folder.
 
     A directory that states no preprocessing gets ImageNet's.
 
@@ -177,7 +177,7 @@ def _targets(pictures: PictureSet) -> Int[Tensor, "item 6"]:
         if "identity" in picture.facts:
             row[:2] = [WORDS.index(picture.facts["identity"]), list(INKS).index(picture.facts["colour"])]
         else:
-            said = dict(each.rsplit(" ", 1) for each in picture.caption.split(", "))
-            row[2:] = [WORDS.index(said[cell]) if said[cell] in WORDS else NOTHING for cell in CELLS]
+            word_of = dict(each.rsplit(" ", 1) for each in picture.caption.split(", "))
+            row[2:] = [WORDS.index(word_of[cell]) if word_of[cell] in WORDS else NOTHING for cell in CELLS]
         rows.append(row)
     return torch.tensor(rows)

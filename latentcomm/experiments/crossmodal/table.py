@@ -1,4 +1,4 @@
-"""Trials about pictures as one table: a row a question, channel, condition and metric, with what it is better than."""
+"""Trials about pictures as one table: a row per question, channel, condition and metric, with comparisons."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,16 +9,16 @@ from latentcomm.experiments.crossmodal.probe import PROBE
 from latentcomm.experiments.evaluation import MESSAGE, METRICS, NAN, Trial
 
 CAPTIONS = ("caption", "caption_by_map", "caption_by_word")
-"""The channels that put the same latents into words."""
+"""The channels that send the same latents as text."""
 AGAINST = ("blind", *CAPTIONS, PROBE, "random_encoder", "wrong_names", "shuffled")
-"""What a channel is held against: no picture, the same latents in words, a classifier of them that has seen answers, an
-encoder that has learnt nothing, maps fitted to wrong names, and its own message of another picture."""
+"""What a channel is compared with: no picture, the same latents as text, a classifier of them that has seen answers, an
+untrained encoder, maps fitted to wrong names, and its own message of another picture."""
 OWN_CONTROLS = {
     "soft_prompt": {"random_encoder": "random_encoder", "wrong_names": "shuffled_names"},
     "soft_prompt_trained": {"wrong_names": "trained_other_pictures"},
     "graft": {"random_encoder": "graft_random_encoder", "wrong_names": "graft_shuffled_names"},
 }
-"""The channels that are the same but for what they are fitted to: no other channel is held against them."""
+"""The channels that differ only in what they are fitted to: no other channel is compared with them."""
 
 DRIFT = ("drift", "drift_above_95")
 
@@ -30,28 +30,29 @@ def picture_table(
     drift: Mapping[tuple[str, str, str], Mapping[str, float]] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row a part, question, channel, condition and metric.
+    """One row per part, question, channel, condition and metric.
 
     Columns: part, question, type; channel, condition, metric; n, correct, accuracy with its 95 % Wilson interval (low,
     high), and chance, the accuracy of guessing among the choices; for each of `AGAINST` (channels; under
     "random_encoder" and "wrong_names" this channel's own of `OWN_CONTROLS`; under "shuffled" its own message of another
     picture) the paired difference with its 95 % bootstrap interval (over_blind,
     over_blind_low, over_blind_high, ...) and the exact McNemar p-value (p_blind, ...), not corrected for the number of
-    comparisons; units, how many groups of pictures the bootstrap draws from; drift and drift_above_95, how far what the
-    channel's map gives lies from the reader's own states (`diagnostics.combined_drift`). What does not apply is NaN.
+    comparisons; units, how many groups of pictures the bootstrap draws from; drift and drift_above_95, how far the
+    output of the channel's map is from the receiver's own states (`diagnostics.combined_drift`). What does not
+    apply is NaN.
 
     The bootstrap draws whole groups, since views of one drawing are right or wrong together. McNemar's test and the
-    Wilson interval take all pictures as independent of each other: where groups hold several pictures, their p-values
+    Wilson interval treat all pictures as independent of each other: where groups hold several pictures, their p-values
     are too small and their intervals too short, and the bootstrap's interval is the one to read.
 
     Args:
         trials: by part, question and type of question, of all channels on the same pictures.
-        groups: of each trial's item; every item is a group of its own without.
+        groups: of each trial's item; None makes every item its own group.
         drift: by part, question and channel.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: channels that were asked about different pictures, or an item without a group.
+        ValueError: channels with different items, or an item without a group.
     """
     rows = []
     for (part, question, kind), given in trials.items():
@@ -60,9 +61,11 @@ def picture_table(
             outcomes.setdefault((trial.channel, trial.condition), {})[trial.item] = trial
         items = sorted(next(iter(outcomes.values()), ()))
         if any(sorted(answered) != items for answered in outcomes.values()):
-            raise ValueError(f"the channels were asked {question!r} about different pictures of {part!r}")
+            raise ValueError(
+                f"the channels have trials of different items for {question!r} of {part!r}; run all on the same"
+            )
         if groups is not None and (without := [item for item in items if item not in groups]):
-            raise ValueError(f"the item {without[0]!r} is in no group; give every picture that is asked about one")
+            raise ValueError(f"the item {without[0]!r} is in no group; give every item one")
         drawn = items if groups is None else [groups[item] for item in items]
         for channel, condition in outcomes:
             for metric in METRICS:
@@ -103,7 +106,7 @@ def _row(
 
 
 def _gain(right: Sequence[bool], base: Sequence[bool], groups: Sequence[str], seed: int) -> tuple[float, float, float]:
-    """The difference and its interval, which one group alone does not have."""
+    """The difference and its interval, NaN for a single group."""
     if len(set(groups)) < 2:
         return (sum(right) - sum(base)) / len(right), NAN, NAN
     gain = paired_bootstrap(right, base, groups=groups, seed=seed)

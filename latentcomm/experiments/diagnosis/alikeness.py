@@ -1,6 +1,7 @@
-"""How alike two models are layer by layer: similarity and predictability, each beside what unrelated texts give."""
+"""Similarity and predictability of two models layer by layer, each with its null of unrelated texts."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 
 import pandas as pd
@@ -18,12 +19,12 @@ from latentcomm.similarity.layer_maps.ridge import TargetSums, cross_sums, facto
 __all__ = ["NULL_QUANTILE", "NULL_ROWS", "predictability_table", "r_squared_map", "similarity_table"]
 
 NULL_QUANTILE = 0.975
-"""Of unrelated pairs, one in forty is more alike than this: the upper end of a two-sided 95 %."""
+"""One in forty unrelated pairs exceeds this quantile: the upper end of a two-sided 95 % interval."""
 NULL_ROWS = 2048
-"""Rows of one draw of the similarity's null at most: fewer rows spread it wider, which errs on the safe side."""
+"""Most rows of one draw of the similarity's null: fewer rows widen the null, which is conservative."""
 RIDGE_ROWS, RIDGE_ROWS_A_WIDTH = 6144, 8
-"""Rows that predictability is measured on at most, of all documents, or so many a dimension where that is more: its
-cost grows with them, and R^2 by folds of documents hardly does, since tokens of one document repeat each other."""
+"""Most rows that predictability is measured on, of all documents, or so many per dimension where that is more: the
+cost grows with rows, R^2 by folds of documents hardly does, since tokens of one document are redundant."""
 
 
 def similarity_table(
@@ -36,10 +37,10 @@ def similarity_table(
     kept: Records,
     progress: bool,
 ) -> pd.DataFrame:
-    """Return the debiased CKA of each pair of layers, with its null of exchanged documents and that of the maximum.
+    """Return the debiased CKA of each pair of layers, with its null of permuted documents and that of the maximum.
 
-    RMS view. `null_mean` and `null_high` (97.5 %) are over draws at that pair of layers, `null_max` is the 97.5 % of
-    the largest value anywhere on the map: what the best pair must exceed.
+    States are RMS-normalised. `null_mean` and `null_high` (97.5 %) are over draws at that pair of layers, `null_max` is
+    the 97.5 % of the largest value anywhere on the map, which the best pair must exceed.
     """
     x = rms_layers(rows.x, sender_layers)
     y = x if rows.one_model and tuple(sender_layers) == tuple(receiver_layers) else rms_layers(rows.y, receiver_layers)
@@ -83,45 +84,42 @@ def predictability_table(
     kept: Records,
     progress: bool,
 ) -> pd.DataFrame:
-    """Return held-out R^2 by ridge regression of each pair of layers, both ways, with that of exchanged documents.
+    """Return held-out R^2 by ridge regression of each pair of layers, both ways, with its null of permuted documents.
 
-    RMS view, folds by document, penalty chosen inside the folds. `forward` predicts the receiver's state from the
-    sender's; `backward` the sender's from the receiver's, which is how much of a message the receiver already holds.
-    One model with itself is measured one way and turned: both ways are then the same numbers.
+    States are RMS-normalised, folds are by document, and the penalty is chosen inside the folds. `forward` predicts the
+    receiver's state from the sender's; `backward` the sender's from the receiver's, which is how much of a message the
+    receiver already holds. One model with itself is measured one way: both directions are then the same numbers,
+    transposed.
     """
     x = rms_layers(rows.x, sender_layers)
-    turned = rows.one_model and tuple(sender_layers) == tuple(receiver_layers)
-    y = x if turned else rms_layers(rows.y, receiver_layers)
+    symmetric = rows.one_model and tuple(sender_layers) == tuple(receiver_layers)
+    y = x if symmetric else rms_layers(rows.y, receiver_layers)
     most = max(RIDGE_ROWS, RIDGE_ROWS_A_WIDTH * max(x.shape[2], y.shape[2]))
     drawn = sample(torch.arange(len(rows)), most, seed)
-    as_they_are = Pairing(drawn, drawn)
-    (exchange,) = exchanged_documents(rows.document, rows.receiver_position, draws=1, seed=seed)
-    exchange = _thinned(exchange, most, seed)
-    jobs = [("forward", as_they_are, (x, y)), ("forward_null", exchange, (x, y))]
-    if not turned:
-        back = Pairing(exchange.partners, exchange.rows)
-        jobs += [("backward", as_they_are, (y, x)), ("backward_null", back, (y, x))]
-    total = sum(len(source) for _, _, (source, _) in jobs)
-    bar = track(range(total), "predictability", total=total, shown=progress)
-    maps: dict[str, Tensor] = {}
-    for name, pairing, (source, target) in jobs:
-        lines = []
-        for line in range(len(source)):
-            next(bar)
-            lines.append(
-                kept.tensors(
-                    f"{name}-{line:03d}",
-                    lambda s=source[line], t=target, p=pairing: {
-                        "line": r_squared_map(
-                            s[None, p.rows], t, partners=p.partners, documents=rows.document[p.rows],
-                            folds=folds, seed=seed,
-                        )[0]
-                    },
-                )["line"]
-            )  # fmt: skip
-        maps[name] = torch.stack(lines)
-    next(bar, None)
-    if turned:
+    matched = Pairing(drawn, drawn)
+    (permuted,) = exchanged_documents(rows.document, rows.receiver_position, draws=1, seed=seed)
+    permuted = _thinned(permuted, most, seed)
+    maps_to_fit = [("forward", matched, x, y), ("forward_null", permuted, x, y)]
+    if not symmetric:
+        back = Pairing(permuted.partners, permuted.rows)
+        maps_to_fit += [("backward", matched, y, x), ("backward_null", back, y, x)]
+
+    def line_of(source: Tensor, targets: Tensor, pairing: Pairing) -> dict[str, Tensor]:
+        documents = rows.document[pairing.rows]
+        chosen = source[None, pairing.rows]
+        found = r_squared_map(chosen, targets, partners=pairing.partners, documents=documents, folds=folds, seed=seed)
+        return {"line": found[0]}
+
+    steps = [
+        (name, number, partial(line_of, source, targets, pairing))
+        for name, pairing, sources, targets in maps_to_fit
+        for number, source in enumerate(sources)
+    ]
+    lines: dict[str, list[Tensor]] = {name: [] for name, *_ in maps_to_fit}
+    for name, number, measure in track(steps, "predictability", total=len(steps), shown=progress):
+        lines[name].append(kept.tensors(f"{name}-{number:03d}", measure)["line"])
+    maps = {name: torch.stack(each) for name, each in lines.items()}
+    if symmetric:
         maps |= {"backward": maps["forward"], "backward_null": maps["forward_null"]}
     return pd.DataFrame(
         [
@@ -133,7 +131,7 @@ def predictability_table(
                 "forward_null": float(maps["forward_null"][row, column]),
                 "backward_null": float(maps["backward_null"][column, row]),
                 "rows": len(drawn),
-                "null_rows": len(exchange.rows),
+                "null_rows": len(permuted.rows),
             }
             for (row, k), (column, j) in product(enumerate(sender_layers), enumerate(receiver_layers))
         ]
@@ -179,6 +177,6 @@ def _centred(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]
 
 
 def _thinned(pairing: Pairing, most: int, seed: int) -> Pairing:
-    """Return a pairing of so many rows at most."""
+    """Return a pairing of at most `most` rows."""
     drawn = sample(torch.arange(len(pairing.rows)), most, seed)
     return Pairing(pairing.rows[drawn], pairing.partners[drawn])

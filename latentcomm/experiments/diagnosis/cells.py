@@ -1,4 +1,4 @@
-"""Which sender layer is read for each write layer, with which map, and where the receiver's own states lie."""
+"""The sender layer read for each write layer, its maps, and drift references of the receiver's own states."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from latentcomm.redundancy import fit_predictable
 __all__ = ["Cell", "Joint", "calibration_table", "choose_cells", "fit_joints", "fit_references"]
 
 REFERENCE_ROWS = 3000
-"""Own states that a drift reference gets at most; a third of them calibrates it."""
+"""Most own states of a drift reference; a third of them calibrates it."""
 MAP_FOLDS = 3
 """Folds in which the penalty of a fitted map is chosen: its error is flat near the best penalty."""
 CALIBRATION_STATES = 400
-"""States of another layer that the calibration asks about at most, about as many as of each built-in family."""
+"""Most states of another layer in the calibration, about as many as of each built-in family."""
 
 Aligner = Callable[..., AffineMap]
 
@@ -36,9 +36,9 @@ class Cell:
 
     Attributes:
         read, write: the layers, from 0.
-        r_squared: how much of the receiver's state there a linear map of the sender's predicts, held-out.
-        null: the same for exchanged documents.
-        by_depth: True where no sender layer predicts it above its null and the same relative depth was taken.
+        r_squared: held-out R^2 of a linear map from the sender's state to the receiver's.
+        null: the same with permuted documents.
+        by_depth: True where no sender layer predicts it above its null and the one at the same relative depth is read.
     """
 
     read: int
@@ -50,18 +50,18 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Joint:
-    """How a message enters at a cell.
+    """The maps of a message at a cell.
 
     Attributes:
-        alignment: from the sender's states to the receiver's, or None where messages enter as they are.
-        predictable: from the receiver's own states to the messages that enter, for the fusions that take one.
+        alignment: from the sender's states to the receiver's, or None where messages are fused unchanged.
+        predictable: from the receiver's own states to the (aligned) messages, for the fusions that take one.
     """
 
     alignment: AffineMap | None
     predictable: AffineMap | None
 
     def message(self, states: Float[Tensor, "row d_sender"]) -> Float[Tensor, "row _"]:
-        """What enters the fusion."""
+        """The message as the fusion takes it, aligned where there is a map."""
         return states if self.alignment is None else self.alignment(states)
 
     def fusion(self, given: Fusion | Fitted, own_width: int, message_width: int) -> Fusion:
@@ -102,16 +102,16 @@ def fit_references(
 ) -> dict[int, DriftReference]:
     """Return a drift reference of the receiver's own states after each of these layers, of the fit documents.
 
-    They are states at any token. In a causal model the state at a token depends on what stands before it alone: it is
-    the last-token state of the text up to there, which is the kind that grafts are asked about.
+    They are states at any token. In a causal model the state at a token depends on its prefix alone: it is the
+    last-token state of the text up to there, the kind of state that grafts are compared with.
 
     Raises:
         ValueError: too few rows or documents for a calibrated reference.
     """
     chosen = sample(rows.fit.nonzero().flatten(), REFERENCE_ROWS, seed)
-    found = {}
+    references = {}
     for layer in track(layers, "drift references", total=len(layers), shown=progress):
-        found[layer] = kept.saved(
+        references[layer] = kept.saved(
             f"reference-{layer:03d}",
             lambda layer=layer: fit_drift_reference(
                 rows.y[layer, chosen],
@@ -123,7 +123,7 @@ def fit_references(
             ),
             DriftReference.load,
         )
-    return found
+    return references
 
 
 def fit_joints(
@@ -136,13 +136,13 @@ def fit_joints(
     kept: Records,
     progress: bool,
 ) -> dict[int, Joint]:
-    """Return how messages enter at each write layer, every map fitted on the fit documents by `aligner` and ridge.
+    """Return the maps of messages at each write layer, all fitted on the fit documents by `aligner` and ridge.
 
     `aligner` is called with source and target rows, and with the options `folds`, `groups` and `seed` of `fit_ridge`.
     Where the widths differ and there is no aligner, the map of a fitted fusion is of the last entries of both.
     """
     document = rows.document[rows.fit]
-    found = {}
+    joints = {}
     for cell in track(cells, "maps", total=len(cells), shown=progress):
         sent, own = rows.x[cell.read, rows.fit], rows.y[cell.write, rows.fit]
         options = {"folds": MAP_FOLDS, "groups": document, "seed": seed}
@@ -152,16 +152,16 @@ def fit_joints(
                 f"alignment-{cell.write:03d}", lambda a=sent, b=own, o=options: aligner(a, b, **o), AffineMap.load
             )
             sent = alignment(sent)
-        known = None
+        predictable_map = None
         if predictable:
             shared = min(sent.shape[1], own.shape[1])
-            known = kept.saved(
+            predictable_map = kept.saved(
                 f"predictable-{cell.write:03d}",
                 lambda a=sent[:, -shared:], b=own[:, -shared:], o=options: fit_predictable(b, a, **o),
                 AffineMap.load,
             )
-        found[cell.write] = Joint(alignment, known)
-    return found
+        joints[cell.write] = Joint(alignment, predictable_map)
+    return joints
 
 
 def calibration_table(
@@ -173,19 +173,20 @@ def calibration_table(
     kept: Records,
     progress: bool,
 ) -> pd.DataFrame:
-    """Return how well each detector tells known-off states from real ones at some layers: AUROC, one- and two-sided.
+    """Return how well each detector separates known-off from real states at some layers: AUROC, one- and two-sided.
 
     The families are those of `latentcomm.drift.families`, and `another_layer`: real states of held-out documents from
-    the next layer that has a reference (the one before, after the last).
+    the next layer that has a reference (for the last: the previous one).
     """
-    known = sorted(references)
-    asked = sample((~rows.fit).nonzero().flatten(), CALIBRATION_STATES, seed)
+    reference_layers = sorted(references)
+    drawn = sample((~rows.fit).nonzero().flatten(), CALIBRATION_STATES, seed)
     records = []
     for layer in track(layers, "calibration", total=len(layers), shown=progress):
-        place = known.index(layer)
+        place = reference_layers.index(layer)
         others = {}
-        if len(known) > 1:
-            others["another_layer"] = rows.y[known[place + 1 if place + 1 < len(known) else place - 1], asked]
+        if len(reference_layers) > 1:
+            neighbour = place + 1 if place + 1 < len(reference_layers) else place - 1
+            others["another_layer"] = rows.y[reference_layers[neighbour], drawn]
         families, detectors = _names(others)
 
         def measured(layer: int = layer, others: dict[str, Tensor] = others) -> dict[str, Tensor]:
@@ -209,5 +210,5 @@ def calibration_table(
 
 
 def _names(others: dict[str, Tensor]) -> tuple[list[str], list[str]]:
-    """The families and detectors of an AUROC table, in its order."""
+    """The families and detectors of an AUROC table, in order."""
     return [*FAMILIES, *others], [*DETECTORS, COMBINED]

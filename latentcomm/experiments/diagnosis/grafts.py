@@ -1,4 +1,4 @@
-"""What every fusion does with every message at every cell: drift, next token, and the way up, as three tables."""
+"""The effects of every fusion and message at every cell, as tables: drift, next token, and later layers."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,12 +31,12 @@ Variant = tuple[str, str]
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Held-out texts that are grafted into, each cut off at one of its tokens.
+    """Held-out texts for grafts, each truncated at one of its tokens.
 
     Attributes:
-        row: which row of the paired states each is.
+        row: its row of the paired states.
         partner: the item of another document whose message is "other text".
-        prompts: the receiver's tokens up to the row's own.
+        prompts: the receiver's tokens up to and including the row's.
     """
 
     row: Int[Tensor, " item"]
@@ -48,7 +48,7 @@ class Items:
 
 
 def choose_items(rows: Rows, tokens: PairedTokens, *, n: int, seed: int) -> Items:
-    """Return `n` held-out places (fewer where there are not so many), of as many documents as can be.
+    """Return `n` held-out positions (or all, if fewer), of as many documents as possible.
 
     Raises:
         ValueError: the held-out half has rows of one document only.
@@ -57,13 +57,13 @@ def choose_items(rows: Rows, tokens: PairedTokens, *, n: int, seed: int) -> Item
     held = (~rows.fit).nonzero().flatten()
     held = held[torch.randperm(len(held), generator=generator)]
     seen: Counter[int] = Counter()
-    turns = []
-    for label in rows.document[held].tolist():  # how many places of the same document stand before it
-        turns.append(seen[label])
+    ranks = []
+    for label in rows.document[held].tolist():  # how many positions of the same document precede it
+        ranks.append(seen[label])
         seen[label] += 1
     if len(seen) < 2:
         raise ValueError(f"{len(seen)} held-out documents have rows; give a corpus of more and longer documents")
-    chosen = held[torch.tensor(turns).argsort(stable=True)[:n]].sort().values
+    chosen = held[torch.tensor(ranks).argsort(stable=True)[:n]].sort().values
     places = zip(rows.document[chosen].tolist(), rows.receiver_position[chosen].tolist(), strict=True)
     prompts = Prompts.from_ids([tokens.receiver.ids(document)[: place + 1] for document, place in places])
     return Items(chosen, partners(rows.document[chosen], seed=seed), prompts)
@@ -85,7 +85,7 @@ def graft_items(
     """Return the variants, and for each item the effects of all of them at all write layers (a row a variant).
 
     The fused state of every variant is made from the receiver's captured own state and written in its place, so that
-    all variants of a prompt climb together (`latentcomm.experiments.effects.measure_effects`).
+    all variants of a prompt run in one batch (`latentcomm.experiments.effects.measure_effects`).
     """
     variants: list[Variant] = [(fusion, message) for fusion in fusions for message in MESSAGES]
     fused = {cell.write: _fused(rows, items, cell, joints[cell.write], fusions, seed) for cell in cells}
@@ -104,10 +104,10 @@ def graft_items(
         parts |= {f"percentile.{name}": values for name, values in effects.percentile.items()}
         return parts | {f"own.{name}": values for name, values in effects.own_percentile.items()}
 
-    found = []
+    all_effects = []
     for item in track(range(len(items)), "grafts", total=len(items), shown=progress):
         part = kept.tensors(f"graft-{item:04d}", lambda item=item: measured(item))
-        found.append(
+        all_effects.append(
             Effects(
                 write_layers=tuple(fused),
                 kl=part["kl"],
@@ -118,7 +118,7 @@ def graft_items(
                 own_percentile=_named(part, "own."),
             )
         )
-    return variants, found
+    return variants, all_effects
 
 
 def drift_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[Cell]) -> pd.DataFrame:
@@ -143,7 +143,7 @@ def drift_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: 
 
 
 def effects_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[Cell]) -> pd.DataFrame:
-    """Return what each graft does to the next token."""
+    """Return the effect of each graft on the next token."""
     return pd.DataFrame(
         [
             {
@@ -164,7 +164,7 @@ def effects_table(variants: Sequence[Variant], effects: Sequence[Effects], cells
 
 
 def own_percentiles(effects: Sequence[Effects], cells: Sequence[Cell]) -> dict[int, Float[np.ndarray, " item"]]:
-    """Return the combined percentile of the receiver's own state at each write layer, where it is left as it is."""
+    """Return the combined percentile of the receiver's own state, without a graft, at each write layer."""
     return {
         cell.write: np.array([float(one.own_percentile[COMBINED][0, cell.write]) for one in effects]) for cell in cells
     }

@@ -1,4 +1,4 @@
-"""The report of a diagnosis: one page that explains itself, and every table beside it."""
+"""The report of a diagnosis: one self-explanatory page, and every table as a CSV file."""
 
 import platform
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from latentcomm.reporting.publish import PACKAGES, machine, plain
 
 __all__ = ["report_page", "write_report"]
 
-READ, NULL, LIMITS, CHOSEN = "How to read it", "The null", "What it does not tell", "How they are chosen"
+READ, NULL, LIMITS, CHOSEN = "How to read it", "The null", "What it does not show", "How they are chosen"
 """The names of remarks below a figure."""
 
 
@@ -47,7 +47,7 @@ def write_report(found: Diagnosis, out: Path) -> Path:
             "measured": {"seconds": round(found.seconds, 1)},
         },
     }
-    write_json(out / RECORD, record)  # first: it says whose the files are, should the rest not be written
+    write_json(out / RECORD, record)  # first: it identifies the files if the rest is not written
     for name, table in found.tables.items():
         with written_whole(out / f"{name}.csv") as draft:
             table.to_csv(draft, index=False, lineterminator="\n")
@@ -59,9 +59,9 @@ def report_page(found: Diagnosis) -> Page:
     """The page, from the tables and settings alone."""
     page = Page(
         f"Diagnosis: {title(found)}",
-        "What happens when one language model's inner states are handed to another: how alike the two are inside, what "
-        "the receiver already knows, and which ways of mixing in a message leave it in a state that it could have "
-        "reached by itself.",
+        "What happens when one language model's hidden states are sent to another: how similar the two are, what the "
+        "receiver already knows, and which fusions of a message leave it in a state that it could have reached by "
+        "itself.",
     )
     page.heading("In short")
     page.findings(summary(found))
@@ -71,7 +71,7 @@ def report_page(found: Diagnosis) -> Page:
     )
     _overview(page, found)
     if found.warnings:
-        page.heading("Before you believe a number")
+        page.heading("Warnings")
         page.bullets(found.warnings, kind="warnings")
     _models(page, found)
     _maps(page, found)
@@ -99,18 +99,18 @@ def _overview(page: Page, found: Diagnosis) -> None:
         rows,
         shades=shades,
         caption=f"Over {found.settings['prompts']} prompts at each of {found.cells['write_layer'].nunique()} write "
-        "layers: share of fused states flagged as unlike real ones (of the receiver's own states at the same places: "
-        f"{found.settings['own_states_flagged']:.0%}; it should be 5%), and how far the next-token distribution moves "
-        "(nats, median).",
+        "layers: share of fused states flagged as unlike real ones (of the receiver's own states at the same "
+        f"positions: {found.settings['own_states_flagged']:.0%}; it should be 5%), and how far the next-token "
+        "distribution moves (nats, median).",
     )
-    words = {shown_name(name): FUSION_WORDS[name] for name in found.settings["fusions"] if name in FUSION_WORDS}
+    described = {shown_name(name): FUSION_WORDS[name] for name in found.settings["fusions"] if name in FUSION_WORDS}
     others = {shown_name(name): rule for name, rule in found.settings["fusions"].items() if name not in FUSION_WORDS}
     page.notes(
-        words
+        described
         | others
         | {
-            "Messages": "“same text”: the sender's state at the end of the very text that the receiver reads; “other "
-            "text”: its state at the end of another document's text; “random”: a random direction of the same length."
+            "Messages": "“same text”: the sender's state at the end of the same text that the receiver reads; “other "
+            "text”: its state at the end of another document's text; “random”: a random direction of the same norm."
         }
     )
 
@@ -135,16 +135,16 @@ def _models(page: Page, found: Diagnosis) -> None:
     )
     settings = found.settings
     paired = (
-        "Both cut texts into the same tokens, so every token is compared."
+        "Both tokenize texts identically, so every token is compared."
         if settings["one_vocabulary"]
-        else f"They cut texts differently: {settings['sender_tokens']:,} and {settings['receiver_tokens']:,} tokens, "
-        f"of which {settings['paired_rows']:,} pairs end at the same character and are compared."
+        else f"They tokenize texts differently: {settings['sender_tokens']:,} and {settings['receiver_tokens']:,} "
+        f"tokens, of which {settings['paired_rows']:,} pairs end at the same character and are compared."
     )
     page.text(
         f"{paired} {settings['documents']} documents of {settings['corpus']} were read, at most "
         f"{settings['tokens_a_document']} tokens of each. {settings['rows_left_out']:,} rows were left out as "
-        "attention sinks (each text's first token, and tokens whose state is more than five times as long as the "
-        f"median at some layer), which leaves {settings['rows']:,}; {settings['fit_rows']:,} of "
+        "attention sinks (each text's first token, and tokens whose state has more than five times the median "
+        f"norm at some layer), which leaves {settings['rows']:,}; {settings['fit_rows']:,} of "
         f"{settings['fit_documents']} documents fit maps and references, and the other "
         f"{settings['held_out_documents']} documents are held out. Layers count from 0; a layer's state is the "
         "residual stream after its block."
@@ -173,19 +173,19 @@ def _maps(page: Page, found: Diagnosis) -> None:
             READ: "Each cell compares one layer of the sender with one of the receiver: 1 is the same "
             "geometry up to rotation and scale, 0 is unrelated; cells below the null are no more alike than the best "
             "pair of layers reading unrelated texts.",
-            NULL: "Each document is set beside another one, token by token, and the largest value on the map is taken: "
-            f"97.5% of {found.settings['size']['draws']} such exchanges, of {null_rows:,} tokens each, stay below it.",
-            LIMITS: "That one layer can stand in for the other, or which features they share.",
+            NULL: "Each document is paired with another, token by token, and the largest value on the map is taken: "
+            f"97.5% of {found.settings['size']['draws']} such permutations, {null_rows:,} tokens each, stay below it.",
+            LIMITS: "Whether one layer can replace the other, or which features they share.",
         }
     )
-    page.heading("What does one model's state tell about the other's?")
+    page.heading("How well does one model's state predict the other's?")
     rows, null_rows = (int(found.predictability[column].iloc[0]) for column in ("rows", "null_rows"))
     for value, null, heading in (
         ("forward", "forward_null", "Receiver predicted from sender"),
         ("backward", "backward_null", "Redundancy: sender predicted from receiver, what the message repeats"),
     ):
         if found.settings["identical"] and value == "forward":
-            continue  # of one model the two maps are one, turned
+            continue  # for one model the maps are transposes of each other
         page.figure(
             pair_map(
                 found.predictability,
@@ -204,11 +204,11 @@ def _maps(page: Page, found: Diagnosis) -> None:
             "documents, RMS-normalised; 0 is no better than the mean. "
             + (
                 "It is the redundancy of a message: that share of it the receiver already holds. With one model the "
-                "other direction, the receiver predicted from the sender, is the same map, turned."
+                "other direction, the receiver predicted from the sender, is the same map, transposed."
                 if found.settings["identical"]
                 else "The second map is redundancy: that share of the sender's message the receiver already holds."
             ),
-            NULL: f"The same of each document set beside another one, once, with {null_rows:,} tokens; cell by cell.",
+            NULL: f"The same with each document paired with another, once, with {null_rows:,} tokens; cell by cell.",
             LIMITS: "Whether the receiver uses what is predictable, and what a nonlinear map would find.",
         }
     )
@@ -219,8 +219,8 @@ def _calibration(page: Page, found: Diagnosis) -> None:
     page.figure(
         detector_table(
             found.calibration,
-            title="Detectors tried on states that are known to be off",
-            note="AUROC against held-out real states; 0.5 is a coin, 1 is never wrong. References of "
+            title="Detectors tested on states that are known to be off",
+            note="AUROC against held-out real states; 0.5 is chance, 1 is never wrong. References of "
             f"{found.settings['reference_states']:,} states; of {found.settings['reference_states_held_out']:,} held "
             "out, half are the real ones and half are made into the families.",
         )
@@ -229,7 +229,7 @@ def _calibration(page: Page, found: Diagnosis) -> None:
         {
             READ: "Each family is made from the receiver's real states in a known way. A detector that stays "
             "near 0.5 for a family is blind to that kind of drift at this layer; the family “real” must stay there.",
-            "Flagged": "What this page calls so has a percentile of 0.95 or more by “combined”, which asks six of the "
+            "Flagged": "A flagged state has a percentile of 0.95 or more by “combined”, which uses six of the "
             "detectors at once.",
             LIMITS: "Whether such a state does any harm.",
         }
@@ -249,8 +249,8 @@ def _drift(page: Page, found: Diagnosis) -> None:
     )
     page.notes(
         {
-            READ: "0.5 is a typical real state; above 0.95 lies one real state in twenty, so a cloud up there "
-            "is a state that the receiver hardly ever reaches by itself. References are fitted on the receiver's "
+            READ: "0.5 is a typical real state; above 0.95 lies one real state in twenty, so points there "
+            "are states that the receiver hardly ever reaches by itself. References are fitted on the receiver's "
             "states at all tokens of other documents: in a causal model each is the last-token state of the text so "
             "far.",
             LIMITS: "Harm. Another text's state is perfectly real and wrong; a flagged state may change "
@@ -260,7 +260,7 @@ def _drift(page: Page, found: Diagnosis) -> None:
 
 
 def _effects(page: Page, found: Diagnosis) -> None:
-    page.heading("Does it matter for the next word?")
+    page.heading("Do grafts change the next token?")
     writes, lines = kl_by_layer(found.cells)
     most = max((max(values) for _, _, values in lines), default=0.0)
     reads = found.settings["read_layer_of_write_layer"]
@@ -278,32 +278,32 @@ def _effects(page: Page, found: Diagnosis) -> None:
     )
     page.notes(
         {
-            READ: f"0 changes nothing. {next_token_changes(found.effects)} A small number for “same text” beside a "
-            "large one for “other text” means that the receiver goes by what the message says; equally large ones mean "
-            "that the graft itself disturbs it.",
-            "What is read": "Each write layer gets the sender layer that predicts it best on unseen documents (the one "
-            "at the same relative depth where none does).",
+            READ: f"0 changes nothing. {next_token_changes(found.effects)} A small number for “same text” with a "
+            "large one for “other text” means that the receiver depends on the content of the message; equally large "
+            "ones mean that the graft itself disturbs it.",
+            "Read layer": "Each write layer is paired with the sender layer that predicts it best on unseen documents "
+            "(the one at the same relative depth where none does).",
             LIMITS: "Whether the change is for the better.",
         }
     )
 
 
 def _healing(page: Page, found: Diagnosis) -> None:
-    page.heading("Does it heal on the way up?")
+    page.heading("Does the deviation heal at later layers?")
     page.figure(
         healing_curves(
             found.healing,
             effects=found.effects,
-            title="After the graft: what is left of it at each later layer",
+            title="After the graft: what remains of it at each later layer",
             note=f"Median and quartiles over {found.settings['prompts']} prompts.",
         )
     )
     page.notes(
         {
-            READ: "Deviation is the distance from the ungrafted state as a share of its length; falling curves "
+            READ: "Deviation is the distance from the ungrafted state as a share of its norm; falling curves "
             "heal, rising ones grow. The percentile says whether the state looks real again.",
-            LIMITS: "Recovery. A state can look real again and still lead to other words: hold the "
-            "percentile beside the KL above.",
+            LIMITS: "Recovery. A state can look real again and still lead to other tokens: compare the "
+            "percentile with the KL above.",
         }
     )
 
@@ -315,8 +315,8 @@ def _cells(page: Page, found: Diagnosis) -> None:
     else:
         if found.settings["identical"]:
             page.text(
-                "With one model the first two conditions hold by construction. What sets these cells apart is how much "
-                "another text's message moves the receiver."
+                "With one model the first two conditions hold by construction. These cells differ in how much another "
+                "text's message moves the receiver."
             )
         page.findings(
             [
@@ -333,8 +333,8 @@ def _cells(page: Page, found: Diagnosis) -> None:
             "of the same text are flagged; another text's message moves the next token by at least 0.1 nats more than "
             "the same text's, even at the lower end of the interval. Of each fusion's cells that pass, the one where "
             "that lower end is highest.",
-            LIMITS: "Accuracy. A write near the end may simply hand over the sender's own next word, and one near the "
-            "beginning the identity of the last token. These cells are where to begin a sweep, chosen among "
+            LIMITS: "Accuracy. A late write may simply transfer the sender's own next token, and an early one the "
+            "identity of the last token. These cells are where to begin a sweep, chosen among "
             f"{len(found.cells)} on the prompts that their numbers come from.",
         }
     )
@@ -343,13 +343,13 @@ def _cells(page: Page, found: Diagnosis) -> None:
 def _settings(page: Page, found: Diagnosis) -> None:
     page.heading("Settings, versions, machine")
     for caption, values in (
-        ("Settings, and what was found on the way", plain(found.settings)),
+        ("Settings, and facts about rows and cells", plain(found.settings)),
         ("Versions", _versions()),
         ("Machine", machine()),
     ):
-        rows = [[name.replace("_", " "), _told(value)] for name, value in values.items()]
+        rows = [[name.replace("_", " "), _text_of(value)] for name, value in values.items()]
         page.table([caption, ""], rows, words=True)
-    page.heading("Files beside this page")
+    page.heading("Files next to this page")
     page.links(FILES)
 
 
@@ -359,16 +359,16 @@ def _versions() -> dict[str, Any]:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = None  # run from a checkout without being installed
+            versions[package] = None  # a checkout that is not installed
     return versions
 
 
-def _told(value: Any) -> str:
-    """A setting as a reader would write it."""
+def _text_of(value: Any) -> str:
+    """A setting as text."""
     if isinstance(value, dict):
-        return "; ".join(f"{str(name).replace('_', ' ')}: {_told(inner)}" for name, inner in value.items()) or "none"
+        return "; ".join(f"{str(name).replace('_', ' ')}: {_text_of(inner)}" for name, inner in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(map(_told, value)) or "none"
+        return ", ".join(map(_text_of, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
@@ -378,4 +378,4 @@ def _shown(key: str, model: Any) -> str:
     value = model[key]
     if key == "fingerprint":
         return value[:16]
-    return _told(value)
+    return _text_of(value)

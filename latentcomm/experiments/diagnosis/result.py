@@ -1,4 +1,4 @@
-"""What a diagnosis is: its tables, what it recommends, and what to know before believing a number."""
+"""The result of a diagnosis: its tables, recommended cells, and warnings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ class Diagnosis:
         drift: fusion, message, read_layer, write_layer, item, detector, percentile.
         effects: fusion, message, read_layer, write_layer, item, kl, entropy_change, top1_agreement.
         healing: fusion, message, write_layer, layer, and quartiles of deviation and percentile.
-        cells: one row a fusion and write layer, with what the recommendation rests on.
+        cells: one row a fusion and write layer, with the basis of the recommendation.
         recommended: the cells to try first, best first; none where none qualifies.
-        warnings: what to know before believing a number.
-        settings: all that was chosen or found on the way.
-        models: what is known of each model, by role.
-        seconds: how long this run took.
+        warnings: the caveats of the numbers.
+        settings: all choices, and facts about the rows and cells.
+        models: the facts about each model, by role.
+        seconds: the wall time of this run.
     """
 
     similarity: pd.DataFrame

@@ -1,4 +1,4 @@
-"""The rows that a diagnosis rests on: tokens that both models read, without sinks, in two halves of the documents."""
+"""The rows of a diagnosis: tokens that both models read, without sinks, in two halves of the documents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Rows:
     Attributes:
         x, y: raw residual streams after every block of the sender and the receiver; one object for one model.
         document: of each row.
-        sender_position, receiver_position: where the row's token stands in its document, in each model's tokens.
-        fit: whether the row's document is of the half that everything is fitted on; the rest is held out.
-        sinks_x, sinks_y: what was left out, by side.
-        left_out: how many rows that is, of both sides together.
+        sender_position, receiver_position: of the row's token in its document, in each model's tokens.
+        fit: whether the row's document is in the half that everything is fitted on; the rest is held out.
+        sinks_x, sinks_y: the rows that were left out, by side.
+        left_out: the number of rows that were left out for either side.
     """
 
     x: Float[Tensor, "layer_x row d_sender"]
@@ -66,12 +66,12 @@ def ordinary_rows(
     sinks_x = find_sinks(x, positions=sender_position)
     sinks_y = sinks_x if y is x else find_sinks(y, positions=receiver_position)
     keep = sinks_x.keep & sinks_y.keep
-    kept_x = x[:, keep]
+    ordinary_x = x[:, keep]
     documents = document[keep].unique()
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed))
     return Rows(
-        x=kept_x,
-        y=kept_x if y is x else y[:, keep],
+        x=ordinary_x,
+        y=ordinary_x if y is x else y[:, keep],
         document=document[keep],
         sender_position=sender_position[keep],
         receiver_position=receiver_position[keep],

@@ -1,4 +1,4 @@
-"""The diagnosis of a pair of models: every measurement in its order, each kept as it is done."""
+"""The diagnosis of a pair of models: all measurements in order, each saved when it is done."""
 
 import json
 import os
@@ -48,11 +48,11 @@ from latentcomm.tasks.corpus import Corpus, read_corpus
 __all__ = ["diagnose"]
 
 FORMATS = (1, alignment.FILE_KIND, drift_reference.FILE_KIND)
-"""Of the kept parts: a run stopped under another one begins anew. Raise the first when a part changes its meaning."""
+"""Of the saved parts: a run stopped under another one starts over. Raise the first when a part changes."""
 FEWEST_DOCUMENTS = 24
 """Half of them are the 12 that a calibrated drift reference needs."""
 CALIBRATED = 3
-"""Layers at which the detectors are tried on known-off states: the first, the middle and the last written to."""
+"""Layers at which the detectors are tested on known-off states: the first, the middle and the last write layer."""
 
 
 def diagnose(
@@ -70,18 +70,18 @@ def diagnose(
     """Measure a pair of models on a corpus: how alike they are, what the receiver lacks, and where a graft drifts.
 
     Both models read the same documents; tokens that end at the same character are paired, sinks left out by position
-    and norm, the documents split in half. On all rows: debiased CKA and held-out R^2 of every pair of layers, beside
-    exchanged documents. On the fit half: drift references of the receiver's own states, and the maps. On the held-out
-    half: what each fusion does at each write layer with three messages, read at the sender layer that predicts the
-    write layer best.
+    and norm, the documents split in half. On all rows: debiased CKA and held-out R^2 of every pair of layers, with the
+    nulls of permuted documents. On the fit half: drift references of the receiver's own states, and the maps. On
+    the held-out half: the effects of each fusion at each write layer with three messages, read at the sender layer that
+    predicts the write layer best.
 
     Args:
         corpus: a corpus or its file or folder (`latentcomm.tasks.corpus.read_corpus`); the packaged text by default.
-        out: a folder for report.html and the tables as CSV. Finished parts are kept in it until the end, so that the
-            same call goes on after an interruption, to the same bits.
+        out: a folder for report.html and the tables as CSV. Finished parts are saved in it until the end, so that the
+            same call resumes after an interruption, with bit-identical results.
         fusions: by name; `Fitted` for one that takes a map from the receiver's states to the messages.
-        aligner: fits the map through which messages of another model enter, with the options `folds`, `groups` and
-            `seed` of `fit_ridge`; None lets them in as they are, on the last entries where the widths differ
+        aligner: fits the map from another model's messages to the receiver's states, with the options `folds`, `groups`
+            and `seed` of `fit_ridge`; None leaves messages unchanged, on the last entries where the widths differ
             (`RightAligned`). A model with itself needs none.
         size: how much is measured.
         seed: of the halves, folds, draws and prompts.
@@ -89,11 +89,11 @@ def diagnose(
     Raises:
         ValueError: no fusion, a processed model with a raw one, a corpus with too few documents or rows, states that
             are not finite, what the corpus reader refuses, or a folder that holds a report of something else.
-        RuntimeError: the disk is full or `out` cannot be written; what is done is kept.
+        RuntimeError: the disk is full or `out` cannot be written; finished parts stay saved.
     """
     began = time.monotonic()
     if not fusions:
-        raise ValueError("no fusion is named; give at least one, such as {'replace': Replace()}")
+        raise ValueError("there is no fusion; give at least one, such as {'replace': Replace()}")
     check_pair(sender, receiver)
     texts = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
     n_tokens = min(size.tokens, sender.n_ctx, receiver.n_ctx)
@@ -134,7 +134,7 @@ def diagnose(
     )
     n_paired = len(states.document)
     del states
-    found = _measured(
+    tables, cells, facts = _measured(
         rows,
         tokens,
         sender,
@@ -147,7 +147,6 @@ def diagnose(
         kept=kept,
         progress=progress,
     )
-    tables, cells, known = found
     situation = Situation(
         identical=rows.one_model,
         one_vocabulary=tokens.sender is tokens.receiver,
@@ -155,31 +154,33 @@ def diagnose(
         n_sender=int(tokens.sender.lengths.sum()),
         n_receiver=int(tokens.receiver.lengths.sum()),
         items_asked=size.prompts,
-        items=known["prompts"],
+        items=facts["prompts"],
         documents_asked=size.documents,
         documents=len(documents),
-        flagged_own=known["own_states_flagged"],
+        flagged_own=facts["own_states_flagged"],
     )
     diagnosis = Diagnosis(
         **tables,
         recommended=recommend(tables["cells"]),
         warnings=warn(rows, sender, receiver, situation, cells),
         settings=choices
-        | _found(rows, situation, cells)
-        | known
+        | _row_facts(rows, situation, cells)
+        | facts
         | {"mapped": aligner is not None and not rows.one_model, "inputs_digest": inputs},
-        models={role: _known(model, prints[role]) for role, model in (("sender", sender), ("receiver", receiver))},
+        models={
+            role: _model_facts(model, prints[role]) for role, model in (("sender", sender), ("receiver", receiver))
+        },
         seconds=time.monotonic() - began,
     )
     if out is not None:
         from latentcomm.experiments.diagnosis.report import (
-            write_report,  # plotly costs a second that a bare import need not pay
+            write_report,  # plotly takes a second to import
         )
 
         write_report(diagnosis, Path(out))
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # another stopped run's work is in it
+            with suppress(OSError):  # it holds the parts of another stopped run
                 folder.parent.rmdir()
     return diagnosis
 
@@ -198,7 +199,7 @@ def _measured(
     kept: Records,
     progress: bool,
 ) -> tuple[dict[str, pd.DataFrame], list[Cell], dict[str, Any]]:
-    """Return all tables, the cells, and what a reader of the tables needs: how many items, on how many states."""
+    """Return all tables, the cells, and facts for the report: the numbers of prompts and reference states."""
     shared: dict[str, Any] = {"seed": seed, "kept": kept, "progress": progress}
     similarity = similarity_table(
         rows,
@@ -218,11 +219,11 @@ def _measured(
     cells = choose_cells(predictability, n_sender=sender.n_layers, n_receiver=receiver.n_layers)
     last = receiver.n_layers - 1
     cells = [cell for cell in cells if cell.write != last] or cells
-    looked_at = sorted({*receiver_layers, last})
-    references = fit_references(rows, looked_at, model=fingerprint, **shared)
+    measured_layers = sorted({*receiver_layers, last})
+    references = fit_references(rows, measured_layers, model=fingerprint, **shared)
     writes = [cell.write for cell in cells]
-    tried = sorted({writes[round(place * (len(writes) - 1) / (CALIBRATED - 1))] for place in range(CALIBRATED)})
-    calibration = calibration_table(rows, references, tried, **shared)
+    calibrated = sorted({writes[round(place * (len(writes) - 1) / (CALIBRATED - 1))] for place in range(CALIBRATED)})
+    calibration = calibration_table(rows, references, calibrated, **shared)
     needed = any(isinstance(fusion, Fitted) for fusion in fusions.values())
     joints = fit_joints(rows, cells, aligner=aligner, predictable=needed, **shared)
     items = choose_items(rows, tokens, n=size.prompts, seed=seed)
@@ -237,16 +238,16 @@ def _measured(
         "calibration": calibration,
         "drift": drift,
         "effects": after,
-        "healing": healing_table(variants, effects, cells, looked_at),
+        "healing": healing_table(variants, effects, cells, measured_layers),
         "cells": cell_table(drift, after, cells, own=own),
     }
-    known = {
+    facts = {
         "prompts": len(items),
         "reference_states": min(reference.n_fitted for reference in references.values()),
         "reference_states_held_out": min(len(reference.held_out) for reference in references.values()),
         "own_states_flagged": float(np.mean([np.mean(own[write] >= ALARM) for write in writes])),
     }
-    return tables, cells, known
+    return tables, cells, facts
 
 
 def _key(
@@ -256,14 +257,14 @@ def _key(
     receiver: Model,
     fusions: Mapping[str, Fusion | Fitted],
 ) -> str:
-    """The name of the folder for these inputs, so that another stopped run beside it keeps its own."""
+    """The name of the folder for these inputs, so that each stopped run has its own."""
     kinds = [str(model.dtype) for model in (sender, receiver)]
     rules = {name: _described(fusion) if isinstance(fusion, Fitted) else fusion for name, fusion in fusions.items()}
     return digest(choices, prints, kinds, rules, FORMATS)[:16]
 
 
 def _require_own(out: Path, inputs: str) -> None:
-    """Refuse a folder that cannot be written, or in which another report, or a file of its name, would be lost."""
+    """Check that a folder is writable and that no other report, and no file of its names, would be overwritten."""
     first = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
         what = "may not be written to" if first.is_dir() else "is no folder"
@@ -273,20 +274,20 @@ def _require_own(out: Path, inputs: str) -> None:
         return
     record = next((path for path in there if path.name == RECORD), None)
     try:
-        known = json.loads(record.read_text("utf-8"))["settings"]["inputs_digest"] if record else None
+        digest_there = json.loads(record.read_text("utf-8"))["settings"]["inputs_digest"] if record else None
     except (ValueError, KeyError, TypeError):  # another program's file of that name
-        known = None
-    if known != inputs:
-        what = "the report of another diagnosis" if known else f"a {there[0].name} that is not of this diagnosis"
-        raise ValueError(f"{out} holds {what}, which this one would write over; choose another folder, or move it away")
+        digest_there = None
+    if digest_there != inputs:
+        what = "the report of another diagnosis" if digest_there else f"a {there[0].name} that is not of this diagnosis"
+        raise ValueError(f"{out} holds {what}, which this one would overwrite; choose another folder, or move it away")
 
 
 def _described(fusion: Fusion | Fitted) -> str:
     return f"fitted {fusion.make.__qualname__}" if isinstance(fusion, Fitted) else repr(fusion)
 
 
-def _known(model: Model, fingerprint: str) -> dict[str, Any]:
-    """What a reader is told of a model."""
+def _model_facts(model: Model, fingerprint: str) -> dict[str, Any]:
+    """The facts about a model in the report."""
     tokenizer = model.require_tokenizer()
     return {
         "name": without_folder(model.name),
@@ -301,8 +302,8 @@ def _known(model: Model, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def _found(rows: Rows, situation: Situation, cells: list[Cell]) -> dict[str, Any]:
-    """What was found on the way that a reader of the tables needs."""
+def _row_facts(rows: Rows, situation: Situation, cells: list[Cell]) -> dict[str, Any]:
+    """The facts about rows and cells in the report."""
     return {
         "identical": situation.identical,
         "one_vocabulary": situation.one_vocabulary,

@@ -1,4 +1,4 @@
-"""A diagnosis in plain words: what a reader who never saw the code is told of each number."""
+"""A diagnosis in sentences: what each number means, without reference to the code."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,18 +13,18 @@ from latentcomm.experiments.diagnosis.settings import MESSAGES
 __all__ = ["FUSION_WORDS", "fusion_overview", "kl_by_layer", "next_token_changes", "shown_name", "summary", "title"]
 
 FUSION_WORDS: Mapping[str, str] = {
-    "replace": "the message takes the place of the receiver's own state",
+    "replace": "the message replaces the receiver's own state",
     "mean": "the average of both",
-    "sum": "both added up",
-    "norm_matched": "the average of both, stretched to the length of the own state",
-    "orthogonal_residual": "own state plus what of the message does not point along it",
-    "predictability_residual": "own state plus what of the message a linear map of it does not predict",
+    "sum": "the sum of both",
+    "norm_matched": "the average of both, rescaled to the norm of the own state",
+    "orthogonal_residual": "own state plus the component of the message orthogonal to it",
+    "predictability_residual": "own state plus the part of the message that a linear map of it does not predict",
 }
-"""What becomes of the receiver's state, by the names of the default fusions."""
+"""The new state of the receiver, by the names of the default fusions."""
 
 
 def title(found: Diagnosis) -> str:
-    """Whom the page is about."""
+    """The models of the page, by name."""
     sender, receiver = found.models["sender"]["name"], found.models["receiver"]["name"]
     if found.settings["identical"]:
         return f"{sender} with itself"
@@ -35,9 +35,9 @@ def summary(found: Diagnosis) -> list[tuple[str, str]]:
     """Return the findings, each as a question and its answer."""
     return [
         ("Are their layers alike?", _alike(found)),
-        ("What does one tell about the other?", _predictable(found)),
+        ("How well does one predict the other?", _predictable(found)),
         ("Do grafted states look real?", _drift(found)),
-        ("Does it matter for the next word?", _effect(found)),
+        ("Do grafts change the next token?", _effect(found)),
         ("Where to start?", _start(found)),
     ]
 
@@ -81,12 +81,12 @@ def next_token_changes(effects: pd.DataFrame) -> str:
     """
     kl, changed = effects["kl"].to_numpy(), ~effects["top1_agreement"].to_numpy(dtype=bool)
     parts = {"below 0.1": kl < 0.1, "from 0.1 to 1": (kl >= 0.1) & (kl <= 1), "above 1": kl > 1}
-    there = {words: part for words, part in parts.items() if part.any()}
-    told = [
-        f"{changed[part].mean():.0%} of {'those' if place else 'the grafts with a KL'} {words} (n = {part.sum():,})"
-        for place, (words, part) in enumerate(there.items())
+    present = {label: part for label, part in parts.items() if part.any()}
+    shares = [
+        f"{changed[part].mean():.0%} of {'those' if place else 'the grafts with a KL'} {label} (n = {part.sum():,})"
+        for place, (label, part) in enumerate(present.items())
     ]
-    return f"The most likely next token changes in {', '.join(told)}."
+    return f"The most likely next token changes in {', '.join(shares)}."
 
 
 def _alike(found: Diagnosis) -> str:
@@ -94,12 +94,12 @@ def _alike(found: Diagnosis) -> str:
     null = rows[0]["null_max"]
     above = np.mean([row["debiased_cka"] > row["null_high"] for row in rows])
     if found.settings["identical"]:
-        apart: dict[int, list[float]] = {}
+        by_distance: dict[int, list[float]] = {}
         for row in rows:
-            apart.setdefault(abs(row["sender_layer"] - row["receiver_layer"]), []).append(row["debiased_cka"])
-        steps = sorted(apart)
-        near = np.median(apart[steps[min(1, len(steps) - 1)]])
-        far = np.median([value for step in steps if step >= steps[-1] / 2 for value in apart[step]])
+            by_distance.setdefault(abs(row["sender_layer"] - row["receiver_layer"]), []).append(row["debiased_cka"])
+        steps = sorted(by_distance)
+        near = np.median(by_distance[steps[min(1, len(steps) - 1)]])
+        far = np.median([value for step in steps if step >= steps[-1] / 2 for value in by_distance[step]])
         start = (
             "Every layer is identical to itself, by construction. Neighbouring layers have a similarity of "
             f"{near:.2f}, layers half the model's depth or more apart one of {far:.2f} (medians; 1 is the same "
@@ -112,8 +112,8 @@ def _alike(found: Diagnosis) -> str:
             f"the receiver, with a similarity of {best['debiased_cka']:.2f} (1 is the same geometry)."
         )
     return (
-        f"{start} With unrelated texts set beside each other, even the best pair anywhere on the map reaches only "
-        f"{null:.2f}; {above:.0%} of all pairs of layers lie above what unrelated texts give them."
+        f"{start} With unrelated texts, even the best pair anywhere on the map reaches only {null:.2f}; "
+        f"{above:.0%} of all pairs of layers lie above their null of unrelated texts."
     )
 
 
@@ -137,14 +137,14 @@ def _predictable(found: Diagnosis) -> str:
         f"From its best sender layer, a linear map predicts {_range(list(forward.values()))} of the variance of the "
         f"receiver's state, on texts that it was not fitted on (unrelated texts: {null:.1%} at most). The other way "
         f"round, the receiver's best layer already holds {_range([max(line) for line in backward.values()])} of the "
-        "sender's state; the rest is what a message could add, as far as linear maps can tell."
+        "sender's state; the rest is what a message could add, as far as linear maps can show."
     )
 
 
 def _drift(found: Diagnosis) -> str:
     rows = sorted(fusion_overview(found.cells), key=lambda row: row["flagged_other"])
     first, last = rows[0], rows[-1]
-    own = f"are flagged as unlike them; of its own at the same places {found.settings['own_states_flagged']:.0%} are"
+    own = f"are flagged as unlike them; of its own at the same positions {found.settings['own_states_flagged']:.0%} are"
     if first["flagged_other"] == last["flagged_other"]:
         which = "every fusion" if len(rows) > 1 else shown_name(first["fusion"])
         start = f"{which} leaves as many states unlike the receiver's own ({first['flagged_other']:.0%} {own})"
@@ -162,12 +162,12 @@ def _drift(found: Diagnosis) -> str:
 def _effect(found: Diagnosis) -> str:
     rows = fusion_overview(found.cells)
     same, other = ([f"{row[f'kl_{short}']:.2f}" for row in rows] for short in ("same", "other"))
-    loud = max(rows, key=lambda row: row["kl_other"])
+    strongest = max(rows, key=lambda row: row["kl_other"])
     return (
         f"A message of the same text moves the next-token distribution by {_span(same)} nats, one of another text by "
-        f"{_span(other)}, most under {shown_name(loud['fusion'])} (KL, median, by fusion; 0 is nothing). "
-        f"{next_token_changes(found.effects)} A state can look perfectly real and still change everything that is said "
-        "next."
+        f"{_span(other)}, most under {shown_name(strongest['fusion'])} (KL, median, by fusion; 0 is nothing). "
+        f"{next_token_changes(found.effects)} A state can look perfectly real and still change the entire "
+        "continuation."
     )
 
 
@@ -175,14 +175,14 @@ def _start(found: Diagnosis) -> str:
     if not found.recommended:
         return (
             "No cell combines a predictable message, fused states that stay among real ones, and a next token that "
-            "depends on what the message says. The tables show which of the three fails where."
+            "depends on the content of the message. The tables show which of the three fails where."
         )
     best = found.recommended[0]
     known = " (the first two hold by construction: it is one model)" if found.settings["identical"] else ""
     return (
         f"With {shown_name(best.fusion)}, reading after layer {best.read} of the sender and writing after layer "
-        f"{best.write} of the receiver: {best.reason}{known}. Whether that helps at a task is another question, which "
-        "“latentcomm sweep” answers."
+        f"{best.write} of the receiver: {best.reason}{known}. Whether that helps at a task is a separate question, "
+        "which “latentcomm sweep” answers."
     )
 
 
@@ -202,7 +202,7 @@ def _range(shares: Sequence[float]) -> str:
 
 
 def _by_fusion(cells: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
-    found: dict[str, list[dict[Any, Any]]] = {}
+    by_fusion: dict[str, list[dict[Any, Any]]] = {}
     for row in cells.to_dict("records"):
-        found.setdefault(row["fusion"], []).append(row)
-    return found
+        by_fusion.setdefault(row["fusion"], []).append(row)
+    return by_fusion

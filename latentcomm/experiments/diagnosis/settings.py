@@ -1,4 +1,4 @@
-"""How much is measured, and which fusions: the choices a diagnosis rests on, each with its reason."""
+"""The size, fusions and files of a diagnosis, each choice with its reason."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -11,8 +11,8 @@ __all__ = ["FILES", "FUSIONS", "MESSAGES", "PAGE", "RECORD", "Fitted", "Size", "
 
 SAME, OTHER, RANDOM = "same text", "other text", "random"
 MESSAGES = (SAME, OTHER, RANDOM)
-"""What is sent: the sender's state at the end of the receiver's own text; the sender's state at the end of another
-document's text; a random direction as long as the first."""
+"""The messages: the sender's state at the end of the receiver's own text; the sender's state at the end of another
+document's text; a random direction with the norm of the first."""
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class Size:
     """How much is measured; the defaults take under five minutes for a model of 135M parameters on two cores.
 
     Attributes:
-        documents: how many of the corpus are read at most; half of them fit, half are held out.
-        tokens: of each document at most.
-        prompts: held-out texts that are grafted into, cut off at a random token.
-        layers: layers a side at most that maps, references and grafts use, in even steps from the first.
+        documents: most documents of the corpus that are read; half of them fit, half are held out.
+        tokens: most tokens of each document.
+        prompts: held-out texts for grafts, truncated at a random token.
+        layers: most layers per model for maps, references and grafts, in even steps from the first.
         map_layers: the same for the similarity map, which is cheap.
-        draws: exchanges of documents for the null of the similarity map.
+        draws: permutations of documents for the null of the similarity map.
         folds: of documents, for predictability.
 
     Raises:
-        ValueError: a number below the least that the statistics bear.
+        ValueError: a number below the minimum that the statistics need.
     """
 
     documents: int = 96
@@ -81,17 +81,17 @@ FUSIONS: Mapping[str, Fusion | Fitted] = MappingProxyType(
 PAGE, RECORD = "report.html", "report.meta.json"
 FILES: Mapping[str, str] = MappingProxyType(
     {
-        "cells.csv": "one row a fusion and write layer, with what the recommendation rests on",
+        "cells.csv": "one row per fusion and write layer, with the basis of the recommendation",
         "similarity.csv": "debiased CKA of every pair of layers, with its nulls",
         "predictability.csv": "held-out R² of every pair of layers, both ways, with its nulls",
-        "calibration.csv": "how well each drift detector tells states that are known to be off",
+        "calibration.csv": "how well each drift detector separates states that are known to be off",
         "drift.csv": "percentile of every fused state by every detector",
-        "effects.csv": "what every graft does to the next token",
-        "healing.csv": "deviation and percentile on the way up, as quartiles",
+        "effects.csv": "the effect of every graft on the next token",
+        "healing.csv": "deviation and percentile at later layers, as quartiles",
         RECORD: "settings, models, versions and machine for a program to read",
     }
 )
-"""What stands beside the page, and what each file holds."""
+"""The files next to the page, and their contents."""
 
 LEAST = {"documents": 24, "tokens": 8, "prompts": 2, "layers": 1, "map_layers": 1, "draws": 1, "folds": 3}
 """Half of 24 documents are the 12 that a calibrated drift reference needs."""

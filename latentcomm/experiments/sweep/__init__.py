@@ -1,1 +1,1 @@
-"""Every read layer grafted into every write layer, and the cell that it gives, judged."""
+"""The layer sweep: every read layer grafted into every write layer, and the best cell evaluated."""

@@ -1,4 +1,4 @@
-"""The layer sweep: every cell of the k x j grid, at the price of one-token steps over a cached prefix."""
+"""The layer sweep: every cell of the k x j grid, at the cost of one-token steps over a cached prefix."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
 UNEMBED_BYTES = 256 * 2**20
-"""Bytes of full-vocabulary logits held at once."""
+"""Bytes of full-vocabulary logits in memory at once."""
 
 Cell = tuple[int, int]
 """Read layer k of the sender, write layer j of the receiver, both counted from 0, both resid_post."""
@@ -29,12 +29,12 @@ Cell = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class LayerSweep:
-    """What the receiver says in every cell of the grid.
+    """The receiver's output in every cell of the grid.
 
     Attributes:
         read_layers, write_layers: the axes, counted from 0, both resid_post.
-        logits: of each choice's first token, or None when no choices were given.
-        top_token: the token that the receiver would say next; None when it was not asked for.
+        logits: of each choice's first token, or None without choices.
+        top_token: the receiver's most likely next token; None when it was not requested.
         choices: the answer strings of each item, or None.
     """
 
@@ -70,13 +70,13 @@ class LayerSweep:
         return right[:, None, None].expand(*self.logits.shape).gather(-1, picked[..., None])[..., 0].double()
 
     def top_token_correct(self, answers: Sequence[str | Sequence[str]]) -> Float[Tensor, "item read write"]:
-        """1 where the receiver's top token is the first token of an accepted answer: free, but one token deep.
+        """1 where the receiver's top token is the first token of an accepted answer: free, but of one token.
 
         Raises:
             ValueError: the sweep ran with `top_token=False`.
         """
         if self.top_token is None:
-            raise ValueError("this sweep kept no top tokens; run it with top_token=True")
+            raise ValueError("this sweep saved no top tokens; run it with top_token=True")
         accepted = _accepted(answers, len(self.top_token))
         rows = [
             torch.isin(tokens, torch.tensor(sorted({self.first_token(name) for name in names})))
@@ -112,15 +112,15 @@ def sweep_layers(
 
     Args:
         sender_prompts, receiver_prompts: one of each an item.
-        fusion: how own and incoming state become one; a mapping gives each cell (k, j) its own.
+        fusion: combines the own and the incoming state; a mapping gives each cell (k, j) its own.
         alignment: maps the sender's rows before the fusion; a mapping gives each cell its own.
         read_layers, write_layers: all by default.
         choices: a list of answer strings for each item, taken literally (" Greece" has its space); the same number
             each.
         top_token: whether to record the most likely next token, which costs a full unembedding of every row.
-        read_position, write_position: the last token by default; from the front when not negative. Of write positions
-            there may be a list, one an item.
-        checkpoint: a folder in which finished passes are kept, so that the same call goes on after an interruption.
+        read_position, write_position: the last token by default; from the front when not negative. Write
+            positions may be a list, one an item.
+        checkpoint: a folder in which finished passes are saved, so that the same call resumes after an interruption.
 
     Source: Ramesh & Li 2025, arXiv:2501.14082 (the grid); the staircase of rows is this package's.
 
@@ -128,7 +128,7 @@ def sweep_layers(
         ValueError: widths that differ without a rule, a layer outside a model, a processed model with a raw one,
             numbers of prompts or choices that differ, a choice without a first token of its own, a message that is not
             finite.
-        RuntimeError: the shared passes do not give what a plain run gives; the disk is full (what is done is kept).
+        RuntimeError: the shared passes differ from a plain run; the disk is full (finished passes are saved).
     """
     check_pair(sender, receiver)
     n_items = len(receiver_prompts)
@@ -173,7 +173,7 @@ def sweep_layers(
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What one pass does, the same for every pass of a sweep."""
+    """The settings of a pass, the same for every pass of a sweep."""
 
     receiver: Model
     reads: tuple[int, ...]
@@ -191,7 +191,7 @@ class _Plan:
         return fusion(own, incoming if alignment is None else alignment(incoming))
 
     def check_widths(self, sender: Model) -> None:
-        """Refuse a pair whose widths no rule bridges, before anything runs."""
+        """Refuse a pair of unequal widths without a rule for them, before anything runs."""
         own = torch.linspace(1, 2, self.receiver.d_model, dtype=self.receiver.dtype, device=self.receiver.device)[None]
         incoming = torch.linspace(2, 1, sender.d_model, dtype=self.receiver.dtype, device=self.receiver.device)[None]
         for read in self.reads:
@@ -203,18 +203,18 @@ class _Plan:
                 return
 
     def run(self, prefix: Prefix, messages: Sequence[tuple[int, int]], states: Tensor) -> dict[str, Tensor]:
-        """What the receiver says for some messages (item, index of the read layer) at every write layer."""
+        """The receiver's output for some messages (item, index of the read layer) at every write layer."""
         model = self.receiver
         items = torch.tensor([item for item, _ in messages])
         reads = torch.tensor([read for _, read in messages])
         incoming = states[items, reads].to(model.device, model.dtype)
         if self.alignment is not None and not isinstance(self.alignment, Mapping):
             incoming = self.alignment(incoming)
-        shared = not isinstance(self.fusion, Mapping) and not isinstance(self.alignment, Mapping)
+        shared = None if isinstance(self.fusion, Mapping) or isinstance(self.alignment, Mapping) else self.fusion
 
         def join(layer: int, own: Tensor) -> Tensor:
             rows = own.expand(len(messages), -1)
-            out = _of_cell(self.fusion, (0, 0), "fusion")(rows, incoming) if shared else per_cell(layer, rows)
+            out = per_cell(layer, rows) if shared is None else shared(rows, incoming)
             if not torch.isfinite(out).all():
                 raise ValueError(f"fused states at write layer {layer} are not finite; {self.fusion} does not fit them")
             return out
@@ -243,15 +243,15 @@ class _Plan:
         self, normed: Float[Tensor, "write row d_model"], tokens: Int[Tensor, "row choice"]
     ) -> Float[Tensor, "write row choice"]:
         """Logits of each row's own item's choices."""
-        every, where = tokens.unique(return_inverse=True)
-        logits = self.receiver.unembed_columns(normed.reshape(-1, normed.shape[-1]), every)
+        columns, index = tokens.unique(return_inverse=True)
+        logits = self.receiver.unembed_columns(normed.reshape(-1, normed.shape[-1]), columns)
         if cap := self.receiver.softcap:
             logits = cap * torch.tanh(logits / cap)
         logits = logits.reshape(*normed.shape[:2], -1)
-        return logits.gather(2, where.to(logits.device)[None].expand(len(logits), -1, -1))
+        return logits.gather(2, index.to(logits.device)[None].expand(len(logits), -1, -1))
 
     def check_cell(self, prefix: Prefix, message: tuple[int, int], states: Tensor) -> None:
-        """Compare the first cell with a grafted run of the prompt's remaining tokens alone.
+        """Compare the first cell with a grafted run of the prompt's remaining tokens.
 
         Raises:
             RuntimeError: they differ.
@@ -312,17 +312,17 @@ def _write_positions(prompts: Prompts, position: int | Sequence[int]) -> list[in
     if len(wanted) != len(prompts):
         raise ValueError(f"{len(wanted)} write positions for {len(prompts)} prompts; give one each, or one for all")
     out = []
-    for row, (place, length) in enumerate(zip(wanted, prompts.lengths.tolist(), strict=True)):
-        if not -length <= place < length:
-            raise ValueError(f"write position {place} is outside prompt {row}, which has {length} tokens")
-        out.append(place % length)
+    for row, (at, length) in enumerate(zip(wanted, prompts.lengths.tolist(), strict=True)):
+        if not -length <= at < length:
+            raise ValueError(f"write position {at} is outside prompt {row}, which has {length} tokens")
+        out.append(at % length)
     return out
 
 
 def _choice_tokens(
     model: Model, choices: Sequence[Sequence[str]] | None, n_items: int
 ) -> Int[Tensor, "item choice"] | None:
-    """The first token of every choice; refuses choices that a first token cannot tell apart."""
+    """The first token of every choice; refuses choices with the same first token."""
     if choices is None:
         return None
     if len(choices) != n_items:
@@ -333,15 +333,15 @@ def _choice_tokens(
         )
     rows = []
     for item, names in enumerate(choices):
-        first = [model.first_token(name) for name in names]
-        for place, token in enumerate(first):
-            if token in first[:place]:
-                other = names[first.index(token)]
+        first_tokens = [model.first_token(name) for name in names]
+        for index, token in enumerate(first_tokens):
+            if token in first_tokens[:index]:
+                other = names[first_tokens.index(token)]
                 raise ValueError(
-                    f"the choices {other!r} and {names[place]!r} of item {item} begin with the same token in "
+                    f"the choices {other!r} and {names[index]!r} of item {item} begin with the same token in "
                     f"{model.name}; choice scoring reads the first token alone, so drop one of them"
                 )
-        rows.append(first)
+        rows.append(first_tokens)
     return torch.tensor(rows)
 
 
@@ -353,14 +353,14 @@ def _split(model: Model, items: Sequence[int], plan: _Plan, position: int, lengt
 
 
 class _Passes:
-    """Runs one pass after another, with the prefix of the last one while the prompt is the same."""
+    """Runs the passes in order, and reuses the prefix of the last one while the prompt is the same."""
 
     def __init__(self, plan: _Plan, states: Tensor, prompts: Prompts, positions: Sequence[int]) -> None:
         self.plan, self.states, self.prompts, self.positions = plan, states, prompts, positions
         self.prefix_of, self.prefix = -1, None
 
     def __call__(self, item: int, messages: list[tuple[int, int]]) -> dict[str, Tensor]:
-        """The results of the messages written into this item's prompt; the first cell of all is checked."""
+        """The results of the messages written into this item's prompt; the very first cell is checked."""
         is_first = self.prefix is None
         if self.prefix is None or self.prefix_of != item:
             self.prefix = read_prefix(self.plan.receiver, self.prompts.ids(item), self.positions[item])
@@ -380,11 +380,14 @@ def _records(
     plan: _Plan,
     settings: list[Any],
 ) -> Records:
-    """The finished passes of this very sweep."""
+    """The saved passes of this sweep."""
     if folder is None:
         return Records(None)
     if sender.has_hooks or receiver.has_hooks:
-        raise ValueError("a sweep of a model with hooks attached cannot be kept: they are not in its checkpoint's name")
+        raise ValueError(
+            "a sweep of a model with hooks attached cannot be saved, since its checkpoint's name does not cover "
+            "hooks; remove them, or leave the checkpoint out"
+        )
     return Records.of(
         folder,
         "sweep",

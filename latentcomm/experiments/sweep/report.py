@@ -1,4 +1,4 @@
-"""The main job's results as a reader sees them: a table in the terminal, two figures with their data on disk."""
+"""The report of a sweep: a table in the terminal, two figures with their data on disk."""
 
 import math
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from latentcomm.reporting.publish import Published, plain, publish
 
 
 def heatmap(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
-    """Accuracy by choices and by the first free token over all cells, with the logit lens of the message beside
-    them.
+    """Accuracy by choices and by the first free token over all cells, alongside the message's logit
+    lens.
     """
     return layer_heatmap(
         table,
@@ -62,9 +62,9 @@ def write_report(
 ) -> list[Published]:
     """Both figures with data and metadata, and the trials item by item, under `folder`.
 
-    NAME is the grid, NAME_conditions the comparison, NAME_trials.csv what was said.
+    NAME is the grid, NAME_conditions the comparison, NAME_trials.csv every reply.
     """
-    found = plain(settings) | {  # what `replot` will give to the plots: a path is its last part in both
+    found = plain(settings) | {  # as `replot` passes them to the plots: paths without their folders
         "chosen_read_layer": report.chosen[0],
         "chosen_write_layer": report.chosen[1],
         "n_cells": report.n_cells,
@@ -80,14 +80,14 @@ def write_report(
             (conditions_figure, report.conditions, f"{name}_conditions"),
         )
     ]
-    said = report.trial_table().drop(columns="seconds")  # which no two runs share
+    trials = report.trial_table().drop(columns="seconds")  # which differ between runs
     with written_whole(folder / f"{name}_trials.csv") as draft:
-        said.to_csv(draft, index=False, lineterminator="\n")
+        trials.to_csv(draft, index=False, lineterminator="\n")
     return published
 
 
 def print_report(report: SweepReport, console: Console) -> None:
-    """The table of the test half, and the sentences one needs to read it."""
+    """Print the table of the test half, and the sentences that explain it."""
     read, write = report.chosen
     conditions = report.conditions
     table = Table(
@@ -107,7 +107,7 @@ def print_report(report: SweepReport, console: Console) -> None:
     lens = next(rows["free"]["accuracy"] for (channel, _), rows in by_row.items() if channel == LENS)
     console.print(
         f"Logit lens of the message: in {lens:.0%} of the items the sender's own state after layer {read} already has "
-        "the answer's first token on top (all that its 'free' asks); to that extent the graft hands over the answer.\n"
+        "the answer's first token on top (the criterion of its 'free'); to that extent the graft sends the answer.\n"
         "p: free / choices, against silence and against another item's message; not corrected for multiple tests.",
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""The main job: a layer sweep on one half of a task, its best cell judged on the other half beside all controls."""
+"""A layer sweep on one half of a task, and its best cell judged on the other half with all controls."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,20 +19,20 @@ from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Item, Task, draw_choices
 
 LENS = "logit lens"
-"""The channel name under which the sender's own, unembedded state stands in the table: no receiver is involved."""
+"""The channel name of the sender's own, unembedded state in the table: no receiver is involved."""
 
 
 @dataclass(frozen=True, eq=False)
 class SweepReport:
-    """What the main job found.
+    """The results of a sweep and of the evaluation of its best cell.
 
     Attributes:
         cells: one row a cell of the tune half: read_layer, write_layer, n, choices_accuracy, first_token_accuracy, and
             the logit lens of the message at that read layer, lens_choices_accuracy and lens_first_token_accuracy.
         conditions: one row a channel, condition and metric of the test half; see `evaluation.summarise`.
-        trials: what was said, item by item.
+        trials: every reply, item by item.
         chosen: the cell (k, j), best on the tune half of those whose write layer is not the receiver's last.
-        n_cells: how many cells it was chosen among.
+        n_cells: the number of cells that it was chosen among.
     """
 
     cells: pd.DataFrame
@@ -65,20 +65,22 @@ def sweep_and_judge(
     half.
 
     The two halves share no item. The first fusion runs with every control, the others with the shuffled message;
-    silence and the skyline are always there. `n_tune` and `n_test` draw that many items of each half.
+    silence and the skyline always run. `n_tune` and `n_test` draw that many items of each half.
 
     Raises:
         ValueError: no fusion, or one with the name of another channel; more items than a half has; a test half whose
-            messages cannot be shuffled; or what the sweep and the evaluation refuse.
+            messages cannot be shuffled; or an argument that the sweep or the evaluation refuses.
     """
     if not fusions:
         raise ValueError("name at least one fusion to sweep")
     if taken := {Silent().name, Skyline().name, LENS} & set(fusions):
-        raise ValueError(f"a fusion is named {taken.pop()!r}, as another channel of the table is; give it another name")
+        raise ValueError(
+            f"a fusion is named {taken.pop()!r}, the name of another channel of the table; give it another name"
+        )
     tune, test = task.split(seed=seed)
     tune = tune if n_tune is None else tune.take(n_tune, seed=seed)
     test = test if n_test is None else test.take(n_test, seed=seed)
-    derangement([label(item) for item in test.items], seed=seed)  # refuses now what would fail after the sweep
+    derangement([label(item) for item in test.items], seed=seed)  # raises now, before the sweep
     names = list(fusions)
     sweep = tune_sweep(
         sender,
@@ -167,11 +169,12 @@ def cell_table(sweep: LayerSweep, sender: Model, task: Task) -> pd.DataFrame:
 
 
 def best_cell(cells: pd.DataFrame, *, n_layers: int | None = None) -> Cell:
-    """The cell with the highest accuracy by choices; of equals the one whose top token is right more often, then the
-    shallower one.
+    """The cell with the highest accuracy by choices; ties go to the one whose top token is right more often, then to
+    the shallower one.
 
-    With `n_layers`, the receiver's number of blocks, a write after its last block is passed over where there is
-    another: nothing of the receiver runs after it, so that a replaced state is the sender's own answer by construction.
+    With `n_layers`, the receiver's number of blocks, a write after its last block is skipped where there is
+    another cell: nothing of the receiver runs after it, so that a replaced state is the sender's own answer by
+    construction.
 
     >>> best_cell(pd.DataFrame({"read_layer": [0, 1], "write_layer": [3, 2], "choices_accuracy": [0.5, 0.5],
     ...                         "first_token_accuracy": [0.1, 0.2]}))
@@ -192,7 +195,7 @@ def best_cell(cells: pd.DataFrame, *, n_layers: int | None = None) -> Cell:
 
 
 def first_token_answers(task: Task, first_token: Callable[[str], int]) -> list[list[str]]:
-    """Each item's choice, and of its aliases those whose first token begins no other answer of the task.
+    """Each item's choice, and its aliases whose first token begins no other answer of the task.
 
     One token cannot tell " Republic of Korea" from " Republic of Chile": such an alias would count for both.
     """

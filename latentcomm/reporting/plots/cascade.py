@@ -1,4 +1,4 @@
-"""The reverse cascade: accuracy against the tokens that are handed over, accuracy against cost, signals on the way."""
+"""The reverse cascade: accuracy against the opening's tokens, accuracy against cost, signals along the opening."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ ZERO, RANDOM = "zero", "random"
 SMALL, LARGE = "small alone", "large alone"
 LOOKS = {"none": "silent", SMALL: "silent", LARGE: "skyline", OTHER: "shuffled", OWN: "self", VOTE: "random"}
 LOOKS |= {ZERO: "zero", RANDOM: "delta"}
-"""Whose colour and shape of other figures each has; a hand-off has its own."""
+"""The channel of other figures whose colour and shape each has; a hand-off has its own."""
 ENTRIES = {OTHER: "other item's opening", ZERO: "zeros, where it went on", RANDOM: "random states, where it went on"}
 ENTRIES |= {OWN: "small model's own", VOTE: "vote at equal cost"}
 WENT_ON = "where the small model went on"
@@ -40,18 +40,19 @@ NUMBERS = ("accuracy", "low", "high", "n", "tokens")
 SHARES = ("fired", "in_opening", "finished", "handed_accuracy", "handed_n")
 LINES = (("in_opening", IN_OPENING, "solid"), ("finished", FINISHED, "dash"), ("fired", FIRED, "dot"))
 STEP, ROOM = 50, 10
-"""px from one n to the next at most, and beside the outermost."""
+"""px from one n to the next at most, and left and right of the outermost."""
 
 
 def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figure:
-    """Accuracy against the number of tokens that the large model writes before the small one goes on.
+    """Accuracy against the number of tokens that the large model writes before the small one continues.
 
-    The table is that of `CascadeSweep.table`: a row a hand-off, stop and condition. A column of panels a hand-off;
-    along it the fixed numbers of tokens in even steps, then the other stops with the mean number that each hands over.
-    Dots with 95 % intervals are the cascade, the bands across the two models alone; small shapes the controls: another
-    item's opening, zeros and random states in place of states, the small model's own, and its vote at equal cost. Open
-    dots, and zeros and random states, count only the items whose reply the large model had not finished. Below: in what
-    share it had, in what share an accepted answer stands in the opening, and in what share the stop fired.
+    The table is that of `CascadeSweep.table`: a row a hand-off, stop and condition. A column of panels a hand-off; its
+    x axis has the fixed numbers of tokens in even steps, then the other stops with the mean number that each hands
+    over. Dots with 95 % intervals are the cascade, the bands across the two models alone; small shapes the controls:
+    another item's opening, zeros and random states in place of states, the small model's own, and its vote at equal
+    cost. Open dots, and zeros and random states, count only the items whose reply the large model had not finished.
+    Below: the shares of items whose reply it had finished, whose opening contains an accepted answer, and whose stop
+    fired.
 
     Raises:
         ValueError: the table is empty, lacks a column, a number, or the two models alone; an accuracy outside its
@@ -68,7 +69,7 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     rows = _rows(table, SHARES)
     offs = _hand_offs(rows)
     stops = _stops(rows)
-    looks = _looks(offs)
+    looks = _styles(offs)
     gap, left, right, height, strip = 26, 66, 24, 220, 80
     step = min(STEP, (PAGE - left - right - (len(offs) - 1) * gap) // len(offs) // max(1, len(stops)))
     width = max(150, step * len(stops) + 2 * ROOM)
@@ -82,12 +83,12 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     down = height + strip + 16
     sheet = blank_sheet(title, note, entries, across=across, down=down, left=left, right=right, head=28, foot=foot)
     sheet.figure.update_layout(legend=TIGHT_LEGEND)
-    places = {stop: place for place, stop in enumerate(stops)}
-    ticks = {"tickvals": list(places.values()), "ticktext": [labels[stop] for stop in stops], "tickangle": -90}
+    positions = {stop: position for position, stop in enumerate(stops)}
+    ticks = {"tickvals": list(positions.values()), "ticktext": [labels[stop] for stop in stops], "tickangle": -90}
     x_axis = ticks | {"range": [-0.6, len(stops) - 0.4], "title": {"text": "tokens by the large model"}}
     y_axis = SHARE_AXIS | {"title": {"text": "accuracy"}}
     share = SHARE_AXIS | {"title": {"text": BESIDE}, "dtick": 0.5}
-    told: set[str] = set()
+    in_legend: set[str] = set()
     for number, off in enumerate(offs):
         at = number * (width + gap)
         upper = sheet.panel(
@@ -98,24 +99,24 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
             _alone(sheet, _one(rows, alone), upper, looks[alone], len(stops), named=not number)
         mine = [row for row in rows if row["hand_off"] == off]
         for condition in (*shown, MESSAGE):
-            part = {row["stop"]: _went_on(row) for row in mine if row["condition"] == condition}
+            part = {row["stop"]: _continued(row) for row in mine if row["condition"] == condition}
             if not part:
                 continue
             name = spoken(off) if condition == MESSAGE else ENTRIES[condition]
             look = looks[off if condition == MESSAGE else condition]
-            named = condition == MESSAGE or condition not in told
-            told.add(condition)
-            _series(sheet, part, places, upper, look, name, small=condition != MESSAGE, named=named)
-        _shares(sheet, mine, places, upper, lower, looks[off], named=not number)
+            named = condition == MESSAGE or condition not in in_legend
+            in_legend.add(condition)
+            _series(sheet, part, positions, upper, look, name, small=condition != MESSAGE, named=named)
+        _shares(sheet, mine, positions, upper, lower, looks[off], named=not number)
     return sheet.figure
 
 
 def cascade_front(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figure:
-    """Accuracy against what an item costs both models: a line a hand-off along the fixed numbers of tokens.
+    """Accuracy against the cost of an item for both models: a line a hand-off along the fixed numbers of tokens.
 
     The table is that of `CascadeSweep.table`. Larger shapes are the two models alone, open ones the other stops, and
-    the dotted line is the small model's vote among so many replies as the cascade of the first hand-off costs. The
-    stepped line is the front of everything but the oracle, which is no policy.
+    the dotted line is the small model's vote at the cost of the cascade of the first hand-off. The stepped line is the
+    front of everything but the oracle, which is no policy.
 
     Raises:
         ValueError: the table is empty, lacks a column, a number, or the two models alone; a cost that is not above 0.
@@ -134,7 +135,7 @@ def cascade_front(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figu
             f"{wrong[0]['condition']} has flops {wrong[0]['flops']}; a logarithmic axis needs costs above 0"
         )
     offs = _hand_offs(rows)
-    looks = _looks(offs)
+    looks = _styles(offs)
     stops = [stop for stop in _stops(rows) if not stop.isdigit()]
     shapes = dict(zip(stops, STOP_SHAPES * len(stops), strict=False))
     across, down = 640, 380
@@ -181,13 +182,13 @@ def cascade_front(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figu
 
 
 def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figure:
-    """What is seen along the openings: entropy and other signals by token, and where each stop hands over.
+    """Signals along the openings: entropy and other signals by token, and where each stop hands over.
 
-    The table has columns `signal`, `token`, `median`, `low`, `high` and `n`: of a signal the median over the n openings
-    that are so long and its quartiles, and of a stop, whose signal is "handed over by " and its name, the share of all
-    openings that it has handed over by then (median, low and high alike). A panel a signal, bands between the
-    quartiles, and one for all stops; vertical lines mark the token by which a stop has handed half of the openings
-    over.
+    The table has columns `signal`, `token`, `median`, `low`, `high` and `n`: for a signal the median over the n
+    openings of at least that length and its quartiles, and for a stop, whose signal is "handed over by " and its name,
+    the share of all openings that it has handed over by that token (median, low and high are equal). A panel a signal,
+    bands between the quartiles, and one for all stops; vertical lines mark the token by which a stop has handed half of
+    the openings over.
 
     Raises:
         ValueError: the table is empty, lacks a column or a number, or has a token twice.
@@ -214,19 +215,19 @@ def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fi
     x_axis = {"range": [0, last + 1], "title": {"text": "token of the opening"}}
     halves = {name: next((row["token"] for row in part if row["median"] >= 0.5), None) for name, part in stops.items()}
     panels: list[str] = [*signals, *([HANDED] if stops else [])]
-    for place, name in enumerate(panels):
-        bottom = down - height - place * (height + gap)
+    for panel, name in enumerate(panels):
+        bottom = down - height - panel * (height + gap)
         title_of = {"title": {"text": UNITS.get(name, spoken(name))}, "rangemode": "tozero"}
         y_axis = title_of if name != HANDED else SHARE_AXIS | {"title": {"text": "share handed over"}}
-        axis = x_axis if place == n_panels - 1 else bare(x_axis)
-        axes = sheet.panel(place, (0, bottom, width, height), axis, y_axis, "")
+        axis = x_axis if panel == n_panels - 1 else bare(x_axis)
+        axes = sheet.panel(panel, (0, bottom, width, height), axis, y_axis, "")
         if name == HANDED:
             for stop, part in stops.items():
                 curve = {"x": [row["token"] for row in part], "y": [row["median"] for row in part], "mode": "lines"}
                 line = {"color": looks[f"stop {stop}"].colour, "width": 2, "shape": "hv"}
                 sheet.figure.add_trace(go.Scatter(curve | axes, line=line, name=spoken(stop)))
             continue
-        _band(sheet, parts[name], axes, named=not place)
+        _band(sheet, parts[name], axes, named=not panel)
         for stop, half in halves.items():
             if half is not None:
                 spot = {"x0": half, "x1": half, "xref": axes["xaxis"], "y0": 0, "y1": 1}
@@ -236,7 +237,7 @@ def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fi
 
 
 HANDED = "handed over by "
-"""How the rows of a stop begin in a table of signals."""
+"""Prefix of the rows of a stop in a table of signals."""
 MEDIAN = "median and quartiles over openings"
 UNITS = {"entropy": "entropy (nats)", "margin": "margin p₁ − p₂", "surprise": "surprise (nats)",
          "drift_latent": "drift, latent", "drift_graft": "drift, graft"}  # fmt: skip
@@ -264,19 +265,19 @@ def _as_text(table: pd.DataFrame) -> dict[str, Any]:
 def _one(rows: Sequence[Mapping[str, Any]], condition: str) -> Mapping[str, Any]:
     found = [row for row in rows if row["condition"] == condition]
     if len(found) != 1:
-        raise ValueError(f"the table has {len(found)} rows of {condition!r}; give one, which every cascade is held to")
+        raise ValueError(f"the table has {len(found)} rows of {condition!r}; give one, the baseline of every cascade")
     return found[0]
 
 
 def _hand_offs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found = seen([row for row in rows if row["condition"] == MESSAGE], "hand_off")
     if not found:
-        raise ValueError(f"no row of the table has the condition {MESSAGE!r}; give it those of a cascade")
+        raise ValueError(f"no row of the table has the condition {MESSAGE!r}; give the table of CascadeSweep.table")
     return found
 
 
 def _stops(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Numbers of tokens from the least, then the other stops."""
+    """Numbers of tokens, ascending, then the other stops."""
     found = seen([row for row in rows if row["condition"] == MESSAGE], "stop")
     return sorted((stop for stop in found if stop.isdigit()), key=int) + [stop for stop in found if not stop.isdigit()]
 
@@ -289,7 +290,7 @@ def _label(stop: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{spoken(stop.replace('-', ' '))} ({low if low == high else f'{low} to {high}'})"
 
 
-def _looks(offs: Sequence[str]) -> dict[str, Style]:
+def _styles(offs: Sequence[str]) -> dict[str, Style]:
     own = styles(offs)
     return own | {name: styles([alias])[alias] for name, alias in LOOKS.items() if name not in own}
 
@@ -297,7 +298,7 @@ def _looks(offs: Sequence[str]) -> dict[str, Style]:
 def _alone(
     sheet: Sheet, row: Mapping[str, Any], axes: dict[str, str], look: Style, n_stops: int, *, named: bool
 ) -> None:
-    """A model alone: a line across, in the band of its interval."""
+    """A model alone: a horizontal line in the band of its interval."""
     red, green, blue = (int(look.colour[at : at + 2], 16) for at in (1, 3, 5))
     sheet.shade(axes, row["low"], row["high"], f"rgba({red},{green},{blue},0.10)")
     line = {"x": [-0.6, n_stops - 0.4], "y": [row["accuracy"]] * 2, "mode": "lines", "name": row["condition"]}
@@ -306,10 +307,10 @@ def _alone(
     sheet.figure.add_trace(go.Scatter(line | look_of | axes, legendgroup=row["condition"], showlegend=named))
 
 
-def _went_on(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of empty states the accuracy where the small model went on: what the large one had finished says nothing of them.
+def _continued(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """For zero and random states the accuracy where the small model continued, since finished openings use no states.
 
-    Without interval, which is not drawn of controls.
+    Without interval, which is not drawn for controls.
     """
     if row["condition"] not in (ZERO, RANDOM):
         return row
@@ -320,7 +321,7 @@ def _went_on(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def _series(
     sheet: Sheet,
     part: Mapping[str, Mapping[str, Any]],
-    places: Mapping[str, int],
+    positions: Mapping[str, int],
     axes: dict[str, str],
     look: Style,
     name: str,
@@ -328,16 +329,16 @@ def _series(
     small: bool,
     named: bool,
 ) -> None:
-    """The fixed numbers of tokens joined by a line, the other stops by themselves."""
-    fixed = [part[stop] for stop in places if stop in part and stop.isdigit()]
-    others = [part[stop] for stop in places if stop in part and not stop.isdigit()]
+    """The fixed numbers of tokens joined by a line, the other stops as single dots."""
+    fixed = [part[stop] for stop in positions if stop in part and stop.isdigit()]
+    others = [part[stop] for stop in positions if stop in part and not stop.isdigit()]
     for rows, joined in ((fixed, True), (others, False)):
         if not rows:
             continue
         bar = {"type": "data", "symmetric": False, "array": [row["high"] - row["accuracy"] for row in rows]}
         bar |= {"arrayminus": [row["accuracy"] - row["low"] for row in rows], "color": look.colour, "width": 0}
         marker = {"color": look.colour, "symbol": look.symbol, "size": 6 if small else 9}
-        dots = {"x": [places[row["stop"]] for row in rows], "y": [row["accuracy"] for row in rows]}
+        dots = {"x": [positions[row["stop"]] for row in rows], "y": [row["accuracy"] for row in rows]}
         dots |= {"mode": "lines+markers" if joined else "markers", "marker": marker, "name": name}
         dots |= {"customdata": [[row["low"], row["high"], row["n"]] for row in rows]}
         line = {"color": look.colour, "width": 1 if small else 2}
@@ -351,25 +352,28 @@ def _series(
 def _shares(
     sheet: Sheet,
     rows: Sequence[Mapping[str, Any]],
-    places: Mapping[str, int],
+    positions: Mapping[str, int],
     upper: dict[str, str],
     lower: dict[str, str],
     look: Style,
     *,
     named: bool,
 ) -> None:
-    """Accuracy where the small model went on; below, the shares of items that need no more, and of stops that fired."""
+    """Accuracy where the small model continued; below, the shares of items of `LINES`."""
     mine = {row["stop"]: row for row in rows if row["condition"] == MESSAGE}
-    mine = {stop: mine[stop] for stop in places if stop in mine}
-    left = [row for row in mine.values() if row["handed_n"] > 0 and not math.isnan(row["handed_accuracy"])]
+    mine = {stop: mine[stop] for stop in positions if stop in mine}
+    unfinished = [row for row in mine.values() if row["handed_n"] > 0 and not math.isnan(row["handed_accuracy"])]
     marker = {"color": look.colour, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}}
-    open_dots = {"x": [places[row["stop"]] for row in left] or [None], "mode": "markers", "marker": marker}
-    open_dots |= {"y": [row["handed_accuracy"] for row in left] or [None], "name": WENT_ON}
-    told = {"customdata": [[row["handed_n"]] for row in left], "hovertemplate": "%{y:.3f}, n = %{customdata[0]}"}
-    sheet.figure.add_trace(go.Scatter(open_dots | told | upper, legendgroup=WENT_ON, showlegend=named))
+    open_dots = {"x": [positions[row["stop"]] for row in unfinished] or [None], "mode": "markers", "marker": marker}
+    open_dots |= {"y": [row["handed_accuracy"] for row in unfinished] or [None], "name": WENT_ON}
+    counts = {
+        "customdata": [[row["handed_n"]] for row in unfinished],
+        "hovertemplate": "%{y:.3f}, n = %{customdata[0]}",
+    }
+    sheet.figure.add_trace(go.Scatter(open_dots | counts | upper, legendgroup=WENT_ON, showlegend=named))
     for column, name, dash in LINES:
         known = [row for row in mine.values() if not math.isnan(row[column])]
-        line = {"x": [places[row["stop"]] for row in known], "y": [row[column] for row in known], "name": name}
+        line = {"x": [positions[row["stop"]] for row in known], "y": [row[column] for row in known], "name": name}
         line |= {"mode": "lines+markers", "line": {"color": MUTED, "width": 1.5, "dash": dash}}
         symbol = {"solid": "square", "dash": "diamond", "dot": "circle-open"}[dash]
         line |= {"marker": {"color": MUTED, "size": 5, "symbol": symbol}}
@@ -381,9 +385,9 @@ def _dots(rows: Sequence[Mapping[str, Any]], axes: dict[str, str], look: Style, 
     bar |= {"arrayminus": [row["accuracy"] - row["low"] for row in rows], "color": look.colour, "width": 0}
     marker = {"color": look.colour, "symbol": look.symbol, "size": size, "line": {"width": 2 * ("open" in look.symbol)}}
     spots = {"x": [row["flops"] for row in rows], "y": [row["accuracy"] for row in rows], "mode": "markers"}
-    told = {"customdata": [[row["stop"], row["n"]] for row in rows]}
+    labels = {"customdata": [[row["stop"], row["n"]] for row in rows]}
     hover = "%{customdata[0]}: %{y:.3f} at %{x:.3s}, n = %{customdata[1]}"
-    spots |= told | {"marker": marker, "name": name, "hovertemplate": hover}
+    spots |= labels | {"marker": marker, "name": name, "hovertemplate": hover}
     return go.Scatter(spots | axes, error_y=bar | {"thickness": 1})
 
 
