@@ -28,7 +28,7 @@ class Message:
         texts: a text an item.
         parts: named tensors an item, of any length each (a trajectory, keys and values, distributions).
         meant_for: the name of the only receiver that can read it; None where any of the right shape can.
-        made_by: facts about the sender, for the manifest: model, fingerprint, site, position.
+        made_by: facts about the sender, for the manifest: model, revision, dtype, site, position.
 
     Raises:
         ValueError: the kinds of content have different numbers of items.
@@ -151,7 +151,7 @@ class Message:
         """The message in a file, bit for bit.
 
         Raises:
-            ValueError: the file is missing, is no message, or does not match its manifest.
+            ValueError: the file is missing, is no message, or does not match its checksum.
         """
         try:
             facts, tensors = read_tensors(path)

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from latentcomm.channels.message import Message, join
 from latentcomm.experiments.controls import CONTROLS, SELF, USUAL, Exchange, applies, true_message
 from latentcomm.experiments.cost import flops
 from latentcomm.hooks.decode import decode
-from latentcomm.models import Model, check_pair, fingerprints, recorded_passes
+from latentcomm.models import Model, check_pair, recorded_passes
 from latentcomm.tasks.base import Task, draw_choices
 
 MESSAGE = "message"
@@ -113,13 +113,13 @@ def evaluate(
     def sent() -> tuple[Message, Cost]:
         if key is not None and told is not None and key in told:
             return told[key]
-        shared = records("message") if key is None else Records.of(checkpoint, "message", 1, models, key)
+        shared = records("message") if key is None else Records.of(checkpoint, "message", 1, models, key, ITEMS_AT_ONCE)
         result = _sent(lambda part: channel.send(sender, part, receiver=receiver), task, shared)
         if key is not None and told is not None:
             told[key] = result
         return result
 
-    @cache
+    @lru_cache(maxsize=1)  # the conditions run one after another, and a message may be large
     def message_under(name: str) -> tuple[Message, Cost]:
         if name == SELF:  # the receiver runs to make it: it is saved and has a cost of its own
             return _sent(lambda part: channel.own(receiver, part), task, records("own"))
@@ -250,13 +250,20 @@ def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
     return options[int(logits[tokens].argmax())]
 
 
-def _checkpoint_fingerprints(sender: Model, receiver: Model) -> list[str]:
+def _checkpoint_fingerprints(sender: Model, receiver: Model) -> list[list[Any]]:
     if sender.has_hooks or receiver.has_hooks:
         raise ValueError(
             "trials of a model with hooks attached cannot be saved, since the checkpoint's name does not "
             "cover hooks; remove them, or leave the checkpoint out"
         )
-    return list(fingerprints(sender, receiver))
+    return [[model.fingerprint, *_reading(model)] for model in (sender, receiver)]
+
+
+def _reading(model: Model) -> tuple[Any, ...]:
+    """How a model reads and ends a text, which is not in its weights."""
+    if model.tokenizer is None:
+        return ()
+    return model.vocabulary, getattr(model.tokenizer, "chat_template", None), sorted(model.stop_ids)
 
 
 def to_table(trials: Sequence[Trial]) -> pd.DataFrame:

@@ -71,8 +71,9 @@ def write_openings(
             )
         inputs = [ids_of(prompts, row) for row in range(len(names))]
         records = Records.of(
-            checkpoint, "openings", 1, large, names, inputs, sorted(large.stop_ids), known, longest, wanted, keep_cache
-        )
+            checkpoint, "openings", 1, large, names, inputs, sorted(large.stop_ids), known, longest, wanted, keep_cache,
+            ITEMS_AT_ONCE,
+        )  # fmt: skip
     rows: list[Opening] = []
     parts = list(_chunks(len(names)))
     for part in track(parts, f"openings by {without_folder(large.name)}", total=len(parts), shown=progress):
