@@ -121,7 +121,7 @@ class TestASmallRun:
         monkeypatch.setattr(module, "compute", stopped)
         with pytest.raises(KeyboardInterrupt):
             call(module, monkeypatch, "--smoke", "--out", tmp_path, *asked)
-        assert [name for name in files_in(tmp_path) if name.endswith(".jsonl")]
+        assert list(tmp_path.rglob("trials-*/*.json"))
         monkeypatch.setattr(module, "compute", compute)
         call(module, monkeypatch, "--smoke", "--out", tmp_path, *asked)
         for name in names:
