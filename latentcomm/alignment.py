@@ -121,8 +121,8 @@ class AffineMap:
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     AffineMap.identity(2).save(Path(folder) / "map.safetensors")
-        ...     AffineMap.load(Path(folder) / "map.safetensors")
+        ...     AffineMap.identity(2).save(f"{folder}/map.safetensors")
+        ...     AffineMap.load(f"{folder}/map.safetensors")
         AffineMap(2->2)
         """
         tensors = {"weight": self.weight, "bias": self.bias}
