@@ -430,6 +430,8 @@ def _state_of(name: str, tensor: Tensor) -> tuple[Any, ...]:
     Its bits are summed with each column's and each row's number as weights, so that entries which swap places show;
     signs cancel there in pairs, and show in the plain sum.
     """
+    if not tensor.numel():
+        return name, tuple(tensor.shape), tensor.dtype
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize]
     bits = tensor.detach().view(whole) if tensor.dtype != torch.bool else tensor.detach().to(whole)
     bits = bits.reshape(-1, bits.shape[-1]) if bits.ndim > 1 else bits.reshape(1, -1)
