@@ -116,7 +116,7 @@ def test_a_module_imports_only_from_rooms_below_its_own(path: Path) -> None:
 
 
 def test_the_package_has_these_rooms_and_no_other() -> None:
-    entries = {path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py") and path.name != "__pycache__"}
+    entries = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
     assert entries == {*ROOMS, "__init__"}
 
 
