@@ -7,7 +7,7 @@ from typing import Any
 from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.experiments.cascade.hand_offs import HandOff, Received, TextHandOff
-from latentcomm.experiments.cascade.openings import Openings, vocabulary_of
+from latentcomm.experiments.cascade.openings import Openings
 from latentcomm.experiments.cascade.resume import Continuation, Prefix, behind, go_on
 from latentcomm.models import Model
 from latentcomm.tasks.base import Task
@@ -135,7 +135,7 @@ def _after_text(
     rows_of: dict[int, list[int]] = {}
     for row, (item, _) in enumerate(flat):
         rows_of.setdefault(item, []).append(row)
-    one_vocabulary = openings.vocabulary == vocabulary_of(small)
+    one_vocabulary = openings.vocabulary == small.vocabulary
     known: dict[int, list[tuple[int, Continuation]]] = {item: [] for item in rows_of}
     if one_vocabulary and request.alone is not None:
         known = {item: [(0, request.alone[item])] for item in rows_of}

@@ -15,7 +15,7 @@ from latentcomm._core.progress import track
 from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.kv import swapped
-from latentcomm.experiments.cascade.openings import EMBEDDING, Opening, Openings, ids_of, pieces_of, vocabulary_of
+from latentcomm.experiments.cascade.openings import EMBEDDING, Opening, Openings, ids_of, pieces_of
 from latentcomm.hooks.decode import EMBEDDED, ReceiverInput, Run, read_prompts, runs
 from latentcomm.models import Hook, Model
 from latentcomm.models.sites import Site
@@ -61,7 +61,7 @@ def write_openings(
             f"{most} prompt tokens and an opening of {longest} exceed the {large.n_ctx} of {large.name}; lower "
             "longest or the task's reply_tokens"
         )
-    names, known = tuple(item.id for item in task.items), vocabulary_of(large)
+    names, known = tuple(item.id for item in task.items), large.vocabulary
     records = Records(None)
     if checkpoint is not None:
         if large.has_hooks:

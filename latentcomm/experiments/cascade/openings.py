@@ -210,11 +210,6 @@ def ids_of(prompts: Prompts, row: int) -> list[int]:
     return prompts.ids(row).tolist()
 
 
-def vocabulary_of(model: Model) -> str:
-    """A digest of the tokens of a model's vocabulary and their ids."""
-    return model.vocabulary
-
-
 def pieces_of(model: Model, ids: Sequence[int]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
     """The text that each token adds to those before it, and whether it ends where a character does.
 

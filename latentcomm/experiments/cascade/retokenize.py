@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from latentcomm.experiments.cascade.openings import Openings, pieces_of, vocabulary_of
+from latentcomm.experiments.cascade.openings import Openings, pieces_of
 from latentcomm.models import Model
 
 
@@ -16,7 +16,7 @@ def opening_tokens(small: Model, openings: Openings, rows: Sequence[int], ns: Se
     Raises:
         ValueError: its tokenizer does not reproduce the text from its tokens.
     """
-    if openings.vocabulary == vocabulary_of(small):
+    if openings.vocabulary == small.vocabulary:
         return [openings.rows[row].ids[:n] for row, n in zip(rows, ns, strict=True)]
     tokenizer = small.require_tokenizer()
     opening = []
@@ -40,7 +40,7 @@ def shared_places(
     tokens: Sequence[tuple[int, ...]],
 ) -> list[tuple[Int[Tensor, " pos"], Int[Tensor, " pos"]]]:
     """For each row the tokens of the large and of the small model that end at the same character of the opening."""
-    positions, one_vocabulary = [], openings.vocabulary == vocabulary_of(small)
+    positions, one_vocabulary = [], openings.vocabulary == small.vocabulary
     for row, n, ids in zip(rows, ns, tokens, strict=True):
         if one_vocabulary:
             both = [(position, position) for position in range(len(ids))]

@@ -11,7 +11,7 @@ from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE, Errand, Handed, kept_or_handed
 from latentcomm.experiments.cascade.hand_offs import HandOff
-from latentcomm.experiments.cascade.openings import Opening, Openings, ids_of, vocabulary_of
+from latentcomm.experiments.cascade.openings import Opening, Openings, ids_of
 from latentcomm.experiments.cascade.resume import Continuation
 from latentcomm.experiments.cascade.trials import (
     LARGE_ALONE,
@@ -102,7 +102,7 @@ class Setting:
                     "trials of a model with hooks attached cannot be saved, since the name of a checkpoint does not "
                     "cover hooks; remove them, or run without a checkpoint"
                 )
-            known = [[sorted(model.stop_ids), vocabulary_of(model)] for model in (large, small)]
+            known = [[sorted(model.stop_ids), model.vocabulary] for model in (large, small)]
             prints = (*fingerprints(large, small), digest(known))
         return cls(large, small, task, (ModelSize.of(large), ModelSize.of(small)), folder, prints, shown)
 
