@@ -32,7 +32,7 @@ demo: $(VENV)/ready-base  ## the main job: the layer sweep of the built-in model
 	$(BIN)/latentcomm sweep $(ARGS)
 	@[ -n '$(ARGS)' ] || $(BIN)/python analyses/readme_table.py
 
-test: lint types unit docs  ## every check: ruff, basedpyright, pytest, docs
+test: lint types docs unit  ## every check: ruff, basedpyright, docs, pytest
 
 lint: $(VENV)/ready-dev  ## ruff: rules and format
 	$(BIN)/ruff check .
