@@ -19,11 +19,12 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 p
 endif
 
 BIN := $(VENV)/bin
-SEAM_TESTS := tests/test_models.py tests/test_capture.py tests/test_grafting.py tests/test_decoding.py tests/test_layer_sweep.py \
-	tests/test_cascade_openings.py tests/test_cascade_hand_offs.py
-ARITHMETIC_TESTS := $(addprefix tests/test_,$(addsuffix .py,numerics alignment capture channel_contract channels coconut decoding \
-	delta drift_files effects fusion grafting kv latent layer_pairs layer_sweep linalg logit_lens message minibatch_pairs models \
-	paired receiver_input redundancy similarity_spaces training))
+SEAM_TESTS := $(addprefix tests/,models/test_models.py hooks/test_capture.py hooks/test_graft.py hooks/test_decode.py \
+	experiments/sweep/test_sweep_grid.py experiments/cascade/test_cascade_openings.py experiments/cascade/test_cascade_hand_offs.py)
+ARITHMETIC_TESTS := tests/test_numerics.py tests/test_alignment.py tests/test_fusion.py tests/_core/test_linalg.py \
+	tests/models/test_models.py tests/hooks tests/similarity/test_spaces.py tests/similarity/layer_maps tests/drift/test_drift_files.py \
+	tests/redundancy/test_redundancy.py $(addprefix tests/channels/test_,$(addsuffix .py,channel_contract channels coconut state_deltas \
+	kv interlat message)) tests/channels/training tests/experiments/test_effects.py tests/experiments/sweep/test_sweep_grid.py
 
 .DEFAULT_GOAL := help
 .PHONY: demo test lint types unit docs docs-serve test-arithmetic test-tl39 bench figures clean help FORCE

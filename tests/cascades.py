@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import tiny
-from test_paired import byte_level
+from subwords import byte_level
 from tiny import transformers_model
 from toys import toy
 

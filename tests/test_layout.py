@@ -120,6 +120,12 @@ def test_the_package_has_these_rooms_and_no_other() -> None:
     assert entries == {*ROOMS, "__init__"}
 
 
+def test_the_folders_of_the_tests_are_those_of_the_package() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    strange = {folder for folder in folders if not (PACKAGE / folder).is_dir()}
+    assert strange == {Path("analyses")}
+
+
 def test_no_modules_import_one_another_in_a_circle() -> None:
     assert circle_in(ROOT) == []
 

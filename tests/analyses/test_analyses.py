@@ -22,7 +22,7 @@ from latentcomm.fusion import Replace
 from latentcomm.reporting.publish import check_replot, plain
 from latentcomm.tasks import countries
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ROOT / "figures"
 SCRIPTS = sorted((ROOT / "analyses").glob("fig*.py"), key=lambda path: int(path.stem.partition("_")[0][3:]))
 SWEEPS = [path for path in SCRIPTS if path.stem.partition("_")[0] in ("fig1", "fig2")]

@@ -13,7 +13,7 @@ import pytest
 
 from latentcomm.tasks.corpus import LEAST_DOCUMENTS, PASSAGE_CHARACTERS, PUBLIC_DOMAIN, Corpus, read_corpus
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [f"Document {number} says that the river was wide." for number in range(LEAST_DOCUMENTS)]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from subwords import byte_level
 from test_analyses import FIGURES, ROOT, call, plots, script
-from test_paired import byte_level
 from tiny import files_in, transformers_model
 from torch import Tensor
 

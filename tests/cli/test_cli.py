@@ -38,7 +38,7 @@ from latentcomm.models import builtin as weights
 from latentcomm.reporting.publish import check_replot
 from latentcomm.tasks import Task, countries, tip_sheets
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUILT_IN = "smollm2-135m-instruct"
 SMALL = ("--n-tune", "4", "--n-test", "8", "--fusion", "replace,mean")
 ENDINGS = (".csv", ".html", ".json", ".meta.json")

@@ -16,7 +16,7 @@ from latentcomm._core.files import read_tensors, write_tensors
 from latentcomm._core.records import Records
 from latentcomm.alignment import AffineMap
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VALUE = {"text": "Ünïcode", "numbers": [1, 0.1, None, True]}
 Piece = Callable[[Records, Counter], object]
 

@@ -16,7 +16,7 @@ from figures import SIGHT, axes_of, luminance, nearest, overlaps, untitled
 from latentcomm.reporting.plots import condition_bars, factor_grid, layer_heatmap
 from latentcomm.reporting.style import SPARE_STYLES, STYLES, TEMPLATE, styles
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 CORE = ("silent", "skyline", "replace", "mean", "sum", "shuffled", "zero", "random", "self", "text")
 
 
