@@ -23,8 +23,9 @@ from worked_models import LARGE, SMALL, Size, worked_pair
 import latentcomm as lc
 from latentcomm.experiments.cascade import CascadeSweep, sweep_cascade
 from latentcomm.experiments.cascade.by_name import hand_offs_named, stops_named
-from latentcomm.experiments.cascade.report import PLOTS, write_cascade
+from latentcomm.experiments.cascade.report import PLOTS, cascade_drawings, save_rows
 from latentcomm.experiments.compare.run import map_documents
+from latentcomm.experiments.job import publish_all
 from latentcomm.models.prompts import Template
 from latentcomm.tasks import Task, gsm8k, kv_math_worked
 from latentcomm.tasks.kv_math_worked import knowing_texts, pairs_of
@@ -189,16 +190,16 @@ def main() -> None:
             "small": small.name,
             "asked": dict(task.settings),
         }
-        write_cascade(
-            found,
-            stops_named(settings.stops),
+        table = found.table(groups=pairs_of(task.items), seed=settings.seed)
+        publish_all(
+            cascade_drawings(found, table, stops_named(settings.stops), shown),
             name=name,
             folder=options.out,
             settings=shown,
             measured={"wall_seconds": round(time.monotonic() - began, 1)},
             models={"large": large, "small": small},
-            groups=pairs_of(task.items),
         )
+        save_rows(found, options.out, name)
 
 
 if __name__ == "__main__":

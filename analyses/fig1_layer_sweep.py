@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import latentcomm as lc
-from latentcomm.experiments.sweep.report import conditions_figure, heatmap, write_report
+from latentcomm.experiments.job import publish_all
+from latentcomm.experiments.sweep.report import choice_of, conditions_figure, heatmap, sweep_drawings
 from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.reporting.publish import replot
 from latentcomm.tasks import Fame, SenderForm, Template, countries
@@ -81,11 +82,13 @@ def main() -> None:
     receiver = sender if settings.receiver == settings.sender else lc.load_model(settings.receiver)
     kept = options.out / ".unfinished" / (f"{NAME}_smoke" if options.smoke else NAME)
     report = compute(settings, sender, receiver, checkpoint=kept)
-    write_report(
-        report,
+    shown = asdict(settings) | choice_of(report)
+    publish_all(
+        sweep_drawings(report, shown),
+        report.trial_table().drop(columns="seconds"),  # which differ between runs
         name=NAME,
         folder=options.out,
-        settings=asdict(settings),
+        settings=shown,
         measured={"wall_seconds": round(time.monotonic() - began, 1)},
         models={"sender": sender, "receiver": receiver},
     )

@@ -19,7 +19,8 @@ from common import arguments, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
 from latentcomm.channels.catalogue import LEARNED
-from latentcomm.experiments.compare.run import Plan, compare_named, names_for
+from latentcomm.experiments.compare.run import compare_named, names_for
+from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.train import LearningPlan, learn
 from latentcomm.reporting.plots import accuracy_against_cost
 from latentcomm.reporting.publish import plain
@@ -37,7 +38,7 @@ class Settings:
     channels: tuple[str, ...] | None = None
     learned: tuple[str, ...] = LEARNED
     n_sheets: int = 300
-    plan: Plan = field(default_factory=lambda: Plan(n_tune=40, n_test=100))
+    plan: CompareSettings = field(default_factory=CompareSettings)
     learning: LearningPlan = field(default_factory=LearningPlan)
 
 
@@ -47,7 +48,7 @@ SMOKE = replace(
     channels=("silent", "skyline", "text", "replace"),
     learned=("gated",),
     learning=LearningPlan(steps=2, batch_size=2),
-    plan=Plan(read_layer=1, write_layer=1, n_test=8, message_tokens=2),
+    plan=CompareSettings(read_layer=1, write_layer=1, n_test=8, message_tokens=2),
 )
 
 
@@ -73,7 +74,7 @@ def compute(
         )
         learned[name] = learn(name, sender, receiver, task, plan=chosen, checkpoint=checkpoint, progress=True).channel
     found, cell = compare_named(
-        [*names, *learned], sender, receiver, task, plan=plan, learned=learned, checkpoint=checkpoint, progress=True
+        [*names, *learned], sender, receiver, task, settings=plan, learned=learned, checkpoint=checkpoint, progress=True
     )
     return found.table.assign(read_layer=cell[0] if cell else -1, write_layer=cell[1] if cell else -1)
 

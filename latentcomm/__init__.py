@@ -10,10 +10,10 @@ import lazy_loader
 from jaxtyping import install_import_hook
 
 from latentcomm._core.moved import MovedModules
+from latentcomm._core.version import __version__ as __version__
 
 install_import_hook("latentcomm", "beartype.beartype")  # every shape in a signature is checked at the call
 
-__version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):

@@ -3,4 +3,4 @@
 from latentcomm.cli import app
 
 if __name__ == "__main__":
-    app(prog_name="python -m latentcomm")
+    app()

@@ -397,3 +397,17 @@ FUSIONS: Mapping[str, type[Fusion]] = MappingProxyType(
         "right_aligned": RightAligned,
     }
 )
+"""Every fusion, by the name of its class."""
+
+BY_NAME: Mapping[str, Fusion] = MappingProxyType(
+    {
+        "replace": Replace(),
+        "mean": Mean(),
+        "sum": Sum(),
+        "norm_matched": NormMatched(Sum()),
+        "orthogonal_residual": OrthogonalResidual(),
+        "task_arithmetic": TaskArithmetic(),
+    }
+)
+"""The fusions that need no fitted map, as commands and figures name them. The sum and the mean point the same way, so
+that `norm_matched` is either of them at the norm of the receiver's own state."""

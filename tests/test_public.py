@@ -40,6 +40,10 @@ CONTRACT = [
     "tasks",
     "corpus",
     "__version__",
+    "run",
+    "run_all",
+    "Result",
+    *(f"{name}Settings" for name in ("Sweep", "Compare", "Diagnose", "Cascade", "CrossModal", "Train")),
 ]
 
 

@@ -1,28 +1,68 @@
-"""The command `latentcomm`: names become objects here, errors become sentences.
+"""The command `latentcomm`: a line of options becomes settings, and `latentcomm.run` does the rest.
 
-Each command is a file of this folder; a new one is imported here and named in `COMMANDS`.
+Nothing here names an option: flags, help and configuration files come from the fields of the settings classes. What a
+command needs beside them is imported when it runs, so that help appears at once.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
-import typer
+from latentcomm._core.names import check_name
+from latentcomm._core.version import __version__
+from latentcomm.cli.experiment import command_of
+from latentcomm.cli.listing import list_names, models
+from latentcomm.experiments.run import EXPERIMENTS
 
-from latentcomm.cli.cascade import cascade
-from latentcomm.cli.compare import compare
-from latentcomm.cli.crossmodal import crossmodal
-from latentcomm.cli.diagnose import diagnose
-from latentcomm.cli.models import models
-from latentcomm.cli.sweep import sweep
-from latentcomm.cli.train import train
+__all__ = ["app"]
 
-COMMANDS: tuple[Callable[..., None], ...] = (sweep, diagnose, compare, cascade, crossmodal, train, models)
+USAGE = "usage: latentcomm [-h] [--version] COMMAND [OPTIONS]"
+INTERRUPTED = "interrupted; finished work is saved, and the same command resumes it"
+
+
+def app(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, 1 for an error, 2 for a line that is not understood, 130 for Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_help())
+        raise SystemExit(0 if given else 2)
+    if given[0] in ("-V", "--version"):
+        print(f"latentcomm {__version__}")
+        raise SystemExit(0)
+    try:
+        command = COMMANDS[check_name("command", given[0], COMMANDS)]
+    except ValueError as error:
+        print(f"latentcomm: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    try:
+        command(given[1:])
+    except KeyboardInterrupt:
+        print(f"\nlatentcomm: {INTERRUPTED}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"latentcomm: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    raise SystemExit(0)
+
+
+def _help() -> str:
+    described = {name: (command.__doc__ or "").partition("\n")[0] for name, command in COMMANDS.items()}
+    lines = [f"  {name:<12}{description}" for name, description in described.items()]
+    return "\n".join(
+        [
+            USAGE,
+            "",
+            "Make two language models communicate through their activations, and measure what that does.",
+            "",
+            *lines,
+            "",
+            "latentcomm COMMAND --help shows the options of a command.",
+        ]
+    )
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    **{name: command_of(experiment) for name, experiment in EXPERIMENTS.items()},
+    "models": models,
+    "list": list_names,
+}
 """In the order of the help."""
-
-app = typer.Typer(
-    help="Make two language models communicate through their activations, and measure what that does.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for command in COMMANDS:
-    app.command()(command)

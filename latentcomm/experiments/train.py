@@ -19,7 +19,7 @@ from latentcomm.channels.training.answers import LinearRows, xavier
 from latentcomm.channels.training.fusions import FusionLearner
 from latentcomm.channels.training.interlat import InterlatLearner, InterlatLoss, right_answer, warm_start
 from latentcomm.channels.training.trainer import Schedule, Trainable, Training, load_weights, save_weights, train
-from latentcomm.experiments.compare.run import Plan, choose_cell, map_documents, map_tokens
+from latentcomm.experiments.compare.run import choose_cell, map_documents, map_tokens
 from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.fusion import Concat, Fusion, Gated, Replace
 from latentcomm.hooks.paired_text import capture_paired, pair_tokens
@@ -116,8 +116,17 @@ def learn(
     schedule = _schedule(name, plan)
     cell, alignment = None, None
     if name in WITH_A_CELL:
-        choice = Plan(plan.read_layer, plan.write_layer, n_tune=plan.n_tune, seed=plan.seed)
-        cell, alignment = choose_cell(sender, receiver, tune, choice, folder, progress)
+        cell, alignment = choose_cell(
+            sender,
+            receiver,
+            tune,
+            read_layer=plan.read_layer,
+            write_layer=plan.write_layer,
+            n_tune=plan.n_tune,
+            seed=plan.seed,
+            folder=folder,
+            progress=progress,
+        )
     untrained = _MAKERS[name](_Request(sender, receiver, tune, plan, cell, alignment))
     path = None if folder is None else folder / f"{name}.safetensors"
     training = train(

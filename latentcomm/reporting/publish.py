@@ -57,6 +57,7 @@ def publish(
     settings: Any,
     measured: Mapping[str, Any],
     models: Mapping[str, Any],
+    run: Mapping[str, Any] | None = None,
 ) -> Published:
     """Write a figure, its data, its page and how it came about; all four, or none where one cannot be written.
 
@@ -68,6 +69,7 @@ def publish(
         settings: a mapping or a dataclass; recorded as `plain` gives them.
         measured: what differs from run to run, such as seconds.
         models: name and fingerprint of each model.
+        run: the experiment and the settings that repeat it; see `latentcomm.run`.
 
     Raises:
         ValueError: a name that is no file name, a table its CSV would not give back, or settings without plain form.
@@ -77,15 +79,19 @@ def publish(
     record = {
         "name": name,
         "settings": plain(settings),
+        **({} if run is None else {"run": plain(run)}),
         "models": plain(models),
-        "versions": _versions(),
-        "code": _code(paths.data.parent),
-        "machine": machine(),
+        **provenance(paths.data.parent),
         "not_compared": {"date": datetime.now(UTC).isoformat(timespec="seconds"), "measured": plain(measured)},
     }
     meta = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     _write({paths.data: _csv(table), **_drawing(paths, figure), paths.meta: meta})
     return paths
+
+
+def provenance(outputs: Path) -> dict[str, Any]:
+    """The versions of packages, the commit (whether anything outside `outputs` differs from it) and the machine."""
+    return {"versions": _versions(), "code": _code(outputs), "machine": machine()}
 
 
 def replot(name: str, folder: str | os.PathLike[str], plot: Plot) -> Published:

@@ -1,9 +1,8 @@
 """The tasks that channels are judged on: pure data, one file a task, and the table of them."""
 
-from collections.abc import Callable, Mapping
-
 from latentcomm.tasks.base import DEFAULT_N_CHOICES, Item, Task, Template, draw_choices
 from latentcomm.tasks.biographies import biographies
+from latentcomm.tasks.catalogue import TASKS
 from latentcomm.tasks.countries import Fame, SenderForm, countries
 from latentcomm.tasks.gsm8k import gsm8k
 from latentcomm.tasks.judging import Begins, Contains, Judge, Letter, Mentions, Number, Verdict, is_correct
@@ -41,15 +40,3 @@ __all__ = [
     "prosqa",
     "tip_sheets",
 ]
-
-TASKS: Mapping[str, Callable[..., Task]] = {
-    "countries": countries,
-    "tip_sheets": tip_sheets,
-    "biographies": biographies,
-    "gsm8k": gsm8k,
-    "mmlu": mmlu,
-    "kv_math": kv_math,
-    "kv_math_worked": kv_math_worked,
-    "prosqa": prosqa,
-}
-"""Every task by its name. All take `template`; gsm8k and mmlu need a source, a file or a hub data set."""

@@ -1,6 +1,7 @@
 """The command as its user meets it: what it writes, what it says when something is wrong, and how it goes on."""
 
 import errno
+import importlib
 import itertools
 import json
 import os
@@ -15,24 +16,21 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from click.testing import Result
+from commands import Ended, last_line, run
 from pairs import corpus
 from tiny import files_in
 from toys import Counter, countries_folder
-from typer.testing import CliRunner
 
 from latentcomm._core import files as core_files
 from latentcomm._core import records
 from latentcomm.alignment import fit_ridge
-from latentcomm.cli import app
-from latentcomm.cli.sweep import FUSION_NAMES
 from latentcomm.experiments import diagnosis, evaluation
 from latentcomm.experiments.diagnosis import grafts
 from latentcomm.experiments.sweep import grid as layer_sweep
 from latentcomm.experiments.sweep import run as sweeps
 from latentcomm.experiments.sweep.report import conditions_figure, heatmap
 from latentcomm.experiments.sweep.run import sweep_and_judge
-from latentcomm.fusion import Mean, NormMatched, Replace, RightAligned, Sum
+from latentcomm.fusion import BY_NAME, Mean, NormMatched, Replace, RightAligned, Sum
 from latentcomm.models import Model, load_model
 from latentcomm.models import builtin as weights
 from latentcomm.reporting.publish import check_replot
@@ -52,14 +50,6 @@ DIAGNOSED = sorted(
 )
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def last_line(text: str) -> str:
-    return text.rstrip("\n").rpartition("\n")[2]
-
-
 def compared(folder: Path) -> dict[str, Any]:
     """What two runs of one command must have in common: all bytes, and of the metadata all but what may differ."""
     found: dict[str, Any] = {}
@@ -76,7 +66,7 @@ class Job:
     """One sweep of the tiny model: how it is called, and where it wrote."""
 
     arguments: tuple[str | Path, ...]
-    result: Result
+    result: Ended
     out: Path
 
 
@@ -99,7 +89,7 @@ class TestHelp:
             [sys.executable, "-c", start, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert (done.returncode, done.stderr) == (0, "")
-        assert "Usage: latentcomm" in done.stdout
+        assert "usage: latentcomm" in done.stdout
         for word in ("sweep", "diagnose", "models", "through their activations"):
             assert word in done.stdout
 
@@ -119,8 +109,8 @@ class TestHelp:
             assert re.search(rf"--{option}\b.*\w", shown)
         for option in ("read-layers", "write-layers", "n-tune", "n-test", "out", "name", "seed", "device", "dtype"):
             assert re.search(rf"--{option}\b.*\w", shown)
-        for name in FUSION_NAMES:
-            assert name in shown
+        assert "latentcomm list fusions" in shown
+        assert all(f"\n{name} " in f"\n{run('list', 'fusions').stdout}" for name in BY_NAME)
 
     def test_an_option_that_does_not_exist_is_a_usage_error(self) -> None:
         found = run("sweep", "--receivr", "x")
@@ -338,7 +328,7 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize("name", ["", "../sweep", "a/b"])
     def test_a_name_that_is_no_file_name(self, name: str, tiny: Path, tmp_path: Path) -> None:
         said = self.refused(tmp_path, "--sender", tiny, "--name", name)
-        assert said == f"latentcomm: --name is {name!r}; give a plain file name, and the folder by --out\n"
+        assert said == f"latentcomm: --name is {name!r}; give a plain file name, and the folder as out\n"
 
     def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
@@ -347,18 +337,14 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            (("--fusion", "replace,men"), "there is no fusion 'men' on the command line; choose among replace, mean"),
+            (("--fusion", "replace,men"), "there is no fusion 'men'; did you mean 'mean'? choose among replace, mean"),
             (("--fusion", " , "), "--fusion names none; choose among replace, mean"),
-            (("--read-layers", "5-2"), "--read-layers is '5-2'; write layers as 20,24,28 or as a range 20-28"),
-            (("--read-layers", "0-"), "--read-layers is '0-'"),
-            (("--write-layers", "a"), "--write-layers is 'a'"),
-            (("--write-layers", "1,,2"), "--write-layers is '1,,2'"),
-            (("--write-layers", "-1"), "--write-layers is '-1'"),
-            (
-                ("--task", "tip-sheets", "--fame", "famous"),
-                "--fame and --sender-form entity are for the task countries",
-            ),
-            (("--task", "tip-sheets", "--sender-form", "entity"), "leave them out for tip-sheets"),
+            (("--task", "tip-shets"), "there is no task 'tip_shets'; did you mean 'tip_sheets'?"),
+            (("--n-tune", "1"), "--n-tune is 1; give at least 2"),
+            (("--seed", "-1"), "--seed is -1; give at least 0"),
+            (("--task", "tip-sheets", "--fame", "famous"), "--fame is no option of the task tip-sheets"),
+            (("--task", "tip-sheets", "--data", "x"), "--data is no option of the task tip-sheets"),
+            (("--task", "tip-sheets", "--sender-form", "entity"), "the task tip-sheets takes sentence or primed"),
             (("--read-layers", "1,3"), "layer 3 is outside"),
             (("--write-layers", "0-7"), "whose layers are 0 to 2"),
             (("--read-layers", "1,1"), "layers [1, 1] must be at least one, each once"),
@@ -376,7 +362,18 @@ class TestWhatIsWrong:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert "torch sees no CUDA device here" in self.refused(tmp_path, "--sender", tiny, "--device", "cuda")
 
-    @pytest.mark.parametrize("arguments", [("--task", "chess"), ("--n-tune", "1"), ("--seed", "-1")])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("--read-layers", "5-2"),
+            ("--read-layers", "0-"),
+            ("--write-layers", "a"),
+            ("--write-layers", "1,,2"),
+            ("--write-layers", "-1"),
+            ("--template", "chatty"),
+            ("--n-tune", "few"),
+        ],
+    )
     def test_a_value_outside_its_choices_is_a_usage_error(self, arguments: tuple[str, ...], tmp_path: Path) -> None:
         found = run("sweep", *arguments, "--out", tmp_path / "figures")
         assert found.exit_code == 2 and arguments[0] in found.stderr and "Traceback" not in found.output
@@ -489,7 +486,7 @@ class Pages:
     """One diagnosis of the tiny model: how it is called, and where it wrote."""
 
     arguments: tuple[str | Path, ...]
-    result: Result
+    result: Ended
     out: Path
     texts: Path
 
@@ -561,7 +558,7 @@ class TestADiagnosis:
             raise ValueError("seen enough")
 
         monkeypatch.setattr("latentcomm.models.load_model", load)
-        monkeypatch.setattr(diagnosis, "diagnose", watched)
+        monkeypatch.setattr(importlib.import_module("latentcomm.experiments.diagnosis.run"), "diagnose", watched)
         assert last_line(run("diagnose").stderr) == "latentcomm: seen enough"
         run("diagnose", "one", "other", "--right-aligned", "--layers", "4")
         assert names == [BUILT_IN, "one", "other"]
@@ -580,7 +577,7 @@ class TestADiagnosis:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            (("--fusion", "replace,men"), "a diagnosis has no fusion 'men'; choose among replace, mean"),
+            (("--fusion", "replace,men"), "there is no fusion 'men'; did you mean 'mean'? choose among"),
             (("--documents", "23"), "documents is 23; give at least 24"),
             (("--tokens", "7"), "tokens is 7; give at least 8"),
             (("--prompts", "1"), "prompts is 1; give at least 2"),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from click.testing import Result
-from test_cli import compared, last_line, run
+from commands import Ended, last_line, run
+from test_cli import compared
 from tiny import files_in
 from worked_models import Size, worked_pair
 
@@ -34,7 +34,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def cascade(pair: Path, out: Path, *more: str | Path, asked: tuple[str, ...] = ASKED) -> Result:
+def cascade(pair: Path, out: Path, *more: str | Path, asked: tuple[str, ...] = ASKED) -> Ended:
     models = ("--large", pair / "large", "--small", pair / "small")
     return run("cascade", *models, *asked, "--name", "c", "--out", out, *more)
 
@@ -120,8 +120,8 @@ class TestCascade:
             seen["sweep"] = options
             raise ValueError("seen")
 
-        monkeypatch.setattr("latentcomm.experiments.cascade.by_name.hand_offs_named", named)
-        monkeypatch.setattr("latentcomm.experiments.cascade.sweep_cascade", sweep)
+        monkeypatch.setattr("latentcomm.experiments.cascade._job.hand_offs_named", named)
+        monkeypatch.setattr("latentcomm.experiments.cascade._job.sweep_cascade", sweep)
         more = ("--hand-off", "graft", "--read-layer", "1", "--write-layer", "0", "--seed", "3")
         assert "seen" in cascade(pair, tmp_path, *more).output
         assert seen["maps"] == {"read_layer": 1, "write_layer": 0, "seed": 3}
@@ -132,16 +132,15 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize(
         ("more", "said"),
         [
-            (("--n", "0,many"), "--n is '0,many'; give numbers of tokens"),
-            (("--n", ""), "--n is ''"),
+            (("--n", ""), "--n names no number of tokens"),
             (("--n", "0,64"), "n is 64, and the large model writes 20 tokens at most"),
             (("--stop", "soon"), "there is no stop 'soon'; choose among entropy-drop"),
             (("--hand-off", "thought"), "there is no hand-off 'thought'; choose among text"),
             (("--hand-off", ","), "no hand-off is named"),
             (("--hand-off", "kv"), "layers"),
             (("--controls", "placebo"), "there is no control 'placebo'"),
-            (("--shots", "some.jsonl"), "--shots names a file of solved examples for gsm8k"),
-            (("--data", "some.jsonl"), "makes its own items"),
+            (("--shots", "some.jsonl"), "--shots names a file of solved examples, and n_shots is 0"),
+            (("--data", "some.jsonl"), "--data is no option of the task"),
             (("--name", "a/b"), "--name is 'a/b'"),
             (("--corpus", "no-such-file"), "there is no corpus"),
             (("--task", "gsm8k"), "gsm8k needs its problems"),
@@ -158,4 +157,5 @@ class TestWhatIsWrong:
 
     def test_a_model_must_be_named(self, tmp_path: Path) -> None:
         result = run("cascade", "--out", tmp_path)
-        assert result.exit_code == 2 and "--large" in result.output
+        assert result.exit_code == 1 and result.stderr == "latentcomm: --sender is not given; name the large model\n"
+        assert run("cascade", "--n", "0,many").exit_code == 2

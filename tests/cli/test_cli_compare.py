@@ -7,9 +7,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from click.testing import Result
+from commands import Ended, last_line, run
 from numerics import same_bits
-from test_cli import last_line, run
 from tiny import files_in
 from toys import Counter, countries_folder
 
@@ -41,7 +40,7 @@ def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "map_documents", lambda: texts)
 
 
-def compare(tiny: Path, out: Path, *more: str | Path, channels: str = "silent,text,replace") -> Result:
+def compare(tiny: Path, out: Path, *more: str | Path, channels: str = "silent,text,replace") -> Ended:
     chosen = ("--channels", channels) if channels else ()
     return run("compare", "--sender", tiny, *FEW, *chosen, "--name", "c", "--out", out, *more)
 
@@ -152,16 +151,16 @@ class TestCompare:
         ("arguments", "sentence"),
         [
             (("--task", "mmlu", "--data", "sample", "--subjects", "magic"), "magic"),
-            (("--subjects", "formal_logic"), "--subjects is for mmlu"),
-            (("--task", "biographies", "--fame", "famous"), "leave them out for biographies"),
+            (("--subjects", "formal_logic"), "--subjects is no option of the task countries"),
+            (("--task", "biographies", "--fame", "famous"), "--fame is no option of the task biographies"),
             (("--channels", "silent,smoke"), "there is no channel 'smoke'"),
             (("--channels", "silent,silent"), "named twice"),
             (("--channels", "calm"), "`latentcomm train calm`"),
             (("--controls", "none"), "there is no control 'none'"),
-            (("--read-layer", "1", "--write-layer", "-1"), "give both, or neither"),
+            (("--write-layer", "-1"), "--write-layer is -1; give at least 0"),
             (("--read-layer", "99"), "layer 99 is outside"),
             (("--task", "gsm8k", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
-            (("--task", "prosqa", "--data", "here.jsonl"), "makes its own items"),
+            (("--task", "prosqa", "--data", "here.jsonl"), "--data is no option of the task prosqa"),
             (("--name", "a/b"), "give a plain file name"),
             (("--weights", "."), "holds no trained channel"),
         ],
@@ -179,7 +178,7 @@ class TestCompare:
 class TestTrain:
     OPTIONS = ("--steps", "2", "--batch-size", "2", "--read-layer", "1", "--write-layer", "1", "--every", "1")
 
-    def train(self, tiny: Path, out: Path, channels: str = "gated", *more: str) -> Result:
+    def train(self, tiny: Path, out: Path, channels: str = "gated", *more: str) -> Ended:
         return run("train", channels, "--sender", tiny, *self.OPTIONS, "--plan-tokens", "2", "--out", out, *more)
 
     def test_what_it_writes_is_compared_on_the_other_half(self, tiny: Path, tmp_path: Path) -> None:
@@ -232,7 +231,7 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            (("replace",), "the channels to train are 'replace'; choose among"),
+            (("replace",), "there is no channel to train 'replace'; choose among"),
             (("gated", "--dtype", "float16"), "train in float32 or bfloat16"),
             (("gated", "--task", "gsm8k"), "gsm8k"),
         ],

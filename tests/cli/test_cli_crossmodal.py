@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from click.testing import Result
+from commands import Ended, last_line, run
 from seeing import encoder_folder, picture_folder, reader_folder
-from test_cli import last_line, run
 from test_cli_compare import stop
 from tiny import files_in
 from toys import Counter
@@ -30,7 +29,7 @@ def eye(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoder_folder(tmp_path_factory.mktemp("models") / "tiny-vit")
 
 
-def crossmodal(reader: Path, out: Path, *more: str | Path, channels: str = "oracle,soft-prompt,caption") -> Result:
+def crossmodal(reader: Path, out: Path, *more: str | Path, channels: str = "oracle,soft-prompt,caption") -> Ended:
     chosen = ("--channels", channels) if channels else ()
     return run("crossmodal", "--receiver", reader, *FEW, *chosen, "--name", "c", "--out", out, *more)
 
@@ -110,7 +109,7 @@ def test_a_folder_is_asked_about_other_views_and_new_pictures(reader: Path, eye:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--data", "nowhere"), "name one by --vision"),
+        (("--data", "nowhere"), "name one as sender"),
         (("--data", "nowhere", "--vision", "EYE"), "no table.csv or table.json in nowhere"),
         (("--vision", "nothing/here"), "no vision encoder at nothing/here"),
         (("--channels", "smoke"), "no channel 'smoke' for pictures"),

@@ -12,7 +12,8 @@ from latentcomm.channels.catalogue import CHANNELS, LEARNED, Recipe
 from latentcomm.channels.catalogue import build as build_channels
 from latentcomm.experiments import train as learning
 from latentcomm.experiments.compare import run as comparing
-from latentcomm.experiments.compare.run import Plan, compare_named
+from latentcomm.experiments.compare.run import compare_named
+from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.train import LearningPlan, check_unseen, learn, load_folder, load_learned
 from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import Model
@@ -85,7 +86,12 @@ class TestEveryChannelThatLearns:
         tune, test = asked().split(seed=0)
         check_unseen(made, test)
         found, _ = compare_named(
-            ["silent", name], sender, receiver, asked(), plan=Plan(controls=()), learned={name: made.channel}
+            ["silent", name],
+            sender,
+            receiver,
+            asked(),
+            settings=CompareSettings(controls=()),
+            learned={name: made.channel},
         )
         assert {trial.channel for trial in found.trials} == {"silent", name}
         assert {trial.item for trial in found.trials} == {item.id for item in test.items}

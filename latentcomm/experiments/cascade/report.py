@@ -15,12 +15,11 @@ from latentcomm.experiments.cascade.hand_offs import RANDOM, ZERO
 from latentcomm.experiments.cascade.run import choose
 from latentcomm.experiments.cascade.trials import CONTROLS, LARGE_ALONE, OTHER, OWN, SELF_CONSISTENCY, SMALL_ALONE
 from latentcomm.experiments.evaluation import MESSAGE
-from latentcomm.models import Model
-from latentcomm.models.facts import describe
+from latentcomm.experiments.job import Drawing
 from latentcomm.reporting.plots import cascade_curves, cascade_front, opening_signals
 from latentcomm.reporting.plots.cascade import HANDED
 from latentcomm.reporting.plots.tables import p_value, spoken
-from latentcomm.reporting.publish import Published, plain, publish
+from latentcomm.reporting.publish import plain
 
 FRONT, SIGNALS = "front", "signals"
 """Suffixes of the names of the two other figures."""
@@ -104,43 +103,27 @@ PLOTS = {"": curves_figure, f"_{FRONT}": front_figure, f"_{SIGNALS}": signals_fi
 """The function that draws each figure of a cascade, by the suffix of its name."""
 
 
-def write_cascade(
-    found: CascadeSweep,
-    stops: Mapping[str, Stop | Oracle],
-    *,
-    name: str,
-    folder: Path,
-    settings: Mapping[str, Any],
-    measured: Mapping[str, Any],
-    models: Mapping[str, Model],
-    groups: Mapping[str, str] | None = None,
-) -> list[Published]:
-    """NAME, NAME_front and NAME_signals with data and metadata under `folder`, NAME_trials.jsonl and NAME_tokens.csv.
+def cascade_drawings(
+    found: CascadeSweep, table: pd.DataFrame, stops: Mapping[str, Stop | Oracle], settings: Mapping[str, Any]
+) -> dict[str, Drawing]:
+    """The three figures by their suffix: accuracy against tokens, against cost, and the signals.
 
-    `settings` have `large`, `small` and `task`, which the titles name, `ns`, and `seed`. With `groups` (item to
-    group) bootstrap intervals are over groups of items.
+    `table` is that of `found`; `settings` have `large`, `small` and `task`, which the titles name, and `ns`.
     """
-    shown = plain(settings)
-    table = found.table(groups=groups, seed=int(settings["seed"]))
     most = max(settings["ns"]) or found.openings.longest
     signals = signal_table(found.openings, found.signals, stops, most=most)
-    known = {role: describe(model) for role, model in models.items()}
-    published = [
-        publish(
-            draw(data, shown),
-            data,
-            name=f"{name}{ending}",
-            folder=folder,
-            settings=shown,
-            measured=dict(measured),
-            models=known,
-        )
-        for (ending, draw), data in zip(PLOTS.items(), (table, table, signals), strict=True)
-    ]
-    found.save_trials(folder / f"{name}_trials.jsonl")
-    with written_whole(folder / f"{name}_tokens.csv") as draft:
+    shown = plain(settings)
+    data = (table, table, signals)
+    return {ending: Drawing(draw(seen, shown), seen) for (ending, draw), seen in zip(PLOTS.items(), data, strict=True)}
+
+
+def save_rows(found: CascadeSweep, folder: Path, name: str) -> tuple[Path, Path]:
+    """NAME_trials.jsonl: all replies, item by item; and NAME_tokens.csv: all signals."""
+    trials, tokens = folder / f"{name}_trials.jsonl", folder / f"{name}_tokens.csv"
+    found.save_trials(trials)
+    with written_whole(tokens) as draft:
         found.signals.to_csv(draft, index=False, lineterminator="\n")
-    return published
+    return trials, tokens
 
 
 def print_cascade(table: pd.DataFrame, console: Console) -> None:

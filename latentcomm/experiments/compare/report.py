@@ -1,7 +1,6 @@
-"""The report of a comparison: a table in the terminal, accuracy against cost and all replies on disk."""
+"""The report of a comparison: a table in the terminal, and accuracy against cost."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,14 +8,10 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
-from latentcomm._core.files import written_whole
 from latentcomm.experiments.compare.channels import Comparison
 from latentcomm.experiments.evaluation import MESSAGE
-from latentcomm.models import Model
-from latentcomm.models.facts import describe
 from latentcomm.reporting.plots import accuracy_against_cost
 from latentcomm.reporting.plots.tables import p_value, spoken
-from latentcomm.reporting.publish import Published, plain, publish
 
 
 def comparison_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
@@ -32,35 +27,6 @@ def comparison_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
         unit="floating-point operations an item",
         chance={"choices": 1 / settings["n_choices"]} if settings["n_choices"] else None,
     )
-
-
-def write_comparison(
-    comparison: Comparison,
-    *,
-    name: str,
-    folder: Path,
-    settings: Mapping[str, Any],
-    measured: Mapping[str, Any],
-    models: Mapping[str, Model],
-) -> Published:
-    """NAME with its data and metadata under `folder`, and NAME_trials.csv: every reply, item by item."""
-    shown = plain(settings) | {
-        "n_items": int(comparison.table["n"].iloc[0]),
-        "n_choices": comparison.trials[0].n_choices,
-    }
-    known = {role: describe(model) for role, model in models.items()}
-    published = publish(
-        comparison_figure(comparison.table, shown),
-        comparison.table,
-        name=name,
-        folder=folder,
-        settings=shown,
-        measured=dict(measured),
-        models=known,
-    )
-    with written_whole(folder / f"{name}_trials.csv") as draft:
-        comparison.trial_table().to_csv(draft, index=False, lineterminator="\n")
-    return published
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,6 +25,7 @@ from latentcomm.channels.catalogue import (
 from latentcomm.channels.coconut import marker
 from latentcomm.channels.merged import fit_predictability
 from latentcomm.experiments.compare.channels import Comparison, compare
+from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.controls import CONTROLS, exchanged, exchanged_alike
 from latentcomm.experiments.cost import ModelSize, paper_activation_flops, paper_forward_flops, paper_text_flops
 from latentcomm.experiments.evaluation import MESSAGE, Trial
@@ -43,32 +44,7 @@ MARKERS = (("(", ")"), ("[", "]"), ("<", ">"), (":", "."), (".", "."))
 """Candidate markers of continuous thoughts: the first pair whose texts are single tokens is used."""
 MAP_DOCUMENTS, MAP_TOKENS, MAP_FOLDS = 64, 128, 3
 """Documents of the packaged corpus, tokens of each, and folds for the penalty, of maps between models."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a comparison of named channels is run.
-
-    Attributes:
-        read_layer, write_layer: the cell of the channels that graft a state; chosen on the tuning half where None.
-        right_aligned: fuse the last entries of states of unequal widths, without a map.
-        message_tokens, request: of senders that generate text; see `Recipe`.
-        n_tune, n_test: items of each half at most; all where None.
-        n_thoughts: of Coconut, how many times a state is fed back.
-        controls: which of `controls.CONTROLS` every channel is also run under; each costs as much as the true message.
-        seed: of the split, the choices, the folds and the controls.
-    """
-
-    read_layer: int | None = None
-    write_layer: int | None = None
-    right_aligned: bool = False
-    message_tokens: int = 16
-    request: str = ""
-    n_tune: int | None = 40
-    n_test: int | None = None
-    controls: tuple[str, ...] = ("shuffled",)
-    n_thoughts: int = 4
-    seed: int = 0
+SETTINGS = CompareSettings()
 
 
 def names_for(sender: Model, receiver: Model, *, right_aligned: bool = False) -> list[str]:
@@ -100,7 +76,7 @@ def compare_named(
     receiver: Model,
     task: Task,
     *,
-    plan: Plan = Plan(),
+    settings: CompareSettings = SETTINGS,
     learned: Mapping[str, Channel] = MappingProxyType({}),
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -110,7 +86,8 @@ def compare_named(
     Where a channel grafts a state, `replace` is swept over all cells of one model with itself (over 25 cells of unequal
     models, each with a ridge map fitted on the packaged corpus) and the best by choices is taken, writes after the
     last block left out. Neither the choice of the cell nor any map uses a test item. Trained channels are passed by
-    name in `learned` (`train.load_folder`). With `checkpoint`, an interrupted comparison resumes.
+    name in `learned` (`train.load_folder`). `settings` give all but the names, models and task, which are
+    arguments. With `checkpoint`, an interrupted comparison resumes.
 
     Raises:
         ValueError: an unknown name, one half of a cell, a task without choices and no cell, a test half whose messages
@@ -118,26 +95,37 @@ def compare_named(
     """
     check_names(names, learned)
     check_pair(sender, receiver)
-    if unknown := [name for name in plan.controls if name not in CONTROLS]:
+    if unknown := [name for name in settings.controls if name not in CONTROLS]:
         raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
     for name, why in _refused(names, sender, receiver).items():
         raise ValueError(f"the channel {name} cannot pass from {sender.name} to {receiver.name}: {why}; leave it out")
-    if plan.right_aligned and PREDICTABILITY in names and sender.d_model != receiver.d_model:
+    if settings.right_aligned and PREDICTABILITY in names and sender.d_model != receiver.d_model:
         raise ValueError(
             f"{PREDICTABILITY} needs a map between {sender.name} and {receiver.name}; leave out one of both"
         )
-    if (plan.read_layer is None) != (plan.write_layer is None):
+    if (settings.read_layer is None) != (settings.write_layer is None):
         raise ValueError("a cell has a read and a write layer; give both, or neither to have it chosen")
-    tune, test = task.split(seed=plan.seed)
-    if plan.n_test is not None and plan.n_test < len(test.items):
-        test = test.take(plan.n_test, seed=plan.seed)
-    exchanged(test, seed=plan.seed)  # raises now, before the sweep
-    if "same-label" in plan.controls:
-        exchanged_alike(test, seed=plan.seed)
+    tune, test = task.split(seed=settings.seed)
+    if 0 < settings.n_test < len(test.items):
+        test = test.take(settings.n_test, seed=settings.seed)
+    exchanged(test, seed=settings.seed)  # raises now, before the sweep
+    if "same-label" in settings.controls:
+        exchanged_alike(test, seed=settings.seed)
     folder = None if checkpoint is None else Path(checkpoint)
     cell, alignment, predictable = None, None, None
     if any(needs_cell(name) for name in names):
-        cell, alignment = choose_cell(sender, receiver, tune, plan, folder, progress)
+        cell, alignment = choose_cell(
+            sender,
+            receiver,
+            tune,
+            read_layer=settings.read_layer,
+            write_layer=settings.write_layer,
+            right_aligned=settings.right_aligned,
+            n_tune=settings.n_tune,
+            seed=settings.seed,
+            folder=folder,
+            progress=progress,
+        )
         if PREDICTABILITY in names:
             predictable = fit_predictability(
                 sender,
@@ -147,17 +135,17 @@ def compare_named(
                 write=Site(cell[1]),
                 alignment=alignment,
                 max_tokens=map_tokens(sender, receiver),
-                seed=plan.seed,
+                seed=settings.seed,
             )
     recipe = Recipe(
         Site(cell[0] if cell else 0),
         Site(cell[1] if cell else 0),
         alignment=alignment,
         predictable=predictable,
-        right_aligned=plan.right_aligned and sender.d_model != receiver.d_model,
-        message_tokens=plan.message_tokens,
-        request=plan.request,
-        n_thoughts=plan.n_thoughts,
+        right_aligned=settings.right_aligned and sender.d_model != receiver.d_model,
+        message_tokens=settings.message_tokens,
+        request=settings.request,
+        n_thoughts=settings.n_thoughts,
         markers=_markers(sender, receiver),
         learned=learned,
         delta_layers=tuple(sorted({sender.n_layers * part // 4 for part in (1, 2, 3)})),
@@ -165,10 +153,17 @@ def compare_named(
     trials, sent = [], {}
     for channel in track(build(names, recipe), "channels", total=len(names), shown=progress):
         trials += compare(
-            [channel], sender, receiver, test, seed=plan.seed, controls=plan.controls, checkpoint=folder, told=sent
+            [channel],
+            sender,
+            receiver,
+            test,
+            seed=settings.seed,
+            controls=settings.controls,
+            checkpoint=folder,
+            told=sent,
         ).trials
-    comparison = Comparison.of(trials, seed=plan.seed)
-    paper_flops = _paper_flops(names, sender, receiver, test, cell, plan, comparison.trials)
+    comparison = Comparison.of(trials, seed=settings.seed)
+    paper_flops = _paper_flops(names, sender, receiver, test, cell, settings, comparison.trials)
     return replace(
         comparison,
         table=comparison.table.assign(paper_flops=[paper_flops[name] for name in comparison.table["channel"]]),
@@ -181,7 +176,7 @@ def _paper_flops(
     receiver: Model,
     task: Task,
     cell: Cell | None,
-    plan: Plan,
+    settings: CompareSettings,
     trials: Sequence[Trial],
 ) -> dict[str, float]:
     """For each channel the operations of an item by the paper's formulas, without a cache, at mean lengths.
@@ -207,7 +202,7 @@ def _paper_flops(
             return reply * paper_forward_flops(receiver_size, length(receiver, [item.skyline for item in task.items]))
         if name == "text":
             return paper_text_flops(
-                sender_size, receiver_size, prompt=n_read, message=plan.message_tokens, reply=reply, asked=n_own
+                sender_size, receiver_size, prompt=n_read, message=settings.message_tokens, reply=reply, asked=n_own
             )
         if cell is not None and needs_cell(name):
             return paper_activation_flops(
@@ -219,28 +214,38 @@ def _paper_flops(
 
 
 def choose_cell(
-    sender: Model, receiver: Model, tune: Task, plan: Plan, folder: Path | None = None, progress: bool = False
+    sender: Model,
+    receiver: Model,
+    tune: Task,
+    *,
+    read_layer: int | None = None,
+    write_layer: int | None = None,
+    right_aligned: bool = False,
+    n_tune: int | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: bool = False,
 ) -> tuple[Cell, AffineMap | None]:
-    """The cell of reads and writes, the plan's or the best on tuning items, and the map between the two spaces.
+    """The cell of reads and writes, the one given or the best on tuning items, and the map between the two spaces.
 
     Raises:
         ValueError: a task without choices and no cell, or a layer that the model does not have.
     """
-    given = None if plan.read_layer is None or plan.write_layer is None else (plan.read_layer, plan.write_layer)
-    mapped = not plan.right_aligned and not one_model(sender, receiver)
+    given = None if read_layer is None or write_layer is None else (read_layer, write_layer)
+    mapped = not right_aligned and not one_model(sender, receiver)
     if given is not None:
         sender.check_site(Site(given[0]))
         receiver.check_site(Site(given[1]))
-        return given, fit_maps(sender, receiver, [given], plan.seed)[given] if mapped else None
+        return given, fit_maps(sender, receiver, [given], seed)[given] if mapped else None
     if not tune.has_choices:
         raise ValueError(f"task {tune.name!r} has no choices to choose a cell by; give the read and the write layer")
-    tune = tune if plan.n_tune is None else tune.take(min(plan.n_tune, len(tune.items)), seed=plan.seed)
+    tune = tune if n_tune is None else tune.take(min(n_tune, len(tune.items)), seed=seed)
     reads = _depths(sender.n_layers) if mapped else None
     writes = _depths(receiver.n_layers) if mapped else None
     maps = None
     if reads is not None and writes is not None:
-        maps = fit_maps(sender, receiver, [(read, write) for read in reads for write in writes], plan.seed)
-    wide = plan.right_aligned and sender.d_model != receiver.d_model
+        maps = fit_maps(sender, receiver, [(read, write) for read in reads for write in writes], seed)
+    wide = right_aligned and sender.d_model != receiver.d_model
     sweep = tune_sweep(
         sender,
         receiver,
@@ -249,7 +254,7 @@ def choose_cell(
         alignment=maps,
         read_layers=reads,
         write_layers=writes,
-        seed=plan.seed,
+        seed=seed,
         checkpoint=None if folder is None else folder / "sweep",
         progress=progress,
     )

@@ -1,8 +1,7 @@
-"""The report of a cross-modal run: a table in the terminal; accuracy by question and all trials on disk."""
+"""The report of a cross-modal run: a table in the terminal, and accuracy by question."""
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,17 +9,13 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
-from latentcomm._core.files import written_whole
 from latentcomm.experiments.crossmodal.run import CrossModal
 from latentcomm.experiments.crossmodal.splits import held_out
 from latentcomm.experiments.crossmodal.table import CAPTIONS
 from latentcomm.experiments.evaluation import MESSAGE
-from latentcomm.models import Model
-from latentcomm.models.facts import describe
 from latentcomm.models.vision import VisionSender
 from latentcomm.reporting.plots import accuracy_by_question
 from latentcomm.reporting.plots.tables import p_value, spoken
-from latentcomm.reporting.publish import Published, plain, publish
 
 P_COLUMNS = ("blind", "words", "random", "other")
 """Comparisons whose p-values are printed; the table has more."""
@@ -44,32 +39,6 @@ def describe_vision(vision: VisionSender) -> dict[str, Any]:
         "d_model": vision.d_model,
         "dtype": str(vision.dtype).removeprefix("torch."),
     }
-
-
-def write_crossmodal(
-    found: CrossModal,
-    *,
-    name: str,
-    folder: Path,
-    settings: Mapping[str, Any],
-    measured: Mapping[str, Any],
-    vision: VisionSender,
-    receiver: Model,
-) -> Published:
-    """NAME with its data and metadata under `folder`, and NAME_trials.csv: all replies, picture by picture."""
-    shown = plain({**settings, "chosen": {part: dict(places) for part, places in found.chosen.items()}})
-    published = publish(
-        crossmodal_figure(found.table, shown),
-        found.table,
-        name=name,
-        folder=folder,
-        settings=shown,
-        measured=dict(measured),
-        models={"vision": describe_vision(vision), "receiver": describe(receiver)},
-    )
-    with written_whole(folder / f"{name}_trials.csv") as draft:
-        found.trial_table().to_csv(draft, index=False, lineterminator="\n")
-    return published
 
 
 def print_crossmodal(found: CrossModal, console: Console) -> None:

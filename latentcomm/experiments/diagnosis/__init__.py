@@ -1,8 +1,5 @@
 """A diagnosis of a pair of models: similarity, what the receiver lacks, and where a graft leaves its manifold."""
 
-from latentcomm.experiments.diagnosis.recommend import Recommendation
-from latentcomm.experiments.diagnosis.result import Diagnosis
-from latentcomm.experiments.diagnosis.run import diagnose
-from latentcomm.experiments.diagnosis.settings import FUSIONS, MESSAGES, Fitted, Size
+import lazy_loader
 
-__all__ = ["FUSIONS", "MESSAGES", "Diagnosis", "Fitted", "Recommendation", "Size", "diagnose"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,8 +12,8 @@ from latentcomm._core.progress import track
 from latentcomm._core.records import Records
 from latentcomm.alignment import AffineMap
 from latentcomm.drift import COMBINED, DETECTORS, FAMILIES, DriftReference, fit_drift_reference
+from latentcomm.experiments.diagnosis.fusions import Fitted
 from latentcomm.experiments.diagnosis.rows import Rows, sample
-from latentcomm.experiments.diagnosis.settings import Fitted
 from latentcomm.fusion import Fusion, RightAligned
 from latentcomm.models.sites import Site
 from latentcomm.redundancy import fit_predictable

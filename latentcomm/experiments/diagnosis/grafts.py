@@ -15,8 +15,9 @@ from latentcomm._core.records import Records
 from latentcomm.drift import COMBINED, DETECTORS, DriftReference
 from latentcomm.drift.families import partners
 from latentcomm.experiments.diagnosis.cells import Cell, Joint
+from latentcomm.experiments.diagnosis.fusions import Fitted
 from latentcomm.experiments.diagnosis.rows import Rows
-from latentcomm.experiments.diagnosis.settings import MESSAGES, OTHER, RANDOM, SAME, Fitted
+from latentcomm.experiments.diagnosis.settings import MESSAGES, OTHER, RANDOM, SAME
 from latentcomm.experiments.effects import Effects, measure_effects
 from latentcomm.fusion import Fusion, Replace
 from latentcomm.hooks.paired_text import PairedTokens

@@ -28,6 +28,7 @@ from latentcomm.experiments.diagnosis.cells import (
     fit_joints,
     fit_references,
 )
+from latentcomm.experiments.diagnosis.fusions import FUSIONS, Fitted
 from latentcomm.experiments.diagnosis.grafts import (
     choose_items,
     drift_table,
@@ -39,7 +40,7 @@ from latentcomm.experiments.diagnosis.grafts import (
 from latentcomm.experiments.diagnosis.recommend import ALARM, Situation, cell_table, recommend, warn
 from latentcomm.experiments.diagnosis.result import Diagnosis
 from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
-from latentcomm.experiments.diagnosis.settings import FILES, FUSIONS, PAGE, RECORD, Fitted, Size, layers_in_steps
+from latentcomm.experiments.diagnosis.settings import FILES, PAGE, RECORD, Size, layers_in_steps
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.paired_text import PairedTokens, capture_paired, pair_tokens
 from latentcomm.models import Model, check_pair, fingerprints

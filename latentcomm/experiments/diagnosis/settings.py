@@ -1,13 +1,13 @@
-"""The size, fusions and files of a diagnosis, each choice with its reason."""
+"""The settings, size and files of a diagnosis, each choice with its reason."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
+from typing import Annotated, ClassVar
 
-from latentcomm.alignment import AffineMap
-from latentcomm.fusion import Fusion, Mean, NormMatched, OrthogonalResidual, PredictabilityResidual, Replace, Sum
+from latentcomm.experiments.settings import AtLeast, Settings
 
-__all__ = ["FILES", "FUSIONS", "MESSAGES", "PAGE", "RECORD", "Fitted", "Size", "layers_in_steps"]
+__all__ = ["FILES", "MESSAGES", "PAGE", "RECORD", "DiagnoseSettings", "Size", "layers_in_steps"]
 
 SAME, OTHER, RANDOM = "same text", "other text", "random"
 MESSAGES = (SAME, OTHER, RANDOM)
@@ -46,15 +46,30 @@ class Size:
                 raise ValueError(f"{field.name} is {getattr(self, field.name)}; give at least {LEAST[field.name]}")
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A fusion that needs a map from the receiver's own states to the messages, fitted anew at each write layer.
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseSettings(Settings):
+    """Measure a pair before grafting: how alike the layers are, what the receiver lacks, where a graft drifts.
 
-    >>> Fitted(PredictabilityResidual).make(AffineMap.identity(2))
-    PredictabilityResidual(map=AffineMap(2->2), scale=1.0)
+    Attributes:
+        corpus: Text file, .jsonl or folder of .txt; by default the public-domain text of the package.
+        fusion: Comma-separated names of `FUSIONS`; all of them by default.
+        right_aligned: No fitted map: messages of another model enter as they are, last entries on last.
+        documents: Of the corpus at most; half fit, half are held out.
+        tokens: Of each document at most.
+        prompts: Held-out texts that are grafted into.
+        layers: A side at most, in even steps; more take longer.
     """
 
-    make: Callable[[AffineMap], Fusion]
+    command: ClassVar[str] = "diagnose"
+    default_folder: ClassVar[str] = "diagnosis"
+
+    corpus: str = ""
+    fusion: tuple[str, ...] = ()
+    right_aligned: bool = False
+    documents: Annotated[int, AtLeast(24)] = 96
+    tokens: Annotated[int, AtLeast(8)] = 128
+    prompts: Annotated[int, AtLeast(2)] = 24
+    layers: Annotated[int, AtLeast(1)] = 10
 
 
 def layers_in_steps(n_layers: int, most: int) -> tuple[int, ...]:
@@ -65,18 +80,6 @@ def layers_in_steps(n_layers: int, most: int) -> tuple[int, ...]:
     """
     return tuple(range(0, n_layers, -(-n_layers // most)))
 
-
-FUSIONS: Mapping[str, Fusion | Fitted] = MappingProxyType(
-    {
-        "replace": Replace(),
-        "mean": Mean(),
-        "sum": Sum(),
-        "norm_matched": NormMatched(Mean()),
-        "orthogonal_residual": OrthogonalResidual(),
-        "predictability_residual": Fitted(PredictabilityResidual),
-    }
-)
-"""The fusions of a diagnosis unless others are named; `norm_matched` is the mean at the length of the own state."""
 
 PAGE, RECORD = "report.html", "report.meta.json"
 FILES: Mapping[str, str] = MappingProxyType(

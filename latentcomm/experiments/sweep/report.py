@@ -1,8 +1,7 @@
-"""The report of a sweep: a table in the terminal, two figures with their data on disk."""
+"""The report of a sweep: a table in the terminal, and two figures."""
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,13 +9,10 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
-from latentcomm._core.files import written_whole
 from latentcomm.experiments.evaluation import MESSAGE, METRICS
+from latentcomm.experiments.job import Drawing
 from latentcomm.experiments.sweep.run import LENS, SweepReport
-from latentcomm.models import Model
-from latentcomm.models.facts import describe
 from latentcomm.reporting.plots import condition_bars, layer_heatmap
-from latentcomm.reporting.publish import Published, plain, publish
 
 
 def heatmap(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
@@ -51,39 +47,22 @@ def conditions_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
     )
 
 
-def write_report(
-    report: SweepReport,
-    *,
-    name: str,
-    folder: Path,
-    settings: Mapping[str, Any],
-    measured: Mapping[str, Any],
-    models: Mapping[str, Model],
-) -> list[Published]:
-    """Both figures with data and metadata, and the trials item by item, under `folder`.
-
-    NAME is the grid, NAME_conditions the comparison, NAME_trials.csv every reply.
-    """
-    found = plain(settings) | {  # as `replot` passes them to the plots: paths without their folders
+def choice_of(report: SweepReport) -> dict[str, int]:
+    """What the figures and the metadata say of the chosen cell, beside the settings."""
+    return {
         "chosen_read_layer": report.chosen[0],
         "chosen_write_layer": report.chosen[1],
         "n_cells": report.n_cells,
         "n_choices": report.trials[0].n_choices,
     }
-    known = {role: describe(model) for role, model in models.items()}
-    published = [
-        publish(
-            plot(table, found), table, name=title, folder=folder, settings=found, measured=dict(measured), models=known
-        )
-        for plot, table, title in (
-            (heatmap, report.cells, name),
-            (conditions_figure, report.conditions, f"{name}_conditions"),
-        )
-    ]
-    trials = report.trial_table().drop(columns="seconds")  # which differ between runs
-    with written_whole(folder / f"{name}_trials.csv") as draft:
-        trials.to_csv(draft, index=False, lineterminator="\n")
-    return published
+
+
+def sweep_drawings(report: SweepReport, settings: Mapping[str, Any]) -> dict[str, Drawing]:
+    """Both figures by their suffix; `settings` hold those of `choice_of`."""
+    return {
+        "": Drawing(heatmap(report.cells, settings), report.cells),
+        "_conditions": Drawing(conditions_figure(report.conditions, settings), report.conditions),
+    }
 
 
 def print_report(report: SweepReport, console: Console) -> None:

@@ -18,7 +18,8 @@ from latentcomm.channels import Activation, Channel, Silent, Skyline
 from latentcomm.channels.catalogue import CHANNELS, OF_ONE_LAYOUT, OF_ONE_VOCABULARY, Recipe, build, needs_cell
 from latentcomm.experiments.compare import run as comparing
 from latentcomm.experiments.compare.channels import compare, compare_trials
-from latentcomm.experiments.compare.run import Plan, compare_named, names_for
+from latentcomm.experiments.compare.run import compare_named, names_for
+from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.cost import ModelSize, paper_activation_flops, paper_forward_flops
 from latentcomm.experiments.evaluation import Trial
 from latentcomm.fusion import Replace
@@ -172,7 +173,11 @@ class TestTheJob:
     def test_the_planted_cell_is_found_and_the_message_is_worth_all(self) -> None:
         sender, receiver = planted_pair()
         found, cell = compare_named(
-            ["silent", "replace"], sender, receiver, planted_task(), plan=Plan(right_aligned=True, n_tune=None)
+            ["silent", "replace"],
+            sender,
+            receiver,
+            planted_task(),
+            settings=CompareSettings(right_aligned=True, n_tune=1000),
         )
         assert cell == PLANTED_CELL
         assert row(found.table, "replace", metric="choices")["accuracy"] == 1.0
@@ -189,7 +194,10 @@ class TestTheJob:
 
         monkeypatch.setattr(comparing, "tune_sweep", watched)
         found, _ = compare_named(
-            ["replace"], *planted_pair(), planted_task(), plan=Plan(right_aligned=True, n_tune=None)
+            ["replace"],
+            *planted_pair(),
+            planted_task(),
+            settings=CompareSettings(right_aligned=True, n_tune=1000),
         )
         tune, test = planted_task().split(seed=0)
         assert [item.id for item in swept[0].items] == [item.id for item in tune.items]
@@ -197,8 +205,10 @@ class TestTheJob:
 
     def test_the_papers_count_without_a_cache_stands_beside_the_cost_as_run(self) -> None:
         sender, receiver = model("llama"), model("llama", seed=1)
-        plan = Plan(read_layer=1, write_layer=1, right_aligned=True, n_test=6, message_tokens=3, controls=())
-        found, _ = compare_named(["silent", "text", "replace", "debate"], sender, receiver, planted_task(), plan=plan)
+        plan = CompareSettings(read_layer=1, write_layer=1, right_aligned=True, n_test=6, message_tokens=3, controls=())
+        found, _ = compare_named(
+            ["silent", "text", "replace", "debate"], sender, receiver, planted_task(), settings=plan
+        )
         test = planted_task().split(seed=0)[1].take(6, seed=0)
         size = ModelSize.of(sender)
         read, asked = (
@@ -222,8 +232,8 @@ class TestTheJob:
     def test_it_is_what_the_parts_give(self) -> None:
         sender, receiver = planted_pair()
         task = planted_task()
-        plan = Plan(read_layer=PLANTED_CELL[0], write_layer=PLANTED_CELL[1], right_aligned=True)
-        found, _ = compare_named(["silent", "skyline", "replace"], sender, receiver, task, plan=plan)
+        plan = CompareSettings(read_layer=PLANTED_CELL[0], write_layer=PLANTED_CELL[1], right_aligned=True)
+        found, _ = compare_named(["silent", "skyline", "replace"], sender, receiver, task, settings=plan)
         test = task.split(seed=0)[1]
         channels = [Silent(), Skyline(), Activation("replace", Site(PLANTED_CELL[0]), Site(PLANTED_CELL[1]), Replace())]
         by_hand = compare(channels, sender, receiver, test, controls=("shuffled",))
@@ -234,7 +244,7 @@ class TestTheJob:
 
     def test_what_was_stopped_goes_on_and_nothing_is_run_twice(self, tmp_path: Path) -> None:
         sender, receiver = planted_pair()
-        options = {"plan": Plan(right_aligned=True, n_tune=8), "checkpoint": tmp_path}
+        options = {"settings": CompareSettings(right_aligned=True, n_tune=8), "checkpoint": tmp_path}
         first, cell = compare_named(["silent", "replace"], sender, receiver, planted_task(), **options)
         with recorded_passes() as passes:
             again, same_cell = compare_named(["silent", "replace"], sender, receiver, planted_task(), **options)
@@ -244,13 +254,13 @@ class TestTheJob:
     @pytest.mark.parametrize(
         ("plan", "message"),
         [
-            (Plan(read_layer=1), "give both, or neither"),
-            (Plan(read_layer=1, write_layer=N_RECEIVER), "layer 3 is outside"),
+            (CompareSettings(read_layer=1), "give both, or neither"),
+            (CompareSettings(read_layer=1, write_layer=N_RECEIVER), "layer 3 is outside"),
         ],
     )
-    def test_a_cell_that_is_none_is_refused(self, plan: Plan, message: str) -> None:
+    def test_a_cell_that_is_none_is_refused(self, plan: CompareSettings, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            compare_named(["replace"], *planted_pair(), planted_task(), plan=plan)
+            compare_named(["replace"], *planted_pair(), planted_task(), settings=plan)
 
     def test_a_task_without_choices_needs_a_cell(self) -> None:
         free = replace(
@@ -283,8 +293,14 @@ def test_maps_are_fitted_without_attention_sinks(monkeypatch: pytest.MonkeyPatch
 def test_unequal_models_are_mapped_where_nothing_else_is_asked() -> None:
     sender, receiver = model("llama", dtype=torch.float32), model("llama", seed=1, dtype=torch.float32)
     task = planted_task()
-    found, _ = compare_named(["replace"], sender, receiver, task, plan=Plan(read_layer=1, write_layer=1, n_test=6))
+    found, _ = compare_named(
+        ["replace"], sender, receiver, task, settings=CompareSettings(read_layer=1, write_layer=1, n_test=6)
+    )
     plain, _ = compare_named(
-        ["replace"], sender, receiver, task, plan=Plan(read_layer=1, write_layer=1, n_test=6, right_aligned=True)
+        ["replace"],
+        sender,
+        receiver,
+        task,
+        settings=CompareSettings(read_layer=1, write_layer=1, n_test=6, right_aligned=True),
     )
     assert [each.reply for each in found.trials] != [each.reply for each in plain.trials]

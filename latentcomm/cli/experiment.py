@@ -1,0 +1,218 @@
+"""A command for an experiment: options from its settings class through tyro, from a file by --config."""
+
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import tyro
+
+from latentcomm._core.version import __version__
+from latentcomm.experiments.run import EXPERIMENTS, Experiment, run
+from latentcomm.experiments.settings import Settings, listed
+
+__all__ = ["command_of", "read_config"]
+
+ALIASES: Mapping[str, Mapping[str, str]] = {
+    "cascade": {"--large": "--sender", "--small": "--receiver"},
+    "crossmodal": {"--vision": "--sender"},
+}
+"""Options of release 0.1 that have another name in every other command."""
+POSITIONAL: Mapping[str, tuple[str, ...]] = {"diagnose": ("--sender", "--receiver"), "train": ("--channels",)}
+"""The options that the leading arguments of a command without a name stand for, as in release 0.1."""
+WIDTH = 150
+"""Characters of a table where the output is no terminal."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a command reads options and writes results.
+
+    Attributes:
+        config: Options from a TOML file, or from the .meta.json of an earlier result, which then repeats that run;
+            options on the command line win.
+        out: Folder of the results and of saved work.
+        name: What the files are called.
+    """
+
+    config: Path | None = None
+    out: Path = Path("figures")
+    name: str = ""
+
+
+def command_of(experiment: Experiment) -> Callable[[Sequence[str]], None]:
+    """The function that runs an experiment from the arguments of its command line."""
+
+    def command(arguments: Sequence[str]) -> None:
+        try:
+            settings, files = parse(experiment.settings, arguments)
+            result = run(settings, out=files.out, name=files.name, progress=True)
+        except ValueError as error:
+            raise ValueError(in_flags(str(error), experiment.settings)) from error
+        print_result(result)
+
+    command.__doc__ = experiment.settings.__doc__
+    return command
+
+
+def parse(settings: type[Settings], arguments: Sequence[str]) -> tuple[Settings, Files]:
+    """The settings and files that a command line describes; tyro exits with 0 for help and 2 for a wrong option.
+
+    Raises:
+        ValueError: a configuration file that cannot be used, or a value that the settings refuse.
+    """
+    spelled = spelled_out(settings.command, arguments)
+    config = _config_of(spelled)
+    default = settings() if config is None else read_config(config, settings)
+    files = Files(out=Path(settings.default_folder), name=settings.command)
+    flat = tyro.conf.arg(name="")
+    both = make_dataclass(
+        "Options",
+        [("settings", Annotated[settings, flat], default), ("files", Annotated[Files, flat], files)],
+        frozen=True,
+    )
+    found = tyro.cli(
+        both,
+        args=spelled,
+        prog=f"latentcomm {settings.command}",
+        description=(settings.__doc__ or "").partition("Attributes:")[0].strip(),
+        registry=REGISTRY,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    return found.settings, replace(found.files, out=found.files.out.expanduser())
+
+
+def in_flags(message: str, settings: type[Settings]) -> str:
+    """An error that begins with the name of a setting, with that of its option in its place.
+
+    >>> from latentcomm.experiments.sweep.settings import SweepSettings
+    >>> in_flags("n_tune is 1; give at least 2", SweepSettings)
+    '--n-tune is 1; give at least 2'
+    """
+    name, space, rest = message.partition(" ")
+    options = {field.name for cls in (settings, Files) for field in fields(cls)}
+    return f"--{name.replace('_', '-')}{space}{rest}" if name in options else message
+
+
+def spelled_out(command: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments with names of release 0.1 replaced, and with leading values under the options they stand for.
+
+    >>> spelled_out("diagnose", ["gpt2", "--seed=1"]), spelled_out("cascade", ["--large", "gpt2"])
+    (['--sender', 'gpt2', '--seed=1'], ['--sender', 'gpt2'])
+    """
+    given, found = list(arguments), []
+    for option in POSITIONAL.get(command, ()):
+        if not given or given[0].startswith("-"):
+            break
+        found += [option, given.pop(0)]
+    aliases = ALIASES.get(command, {})
+    for argument in given:
+        option, equals, value = argument.partition("=")
+        found.append(f"{aliases.get(option, option)}{equals}{value}")
+    return found
+
+
+def read_config(path: Path, settings: type[Settings]) -> Settings:
+    """The settings of a TOML file, or those with which the result of a .meta.json was made.
+
+    Raises:
+        ValueError: no such file, broken syntax, an option that the experiment does not have, or the metadata of
+            another experiment or of a release that did not record settings.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        raise ValueError(f"there is no configuration file {path}") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+    if path.suffix == ".json":
+        values = _recorded(path, values, settings)
+    try:
+        return settings.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+
+
+def _recorded(path: Path, values: Any, settings: type[Settings]) -> Mapping[str, Any]:
+    record = values.get("run") if isinstance(values, dict) else None
+    release = values.get("versions", {}).get("latentcomm") if isinstance(values, dict) else None
+    if not isinstance(record, dict) or not {"experiment", "settings"} <= record.keys():
+        made_by = f"latentcomm {release}" if release else "no command of latentcomm"
+        raise ValueError(f"{path.name} was written by {made_by} and holds no settings to repeat; give the options")
+    if record["experiment"] != settings.command:
+        raise ValueError(
+            f"{path.name} is of `latentcomm {record['experiment']}`, not of `latentcomm {settings.command}`"
+        )
+    if release != __version__:
+        print(
+            f"note: {path.name} was written by latentcomm {release}, and this is {__version__}; "
+            "an option may mean something else",
+            file=sys.stderr,
+        )
+    return record["settings"]
+
+
+def _config_of(arguments: Sequence[str]) -> Path | None:
+    for number, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option == "--config":
+            return Path(value) if equals else Path(arguments[number + 1]) if number + 1 < len(arguments) else None
+    return None
+
+
+def print_result(result: Any) -> None:
+    """Print a result's table, then the files that were written and how long it took."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    result.summary(console)
+    pages = [path for path in result.files if path.suffix == ".html"]
+    for page in pages:
+        print(f"wrote {page} (open it in a browser)")
+    if others := [path.name for path in result.files if path.suffix != ".html"]:
+        print(f"wrote {', '.join(others)} in {result.files[0].parent}")
+    print(f"took {result.seconds:.0f} s")
+
+
+REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _comma_separated(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """One argument for a tuple: names, or numbers and ranges of numbers."""
+    if get_origin(info.type) is not tuple and info.type is not tuple:
+        return None
+    is_numbers = int in get_args(info.type)
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N,N-N,..." if is_numbers else "NAME,NAME,...",
+        instance_from_str=lambda given: numbers(given[0]) if is_numbers else listed(given[0]),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The numbers of a list with ranges.
+
+    Raises:
+        ValueError: it is none.
+
+    >>> numbers("0-3,8"), numbers("")
+    ((0, 1, 2, 3, 8), ())
+    """
+    found: list[int] = []
+    for part in text.split(",") if text.strip() else ():
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()) or (dash and int(high) < int(low)):
+            raise ValueError(f"{text!r} is no list of numbers; write 20,24,28 or a range such as 20-28")
+        found += range(int(low), int(high or low) + 1)
+    return tuple(found)
+
+
+if set(ALIASES) - set(EXPERIMENTS) or set(POSITIONAL) - set(EXPERIMENTS):
+    raise RuntimeError("an alias is of no command")

@@ -1,0 +1,87 @@
+"""`latentcomm list` and `latentcomm models`: the names that options take."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from latentcomm._core.names import check_name
+
+__all__ = ["list_names", "models"]
+
+
+def list_names(arguments: Sequence[str]) -> None:
+    """List the names that options take: tasks, channels, fusions, controls, stops or models."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: latentcomm list {'|'.join(LISTS)}\n\n{list_names.__doc__}")
+        return
+    for name, description in LISTS[check_name("list", arguments[0], LISTS)]().items():
+        print(f"{name:<26}{description}".rstrip())
+
+
+def models(arguments: Sequence[str]) -> None:
+    """List the built-in models: size, licence, source, and whether they are on disk."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: latentcomm models\n\n{models.__doc__}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from latentcomm.models import builtin
+
+    table = Table("name", "parameters", "download", "licence", "on disk", "source")
+    for entry in builtin.BUILT_IN.values():
+        place = "yes" if builtin.is_on_disk(entry) else "no"
+        table.add_row(entry.name, entry.parameters, f"{entry.megabytes} MB", entry.licence, place, entry.source)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print(f"cached in {builtin.cache_folder()}; any hub id, local directory or .gguf file can be given as well")
+
+
+def _tasks() -> dict[str, str]:
+    from latentcomm.tasks.catalogue import TASKS
+
+    return {name.replace("_", "-"): _sentence(make) for name, make in TASKS.items()}
+
+
+def _channels() -> dict[str, str]:
+    from latentcomm.channels.catalogue import CHANNELS, LEARNED
+
+    trained = "trained first: `latentcomm train` makes it, compare --weights takes it"
+    return dict.fromkeys(CHANNELS, "") | dict.fromkeys(LEARNED, trained)
+
+
+def _fusions() -> dict[str, str]:
+    from latentcomm.fusion import BY_NAME
+
+    return {name: repr(fusion) for name, fusion in BY_NAME.items()}
+
+
+def _controls() -> dict[str, str]:
+    from latentcomm.experiments.controls import CONTROLS
+
+    return {name: _sentence(control) for name, control in CONTROLS.items()}
+
+
+def _stops() -> dict[str, str]:
+    from latentcomm.experiments.cascade.stops import STOPS
+
+    return {name: _sentence(type(stop)) for name, stop in STOPS.items()}
+
+
+def _models() -> dict[str, str]:
+    from latentcomm.models.builtin import BUILT_IN
+
+    return {name: f"{entry.parameters} parameters, {entry.licence}" for name, entry in BUILT_IN.items()}
+
+
+def _sentence(documented: object) -> str:
+    """The first sentence of a docstring."""
+    return " ".join((documented.__doc__ or "").partition("\n\n")[0].split())
+
+
+LISTS: Mapping[str, Callable[[], dict[str, str]]] = {
+    "tasks": _tasks,
+    "channels": _channels,
+    "fusions": _fusions,
+    "controls": _controls,
+    "stops": _stops,
+    "models": _models,
+}

@@ -1,0 +1,88 @@
+"""`CascadeSettings` run: a large model generates an opening, a small one continues it."""
+
+from dataclasses import replace
+
+from latentcomm._core.files import digest, without_folder
+from latentcomm.experiments.cascade.by_name import hand_offs_named, refuse_hand_offs, stops_named
+from latentcomm.experiments.cascade.report import cascade_drawings, print_cascade, save_rows
+from latentcomm.experiments.cascade.run import sweep_cascade
+from latentcomm.experiments.cascade.settings import CascadeSettings
+from latentcomm.experiments.job import Job, Result
+from latentcomm.experiments.settings import listed
+from latentcomm.models.facts import describe
+from latentcomm.reporting.publish import plain
+from latentcomm.tasks.corpus import read_corpus
+from latentcomm.tasks.kv_math_worked import pairs_of
+
+__all__ = ["run_cascade"]
+
+
+def run_cascade(settings: CascadeSettings, job: Job) -> Result:
+    """Sweep openings, stops and hand-offs; see `sweep_cascade`.
+
+    Raises:
+        ValueError: what the settings, the task or the cascade refuse.
+    """
+    if not settings.sender and job.sender is None:
+        raise ValueError("sender is not given; name the large model")
+    stops, wanted, controls = stops_named(listed(settings.stop)), listed(settings.hand_off), listed(settings.controls)
+    ns = sorted(set(settings.n))
+    if not ns:
+        raise ValueError("n names no number of tokens; give some, comma-separated, such as 0,8,16,32")
+    refuse_hand_offs(wanted)
+    task = job.task_of(settings)
+    if 0 < settings.n_items < len(task.items):
+        task = task.take(settings.n_items, seed=settings.seed)
+    if settings.reply_tokens:
+        task = replace(task, reply_tokens=settings.reply_tokens)
+    groups = pairs_of(task.items)
+    documents = read_corpus(settings.corpus).documents if settings.corpus else None
+    large, small = job.pair(settings)
+    given = settings.to_dict() | {"sender": large.name, "receiver": small.name}
+    shown = given | {
+        "large": large.name,
+        "small": small.name,
+        "data": without_folder(settings.data),
+        "shots": without_folder(settings.shots),
+        "ns": ns,
+        "stops": {name: repr(stop) for name, stop in stops.items()},
+        "hand_offs": list(wanted),
+        "corpus": None if documents is None else digest(documents),
+        "n_items": len(task.items),
+        "reply_tokens": task.reply_tokens,
+    }
+    checkpoint = job.unfinished(shown, large, small)
+    swept = sweep_cascade(
+        large,
+        small,
+        task,
+        hand_offs=hand_offs_named(
+            wanted,
+            large,
+            small,
+            documents,
+            read_layer=settings.read_layer,
+            write_layer=settings.write_layer,
+            seed=settings.seed,
+        ),
+        ns=ns,
+        stops=stops,
+        controls=controls,
+        seed=settings.seed,
+        checkpoint=checkpoint,
+        progress=job.progress,
+    )
+    table = swept.table(groups=groups, seed=settings.seed)
+    shown = plain(shown)
+
+    return Result(
+        settings=settings,
+        found=swept,
+        table=table,
+        figures=cascade_drawings(swept, table, stops, shown),
+        shown=shown,
+        models={"large": describe(large), "small": describe(small)},
+        seconds=job.seconds,
+        summary=lambda console: print_cascade(table, console),
+        extra=lambda folder, name: save_rows(swept, folder, name),
+    )

@@ -1,0 +1,77 @@
+"""`CompareSettings` run: channels by name on the same items, with what each costs."""
+
+from rich.console import Console
+
+from latentcomm._core.files import digest
+from latentcomm.channels.catalogue import LEARNED, check_names
+from latentcomm.experiments.compare.report import comparison_figure, print_comparison
+from latentcomm.experiments.compare.run import compare_named, names_for
+from latentcomm.experiments.compare.settings import CompareSettings
+from latentcomm.experiments.evaluation import forget_messages
+from latentcomm.experiments.job import Drawing, Job, Result
+from latentcomm.experiments.settings import listed
+from latentcomm.experiments.train import check_unseen, load_folder
+from latentcomm.models.facts import describe
+from latentcomm.reporting.publish import plain
+
+__all__ = ["run_compare"]
+
+NOT_SHARED = ("channels", "controls", "weights")
+"""Settings with which saved trials stay valid: another channel or control is added to what is there."""
+
+
+def run_compare(settings: CompareSettings, job: Job) -> Result:
+    """Compare; see `compare_named`.
+
+    Raises:
+        ValueError: what the settings, the task or the comparison refuse.
+    """
+    names = [name.replace("-", "_") for name in listed(settings.channels)]
+    if names:
+        check_names(names, LEARNED if settings.weights else ())
+    task = job.task_of(settings)
+    sender, receiver = job.pair(settings)
+    trained = load_folder(settings.weights, sender, receiver) if settings.weights else {}
+    for each in trained.values():
+        check_unseen(each, task.split(seed=settings.seed)[1])
+    names = names or [*names_for(sender, receiver, right_aligned=settings.right_aligned), *trained]
+    given = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
+    shared = {name: value for name, value in given.items() if name not in NOT_SHARED}
+    folder = None if job.out is None else job.out / ".compared" / digest(shared, task)[:16]
+    comparison, cell = compare_named(
+        names,
+        sender,
+        receiver,
+        task,
+        settings=settings,
+        learned={name: each.channel for name, each in trained.items()},
+        checkpoint=folder,
+        progress=job.progress,
+    )
+    if folder is not None:
+        forget_messages(folder)
+    weights = {name: digest(each.weights) for name, each in trained.items() if name in names}
+    chosen = {} if cell is None else {"chosen_read_layer": cell[0], "chosen_write_layer": cell[1]}
+    shown = plain(
+        given
+        | {"channels": names, "weights": weights, "sender_form": task.settings.get("sender_form", "")}
+        | chosen
+        | {"n_items": int(comparison.table["n"].iloc[0]), "n_choices": comparison.trials[0].n_choices}
+    )
+
+    def summary(console: Console) -> None:
+        if cell is not None:
+            console.print(f"states are read after block {cell[0]} and written after block {cell[1]}", highlight=False)
+        print_comparison(comparison, console)
+
+    return Result(
+        settings=settings,
+        found=comparison,
+        table=comparison.table,
+        trials=comparison.trial_table(),
+        figures={"": Drawing(comparison_figure(comparison.table, shown), comparison.table)},
+        shown=shown,
+        models={"sender": describe(sender), "receiver": describe(receiver)},
+        seconds=job.seconds,
+        summary=summary,
+    )

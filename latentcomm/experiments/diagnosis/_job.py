@@ -1,0 +1,69 @@
+"""`DiagnoseSettings` run: a pair of models before any graft."""
+
+import json
+
+from rich.console import Console
+
+from latentcomm._core.files import write_json
+from latentcomm._core.names import check_name
+from latentcomm.alignment import fit_ridge
+from latentcomm.experiments.diagnosis import run
+from latentcomm.experiments.diagnosis.fusions import FUSIONS
+from latentcomm.experiments.diagnosis.result import Diagnosis
+from latentcomm.experiments.diagnosis.settings import PAGE, RECORD, DiagnoseSettings, Size
+from latentcomm.experiments.job import Job, Result
+from latentcomm.experiments.settings import listed
+from latentcomm.reporting.publish import plain
+from latentcomm.tasks.corpus import read_corpus
+
+__all__ = ["run_diagnose"]
+
+
+def run_diagnose(settings: DiagnoseSettings, job: Job) -> Result:
+    """Diagnose; see `latentcomm.diagnose`, which writes the report and its tables itself.
+
+    Raises:
+        ValueError: what the settings, the corpus or the diagnosis refuse.
+    """
+    size = Size(documents=settings.documents, tokens=settings.tokens, prompts=settings.prompts, layers=settings.layers)
+    names = [check_name("fusion", name.replace("-", "_"), FUSIONS) for name in listed(settings.fusion)]
+    texts = read_corpus(settings.corpus or None)
+    sender, receiver = job.pair(settings)
+    found = run.diagnose(
+        sender,
+        receiver,
+        corpus=texts,
+        out=job.out,
+        fusions={name: FUSIONS[name] for name in names or FUSIONS},
+        aligner=None if settings.right_aligned else fit_ridge,
+        size=size,
+        seed=settings.seed,
+        progress=job.progress,
+    )
+    if job.out is not None:
+        record = json.loads((job.out / RECORD).read_text("utf-8"))
+        repeat = {"experiment": settings.command, "settings": settings.to_dict()}
+        write_json(job.out / RECORD, record | {"run": plain(repeat)})
+    return Result(
+        settings=settings,
+        found=found,
+        table=found.cells,
+        shown=found.settings,
+        models=found.models,
+        seconds=job.seconds,
+        summary=lambda console: _summary(found, console),
+        files=() if job.out is None else (job.out / PAGE, *(job.out / f"{name}.csv" for name in found.tables)),
+    )
+
+
+def _summary(found: Diagnosis, console: Console) -> None:
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
+    for cell in found.recommended:
+        console.print(
+            f"try {cell.fusion}, k = {cell.read} (sender), j = {cell.write} (receiver): {cell.reason}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if not found.recommended:
+        console.print("no cell is recommended; the report says which condition fails where", soft_wrap=True)

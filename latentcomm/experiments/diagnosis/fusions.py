@@ -1,0 +1,34 @@
+"""The fusions of a diagnosis, by name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from latentcomm.alignment import AffineMap
+from latentcomm.fusion import Fusion, Mean, NormMatched, OrthogonalResidual, PredictabilityResidual, Replace, Sum
+
+__all__ = ["FUSIONS", "Fitted"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fusion that needs a map from the receiver's own states to the messages, fitted anew at each write layer.
+
+    >>> Fitted(PredictabilityResidual).make(AffineMap.identity(2))
+    PredictabilityResidual(map=AffineMap(2->2), scale=1.0)
+    """
+
+    make: Callable[[AffineMap], Fusion]
+
+
+FUSIONS: Mapping[str, Fusion | Fitted] = MappingProxyType(
+    {
+        "replace": Replace(),
+        "mean": Mean(),
+        "sum": Sum(),
+        "norm_matched": NormMatched(Mean()),
+        "orthogonal_residual": OrthogonalResidual(),
+        "predictability_residual": Fitted(PredictabilityResidual),
+    }
+)
+"""The fusions of a diagnosis unless others are named; `norm_matched` is the mean at the length of the own state."""

@@ -1,0 +1,197 @@
+"""What every experiment is given and gives: models and task from its settings or from memory, and one result."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from rich.console import Console
+
+from latentcomm import models
+from latentcomm._core.files import digest, written_whole
+from latentcomm.experiments.settings import Settings, TaskSettings
+from latentcomm.models import Model
+from latentcomm.models.facts import describe
+from latentcomm.reporting.publish import Published, plain, provenance
+from latentcomm.reporting.publish import publish as publish_figure
+from latentcomm.tasks.base import Task
+from latentcomm.tasks.catalogue import make_task
+
+__all__ = ["Drawing", "Job", "Result", "publish", "publish_all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A figure and the table that it shows."""
+
+    figure: go.Figure
+    table: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What an experiment has besides its settings.
+
+    Attributes:
+        sender, receiver, task: objects in memory, in place of those that the settings name.
+        out: the folder of saved work; None saves nothing.
+        load: loads a model by name, dtype and device; `load_model` where None.
+        progress: whether progress is shown on standard error.
+        began: when the experiment began, by `time.monotonic`.
+    """
+
+    sender: Any = None
+    receiver: Model | None = None
+    task: Task | None = None
+    out: Path | None = None
+    load: Callable[..., Model] | None = None
+    progress: bool = False
+    began: float = field(default_factory=time.monotonic)
+    _unfinished: list[Path] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the experiment began."""
+        return round(time.monotonic() - self.began, 1)
+
+    def pair(self, settings: Settings) -> tuple[Model, Model]:
+        """Both models; one model twice where no receiver is given or the receiver is the sender.
+
+        Raises:
+            ValueError: a name or option that `load_model` refuses.
+        """
+        first = self.model(settings.sender, settings) if self.sender is None else self.sender
+        if self.receiver is not None:
+            return first, self.receiver
+        same = settings.receiver in ("", settings.sender)
+        return first, first if same else self.model(settings.receiver, settings)
+
+    def model(self, name: str, settings: Settings) -> Model:
+        """The model of this name, with the dtype and on the device of the settings."""
+        return (self.load or models.load_model)(name, dtype=settings.dtype, device=settings.device)
+
+    def task_of(self, settings: TaskSettings) -> Task:
+        """The task.
+
+        Raises:
+            ValueError: an unknown name, or options that the task does not have or refuses.
+        """
+        if self.task is not None:
+            return self.task
+        return make_task(settings.task, seed=settings.seed, **settings.task_options())
+
+    def unfinished(self, *decisive: Any) -> Path | None:
+        """A folder in `out` for work that all of these values decide; `clear` removes it once the result is written.
+
+        Each combination has its own, so that another interrupted run in `out` does not lose its work.
+        """
+        if self.out is None:
+            return None
+        self._unfinished.append(self.out / ".unfinished" / digest(*decisive)[:16])
+        return self._unfinished[-1]
+
+    def clear(self) -> None:
+        """Remove the work of this experiment, whose result has been written."""
+        for folder in self._unfinished:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another interrupted run's work is in it
+                folder.parent.rmdir()
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The result of an experiment.
+
+    Attributes:
+        settings: the settings that it was run with.
+        found: what the experiment's own function returns, such as a `SweepReport` or a `Diagnosis`.
+        table: its main table.
+        trials: one row a trial; empty where nothing was judged.
+        figures: each with its table, by the suffix of the files' name; the main one has none.
+        shown: the settings and choices that the figures are drawn with and the metadata record.
+        models: the facts about each model, by role.
+        seconds: the wall time.
+        summary: prints what the command shows.
+        extra: writes further files for a folder and a name, and returns their paths.
+        files: the files that were written.
+    """
+
+    settings: Settings
+    found: Any
+    table: pd.DataFrame
+    shown: Mapping[str, Any]
+    models: Mapping[str, Mapping[str, Any]]
+    seconds: float
+    summary: Callable[[Console], None]
+    trials: pd.DataFrame = field(default_factory=pd.DataFrame)
+    figures: Mapping[str, Drawing] = field(default_factory=dict)
+    extra: Callable[[Path, str], tuple[Path, ...]] | None = None
+    files: tuple[Path, ...] = ()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Models, versions of packages, commit, machine, and how long it took."""
+        return {"models": plain(self.models), **provenance(Path()), "seconds": self.seconds}
+
+
+def publish(result: Result, folder: Path, name: str) -> Result:
+    """Write a result: every figure with data and metadata, NAME_trials.csv, and the experiment's own files.
+
+    The metadata hold the settings under `run`, so that `--config NAME.meta.json` repeats the run.
+
+    Raises:
+        ValueError: a name that is no file name.
+        RuntimeError: the disk is full or the folder cannot be written.
+    """
+    published = publish_all(
+        result.figures,
+        result.trials,
+        name=name,
+        folder=folder,
+        settings=result.shown,
+        measured={"wall_seconds": result.seconds},
+        models=result.models,
+        run={"experiment": result.settings.command, "settings": result.settings.to_dict()},
+    )
+    written = [path for each in published for path in (each.page, each.data, each.figure, each.meta)]
+    if not result.trials.empty:
+        written.append(folder / f"{name}_trials.csv")
+    if result.extra is not None:
+        written += result.extra(folder, name)
+    return replace(result, files=tuple(written))
+
+
+def publish_all(
+    figures: Mapping[str, Drawing],
+    trials: pd.DataFrame | None = None,
+    *,
+    name: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    models: Mapping[str, Mapping[str, Any] | Model],
+    run: Mapping[str, Any] | None = None,
+) -> list[Published]:
+    """Write figures that belong together, each with its data and metadata, and, if there are trials, NAME_trials.csv.
+
+    Raises:
+        ValueError: a name that is no file name.
+        RuntimeError: the disk is full or the folder cannot be written.
+    """
+    known = {role: describe(model) if isinstance(model, Model) else model for role, model in models.items()}
+    published = [
+        publish_figure(
+            drawing.figure, drawing.table, name=f"{name}{ending}", folder=folder, settings=settings,
+            measured=dict(measured), models=known, run=run,
+        )
+        for ending, drawing in figures.items()
+    ]  # fmt: skip
+    if trials is not None and not trials.empty:
+        with written_whole(folder / f"{name}_trials.csv") as draft:
+            trials.to_csv(draft, index=False, lineterminator="\n")
+    return published

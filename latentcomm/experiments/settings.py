@@ -1,0 +1,157 @@
+"""What every experiment's settings have: models, seed and, for most, a task. Plain values alone, and no torch.
+
+A settings class is the one place where an option is named: the command line and its help, a configuration file, the
+metadata of a result and the key of saved work are made from its fields.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from beartype.door import is_bearable
+
+from latentcomm._core.names import check_name
+
+__all__ = ["DEFAULT_MODEL", "AtLeast", "Layer", "Settings", "TaskSettings", "listed"]
+
+S = TypeVar("S", bound="Settings")
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """The smallest number that a field takes, as the metadata of its annotation."""
+
+    least: int
+
+
+Layer = Annotated[int | None, AtLeast(0)]
+"""A block counted from 0, as in TransformerLens; None where it is chosen or has a default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of an experiment with a sender and a receiver.
+
+    Attributes:
+        sender: The sender: built-in name, hub id, directory or .gguf file.
+        receiver: The receiver, given the same way; by default the sender itself.
+        seed: Of splits, choices, controls and training.
+        device: cpu, cuda, cuda:1 or mps.
+        dtype: float32, float64, bfloat16 or float16.
+
+    Raises:
+        ValueError: a number below the least that its field takes.
+    """
+
+    command: ClassVar[str]
+    """The name of the experiment on the command line."""
+    default_folder: ClassVar[str] = "figures"
+    """The folder that the command writes to by default."""
+
+    sender: str = DEFAULT_MODEL
+    receiver: str = ""
+    seed: Annotated[int, AtLeast(0)] = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for field in fields(self):
+            bounds = [
+                each.least for each in getattr(hints[field.name], "__metadata__", ()) if isinstance(each, AtLeast)
+            ]
+            value = getattr(self, field.name)
+            if bounds and value is not None and not value >= bounds[0]:
+                raise ValueError(f"{field.name} is {value}; give at least {bounds[0]}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields in order, tuples as lists: what JSON and TOML hold.
+
+        >>> from latentcomm.experiments.sweep.settings import SweepSettings
+        >>> SweepSettings(fusion=("sum",)).to_dict()["fusion"]
+        ['sum']
+        """
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:
+        """Settings with these values of their fields, as `to_dict` gives them; the others are the defaults.
+
+        Raises:
+            ValueError: a name that is no field, a value of another type, or one that the settings refuse.
+
+        >>> from latentcomm.experiments.sweep.settings import SweepSettings
+        >>> SweepSettings.from_dict({"fusion": ["sum"], "n-tune": 8}).n_tune
+        8
+        """
+        known = {field.name: field for field in fields(cls)}
+        hints = get_type_hints(cls)
+        given = {}
+        for key, value in values.items():
+            name = check_name(f"option of {cls.command}", key.replace("-", "_"), known)
+            entry = tuple(value) if isinstance(value, list) else value
+            if not _fits(entry, hints[name]):
+                shown = re.sub(r"<class '(\w+)'>", r"\1", str(hints[name]).replace("typing.", ""))
+                raise ValueError(f"{key} is {value!r}; give a value of type {shown}")
+            given[name] = float(entry) if hints[name] is float and isinstance(entry, int) else entry
+        return cls(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings(Settings):
+    """The settings of an experiment that judges answers to a task.
+
+    Attributes:
+        task: A name of `latentcomm list tasks`.
+        template: Prompts as they are, or as a chat.
+        sender_form: What the sender reads: the text and the receiver's prompt, a sentence, or (countries) the name
+            alone; by default the task's own.
+        fame: Of countries: which landmarks.
+        data: Of gsm8k, mmlu and biographies: a file or folder, a hub data set, or 'sample'.
+        subjects: Of mmlu, comma-separated; by default the five of Ramesh and Li.
+        n_shots: Of gsm8k and mmlu: solved examples before the question.
+        shots: Of gsm8k: the file of solved examples to draw from.
+    """
+
+    task: str = "countries"
+    template: Literal["raw", "chat"] = "raw"
+    sender_form: Literal["", "primed", "sentence", "entity"] = ""
+    fame: Literal["all", "famous", "obscure"] = "all"
+    data: str = ""
+    subjects: tuple[str, ...] = ()
+    n_shots: Annotated[int, AtLeast(0)] = 0
+    shots: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shots and not self.n_shots:
+            raise ValueError("shots names a file of solved examples, and n_shots is 0; give n_shots with it")
+
+    def task_options(self) -> dict[str, Any]:
+        """The options of the task that differ from their defaults.
+
+        >>> from latentcomm.experiments.sweep.settings import SweepSettings
+        >>> SweepSettings(data="people.jsonl", fame="famous").task_options()
+        {'fame': 'famous', 'data': 'people.jsonl'}
+        """
+        options = [name for name in TaskSettings.__annotations__ if name != "task"]
+        given = {name: getattr(self, name) for name in options}
+        return {name: value for name, value in given.items() if value != getattr(TaskSettings, name)}
+
+
+def listed(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The entries of a comma-separated list.
+
+    >>> listed("replace, norm-matched,")
+    ('replace', 'norm-matched')
+    """
+    entries = names.split(",") if isinstance(names, str) else names
+    return tuple(entry.strip() for entry in entries if entry.strip())
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(value, tuple):
+        return get_origin(hint) is tuple and all(is_bearable(entry, get_args(hint)[0]) for entry in value)
+    return is_bearable(value, hint) or (hint is float and isinstance(value, int) and not isinstance(value, bool))

@@ -1,0 +1,81 @@
+"""`SweepSettings` run: the sweep on half of a task, its best cell judged on the other half, two figures."""
+
+from latentcomm._core.names import check_name
+from latentcomm.experiments.job import Job, Result
+from latentcomm.experiments.settings import listed
+from latentcomm.experiments.sweep import run
+from latentcomm.experiments.sweep.report import choice_of, print_report, sweep_drawings
+from latentcomm.experiments.sweep.settings import SweepSettings
+from latentcomm.fusion import BY_NAME, Fusion, RightAligned
+from latentcomm.models.facts import describe
+from latentcomm.reporting.publish import plain
+
+__all__ = ["run_sweep"]
+
+ALIASES = {"norm_matched_sum": "norm_matched"}
+"""Names of release 0.1."""
+
+
+def run_sweep(settings: SweepSettings, job: Job) -> Result:
+    """Sweep, choose, judge; see `sweep_and_judge`.
+
+    Raises:
+        ValueError: what the settings, the task or the sweep refuse.
+    """
+    fusions = fusions_named(settings.fusion, right_aligned=settings.right_aligned)
+    task = job.task_of(settings)
+    sender, receiver = job.pair(settings)
+    given = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
+    folder = job.unfinished(given, {name: repr(fusion) for name, fusion in fusions.items()})
+    report = run.sweep_and_judge(
+        sender,
+        receiver,
+        task,
+        fusions=fusions,
+        read_layers=list(settings.read_layers) or None,
+        write_layers=list(settings.write_layers) or None,
+        n_tune=settings.n_tune,
+        n_test=settings.n_test or None,
+        seed=settings.seed,
+        checkpoint=folder,
+        progress=job.progress,
+    )
+    shown = plain(
+        given
+        | {
+            "sender_form": task.settings.get("sender_form", ""),
+            "fusion": next(iter(fusions)),
+            "fusions": {name: repr(fusion) for name, fusion in fusions.items()},
+        }
+        | choice_of(report)
+    )
+    return Result(
+        settings=settings,
+        found=report,
+        table=report.conditions,
+        trials=report.trial_table().drop(columns="seconds"),  # which differ between runs
+        figures=sweep_drawings(report, shown),
+        shown=shown,
+        models={"sender": describe(sender), "receiver": describe(receiver)},
+        seconds=job.seconds,
+        summary=lambda console: print_report(report, console),
+    )
+
+
+def fusions_named(names: tuple[str, ...], *, right_aligned: bool) -> dict[str, Fusion]:
+    """The fusions of these names, in order, with dashes or underscores.
+
+    Raises:
+        ValueError: none, or an unknown name.
+
+    >>> fusions_named(("sum",), right_aligned=True)
+    {'sum': RightAligned(fusion=Sum())}
+    """
+    found: dict[str, Fusion] = {}
+    for name in listed(names):
+        plain_name = name.replace("-", "_")
+        fusion = BY_NAME[check_name("fusion", ALIASES.get(plain_name, plain_name), BY_NAME)]
+        found[name] = RightAligned(fusion) if right_aligned else fusion
+    if not found:
+        raise ValueError(f"fusion names none; choose among {', '.join(BY_NAME)}")
+    return found

@@ -1,0 +1,43 @@
+"""The settings of `latentcomm train`."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+from latentcomm.experiments.settings import AtLeast, Layer, TaskSettings
+
+__all__ = ["TrainSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(TaskSettings):
+    """Train channels on the tuning half of a task, both models frozen; `compare --weights` tests them on the other.
+
+    Attributes:
+        channels: Comma-separated names of the trained channels of `latentcomm list channels`.
+        read_layer: Of the sender; chosen on the tuning half by default.
+        write_layer: Of the receiver; the same.
+        steps: Updates; 0 for each channel's default.
+        batch_size: Examples an update; 0 for the default.
+        learning_rate: Of AdamW; 0 for the default.
+        plan_tokens: Of Interlat: tokens of the sender's plan.
+        n_steps: Of Interlat: compress the plan to this many latents; 0 for one a state.
+        every: Of CALM: the step between the layers of the sender that are read.
+        dtype: Of the arithmetic of training: float32 or bfloat16.
+    """
+
+    command: ClassVar[str] = "train"
+    default_folder: ClassVar[str] = "weights"
+
+    channels: tuple[str, ...] = ()
+    read_layer: Layer = None
+    write_layer: Layer = None
+    steps: Annotated[int, AtLeast(0)] = 0
+    batch_size: Annotated[int, AtLeast(0)] = 0
+    learning_rate: Annotated[float, AtLeast(0)] = 0.0
+    plan_tokens: Annotated[int, AtLeast(1)] = 8
+    n_steps: Annotated[int, AtLeast(0)] = 0
+    every: Annotated[int, AtLeast(1)] = 4
+
+    def in_float32(self) -> "TrainSettings":
+        """The same with the models in float32: `dtype` is that of the arithmetic alone."""
+        return replace(self, dtype="float32")

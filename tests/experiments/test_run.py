@@ -1,0 +1,92 @@
+"""`run` and `run_all`: one way to run every experiment, from settings and models in memory."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from toys import Counter
+
+import latentcomm as lc
+from latentcomm.experiments import job
+from latentcomm.experiments.run import EXPERIMENTS
+
+SETTINGS = lc.CompareSettings(channels=("silent", "replace"), read_layer=1, write_layer=1, n_test=6)
+
+
+class TestRun:
+    def test_models_in_memory_give_a_result_and_no_files(
+        self, tiny: lc.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        result = lc.run(SETTINGS, sender=tiny)
+        assert isinstance(result, lc.Result) and result.settings is SETTINGS
+        assert set(result.table["channel"]) == {"silent", "replace"}
+        assert len(result.trials) == 18 and list(result.figures) == [""]
+        assert result.provenance["models"]["sender"]["fingerprint"] == tiny.fingerprint
+        assert not list(tmp_path.iterdir()) and result.files == ()
+
+    def test_it_is_the_comparison_of_the_library(self, tiny: lc.Model) -> None:
+        result = lc.run(SETTINGS, sender=tiny)
+        compare_named = importlib.import_module("latentcomm.experiments.compare.run").compare_named
+        found, _ = compare_named(["silent", "replace"], tiny, tiny, lc.tasks.countries(), settings=SETTINGS)
+        columns = ["channel", "condition", "metric", "accuracy", "low", "high"]
+        assert result.table[columns].equals(found.table[columns])
+
+    def test_a_task_in_memory_takes_the_place_of_the_named_one(self, tiny: lc.Model) -> None:
+        task = lc.tasks.countries(fame="famous")
+        result = lc.run(SETTINGS, sender=tiny, task=task)
+        assert set(result.trials["item"]) <= {item.id for item in task.items}
+
+    def test_files_are_written_and_a_second_run_is_read_back(self, tiny: lc.Model, tmp_path: Path) -> None:
+        first = lc.run(SETTINGS, sender=tiny, out=tmp_path, name="c")
+        assert {path.name for path in first.files} == {
+            "c.html", "c.csv", "c.json", "c.meta.json", "c_trials.csv"
+        }  # fmt: skip
+        assert all(path.exists() for path in first.files)
+        evaluation = importlib.import_module("latentcomm.experiments.evaluation")
+        with pytest.MonkeyPatch.context() as patch:
+            again = Counter(evaluation.decode)
+            patch.setattr(evaluation, "decode", again)
+            lc.run(SETTINGS, sender=tiny, out=tmp_path, name="c")
+        assert again.calls == 0
+
+    @pytest.mark.parametrize("name", ["", "a/b"])
+    def test_a_name_that_is_no_file_name_is_refused(self, name: str, tiny: lc.Model, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="give a plain file name"):
+            lc.run(SETTINGS, sender=tiny, out=tmp_path, name=name)
+
+
+class TestRunAll:
+    def test_each_model_is_loaded_once_and_each_result_has_a_folder(
+        self, tiny: lc.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loads: list[str] = []
+
+        def load(name: str, **options: str) -> lc.Model:
+            loads.append(name)
+            return tiny
+
+        monkeypatch.setattr(job.models, "load_model", load)
+        other = lc.CompareSettings(channels=("silent",), n_test=6)
+        found = lc.run_all([SETTINGS, other], out=tmp_path)
+        assert loads == [SETTINGS.sender]
+        assert [list(dict.fromkeys(result.table["channel"])) for result in found] == [["silent", "replace"], ["silent"]]
+        assert len({result.files[0].parent for result in found}) == 2
+
+    def test_the_same_settings_twice_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="stand twice"):
+            lc.run_all([SETTINGS, SETTINGS])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+class TestSettings:
+    def test_they_survive_a_dictionary(self, name: str) -> None:
+        cls = EXPERIMENTS[name].settings
+        assert cls.from_dict(cls(seed=3).to_dict()) == cls(seed=3)
+
+    def test_their_function_is_there(self, name: str) -> None:
+        assert callable(EXPERIMENTS[name].function)
+
+    def test_a_negative_seed_is_refused(self, name: str) -> None:
+        with pytest.raises(ValueError, match="seed is -1; give at least 0"):
+            EXPERIMENTS[name].settings(seed=-1)
