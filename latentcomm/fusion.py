@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -157,7 +157,7 @@ class NormMatched:
     tensor([0., 5.])
     """
 
-    fusion: Fusion
+    fusion: Fusion = Sum()
 
     def __post_init__(self) -> None:
         _require_instance(self.fusion)
@@ -383,8 +383,8 @@ def _changes(own: Tensor, incoming: Tensor) -> Float[Tensor, "sender *batch d_re
 FUSIONS: Mapping[str, type[Fusion]] = MappingProxyType(
     {
         "replace": Replace,
-        "sum": Sum,
         "mean": Mean,
+        "sum": Sum,
         "weighted": Weighted,
         "gated": Gated,
         "norm_matched": NormMatched,
@@ -401,13 +401,10 @@ FUSIONS: Mapping[str, type[Fusion]] = MappingProxyType(
 
 BY_NAME: Mapping[str, Fusion] = MappingProxyType(
     {
-        "replace": Replace(),
-        "mean": Mean(),
-        "sum": Sum(),
-        "norm_matched": NormMatched(Sum()),
-        "orthogonal_residual": OrthogonalResidual(),
-        "task_arithmetic": TaskArithmetic(),
+        name: fusion()
+        for name, fusion in FUSIONS.items()
+        if all(field.default is not MISSING for field in fields(cast(Any, fusion)))
     }
 )
-"""The fusions that need no fitted map, as commands and figures name them. The sum and the mean point the same way, so
-that `norm_matched` is either of them at the norm of the receiver's own state."""
+"""The fusions that need neither a fitted map nor a choice, as commands and figures name them. Sum and mean point
+the same way, so that `norm_matched` is either of them at the norm of the receiver's own state."""

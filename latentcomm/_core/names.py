@@ -29,11 +29,11 @@ def check_name(what: str, name: str, names: Collection[str]) -> str:
 
 
 class Named(Mapping[str, T], Generic[T]):
-    """A table of names whose values are imported when they are looked up: those given, and those of other packages.
+    """A table of names: those given, and those that other packages declare; imported when they are looked up.
 
     Args:
         what: what a name stands for, for errors.
-        built_in: name to "module:attribute".
+        built_in: name to value, or to "module:attribute" for a value that is imported when it is looked up.
         group: entry points of this group, which other packages declare, are found under their names as well.
 
     Raises:
@@ -43,25 +43,28 @@ class Named(Mapping[str, T], Generic[T]):
     3.141592653589793
     """
 
-    def __init__(self, what: str, built_in: Mapping[str, str], *, group: str = "") -> None:
+    def __init__(self, what: str, built_in: Mapping[str, Any], *, group: str = "") -> None:
         self.what = what
-        self._points = {name: EntryPoint(name, value, group) for name, value in built_in.items()}
+        self._built_in = {
+            name: EntryPoint(name, value, group) if isinstance(value, str) else value
+            for name, value in built_in.items()
+        }
         self._group = group
 
     @property
-    def _all(self) -> dict[str, EntryPoint]:
+    def _all(self) -> dict[str, Any]:
         others = entry_points(group=self._group) if self._group else ()
-        return {point.name: point for point in others} | self._points
+        return {point.name: point for point in others} | self._built_in
 
     def __getitem__(self, name: str) -> T:
-        found: Any = self._all[check_name(self.what, name, [*self])].load()
-        return found
+        found = self._all[check_name(self.what, name, [*self])]
+        return found.load() if isinstance(found, EntryPoint) else found
 
     def __contains__(self, name: object) -> bool:
         return name in self._all
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self._points, *sorted(self._all.keys() - self._points.keys())])
+        return iter([*self._built_in, *sorted(self._all.keys() - self._built_in.keys())])
 
     def __len__(self) -> int:
         return len(self._all)

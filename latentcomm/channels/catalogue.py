@@ -1,9 +1,8 @@
 """Channels by name, as the command line and the analyses build them: the one place where a name becomes a channel."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
+from latentcomm._core.names import Named, check_name
 from latentcomm.channels import (
     Activation,
     Channel,
@@ -19,50 +18,17 @@ from latentcomm.channels import (
     StateDeltas,
     Text,
 )
+from latentcomm.channels.recipe import Entry, Recipe
 from latentcomm.fusion import (
+    BY_NAME,
     Fusion,
-    Mean,
-    NormMatched,
     OrthogonalResidual,
     PredictabilityResidual,
     Replace,
     RightAligned,
-    Sum,
     TaskArithmetic,
     Ties,
-    VectorMap,
 )
-from latentcomm.models.sites import Site
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that a named channel is built from.
-
-    Attributes:
-        read, write: the cell (k, j) of the channels that graft a state.
-        alignment: the map from the sender's space to the receiver's; None within one model.
-        predictable: the map from the receiver's states to what they predict of the (aligned) sender's, for
-            predictability_residual.
-        right_aligned: fuse the last entries of states of unequal width, where nothing is aligned.
-        message_tokens: tokens or steps of a generated message at most.
-        request: appended to the text of a sender that generates a message.
-        delta_layers: the layers whose state deltas are sent with a text.
-        n_thoughts, markers: the number of continuous thoughts, and the tokens around them.
-        learned: trained channels, by name; see `experiments.train`.
-    """
-
-    read: Site
-    write: Site
-    alignment: Callable[..., Any] | None = None
-    predictable: VectorMap | None = None
-    right_aligned: bool = False
-    message_tokens: int = 16
-    request: str = ""
-    delta_layers: tuple[int, ...] = (0,)
-    n_thoughts: int = 4
-    markers: tuple[str, str] = ("(", ")")
-    learned: Mapping[str, Channel] = field(default_factory=dict)
 
 
 def check_names(names: Sequence[str], learned: Collection[str] = ()) -> None:
@@ -78,8 +44,8 @@ def check_names(names: Sequence[str], learned: Collection[str] = ()) -> None:
             f"the channel {untrained[0]!r} has parts that must be trained first: `latentcomm train {untrained[0]}` "
             "does, and --weights takes the folder it writes"
         )
-    if unknown := [name for name in names if name not in CHANNELS and name not in learned]:
-        raise ValueError(f"there is no channel {unknown[0]!r}; choose among {', '.join([*CHANNELS, *LEARNED])}")
+    for name in names:
+        check_name("channel", name, [*CHANNELS, *LEARNED, *(each for each in learned if each not in LEARNED)])
     if repeated := [name for number, name in enumerate(names) if name in names[:number]]:
         raise ValueError(f"the channel {repeated[0]!r} is named twice; name each once")
 
@@ -90,16 +56,17 @@ def build(names: Sequence[str], recipe: Recipe) -> list[Channel]:
     Raises:
         ValueError: a name that is unknown, given twice, or whose map or trained channel the recipe lacks.
 
+    >>> from latentcomm.models.sites import Site
     >>> [channel.name for channel in build(["silent", "replace"], Recipe(Site(26), Site(26)))]
     ['silent', 'replace']
     """
     check_names(names, recipe.learned)
-    return [recipe.learned[name] if name in recipe.learned else CHANNELS[name](name, recipe) for name in names]
+    return [recipe.learned[name] if name in recipe.learned else CHANNELS[name].make(name, recipe) for name in names]
 
 
 def needs_cell(name: str) -> bool:
     """Whether a channel of this name reads and writes at a cell that has to be chosen."""
-    return name in FUSED or name in MERGED or name == PREDICTABILITY
+    return name in CHANNELS and CHANNELS[name].needs_cell
 
 
 def _fused(name: str, recipe: Recipe) -> Channel:
@@ -149,14 +116,6 @@ def _deltas(name: str, recipe: Recipe) -> Channel:
 
 
 PREDICTABILITY = "predictability_residual"
-FUSED: Mapping[str, Fusion] = {
-    "replace": Replace(),
-    "mean": Mean(),
-    "sum": Sum(),
-    "norm_matched": NormMatched(Sum()),
-    "orthogonal_residual": OrthogonalResidual(),
-}
-"""Channels that fuse one state into another, by the fusion's name."""
 MERGED: Mapping[str, tuple[Fusion, Fusion]] = {
     "task_arithmetic": (Replace(), TaskArithmetic()),
     "ties": (Replace(), Ties(0.2, 1.0)),
@@ -164,26 +123,27 @@ MERGED: Mapping[str, tuple[Fusion, Fusion]] = {
 }
 """Channels that merge messages as task vectors: the content of a state, and the merge. With one sender,
 task arithmetic at scale 1 is replace."""
-CHANNELS: Mapping[str, Callable[[str, Recipe], Channel]] = {
-    "silent": lambda name, _: Silent(name),
-    "skyline": lambda name, _: Skyline(name),
-    "text": _text,
-    "debate": _debate,
-    "cipher": _cipher,
-    "cipher_debate": _cipher_debate,
-    **dict.fromkeys(FUSED, _fused),
-    PREDICTABILITY: _predictability,
-    **dict.fromkeys(MERGED, _merged),
-    "coconut": _coconut,
-    "deltas": _deltas,
-    "kv": lambda name, _: KeyValues(name),
-}
-"""All channels that can run without training, by name."""
+FUSED: Mapping[str, Fusion] = {name: fusion for name, fusion in BY_NAME.items() if name not in MERGED}
+"""The fusions of one state into another that need no fit, by name: channels of `compare`, fusions of a diagnosis."""
+CHANNELS: Named[Entry] = Named(
+    "channel",
+    {
+        "silent": Entry(lambda name, _: Silent(name)),
+        "skyline": Entry(lambda name, _: Skyline(name)),
+        "text": Entry(_text),
+        "debate": Entry(_debate),
+        "cipher": Entry(_cipher, same=("vocabulary",)),
+        "cipher_debate": Entry(_cipher_debate, same=("vocabulary",)),
+        **dict.fromkeys(FUSED, Entry(_fused, needs_cell=True)),
+        PREDICTABILITY: Entry(_predictability, needs_cell=True),
+        **dict.fromkeys(MERGED, Entry(_merged, needs_cell=True)),
+        "coconut": Entry(_coconut, same=("layout",)),
+        "deltas": Entry(_deltas, same=("vocabulary", "width")),
+        "kv": Entry(lambda name, _: KeyValues(name), same=("layout",)),
+    },
+    group="latentcomm.channels",
+)
+"""All channels that can run without training, by name. A package that declares an entry point of the group
+`latentcomm.channels`, an `Entry`, adds its own."""
 LEARNED = ("learned_linear", "gated", "concatenated", "interlat", "calm")
 """Channels with parts that are trained first, by name; `experiments.train.learn` trains them."""
-OF_ONE_VOCABULARY = ("cipher", "cipher_debate", "deltas")
-"""Channels whose messages are made of tokens that must mean the same in both models."""
-OF_ONE_WIDTH = ("deltas",)
-"""Channels whose tensors are added unmapped: those of the catalogue have no map."""
-OF_ONE_LAYOUT = ("kv", "coconut")
-"""Channels whose messages only a model of the sender's own layout can read."""

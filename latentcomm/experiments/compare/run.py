@@ -13,9 +13,6 @@ from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.channels.base import Channel
 from latentcomm.channels.catalogue import (
     CHANNELS,
-    OF_ONE_LAYOUT,
-    OF_ONE_VOCABULARY,
-    OF_ONE_WIDTH,
     PREDICTABILITY,
     Recipe,
     build,
@@ -51,7 +48,8 @@ def names_for(sender: Model, receiver: Model, *, right_aligned: bool = False) ->
     """The names of all channels that can run without training and can pass between these two models."""
     if one_model(sender, receiver):
         return list(CHANNELS)
-    left_out = {*OF_ONE_LAYOUT, *_refused(CHANNELS, sender, receiver)}
+    left_out = {*_refused(CHANNELS, sender, receiver)}
+    left_out |= {name for name, entry in CHANNELS.items() if "layout" in entry.same}
     if right_aligned and sender.d_model != receiver.d_model:
         left_out.add(PREDICTABILITY)
     return [name for name in CHANNELS if name not in left_out]
@@ -59,15 +57,19 @@ def names_for(sender: Model, receiver: Model, *, right_aligned: bool = False) ->
 
 def _refused(names: Collection[str], sender: Model, receiver: Model) -> dict[str, str]:
     """The channels that cannot pass between these two models, each with the reason."""
-    reasons = {}
-    if sender.d_model != receiver.d_model:
-        widths = f"they are {sender.d_model} and {receiver.d_model} wide, and nothing here maps what it sends"
-        reasons |= dict.fromkeys(OF_ONE_WIDTH, widths)
+    needs = {name: CHANNELS[name].same for name in names if name in CHANNELS}
+    differ: dict[str, str] = {}
+    if any("vocabulary" in same for same in needs.values()) and not one_vocabulary(sender, receiver):
+        differ["vocabulary"] = "their vocabularies differ"
     if (sender.n_layers, sender.d_model) != (receiver.n_layers, receiver.d_model):
-        reasons |= dict.fromkeys(OF_ONE_LAYOUT, "they are of different layouts")
-    if any(name in OF_ONE_VOCABULARY for name in names) and not one_vocabulary(sender, receiver):
-        reasons |= dict.fromkeys(OF_ONE_VOCABULARY, "their vocabularies differ")
-    return {name: reason for name, reason in reasons.items() if name in names}
+        differ["layout"] = "they are of different layouts"
+    if sender.d_model != receiver.d_model:
+        differ["width"] = f"they are {sender.d_model} and {receiver.d_model} wide, and nothing here maps what it sends"
+    return {
+        name: next(why for what, why in differ.items() if what in same)
+        for name, same in needs.items()
+        if set(same) & differ.keys()
+    }
 
 
 def compare_named(
