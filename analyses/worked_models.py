@@ -15,8 +15,8 @@ from latentcomm.tasks.kv_math_worked import (
     N_KEYS,
     TERMS,
     Worked,
+    arithmetic_texts,
     knowing_texts,
-    reckoning_texts,
     worked_words,
 )
 
@@ -66,7 +66,7 @@ def worked_pair(
     seed: int = 0,
     progress: bool = False,
 ) -> WorkedPair:
-    """A pair for `tasks.kv_math_worked` of the same options, trained on `knowing_texts` and `reckoning_texts`.
+    """A pair for `tasks.kv_math_worked` of the same options, trained on `knowing_texts` and `arithmetic_texts`.
 
     The large one can write a whole worked sum of keys that it never met together; the small one goes on with any whose
     numbers are in sight, and guesses the numbers of keys. Both have one vocabulary and unequal widths. The same options
@@ -81,7 +81,7 @@ def worked_pair(
     options = {"n_keys": n_keys, "highest": highest, "n_terms": n_terms, "seed": seed}
     texts = {
         "large": knowing_texts(large.n_texts, **options),
-        "small": reckoning_texts(small.n_texts, **options),
+        "small": arithmetic_texts(small.n_texts, **options),
     }
     n_ctx = 2 * max(n_terms) * (max(n_terms) + 3)
     models = {}

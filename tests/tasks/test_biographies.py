@@ -107,7 +107,7 @@ class TestBrokenFiles:
             (changed(facts=["Ghent.", "Ghent."]), "line 2 .* twice"),
             (changed(questions=[]), r"line 2 .* has the questions \[\]"),
             (changed(questions=["Where?"]), "question 1 in line 2 .* is 'Where"),
-            (changed(questions=PERSON["questions"] * 2), "line 2 .* asks .* twice"),
+            (changed(questions=PERSON["questions"] * 2), "line 2 .* has the question .* twice"),
             (question(question=None), "question 1 in line 2 .* has no 'question'"),
             (question(answers=[]), "question 1 in line 2 .* has the answers"),
             (question(answers=["Ghent", "Ghent"]), "question 1 in line 2 .* twice"),
