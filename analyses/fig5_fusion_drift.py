@@ -34,8 +34,17 @@ from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.reporting.plots import drift_violins
 from latentcomm.reporting.publish import plain
-from latentcomm.reporting.style import LETTER, LINE, TICK_SIZE, bare, blank_sheet, colour_axis, layer_axis, names_axis
-from latentcomm.reporting.style import places as layer_places
+from latentcomm.reporting.style import (
+    LETTER,
+    LINE,
+    TICK_SIZE,
+    bare,
+    blank_sheet,
+    colour_axis,
+    layer_axis,
+    layer_positions,
+    names_axis,
+)
 from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig5_fusion_drift"
@@ -149,7 +158,14 @@ def detectors_plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
             "" if line else fusion.replace("_", "<br>"),
         )
         cells = [[shares[fusion, message, detector, write] for write in writes] for detector in detectors]
-        heat = {"x": layer_places(writes), "z": cells, "xgap": 1, "ygap": 1, "coloraxis": "coloraxis", "hoverinfo": "z"}
+        heat = {
+            "x": layer_positions(writes),
+            "z": cells,
+            "xgap": 1,
+            "ygap": 1,
+            "coloraxis": "coloraxis",
+            "hoverinfo": "z",
+        }
         sheet.figure.add_trace(go.Heatmap(heat | axes))
         if not place:
             aside = {"x": end - gap - 10, "y": bottom + height / 2}

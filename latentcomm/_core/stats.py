@@ -59,7 +59,7 @@ class RankCorrelation:
         rho: NaN where it is not defined: one side is constant, or follows from what is given.
         low, high: the interval over the resamples in which rho is defined; NaN where there is none.
         n: how many cells.
-        units: what was drawn, in words, such as "80 items x 10 x 10 groups of cells".
+        units: what was drawn, as text such as "80 items x 10 x 10 groups of cells".
         defined: the share of resamples in which rho is defined.
     """
 
@@ -108,7 +108,7 @@ def paired_bootstrap(
     `a[i]` and `b[i]` are two systems' scores (or right and wrong) on the same item. Items are drawn with replacement,
     both scores together, `n_resamples` times; the interval runs between the quantiles (1 - level) / 2 and
     (1 + level) / 2 of the resampled differences. With `groups` (one label an item: a document, a country) whole groups
-    are drawn, and a resample's difference is its total over its number of items. Where all units differ alike the
+    are drawn, and a resample's difference is its total over its number of items. Where all units differ equally the
     interval is a point.
 
     Source: Efron & Tibshirani 1993, "An introduction to the bootstrap"; paired over items as in Koehn 2004.
@@ -209,7 +209,7 @@ def cell_rank_correlation(
     resample draws items with replacement (for x and y together), and for each of `factors` (one label a cell, such as
     its block of neighbouring read layers) its groups with replacement; a cell then counts as often as the product of
     its groups' counts. Without factors the interval is of the items alone, for just these cells. `given` are columns
-    with a number a cell, as in `spearman`. `within` (one label a cell) asks for the mean of the rho of each stratum,
+    with a number a cell, as in `spearman`. `within` (one label a cell) gives the mean of the rho of each stratum,
     for the strata in which it is defined. The interval runs between the quantiles (1 - level) / 2 and (1 + level) / 2.
 
     Source: Owen 2007, "The pigeonhole bootstrap", arXiv:0712.1111 (it errs towards intervals that are too wide).
@@ -274,9 +274,9 @@ def _stratified(columns: Sequence[Float[np.ndarray, " cell"]], strata: Shaped[np
         return _correlation(columns[0], columns[1], columns[2:])
     labels, stratum = np.unique(strata, return_inverse=True)
     if len(columns) > 2:
-        parts = [[column[stratum == place] for column in columns] for place in range(len(labels))]
+        parts = [[column[stratum == label] for column in columns] for label in range(len(labels))]
         each = np.array([_correlation(x, y, given) if len(x) > 1 else math.nan for x, y, *given in parts])
-    else:  # all strata at once: a bootstrap asks this often
+    else:  # all strata at once: a bootstrap calls this often
         x, y = (_centred(_ranks(stratum * len(stratum) + _ranks(column)), stratum) for column in columns)
         sizes = np.bincount(stratum, x * x) * np.bincount(stratum, y * y)
         each = np.bincount(stratum, x * y) / np.sqrt(np.where(sizes > 0, sizes, math.nan))

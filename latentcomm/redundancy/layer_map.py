@@ -49,7 +49,7 @@ class RedundancyMap:
         residual_covariance_interval: its interval.
         explained_energy: 1 - sum |a - p|^2 / sum |a|^2: as R^2, with the mean counted as known.
         spectra: (sender layer, receiver layer) -> eigenvalues of the residual's covariance, largest first; of those
-            pairs that were asked for.
+            pairs that were requested.
         n_rows, n_documents: how many rows, of how many documents (of rows where no groups were given).
     """
 
@@ -121,12 +121,12 @@ def redundancy_map(
     n_rows = _require_layers(a_layers, b_layers)
     for pair in spectra:
         if not (0 <= pair[0] < len(a_layers) and 0 <= pair[1] < len(b_layers)):
-            raise ValueError(f"spectra asks for {pair}; layers go to {len(a_layers) - 1} and {len(b_layers) - 1}")
+            raise ValueError(f"spectra is {pair}; layers go to {len(a_layers) - 1} and {len(b_layers) - 1}")
     codes = group_codes(groups, n_rows)
     fold = torch.empty(n_rows, dtype=torch.int64)
     for number, held_out in enumerate(row_folds(n_rows, folds=folds, groups=codes, seed=seed)):
         fold[held_out] = number
-    order = fold.argsort(stable=True)  # folds that stand one after the other need no copies
+    order = fold.argsort(stable=True)  # contiguous folds need no copies
     fold, codes = fold[order], codes[order]
     targets = [target_sums(_in_order(layer, order), fold, folds) for layer in a_layers]
     empty = torch.full((len(a_layers), len(b_layers)), torch.nan, dtype=torch.float64)

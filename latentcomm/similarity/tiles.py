@@ -14,7 +14,7 @@ __all__ = ["Accumulator", "Tile", "plan_tiles", "tiled_map"]
 
 @runtime_checkable
 class Accumulator(Protocol):
-    """What says how much memory it takes: `LayerPairs` and `MinibatchPairs`, as they would be used for a tile."""
+    """What reports how much memory it takes: `LayerPairs` and `MinibatchPairs`, as they would be used for a tile."""
 
     def peak_bytes(self, layers: tuple[int, int], widths: tuple[int, int]) -> int:
         """Return the most bytes that so many layers of x and y of these widths take."""
@@ -38,10 +38,10 @@ def plan_tiles(
         accumulator: as it will be used for each tile, `LayerPairs(folds=1)`; it stays as it is.
         layers: how many of x, and how many of y.
         widths: d_sender and d_receiver.
-        max_bytes: what a tile may take beside the chunk of rows that is handed in.
+        max_bytes: what a tile may take in addition to the chunk of rows that is given.
 
     Raises:
-        ValueError: no layers or widths, or less memory than a single pair needs (it says how much that is).
+        ValueError: no layers or widths, or less memory than a single pair needs (the message has how much that is).
 
     >>> from latentcomm.similarity.layer_maps.exact import LayerPairs
     >>> tiles = plan_tiles(LayerPairs(folds=1), layers=(32, 32), widths=(4096, 4096), max_bytes=8 * 2**30)
@@ -72,7 +72,7 @@ def plan_tiles(
 def tiled_map(
     measure: Callable[[Tile], Float[Tensor, "tile_x tile_y *rest"]], tiles: Sequence[Tile]
 ) -> Float[Tensor, "layer_x layer_y *rest"]:
-    """Return the map of all layers, put together from `measure` of each tile, [layer_x layer_y] or with axes behind.
+    """Return the map of all layers, put together from `measure` of each tile, [layer_x layer_y ...].
 
     `measure` streams the rows of the tile's layers through a new accumulator and returns its map. Every cell depends on
     its two layers alone, so the map is that of one pass; minibatches draw the same batches in every tile, for the draw

@@ -172,7 +172,7 @@ class TestFilesOfTensors:
         write_tensors(tmp_path / "file", {"x": states(3)}, {"note": "one"})
         text = (tmp_path / "file").read_bytes()
         (tmp_path / "file").write_bytes(text.replace(b'"note":"one"', b'"note":"two"'))
-        with pytest.raises(ValueError, match="does not hold what its checksum says; it was changed or damaged"):
+        with pytest.raises(ValueError, match="does not match its checksum; it was changed or damaged"):
             read_tensors(tmp_path / "file")
 
     def test_of_before_there_were_checksums_are_read(self, tmp_path: Path) -> None:

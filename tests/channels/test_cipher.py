@@ -252,7 +252,7 @@ class TestTheSlot:
             with_slot(tiny, ["Alice"], [vector.expand(40, -1)], template="raw")
         deaf = tokenizer()
         deaf.chat_template = "{% for message in messages %}<user>{% endfor %}"
-        with pytest.raises(ValueError, match="drops or changes what a user says"):
+        with pytest.raises(ValueError, match="drops or changes the user's text"):
             with_slot(wrap_model(transformers_model("llama"), deaf, name="t"), ["Alice"], [vector], template="chat")
 
 

@@ -56,7 +56,7 @@ class TestTheGap:
     def test_a_template_that_changes_the_words_is_refused(self) -> None:
         tiny = build("llama")
         tiny.tokenizer.chat_template = "{% for message in messages %}<user>hello{% endfor %}"
-        with pytest.raises(ValueError, match="changes what a user says"):
+        with pytest.raises(ValueError, match="changes the user's text"):
             with_gap(tiny, [ASKED], template="chat")
 
 

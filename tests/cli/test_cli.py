@@ -472,7 +472,7 @@ class TestAStoppedRun:
         assert stopped.exit_code == 1 and "Traceback" not in stopped.output
         said = last_line(stopped.stderr)
         assert said.startswith("latentcomm: ") and "pass-000002.safetensors could not be written" in said
-        assert said.endswith("(No space left on device); make room and run again, what is done is kept")
+        assert said.endswith("(No space left on device); free some space and run again; finished work is saved")
         assert sum(path.endswith(".safetensors") for path in files_in(tmp_path)) == 2
         passes = Counter(records.write_tensors)
         monkeypatch.setattr(records, "write_tensors", passes)

@@ -148,7 +148,7 @@ def test_without_positions_only_the_norm_leaves_rows_out_and_no_limit_leaves_non
     ("options", "message"),
     [
         ({"norm_limit": 1}, "norm_limit is 1; it counts medians"),
-        ({"positions": torch.zeros(1200, dtype=torch.long)}, "no row lies past the first 1 positions"),
+        ({"positions": torch.zeros(1200, dtype=torch.long)}, "no row is past the first 1 positions"),
         ({"positions": (torch.arange(1200) > 1100).long()}, "99 rows without 1101 sinks are too few"),
     ],
 )

@@ -561,9 +561,7 @@ class TestLoadModel:
         with pytest.raises(ValueError, match="'gpu'"):
             load_model(folder, device="gpu")
         if not torch.cuda.is_available():
-            with pytest.raises(
-                ValueError, match="'cuda:0' was asked for, but torch sees no CUDA device here; use 'cpu'"
-            ):
+            with pytest.raises(ValueError, match="device is 'cuda:0', but torch sees no CUDA device here; use 'cpu'"):
                 load_model(folder, device="cuda:0")
 
 

@@ -94,7 +94,7 @@ def test_the_map_as_a_table_has_a_line_a_pair_in_the_order_of_the_map():
         (lambda: redundancy_map([rows(30, 2)], [rows(29, 2)]), "layers have 29 and 30 rows; give the same rows"),
         (lambda: redundancy_map([rows(30, 2)], [rows(30, 2) / 0]), "layer 0 of b holds NaN or infinity"),
         (lambda: redundancy_map([torch.ones(30, 2)], [rows(30, 2)]), "all 30 rows of layer 0 of a are equal"),
-        (lambda: redundancy_map([rows(30, 2)], [rows(30, 2)], spectra=[(0, 1)]), r"spectra asks for \(0, 1\)"),
+        (lambda: redundancy_map([rows(30, 2)], [rows(30, 2)], spectra=[(0, 1)]), r"spectra is \(0, 1\)"),
         (lambda: redundancy_map([rows(30, 2)], [rows(30, 2)], groups=[0, 1] * 15), "2 groups cannot make 5 folds"),
         (lambda: redundancy_map([rows(30, 2)], [rows(30, 2)], folds=2), "folds is 2; choosing a penalty"),
         (lambda: redundancy_map([rows(4, 2)], [rows(4, 2)]), "4 groups cannot make 5 folds"),

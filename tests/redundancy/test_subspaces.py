@@ -175,7 +175,7 @@ def test_a_shared_subspace_of_a_correlation_takes_every_pair_as_strong():
             "rank is 1, energy 0.5 and correlation None; give one",
         ),
         (lambda x, y: shared_subspace(x, y, energy=0.0), "energy is 0.0; it is a share"),
-        (lambda x, y: shared_subspace(x, y, correlation=1.5), "correlation is 1.5; canonical correlations lie"),
+        (lambda x, y: shared_subspace(x, y, correlation=1.5), "correlation is 1.5; canonical correlations are"),
     ],
 )
 def test_a_shared_subspace_of_no_one_size_is_refused(share, message):

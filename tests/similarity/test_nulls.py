@@ -57,7 +57,7 @@ def test_rows_whose_position_the_partner_lacks_are_left_out():
 
 
 def test_what_allows_no_exchange_is_refused():
-    with pytest.raises(ValueError, match=r"^4 documents form 6 circles, fewer than 20; give more documents"):
+    with pytest.raises(ValueError, match=r"^4 documents form 6 cycles, fewer than 20; give more documents"):
         exchanged_documents([0, 1, 2, 3], [0, 0, 0, 0], draws=20)
     with pytest.raises(ValueError, match=r"^1 documents form 0 circles"):
         exchanged_documents([0, 0], [0, 1], draws=1)

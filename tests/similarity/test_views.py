@@ -109,7 +109,7 @@ def test_what_has_no_view_is_refused():
         (lambda: find_sinks(x, positions=POSITIONS, sink_positions=-1), r"^sink_positions is -1"),
         (lambda: find_sinks(x, positions=POSITIONS - 1), r"^a position is -1; count from each document's start"),
         (lambda: find_sinks(x, positions=POSITIONS, medians=[1.0]), r"^1 medians for 2 layers"),
-        (lambda: find_sinks(x, positions=torch.zeros(200).long()), r"^no row lies past the first 1 positions"),
+        (lambda: find_sinks(x, positions=torch.zeros(200).long()), r"^no row is past the first 1 positions"),
         (lambda: find_sinks(0 * x, positions=POSITIONS), r"^the median norm of layer 0 is 0"),
         (lambda: find_sinks(x / 0, positions=POSITIONS), r"^layer 0 holds NaN or infinity in rows 0, 1"),
         (lambda: residual_view(x[:, :2], y[:, :2], positions=POSITIONS[:2]), r"^1 of 2 rows are no sinks"),

@@ -348,7 +348,7 @@ def _settings(page: Page, found: Diagnosis) -> None:
         ("Machine", machine()),
     ):
         rows = [[name.replace("_", " "), _text_of(value)] for name, value in values.items()]
-        page.table([caption, ""], rows, words=True)
+        page.table([caption, ""], rows, as_text=True)
     page.heading("Files next to this page")
     page.links(FILES)
 

@@ -9,7 +9,7 @@ from plot_tables import cascade_rows, signal_rows
 
 from figures import heads, named, parsed
 from latentcomm.reporting.plots import cascade_curves, cascade_front, opening_signals
-from latentcomm.reporting.plots.cascade import FINISHED, FIRED, IN_OPENING, WENT_ON
+from latentcomm.reporting.plots.cascade import CONTINUED, FINISHED, FIRED, IN_OPENING
 
 STOPS = ["0", "8", "16", "entropy-drop", "oracle"]
 
@@ -74,12 +74,12 @@ class TestCurves:
     def test_empty_states_stand_where_states_pass_and_count_what_the_small_model_went_on_with(
         self, condition: str, entry: str
     ) -> None:
-        (found,) = (trace for trace in named(curves(), f"{entry}, where it went on") if "lines" in trace["mode"])
+        (found,) = (trace for trace in named(curves(), f"{entry}, where it continued") if "lines" in trace["mode"])
         rows = cascade_rows().query("condition == @condition").set_index("stop")
         assert found["y"] == [rows["handed_accuracy"][stop] for stop in ("8", "16")]
         assert found["xaxis"] == "x2" and found["showlegend"]
         nothing = cascade_rows().assign(handed_n=0, handed_accuracy=math.nan)
-        assert {y for trace in named(curves(nothing), f"{entry}, where it went on") for y in trace["y"]} == {None}
+        assert {y for trace in named(curves(nothing), f"{entry}, where it continued") for y in trace["y"]} == {None}
 
     def test_a_control_that_was_not_run_is_not_in_the_legend(self) -> None:
         figure = curves(cascade_rows().query("condition != 'own'"))
@@ -99,7 +99,7 @@ class TestCurves:
         table = table.assign(
             handed_n=table["handed_n"].where(~held, 0), handed_accuracy=table["handed_accuracy"].where(~held)
         )
-        dots = named(curves(table), WENT_ON)
+        dots = named(curves(table), CONTINUED)
         assert [trace["x"] for trace in dots] == [[0, 1, 3, 4]] * 2
         right = table.query("condition == 'message' and hand_off == 'text' and stop == '8'")["handed_accuracy"].item()
         assert dots[0]["y"][1] == right
@@ -188,7 +188,7 @@ class TestSignals:
     [
         (lambda table: table.query("condition != 'small alone'"), "0 rows of 'small alone'"),
         (lambda table: table.query("condition != 'message'"), "no row of the table has the condition 'message'"),
-        (lambda table: table.assign(low=0.9), "lies outside"),
+        (lambda table: table.assign(low=0.9), "is outside"),
         (lambda table: table.assign(accuracy=math.nan), "no number"),
         (lambda table: pd.concat([table, table]), "more than once"),
     ],
