@@ -1,4 +1,4 @@
-"""What the scripts of the figures share: their arguments, where unfinished work lies, replots and publication."""
+"""What the scripts of the figures share: their arguments, where unfinished work is saved, replots and publication."""
 
 import argparse
 import contextlib
@@ -18,13 +18,13 @@ from latentcomm.reporting.publish import publish, replot
 Plot = Callable[[pd.DataFrame, dict[str, Any]], go.Figure]
 """What draws a figure from its table and its settings."""
 FOLDER = Path(__file__).resolve().parent.parent / "figures"
-"""Where figures are kept, unless told otherwise."""
+"""Where figures are saved by default."""
 
 
 def arguments(doc: str | None, *, smoke: str, sender: str, receiver: str) -> argparse.ArgumentParser:
     """The arguments that every figure of two models takes.
 
-    `smoke` and `receiver` say what a small run has and what the second model is for; `sender` is the default.
+    `smoke` and `receiver` describe a small run and the use of the second model; `sender` is the default.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help=f"{smoke}, to see that it runs")
@@ -47,9 +47,9 @@ def replot_found(figures: Mapping[str, Plot], folder: Path) -> None:
 @contextlib.contextmanager
 def unfinished(name: str, options: argparse.Namespace) -> Iterator[Path]:
     """A folder for what a run has done so far; it goes when all is published and stays where the run was stopped."""
-    kept = options.out / ".unfinished" / (f"{name}_smoke" if options.smoke else name)
-    yield kept
-    shutil.rmtree(kept, ignore_errors=True)
+    folder = options.out / ".unfinished" / (f"{name}_smoke" if options.smoke else name)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish_pair(

@@ -1,13 +1,13 @@
-"""Figure 12: what does a model that only reads know of pictures, through latents and through captions?
+"""Figure 12: what does a text-only model know of pictures, through latents and through captions?
 
     python analyses/fig12_crossmodal.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
 
 Accuracy by question on held-out pictures: a soft prompt and a graft through ridge maps, a soft prompt trained through
-the reader, and three captions from the same latents, with silence, the true caption, other pictures' messages, zeros
-and random vectors in place of messages, an untrained encoder with a map of its own, maps fitted to names that were
-exchanged, training with other pictures' vectors, and a linear classifier of the same latents. The set digits needs
-nothing else: a small encoder is trained first. For flags and emoji give --folder, with table.json and pictures, and
---vision. It goes on where it was stopped.
+the receiver, and three captions from the same latents, with silence, the true caption, other pictures' messages, zeros
+and random vectors instead of messages, an untrained encoder with a map of its own, maps fitted to permuted names,
+training with other pictures' vectors, and a linear classifier of the same latents. The set digits needs nothing else: a
+small encoder is trained first. For flags and emoji give --folder, with table.json and pictures, and --vision. It
+resumes where it was stopped.
 """
 
 from dataclasses import dataclass, replace
@@ -75,7 +75,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     """A panel a question, a row a channel."""
     return accuracy_by_question(
         table,
-        title=f"What does a reader know of pictures? {settings['vision']} to {settings['receiver']}",
+        title=f"What does a text-only model know of pictures? {settings['vision']} to {settings['receiver']}",
         note=f"Choices; 95 % Wilson intervals over pictures. {held_out(table['part'].unique())}",
     )
 

@@ -1,11 +1,11 @@
-"""Figure 13: which blocks of a vision encoder and layers of a reader are alike over the same names?
+"""Figure 13: which blocks of a vision encoder and layers of a receiver are similar over the same names?
 
     python analyses/fig13_block_layer_map.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR]
                                              [--vision NAME]
 
 Mutual nearest neighbours, CKNNA and debiased CKA of every block with every layer, over names: the mean state of a
-name's pictures, and the reader's state at the name's last token. The best cell is chosen on one half of the names; the
-map shows the other half, with the level that 95 % of shuffled names stay below at the chosen cell.
+name's pictures, and the receiver's state at the name's last token. The best cell is chosen on one half of the names;
+the map shows the other half, with the level that 95 % of shuffled names stay below at the chosen cell.
 """
 
 from dataclasses import dataclass, replace
@@ -68,21 +68,21 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         receiver_layer=table["layer"],
         null=[float(chosen.loc[measure, "null_95"]) for measure in table["measure"]],
     )
-    said = [
+    sentences = [
         f"{str(measure).replace('_', ' ')} {row['held_out']:.2f} at block {row['block']}, layer {row['layer']} "
         f"(null {row['null_mean']:.2f}, p = {row['p']:.2g})"
         for measure, row in chosen.iterrows()
     ]
     note = (
         f"Over {int(table['names'].iloc[0])} names on which no cell was chosen. Chosen on the other half: "
-        f"{'; '.join(said)}. White dots: not above what 95 % of shuffled names stay below at the chosen cell."
+        f"{'; '.join(sentences)}. White dots: not above what 95 % of shuffled names stay below at the chosen cell."
     )
     return pair_map(
         shown,
         value="held_out",
         null="null",
         panels="measure",
-        title=f"Where are an encoder and a reader alike? {settings['vision']} and {settings['receiver']}",
+        title=f"Where are an encoder and a receiver similar? {settings['vision']} and {settings['receiver']}",
         note=note,
         sender=settings["vision"],
         receiver=settings["receiver"],

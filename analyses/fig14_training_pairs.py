@@ -1,11 +1,11 @@
-"""Figure 14: how many pairs of a picture and its name does a map need before a reader knows what was seen?
+"""Figure 14: how many pairs of a picture and its name does a map need before the receiver can answer?
 
     python analyses/fig14_training_pairs.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
 
 Accuracy by question against the number of names that maps are fitted on, each with all its fitting pictures, for the
 soft prompt, the graft and both captions from the same latents, and for the same with other pictures' messages. A name
 is that of a folder's table; of digits it is one scan, or one composed picture. The table has the pictures too, as
-`pairs`. The block and the layer are chosen once, on all fitting pictures. It goes on where it was stopped.
+`pairs`. The block and the layer are chosen once, on all fitting pictures. It resumes where it was stopped.
 """
 
 import random

@@ -1,11 +1,11 @@
-"""Figure 3: which layers of two models are alike, and how alike are layers that read unrelated texts?
+"""Figure 3: which layers of two models are similar, and how similar are layers on unrelated texts?
 
     python analyses/fig3_similarity.py [--smoke] [--replot] [--out DIR] [--sender NAME] [--receiver NAME]
 
 Debiased linear CKA of every pair of layers, of the sender with itself and, where a receiver is named, with that: of
-RMS-normalised states without sinks, and of the raw states of all tokens beside it. The null sets each document beside
-another one, token by token; that of the maximum is what the best pair of layers must exceed. About six minutes on two
-cores with a receiver of 0.5 billion parameters.
+RMS-normalised states without sinks, and of the raw states of all tokens for comparison. The null pairs each document
+with another one, token by token; that of the maximum is what the best pair of layers must exceed. About six minutes on
+two cores with a receiver of 0.5 billion parameters.
 """
 
 import time
@@ -31,7 +31,7 @@ VIEWS = {
     "RMS-normalised, sinks left out": {"scaling": rms_normalised},
     "raw, all tokens": {"scaling": raw, "sink_positions": 0, "norm_limit": float("inf")},
 }
-"""What is compared: as the next block reads it, and as it stands."""
+"""What is compared: the states as the next block reads them, and raw."""
 NULL_QUANTILE = 0.975
 
 
@@ -106,7 +106,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         note=(
             f"Debiased linear CKA by minibatches at the same tokens of {int(table['documents'].iloc[0])} documents: "
             + "; ".join(f"{view}: {part['rows'].iloc[0]:,} rows" for view, part in table.groupby("view", sort=False))
-            + f". Null: 97.5 % of the largest cell over {settings['draws']} exchanges of documents, "
+            + f". Null: 97.5 % of the largest cell over {settings['draws']} permutations of documents, "
             f"{settings['null_rows']:,} rows each."
         ),
         sender=settings["sender"],

@@ -5,7 +5,7 @@
 Held-out R^2 of ridge regression between every second layer of the sender and of itself and, where a receiver is named,
 of that: forward predicts the receiver's state from the sender's, backward the sender's from the receiver's, which is
 how much of a message the receiver already holds. RMS-normalised states without sinks; folds by document, the penalty
-chosen inside the folds; the null sets each document beside another one, token by token. About fifteen minutes on two
+chosen inside the folds; the null pairs each document with another one, token by token. About fifteen minutes on two
 cores with a receiver of 0.5 billion parameters.
 """
 
@@ -50,7 +50,7 @@ SMOKE = replace(SETTINGS, documents=20, max_tokens=24, layer_step=12, folds=3)
 def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> pd.DataFrame:
-    """A row a pair of layers: R^2 both ways, with that of exchanged documents, and what it rests on."""
+    """A row a pair of layers: R^2 both ways, with that of permuted documents, and the rows it is computed from."""
     texts = read_corpus().documents
     step = 1 if settings.documents is None else -(-len(texts) // settings.documents)
     tokens = pair_tokens(sender, receiver, texts[::step], max_tokens=settings.max_tokens)
@@ -59,10 +59,10 @@ def compute(
     y = x if states.y is states.x else states.y[:: settings.layer_step]
     view = residual_view(x, y, positions=states.sender_position, positions_y=states.receiver_position)
     document, position = states.document[view.keep], states.sender_position[view.keep]
-    (exchange,) = exchanged_documents(document, position, draws=1, seed=settings.seed)
+    (permuted,) = exchanged_documents(document, position, draws=1, seed=settings.seed)
     as_they_are = Pairing(torch.arange(len(document)), torch.arange(len(document)))
-    say("predictability: the documents as they are, then exchanged")
-    found, null = (_both_ways(settings, view, document, pairing) for pairing in (as_they_are, exchange))
+    say("predictability: the documents as they are, then permuted")
+    found, null = (_both_ways(settings, view, document, pairing) for pairing in (as_they_are, permuted))
     return pd.DataFrame(
         {
             "sender_layer": row * settings.layer_step,
@@ -81,7 +81,7 @@ def compute(
 
 
 def _both_ways(settings: Settings, view: ResidualView, document: Tensor, pairing: Pairing) -> tuple[Tensor, Tensor]:
-    """R^2 [sender layer, receiver layer] of predicting the receiver, and the sender; each sender row keeps its fold."""
+    """R^2 [sender layer, receiver layer] of predicting the receiver, and the sender; each sender row in its fold."""
     x = [layer[pairing.rows] for layer in view.x_layers]
     y = [layer[pairing.partners] for layer in view.y_layers]
     pairs = LayerPairs(folds=settings.folds, seed=settings.seed).update(x, y, groups=document[pairing.rows])
@@ -108,7 +108,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         note=(
             f"Ridge R² on held-out documents, {settings['folds']} folds: {rows:,} tokens of "
             f"{documents} documents, RMS-normalised, {left_out} sinks left out. "
-            "Null: documents exchanged, cell by cell."
+            "Null: documents permuted, cell by cell."
         ),
         sender=settings["sender"],
         receiver=settings["receiver"],

@@ -2,11 +2,11 @@
 
     python analyses/fig5_fusion_drift.py [--smoke] [--replot] [--out DIR] [--sender NAME] [--receiver NAME]
 
-States of held-out documents of the packaged corpus, fused with the sender's state at the same place ("same text"), at a
-place of another document ("other text"), and with a random direction as long as the first ("random"); each is set
-beside the receiver's own states of other documents at the layer that is written to. The sender is read at the same
-relative depth: no cell is chosen. Of the sender with itself or, where a receiver is named, with that, through ridge
-maps fitted on the other half of the documents. It goes on where it was stopped.
+States of held-out documents of the packaged corpus, fused with the sender's state at the same position ("same text"),
+at a position of another document ("other text"), and with a random direction as long as the first ("random"); each is
+compared with the receiver's own states of other documents at the layer that is written to. The sender is read at the
+same relative depth: no cell is chosen. Of the sender with itself or, where a receiver is named, with that, through
+ridge maps fitted on the other half of the documents. It resumes where it was stopped.
 """
 
 import time
@@ -77,8 +77,8 @@ def compute(
     tokens = pair_tokens(sender, receiver, chosen, max_tokens=settings.max_tokens)
     folder = None if checkpoint is None else checkpoint / "corpus"
     states = capture_paired(sender, receiver, tokens, checkpoint=folder, progress=True)
-    places = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
-    rows = ordinary_rows(states.x, states.y, seed=settings.seed, **places)
+    positions = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
+    rows = ordinary_rows(states.x, states.y, seed=settings.seed, **positions)
     items = choose_items(rows, tokens, n=settings.n_states, seed=settings.seed)
     depth = (sender.n_layers - 1) / (receiver.n_layers - 1)
     writes = range(0, receiver.n_layers, settings.layer_step)
@@ -94,16 +94,16 @@ def compute(
         messages = _messages(settings, rows, items, cell, joints[cell.write])
         for fusion, message in product(FUSIONS, MESSAGES):
             rule = joints[cell.write].fusion(FUSIONS[fusion], own.shape[1], messages[message].shape[1])
-            place = {"fusion": fusion, "message": message, "read_layer": cell.read, "write_layer": cell.write}
+            labels = {"fusion": fusion, "message": message, "read_layer": cell.read, "write_layer": cell.write}
             percentiles = references[cell.write].percentile(rule(own, messages[message]))
             for item, percentile in enumerate(percentiles[COMBINED].tolist()):
-                each.append(place | {"detector": COMBINED, "item": item, "percentile": percentile})
+                each.append(labels | {"detector": COMBINED, "item": item, "percentile": percentile})
             for detector in (COMBINED, *DETECTORS):
                 values = percentiles[detector]
                 flags = (values >= RARE).double().numpy()
                 share = paired_bootstrap(flags, 0 * flags, groups=document, n_resamples=1000, seed=settings.seed)
                 median = {"percentile_median": float(values.quantile(0.5)), "flagged": share.difference}
-                found = place | {"detector": detector} | median | {"low": share.low, "high": share.high}
+                found = labels | {"detector": detector} | median | {"low": share.low, "high": share.high}
                 shares.append(found | {"n": len(values), "documents": share.n})
     return pd.DataFrame(each), pd.DataFrame(shares)
 
@@ -130,7 +130,7 @@ def detectors_plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     """A column of panels a fusion, a row of panels a message; in a panel the share flagged by detector and layer."""
     columns = ("fusion", "message", "detector", "write_layer")
     shares = {tuple(row[name] for name in columns): row["flagged"] for row in table.to_dict("records")}
-    fusions, messages, detectors, writes = (list(dict.fromkeys(key[place] for key in shares)) for place in range(4))
+    fusions, messages, detectors, writes = (list(dict.fromkeys(key[index] for key in shares)) for index in range(4))
     width, height, gap = 128, 17 * len(detectors), 12
     across, down = len(fusions) * (width + gap) + 64, len(messages) * (height + gap) - gap
     sheet = blank_sheet(
@@ -148,13 +148,13 @@ def detectors_plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     sheet.figure.update_layout(coloraxis=colour_axis((0, 1), "share flagged", end / across))
     name_axis = names_axis([name.replace("_", " ") for name in detectors], "")
     write_axis = layer_axis(writes, "write layer <i>j</i>")
-    for (line, message), (place, fusion) in product(enumerate(messages), enumerate(fusions)):
+    for (line, message), (index, fusion) in product(enumerate(messages), enumerate(fusions)):
         bottom = down - height - line * (height + gap)
         axes = sheet.panel(
-            line * len(fusions) + place,
-            (place * (width + gap), bottom, width, height),
+            line * len(fusions) + index,
+            (index * (width + gap), bottom, width, height),
             write_axis if line == len(messages) - 1 else bare(write_axis),
-            bare(name_axis) if place else name_axis,
+            bare(name_axis) if index else name_axis,
             "" if line else fusion.replace("_", "<br>"),
         )
         cells = [[shares[fusion, message, detector, write] for write in writes] for detector in detectors]
@@ -167,7 +167,7 @@ def detectors_plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
             "hoverinfo": "z",
         }
         sheet.figure.add_trace(go.Heatmap(heat | axes))
-        if not place:
+        if not index:
             aside = {"x": end - gap - 10, "y": bottom + height / 2}
             sheet.figure.add_annotation(
                 x=aside["x"] / across,
@@ -194,7 +194,7 @@ def main() -> None:
         __doc__,
         smoke="a few layers and states",
         sender=SETTINGS.sender,
-        receiver="a model to graft into, in place of the sender itself",
+        receiver="a model to graft into, instead of the sender itself",
     ).parse_args()
     if options.replot:
         replot_found(FIGURES, options.out)

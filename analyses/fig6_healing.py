@@ -1,12 +1,12 @@
-"""Figure 6: does the receiver heal a graft on the way up, and does it then say what it would have said?
+"""Figure 6: does the receiver heal a graft at the later layers, and is its output then what it would have been?
 
     python analyses/fig6_healing.py [--smoke] [--replot] [--out DIR] [--sender NAME] [--receiver NAME]
 
 Every fusion and message is grafted into held-out texts of the packaged corpus, each cut off at one of its tokens; at
 every later layer with a reference, the deviation from the ungrafted state and its percentile among the receiver's own
-states; at the end, the KL of the next token. A percentile that heals is no recovery: hold the KL beside it. The sender
+states; at the end, the KL of the next token. A percentile that heals is no recovery: compare the KL. The sender
 is read at the same relative depth: no cell is chosen. Of the sender with itself or, where a receiver is named, with
-that, through ridge maps fitted on the other half of the documents. It goes on where it was stopped.
+that, through ridge maps fitted on the other half of the documents. It resumes where it was stopped.
 """
 
 import time
@@ -60,23 +60,23 @@ def compute(
     tokens = pair_tokens(sender, receiver, chosen, max_tokens=settings.max_tokens)
     folder = None if checkpoint is None else checkpoint / "corpus"
     states = capture_paired(sender, receiver, tokens, checkpoint=folder, progress=True)
-    places = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
-    rows = ordinary_rows(states.x, states.y, seed=settings.seed, **places)
+    positions = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
+    rows = ordinary_rows(states.x, states.y, seed=settings.seed, **positions)
     items = choose_items(rows, tokens, n=settings.n_items, seed=settings.seed)
     depth, last = (sender.n_layers - 1) / (receiver.n_layers - 1), receiver.n_layers - 1
     writes = range(0, last, settings.layer_step)
     cells = [Cell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
     options = {"seed": settings.seed, "kept": Records(checkpoint), "progress": True}
-    looked_at = [*writes, last]
-    references = fit_references(rows, looked_at, model=receiver.fingerprint, **options)
+    measured = [*writes, last]
+    references = fit_references(rows, measured, model=receiver.fingerprint, **options)
     aligner = None if sender is receiver else fit_ridge
     joints = fit_joints(rows, cells, aligner=aligner, predictable=True, **options)
     variants, effects = graft_items(
         rows, items, receiver, cells=cells, joints=joints, fusions=FUSIONS, references=references, **options
     )
-    later = healing_table(variants, effects, cells, looked_at)
-    said = effects_table(variants, effects, cells).astype({"top1_agreement": float})  # a share beside missing ones
-    return pd.concat([later.assign(what=LATER), said.assign(what=NEXT)], ignore_index=True)
+    later = healing_table(variants, effects, cells, measured)
+    on_output = effects_table(variants, effects, cells).astype({"top1_agreement": float})  # a share, some missing
+    return pd.concat([later.assign(what=LATER), on_output.assign(what=NEXT)], ignore_index=True)
 
 
 def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
@@ -88,7 +88,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         effects=pd.DataFrame([row for row in rows if row["what"] == NEXT]),
         title=f"Healing: {settings['sender']} to {settings['receiver']}",
         note=f"Median and quartiles over {settings['n_items']} held-out texts. A percentile that heals is not "
-        "recovery: the KL of the next token stands below.",
+        "recovery: the KL of the next token is below.",
     )
 
 
@@ -102,7 +102,7 @@ def main() -> None:
         __doc__,
         smoke="a few layers and texts",
         sender=SETTINGS.sender,
-        receiver="a model to graft into, in place of the sender itself",
+        receiver="a model to graft into, instead of the sender itself",
     ).parse_args()
     if options.replot:
         replot_found(FIGURES, options.out)

@@ -4,9 +4,9 @@
 
 Over all cells of the layer sweep on Countries but those that write after the last block: the accuracy by choices, and
 the median over items of how rare the fused state is among the receiver's own states at that write layer, by each
-detector. Spearman's rho over cells, plain, given depth, and within one write layer, beside what the layers' numbers
-alone would tell. Of the sender with itself or, where a receiver is named, with that, through maps fitted on a corpus.
-It goes on where it was stopped.
+detector. Spearman's rho over cells, plain, given depth, and within one write layer, with what the layer indices alone
+predict. Of the sender with itself or, where a receiver is named, with that, through maps fitted on a corpus. It resumes
+where it was stopped.
 """
 
 import time
@@ -50,7 +50,7 @@ FUSIONS: Mapping[str, Fusion] = {"replace": Replace(), "mean": Mean(), "sum": Su
 LAST_TOKENS, ANY_TOKENS = "last tokens of the task", "any token of the corpus"
 PREDICTORS = (COMBINED, *DETECTORS)
 LAYERS = ("read layer", "write layer", "|read - write|")
-"""What a cell's place alone could tell, measured beside the detectors."""
+"""What a cell's layer indices alone predict, measured with the detectors."""
 FLAGGED, RATE = "flagged", 0.05
 """A state that the panel calls drifted; of real states it is one in twenty."""
 STATISTICS = {
@@ -94,7 +94,7 @@ SMOKE = replace(
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The cells of a pair, what is asked of them, and how a message enters each."""
+    """The cells of a pair, the task, and how a message enters each."""
 
     sender: lc.Model
     receiver: lc.Model
@@ -115,12 +115,12 @@ def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The correlations, and beneath them a row a fusion, cell and kind of reference."""
-    kept, alike = Records(checkpoint), sender is receiver
-    step = 1 if alike else settings.stride
+    kept, one_model = Records(checkpoint), sender is receiver
+    step = 1 if one_model else settings.stride
     reads = settings.read_layers or tuple(range(0, sender.n_layers, step))
     writes = settings.write_layers or tuple(range(0, receiver.n_layers - 1, step))
     rows = _corpus_rows(settings, sender, receiver, checkpoint)
-    maps = None if alike else _maps(rows, reads, writes, settings.seed, kept)
+    maps = None if one_model else _maps(rows, reads, writes, settings.seed, kept)
     task = countries().split(seed=settings.seed)[0].take(settings.n_items, seed=settings.seed)
     grid = Grid(sender, receiver, reads, writes, task, maps, kept)
     options = {"seed": settings.seed, "kept": kept, "progress": True}
@@ -290,7 +290,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     """A column of panels a statistic, a row of panels a kind of reference, a dot a fusion and predictor."""
     rows = [row for row in table.to_dict("records") if row["outcome"] == ACCURACY and row["rho"] == row["rho"]]
     names, fusions = list(dict.fromkeys(table["predictor"])), list(FUSIONS)
-    looks, kinds = styles(fusions), list(dict.fromkeys(table["reference"]))
+    style_of, kinds = styles(fusions), list(dict.fromkeys(table["reference"]))
     width, height, gap = 156, 20 * len(names), 14
     across, down = len(STATISTICS) * (width + gap) - gap, len(kinds) * (height + gap) - gap
     sheet = blank_sheet(
@@ -298,7 +298,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         f"Spearman's rho over {int(table['n'].iloc[0])} cells of accuracy by choices and median drift: below 0 where "
         "more drift goes with fewer right answers. 95 % intervals by the pigeonhole bootstrap: "
         f"{settings['n_items']} items, blocks of {settings['block']} read layers and of {settings['block']} write "
-        "layers are resampled. Shaded: what the layers' numbers alone tell.",
+        "layers are resampled. Shaded: what the layer indices alone predict.",
         fusions,
         across=across,
         down=down,
@@ -327,7 +327,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
                 asked = {"reference": kind, "statistic": statistic, "fusion": fusion}
                 here = [row | {"accuracy": row["rho"]} for row in rows if asked.items() <= row.items()]
                 heights = [names.index(row["predictor"]) + 0.27 * (rank - 1) for row in here]
-                dot = dots(here, heights, looks[fusion], axes, fusion, named=not line and not place)
+                dot = dots(here, heights, style_of[fusion], axes, fusion, named=not line and not place)
                 sheet.figure.add_trace(dot.update(marker={"size": 6}, error_x={"thickness": 1.3}))
     return sheet.figure
 
@@ -360,7 +360,7 @@ def main() -> None:
         __doc__,
         smoke="a few cells and items",
         sender=SETTINGS.sender,
-        receiver="a model to graft into, in place of the sender itself",
+        receiver="a model to graft into, instead of the sender itself",
     ).parse_args()
     if options.replot:
         replot_found(FIGURES, options.out)

@@ -4,8 +4,8 @@
 
 The table of Ramesh & Li 2025 (arXiv:2501.14082) rebuilt on available weights. Countries and Tip sheets; the cell of
 the channels that graft a state is chosen on 40 items of the tuning half, and all channels are compared on the same 100
-items of the other half, with the shuffled message beside each. Those that learn are trained on the whole tuning half.
-It goes on where it was stopped.
+items of the other half, each with its shuffled message. Those that learn are trained on the whole tuning half.
+It resumes where it was stopped.
 """
 
 import time
@@ -53,7 +53,7 @@ SMOKE = replace(
 
 
 def settings_of(name: str) -> Settings:
-    """The settings of a figure: nothing is trained on Tip sheets, where this model is at chance whatever it reads."""
+    """The settings of a figure: nothing is trained on Tip sheets, where this model is at chance with any prompt."""
     return replace(SETTINGS, task="tip_sheets", learned=(), n_sheets=200) if "tip_sheets" in name else SETTINGS
 
 
@@ -102,7 +102,7 @@ def main() -> None:
         __doc__,
         smoke="a few channels and items",
         sender=SETTINGS.sender,
-        receiver="another model, in place of the sender itself",
+        receiver="another model, instead of the sender itself",
     )
     parser.add_argument("--task", choices=("countries", "tip_sheets"), default=SETTINGS.task)
     options = parser.parse_args()

@@ -6,7 +6,7 @@ The open question of redundancy-aware merging, on Countries and Tip sheets. Repl
 message orthogonal to the receiver's state; what a ridge map of the receiver's state does not predict of it. For each
 fusion the cell is chosen by itself, among the same cells on the same tuning items, and with it the scale of the
 residuals. All are judged on the same held-out items, with the shuffled message and a norm-matched random one. Paired
-differences are to replace, and to that of replace, mean and sum which is best on the tuning items. It goes on where it
+differences are to replace, and to that of replace, mean and sum which is best on the tuning items. It resumes where it
 was stopped.
 """
 
@@ -73,8 +73,8 @@ def compute(
     """A row a task, fusion, condition and metric, with the chosen cell and scale and the paired differences."""
     reads, writes = (_spread(model.n_layers, settings.layers) for model in (sender, receiver))
     cells = [(read, write) for read in reads for write in writes]
-    alike = sender is receiver
-    aligned: Maps | None = None if alike else fit_maps(sender, receiver, cells, settings.seed)
+    one_model = sender is receiver
+    aligned: Maps | None = None if one_model else fit_maps(sender, receiver, cells, settings.seed)
     predicted = _predicted(settings, sender, receiver, cells, aligned, checkpoint)
     tables = []
     for name in settings.tasks:
@@ -107,8 +107,8 @@ def _predicted(
     checkpoint: Path | None,
 ) -> Maps:
     """Of every cell what the receiver's state predicts of the aligned message."""
-    asked = digest([settings, sender.fingerprint, receiver.fingerprint])
-    kept = Records(None if checkpoint is None else checkpoint / f"maps-{asked[:16]}")
+    decisive = digest([settings, sender.fingerprint, receiver.fingerprint])
+    kept = Records(None if checkpoint is None else checkpoint / f"maps-{decisive[:16]}")
     tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
     states = capture_paired(sender, receiver, tokens)
     rows = states.after_first
@@ -250,7 +250,7 @@ def main() -> None:
         __doc__,
         smoke="a few cells and items",
         sender=SETTINGS.sender,
-        receiver="another model, in place of the sender itself",
+        receiver="another model, instead of the sender itself",
     ).parse_args()
     if options.replot:
         replot_found(FIGURES, options.out)

@@ -1,4 +1,4 @@
-"""What the scripts about pictures share: their arguments, the sets and who looks at them, and publication."""
+"""What the scripts about pictures share: their arguments, the sets and their encoders, and publication."""
 
 import argparse
 import random
@@ -36,7 +36,7 @@ EMOJI = (
 )
 CAPTIONS = {"flags": "the flag of {name}", "emoji": "{name}"}
 LEFT_OUT = ("Flags", "Symbols", "Component")
-"""Categories of emoji whose names say little of what is seen."""
+"""Categories of emoji whose names describe little of what is seen."""
 
 
 def parts_of(
@@ -78,7 +78,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 
 def figures_of(name: str, plot: Plot) -> dict[str, Plot]:
-    """A figure a set, all drawn alike."""
+    """A figure a set, all drawn by the same function."""
     return {f"{name}_{data}": plot for data in DATA}
 
 

@@ -71,9 +71,8 @@ def curves_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure
     return cascade_curves(
         table,
         title=f"How much must the large model write? {_pair(settings)}",
-        note=f"{_items(table)}; 95 % Wilson intervals over items. Tokens of a stop: the mean that it hands over. "
-        "The controls stand beside every number, those of states where states pass; the oracle knows the answers and "
-        "is no policy.",
+        note=f"{_items(table)}; 95 % Wilson intervals over items. Tokens of a stop: the mean at its hand-off. "
+        "Controls of states are shown where states pass; the oracle uses the answers and is no policy.",
     )
 
 
@@ -83,7 +82,7 @@ def front_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
         table,
         title=f"What does it cost? {_pair(settings)}",
         note=f"{_items(table)}; 95 % Wilson intervals over items. Operations of both models, as run with a cache for "
-        "this number of tokens alone; numbers at the dots: tokens by the large model. The oracle stands outside the "
+        "this number of tokens alone; numbers at the dots: tokens by the large model. The oracle is outside the "
         "front.",
     )
 
@@ -94,8 +93,8 @@ def signals_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figur
     return opening_signals(
         table,
         title=f"When is the large model sure? {_pair(settings)}",
-        note=f"{n} openings; fewer are so long further on. Dashed: the token by which a stop has handed half of them "
-        "over.",
+        note=f"{n} openings; fewer are so long further on. Dashed: the token by which a stop has fired on "
+        "half of them.",
     )
 
 
@@ -132,16 +131,16 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
     shown = Table(
         title=f"{_items(table)}; 95 % Wilson intervals; exact McNemar p against small alone / large alone / another "
         "item's opening",
-        caption="went on: the items whose reply the large model had not finished; operations are means of an item, as "
-        "if run for this n alone; not corrected for multiple tests; an oracle is chosen by the answers, so that its p "
-        "test nothing",
+        caption="continued: the items whose reply the large model had not finished; operations are means of an item, "
+        "as if run for this n alone; not corrected for multiple tests; an oracle is chosen by the answers, so that its "
+        "p test nothing",
     )
     heads = (
         "hand-off",
         "stop",
         "tokens",
         "accuracy",
-        "went on",
+        "continued",
         "answer in opening",
         "accuracy without",
         "other",

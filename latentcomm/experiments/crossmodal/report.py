@@ -25,7 +25,7 @@ def crossmodal_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
     """Accuracy by question and channel, alongside the same channel with the message of another picture."""
     return accuracy_by_question(
         table,
-        title=f"What does a reader know of pictures? {settings['vision']} to {settings['receiver']}",
+        title=f"What does a text-only model know of pictures? {settings['vision']} to {settings['receiver']}",
         note=f"Choices; 95 % Wilson intervals over pictures. {held_out(table['part'].unique())}",
     )
 
