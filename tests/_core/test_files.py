@@ -102,9 +102,7 @@ class TestWrittenWhole:
 
         if step == "replacing":
             monkeypatch.setattr(os, "replace", full)
-        message = (
-            r"note\.txt could not be written \(No space left on device\); free some space and run again; finished work"
-        )
+        message = r"note\.txt could not be written \(No space left on device\); free some space and run again; finished"
 
         def write() -> None:
             with written_whole(path) as draft:

@@ -117,7 +117,7 @@ def test_several_processes_may_write_the_same_pieces(tmp_path: Path) -> None:
     assert len(files_in(tmp_path)) == 60
 
 
-def test_a_damaged_piece_that_another_process_sets_aside_first_is_made_again(
+def test_a_damaged_record_that_another_process_sets_aside_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = Records(tmp_path)

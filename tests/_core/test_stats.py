@@ -35,7 +35,7 @@ def test_the_interval_is_wilsons_formula(k, n, level):
     assert proportion_interval(k, n, level=level) == pytest.approx(wilson(k, n, level), abs=1e-12)
 
 
-def test_the_interval_of_one_hundred_items_is_about_eight_points_wide_each_side():
+def test_the_interval_of_one_hundred_items_is_about_eight_points_each_way():
     low, high = proportion_interval(80, 100)
     assert (high - low) / 2 == pytest.approx(0.08, abs=0.005)
     narrow = proportion_interval(800, 1000)
@@ -43,7 +43,7 @@ def test_the_interval_of_one_hundred_items_is_about_eight_points_wide_each_side(
 
 
 @pytest.mark.parametrize("chance", [0.05, 0.5, 0.9])
-def test_the_interval_covers_the_true_proportion_about_as_often_as_it_says(chance):
+def test_the_interval_covers_the_true_proportion_at_about_its_rate(chance):
     n = 50
     covered = [low <= chance <= high for low, high in (proportion_interval(k, n) for k in range(n + 1))]
     coverage = float(np.dot(covered, binom.pmf(np.arange(n + 1), n, chance)))  # exact, no simulation needed
@@ -144,7 +144,7 @@ def coverage(*, clustered: bool, grouped: bool, repeats: int = 300) -> float:
     return hits / repeats
 
 
-def test_the_interval_over_independent_items_covers_about_as_often_as_it_says():
+def test_the_interval_over_independent_items_covers_at_about_its_rate():
     assert 0.91 < coverage(clustered=False, grouped=False) < 0.98
 
 
@@ -283,7 +283,7 @@ def test_the_partial_correlation_is_that_of_the_inverse_matrix(n_given):
     assert spearman(x, y, given=given) == pytest.approx(partial_by_precision(x, y, given), abs=1e-9)
 
 
-def test_what_depth_alone_explains_is_gone_once_depth_is_given_and_what_it_does_not_stays():
+def test_given_depth_only_what_depth_does_not_explain_remains():
     rng = np.random.default_rng(1)
     depth = np.arange(400.0)
     x, y = depth + 20 * rng.normal(size=400), depth + 20 * rng.normal(size=400)
@@ -292,7 +292,7 @@ def test_what_depth_alone_explains_is_gone_once_depth_is_given_and_what_it_does_
     assert spearman(x + shared, y + shared, given=[depth]) > 0.6
 
 
-def test_a_column_that_is_constant_or_follows_from_what_is_given_has_no_correlation():
+def test_a_column_constant_or_fixed_by_the_given_ones_has_no_correlation():
     x, y = np.arange(8.0), np.array([3.0, 1, 2, 5, 4, 7, 6, 8])
     assert math.isnan(spearman(np.ones(8), y)) and math.isnan(spearman(x, np.ones(8)))
     assert math.isnan(spearman(x, y, given=[2 * x + 1]))
@@ -325,7 +325,7 @@ def test_its_interval_is_that_of_grids_drawn_one_by_one(n_items):
     assert found.defined == np.isfinite(each).mean()
 
 
-def test_within_strata_it_is_the_mean_of_theirs_and_a_stratum_without_one_is_left_out():
+def test_within_strata_it_is_their_mean_and_constant_strata_are_left_out():
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(5, 24)), rng.normal(size=(5, 24))
     strata = np.repeat(["a", "b", "c"], 8)
@@ -350,7 +350,7 @@ def test_within_strata_and_given_depth_it_is_the_mean_of_the_partial_ones():
     assert found.rho == pytest.approx(np.mean(each), abs=1e-9)
 
 
-def test_its_interval_covers_independent_cells_as_often_as_it_says_and_too_wide_rather_than_too_narrow():
+def test_its_interval_over_independent_cells_is_never_too_narrow():
     """Both columns share layer effects of their own and none with each other: the true correlation is nought."""
     rng = np.random.default_rng(4)
     read, write = grid(8, 8)
@@ -365,7 +365,7 @@ def test_its_interval_covers_independent_cells_as_often_as_it_says_and_too_wide_
     assert naive <= 30  # the same cells again: an interval over items alone says nothing of other layers
 
 
-def test_the_same_seed_gives_the_same_interval_and_nothing_given_is_changed():
+def test_the_same_seed_gives_the_same_interval_and_inputs_do_not_change():
     rng = np.random.default_rng(5)
     read, write = grid(4, 5)
     x, y = rng.normal(size=(6, 20)), rng.normal(size=(6, 20))
@@ -377,7 +377,7 @@ def test_the_same_seed_gives_the_same_interval_and_nothing_given_is_changed():
     assert (x == before[0]).all() and (y == before[1]).all()
 
 
-def test_resamples_without_a_correlation_are_counted_and_a_constant_has_none_at_all():
+def test_resamples_without_a_correlation_are_counted():
     x = np.zeros((4, 6))
     x[:, 0] = 1.0  # constant wherever the first cell is not drawn
     y = np.random.default_rng(6).normal(size=(4, 6))

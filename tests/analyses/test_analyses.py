@@ -145,7 +145,7 @@ class TestEveryScript:
 
 class TestASmallRun:
     @every_sweep
-    def test_publishes_every_figure_as_its_data_give_it_and_replots_it_without_a_model(
+    def test_publishes_every_figure_and_replots_it_without_a_model(
         self, path: Path, tiny: lc.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         module = made_small(script(path), tiny, monkeypatch)

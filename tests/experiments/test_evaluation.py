@@ -196,7 +196,7 @@ class TestTrialsAgainstPlainTransformers:
 
 
 class TestWhatIsEvaluated:
-    def test_an_item_is_asked_once_under_the_message_and_under_every_control_in_order(self) -> None:
+    def test_an_item_runs_once_under_the_message_and_each_control_in_order(self) -> None:
         found = evaluate(GRAFT, model("llama"), model("llama"), TASK)
         ids = [item.id for item in TASK.items]
         assert [(one.condition, one.item) for one in found] == list(itertools.product(CONDITIONS, ids))
@@ -247,7 +247,7 @@ class TestWhatIsEvaluated:
         with pytest.raises(ValueError, match="cannot take 9 of the 8 items"):
             evaluate(Silent(), model("llama"), model("llama"), TASK, n=9)
 
-    def test_the_same_seed_gives_the_same_trials_and_another_seed_other_controls(self) -> None:
+    def test_the_same_seed_gives_the_same_trials_and_another_other_controls(self) -> None:
         first, again, other = (evaluate(GRAFT, model("llama"), model("llama"), TASK, seed=s) for s in (5, 5, 6))
         assert first == again
 

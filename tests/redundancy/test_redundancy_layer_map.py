@@ -67,7 +67,7 @@ def test_a_pair_of_the_map_is_its_transcription_with_scikit_learn():
     assert float(found.effective_rank()[0, 0]) == pytest.approx(filled, abs=1e-8)
 
 
-def test_a_message_of_the_receivers_own_layer_is_wholly_redundant_there_alone():
+def test_a_message_of_the_receivers_own_layer_is_redundant_there_alone():
     _, receiver, documents = layers_of_two()
     found = redundancy_map(receiver, receiver, groups=documents, spectra=[(0, 0), (1, 1)])
     assert found.r_squared.diagonal().tolist() == pytest.approx([1, 1], abs=1e-10)

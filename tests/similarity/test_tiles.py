@@ -63,7 +63,7 @@ def test_a_map_of_tiles_is_the_map_of_one_pass(monkeypatch, case, held):
         torch.testing.assert_close(tiled_map(streamed, tiles), whole, atol=1e-11, rtol=0)
 
 
-def test_tiles_cover_every_pair_once_fit_and_read_no_more_layers_than_any_other_cut():
+def test_tiles_cover_every_pair_once_fit_and_read_fewest_layers():
     pairs = LayerPairs(folds=1)
     for share in (0.01, 0.1, 0.3, 0.6, 1.0):
         largest = pairs.peak_bytes((9, 7), (200, 300))

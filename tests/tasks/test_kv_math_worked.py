@@ -41,7 +41,7 @@ def added(line: str) -> list[tuple[int, int]]:
 
 
 class TestTheTask:
-    def test_the_answer_is_the_sum_of_the_keys_numbers_and_the_last_number_of_the_worked_line(self) -> None:
+    def test_the_answer_is_the_sum_of_the_keys_and_ends_the_worked_line(self) -> None:
         table = worked_table(**OPTIONS)
         task = kv_math_worked(n=30, **OPTIONS)
         for item in task.items:
@@ -100,7 +100,7 @@ class TestTheTask:
 
 class TestHeldOut:
     @pytest.mark.parametrize("seed", range(2))
-    def test_no_tested_pair_is_in_what_either_model_trains_on_by_keys_or_in_numbers(self, seed: int) -> None:
+    def test_no_tested_pair_is_in_any_training_by_keys_or_numbers(self, seed: int) -> None:
         options = OPTIONS | {"seed": seed}
         table = worked_table(**options)
         tested = first_pairs(kv_math_worked(n=26, n_terms=(2,), **options))
@@ -136,7 +136,7 @@ class TestTrainingTexts:
             assert text.prompt.endswith(" =")
         assert without_keys == 17
 
-    def test_the_small_model_goes_on_with_sums_that_are_right_and_cannot_learn_the_table(self) -> None:
+    def test_the_small_model_continues_correct_sums_and_cannot_learn_keys(self) -> None:
         table = worked_table(**OPTIONS)
         told: dict[str, set[str]] = {key: set() for key in table}
         alone = 0

@@ -163,7 +163,7 @@ class TestTheTwoHalves:
 
 
 class TestWhatIsJudged:
-    def test_the_first_fusion_has_every_control_and_the_others_the_shuffled_one(self, report: SweepReport) -> None:
+    def test_the_first_fusion_has_every_control_and_the_others_only_shuffled(self, report: SweepReport) -> None:
         found = list(dict.fromkeys((trial.channel, trial.condition) for trial in report.trials))
         assert found == [
             ("silent", "message"),
@@ -192,7 +192,7 @@ class TestWhatIsJudged:
             mine = [t for t in found.trials if t.channel == name and t.condition in ("message", "shuffled")]
             assert mine == alone
 
-    def test_the_lens_stands_in_the_table_as_the_senders_own_words_at_the_read_layer(self) -> None:
+    def test_the_lens_is_in_the_table_as_the_senders_own_output(self) -> None:
         tiny, task = model("llama"), toy(COUNTRIES * 2, openings=("The", " The note says", "Alice", "note", " is"))
         found = sweep_and_judge(tiny, tiny, task, fusions=REPLACE, seed=1)
         test = task.split(seed=1)[1]
@@ -340,7 +340,7 @@ class TestTheTableOfCells:
 
 
 class TestTheFirstTokensOfAnswers:
-    def test_are_those_of_the_choice_and_of_every_alias_as_it_would_follow_the_prompt(self) -> None:
+    def test_are_those_of_the_choice_and_every_alias_as_after_the_prompt(self) -> None:
         task = toy(COUNTRIES[:3])
         items = (replace(task.items[0], answers=("Greece", "Alice")), *task.items[1:])
         found = first_token_answers(replace(task, items=items), model("llama").first_token)

@@ -50,7 +50,7 @@ def test_every_axis_says_what_it_shows_and_no_panel_covers_another(plot, given) 
     assert heads(figure) == [f"{part}<br>{question} (n = 40)" for part, question, _ in QUESTIONS]
 
 
-def test_a_dot_is_a_channel_at_its_accuracy_and_the_other_picture_an_open_one_beside_it() -> None:
+def test_a_dot_is_a_channel_and_an_open_one_the_other_picture() -> None:
     figure = accuracy_by_question(table(), title="t")
     own, other, *_ = [dot for dot in named(figure, "soft_prompt") if dot["xaxis"] == "x"]
     assert own["x"] == pytest.approx([0.4]) and own["y"] == [2]
