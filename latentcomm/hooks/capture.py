@@ -49,9 +49,7 @@ class Activations:
         lengths = self.mask.sum(1)
         position = position.to(lengths.device)
         if ((position < -lengths) | (position >= lengths)).any():
-            raise ValueError(
-                f"positions {position.tolist()} do not all lie inside prompts of {lengths.tolist()} tokens"
-            )
+            raise ValueError(f"positions {position.tolist()} are not all inside prompts of {lengths.tolist()} tokens")
         values = self._values(site)
         return values[torch.arange(len(values)), (position % lengths).to(values.device)]
 
@@ -221,7 +219,7 @@ def capture_to_disk(
     """Stream a corpus through a model and save its real tokens' activations on disk.
 
     Every shard is written atomically; the same call after an interruption resumes after the last complete shard.
-    Memory is that of one shard of the sites, whatever the corpus. `skip_first` leaves out each prompt's first token
+    Memory is that of one shard of the sites, for any corpus. `skip_first` leaves out each prompt's first token
     (the attention sink), `last_only` saves each prompt's last token alone.
 
     Raises:

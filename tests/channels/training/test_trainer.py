@@ -81,21 +81,21 @@ class TestTheTrainer:
         assert found.losses == expected.losses
         assert whole.calls[20:] == resumed.calls
 
-    def test_what_the_examples_are_is_asked_once_and_not_at_every_update(self) -> None:
-        asked: list[int] = []
+    def test_the_configuration_is_read_once_and_not_at_every_update(self) -> None:
+        reads: list[int] = []
 
         class Slow(Noisy):
             @property
             def configuration(self) -> Mapping[str, Any]:
-                asked.append(1)  # a digest of all examples may take longer than an update
+                reads.append(1)  # a digest of all examples may take longer than an update
                 return {"what": "slow"}
 
         counts = []
         for steps in (1, 30):
-            asked.clear()
+            reads.clear()
             source = states(10, 3, dtype=torch.float32)
             train(Slow(source, source.sum(1), torch.zeros(1, 3), None), Schedule(steps=steps, batch_size=2))
-            counts.append(len(asked))
+            counts.append(len(reads))
         assert counts[0] == counts[1] > 0
 
     def test_another_seed_ends_elsewhere_and_the_same_seed_does_not(self) -> None:
