@@ -40,7 +40,7 @@ class Auroc:
 
     Attributes:
         one_sided: by the raw distance, where only the far side counts (for the cosine the low side).
-        two_sided: by the rarity among held-out states, where states that look too typical count as well.
+        two_sided: by the rarity among held-out states, where too typical states count as well.
     """
 
     one_sided: float
