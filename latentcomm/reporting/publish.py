@@ -248,9 +248,9 @@ def _csv(table: pd.DataFrame) -> str:
         raise ValueError(f"the column {wrong[0]!r} has no name of its own; name every column by text, once")
     if table.index.nlevels > 1 or table.index.name is not None:
         raise ValueError("the table has a named index, which its CSV leaves out; make it a column with reset_index()")
-    table = table.reset_index(drop=True).infer_objects()
-    for name in table.columns:
-        table[name] = _widened(table[name])
+    table = pd.DataFrame(
+        {name: _widened(column) for name, column in table.reset_index(drop=True).infer_objects().items()}
+    )
     lines = zip(*(table[name].tolist() for name in table.columns), strict=True)
     text = "".join(",".join(map(_field, line)) + "\n" for line in [tuple(table.columns), *lines])
     back = _table(text)
