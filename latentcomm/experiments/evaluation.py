@@ -3,19 +3,17 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from latentcomm._core.files import digest
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
-from latentcomm._core.stats import mcnemar_exact, paired_bootstrap, proportion_interval
 from latentcomm.channels.base import Channel, Deciding, Sharing, label
 from latentcomm.channels.message import Message, join
 from latentcomm.experiments.controls import CONTROLS, SELF, USUAL, Exchange, applies, true_message
@@ -28,7 +26,6 @@ MESSAGE = "message"
 """The condition in which the true message is sent."""
 ITEMS_AT_ONCE = 32
 """Items between two writes of a checkpoint: what an interrupted run loses at most."""
-NAN = float("nan")
 METRICS = ("free", "choices")
 """Free: the reply is judged right. Choices: the right choice has the highest logit."""
 
@@ -264,69 +261,3 @@ def _reading(model: Model) -> tuple[Any, ...]:
     if model.tokenizer is None:
         return ()
     return model.vocabulary, getattr(model.tokenizer, "chat_template", None), sorted(model.stop_ids)
-
-
-def to_table(trials: Sequence[Trial]) -> pd.DataFrame:
-    """One row a trial, the columns of `Trial`."""
-    return pd.DataFrame([asdict(trial) for trial in trials])
-
-
-def by_condition(trials: Sequence[Trial]) -> tuple[dict[tuple[str, str], dict[str, Trial]], list[str]]:
-    """For each channel and condition the trials by their items, and the items, which are the same under all.
-
-    Raises:
-        ValueError: channels that were not evaluated on the same items, or share a name.
-    """
-    outcomes: dict[tuple[str, str], dict[str, Trial]] = {}
-    for trial in trials:
-        of_item = outcomes.setdefault((trial.channel, trial.condition), {})
-        if trial.item in of_item:
-            raise ValueError(
-                f"item {trial.item!r} occurs twice under {trial.channel}, {trial.condition}; give every channel a "
-                "unique name, and each of its trials once"
-            )
-        of_item[trial.item] = trial
-    items = list(next(iter(outcomes.values()), ()))
-    if any(set(of_item) != set(items) for of_item in outcomes.values()):
-        raise ValueError("the channels were evaluated on different items and cannot be compared in pairs")
-    return outcomes, items
-
-
-def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
-    """One row a channel, condition and metric: its accuracy with an interval, and paired tests against baselines.
-
-    Columns: channel, condition, metric, n, correct, accuracy with its 95 % Wilson interval (low, high); the paired
-    difference to silent with its 95 % bootstrap interval over items (over_silent, over_silent_low, over_silent_high);
-    the exact McNemar p-values against silent and against this channel's own shuffled message (p_silent, p_shuffled),
-    not corrected for the number of comparisons. Columns that do not apply are NaN.
-
-    Raises:
-        ValueError: channels that were not evaluated on the same items, or share a name.
-    """
-    outcomes, items = by_condition(trials)
-    records = []
-    for (channel, condition), of_item in outcomes.items():
-        silent = outcomes.get(("silent", MESSAGE)) if channel != "silent" else None
-        other = outcomes.get((channel, "shuffled")) if condition == MESSAGE else None
-        metrics = METRICS if all(trial.choices is not None for trial in of_item.values()) else METRICS[:1]
-        for metric in metrics:
-            right = _right(of_item, items, metric)
-            low, high = proportion_interval(sum(right), len(right))
-            record: dict[str, object] = {"channel": channel, "condition": condition, "metric": metric, "n": len(right)}
-            record |= {"correct": sum(right), "accuracy": sum(right) / len(right), "low": low, "high": high}
-            record |= dict.fromkeys(
-                ("over_silent", "over_silent_low", "over_silent_high", "p_silent", "p_shuffled"), NAN
-            )
-            if silent is not None:
-                silent_right = _right(silent, items, metric)
-                gain = paired_bootstrap(right, silent_right, seed=seed)
-                record |= {"over_silent": gain.difference, "over_silent_low": gain.low, "over_silent_high": gain.high}
-                record |= {"p_silent": mcnemar_exact(right, silent_right).p_value}
-            if other is not None:
-                record["p_shuffled"] = mcnemar_exact(right, _right(other, items, metric)).p_value
-            records.append(record)
-    return pd.DataFrame(records)
-
-
-def _right(of_item: Mapping[str, Trial], items: Sequence[str], metric: str) -> list[bool]:
-    return [bool(getattr(of_item[item], metric)) for item in items]

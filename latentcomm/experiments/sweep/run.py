@@ -9,8 +9,9 @@ import pandas as pd
 
 from latentcomm.channels import Activation, Silent, Skyline
 from latentcomm.channels.base import label, receiver_prompts, sender_prompts
+from latentcomm.experiments.accuracy import summarise, to_table
 from latentcomm.experiments.controls import USUAL, derangement
-from latentcomm.experiments.evaluation import Trial, evaluate, summarise, to_table
+from latentcomm.experiments.evaluation import Trial, evaluate
 from latentcomm.experiments.sweep.grid import Cell, LayerSweep, sweep_layers
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.logit_lens import lens_choice, lens_top_token
@@ -29,7 +30,7 @@ class SweepReport:
     Attributes:
         cells: one row a cell of the tune half: read_layer, write_layer, n, choices_accuracy, first_token_accuracy, and
             the logit lens of the message at that read layer, lens_choices_accuracy and lens_first_token_accuracy.
-        conditions: one row a channel, condition and metric of the test half; see `evaluation.summarise`.
+        conditions: one row a channel, condition and metric of the test half; see `accuracy.summarise`.
         trials: every reply, item by item.
         chosen: the cell (k, j), best on the tune half of those whose write layer is not the receiver's last.
         n_cells: the number of cells that it was chosen among.

@@ -17,7 +17,7 @@ from toys import DEFAULT, N_RECEIVER, N_SENDER, PLANTED_CELL, Counter, planted_p
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation
 from latentcomm.experiments import evaluation
-from latentcomm.experiments.evaluation import summarise
+from latentcomm.experiments.accuracy import summarise
 from latentcomm.experiments.sweep import grid as layer_sweep
 from latentcomm.experiments.sweep import run as sweeps
 from latentcomm.experiments.sweep.grid import LayerSweep, sweep_layers
