@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from rich.console import Console
 
 from latentcomm import models
 from latentcomm._core.files import digest, written_whole
@@ -19,6 +18,7 @@ from latentcomm.models import Model
 from latentcomm.models.facts import describe
 from latentcomm.reporting.publish import Published, plain, provenance
 from latentcomm.reporting.publish import publish as publish_figure
+from latentcomm.reporting.terminal import Console
 from latentcomm.tasks.base import Task
 from latentcomm.tasks.catalogue import make_task
 
