@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from latentcomm.experiments.evaluation import MESSAGE, METRICS
 from latentcomm.experiments.job import Drawing
-from latentcomm.experiments.sweep.run import LENS, SweepReport
+from latentcomm.experiments.sweep.run import LENS, UNEMBEDDED, SweepReport
 from latentcomm.reporting.plots import condition_bars, layer_heatmap
 from latentcomm.reporting.terminal import Console, interval, p_value, parts, print_table
 
@@ -35,7 +35,7 @@ def conditions_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
     """Accuracy with its interval of every channel and control, on the items that the cell was not chosen on."""
     read, write = settings["chosen_read_layer"], settings["chosen_write_layer"]
     return condition_bars(
-        table,
+        table.replace({"condition": {UNEMBEDDED: f"layer {read}"}}),
         group="channel",
         title=f"Is it the message? {settings['sender']} to {settings['receiver']}, {settings['task']}",
         note=(
@@ -72,9 +72,9 @@ def print_report(report: SweepReport, console: Console) -> None:
         by_row.setdefault((row["channel"], row["condition"]), {})[row["metric"]] = row
     shown = []
     for (channel, condition), rows in by_row.items():
-        message = condition if condition != MESSAGE else "-" if channel in ("silent", "skyline") else "true"
+        message = {MESSAGE: "-" if channel in ("silent", "skyline") else "true", UNEMBEDDED: f"layer {read}"}
         shown.append(
-            {"channel": channel, "message": message}
+            {"channel": channel, "message": message.get(condition, condition)}
             | {metric: interval(rows[metric]) for metric in METRICS}
             | {f"p {name}": _p_values(rows, f"p_{name}") for name in ("silent", "shuffled")}
         )

@@ -21,6 +21,8 @@ from latentcomm.tasks.base import Item, Task, draw_choices
 
 LENS = "logit lens"
 """The channel name of the sender's own, unembedded state in the table: no receiver is involved."""
+UNEMBEDDED = "unembedded"
+"""Its condition: the state after the chosen read layer, as it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +225,16 @@ def _lens_trials(sender: Model, receiver: Model, task: Task, layer: int, seed: i
     top = lens_top_token(sender, prompts, [layer], first_token_answers(task, sender.first_token))[:, 0]
     pick = lens_choice(sender, prompts, [layer], [item.choice for item in task.items], choices)[:, 0]
     return [
-        Trial(item.id, label(item), LENS, f"layer {layer}", "", bool(free), "", bool(picked), len(options))
+        Trial(
+            item=item.id,
+            label=label(item),
+            channel=LENS,
+            condition=UNEMBEDDED,
+            reply="",
+            free=bool(free),
+            pick="",
+            choices=bool(picked),
+            n_choices=len(options),
+        )
         for item, free, picked, options in zip(task.items, top, pick, choices, strict=True)
     ]
