@@ -3,9 +3,9 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, lru_cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -96,51 +96,18 @@ def evaluate(
         raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
     task = task if n is None else task.take(n, seed=seed)
     choices = draw_choices(task, receiver.first_token, seed=seed) if task.has_choices else [()] * len(task.items)
-    reply_tokens = task.reply_tokens if reply_tokens is None else reply_tokens
-    decoding = (reply_tokens, temperature, top_p)
-    models = None if checkpoint is None else _checkpoint_fingerprints(sender, receiver)
-    inputs = None if checkpoint is None else digest(models, channel, task, seed, ITEMS_AT_ONCE)
-
-    def records(kind: str, *decisive: Any) -> Records:
-        return Records.of(checkpoint, kind, 1, inputs, *decisive)
-
-    key = digest("said", channel.said, task, seed) if isinstance(channel, Sharing) else None
-
-    @cache
-    def sent() -> tuple[Message, Cost]:
-        if key is not None and told is not None and key in told:
-            return told[key]
-        shared = records("message") if key is None else Records.of(checkpoint, "message", 1, models, key, ITEMS_AT_ONCE)
-        result = _sent(lambda part: channel.send(sender, part, receiver=receiver), task, shared)
-        if key is not None and told is not None:
-            told[key] = result
-        return result
-
-    @lru_cache(maxsize=1)  # the conditions run one after another, and a message may be large
-    def message_under(name: str) -> tuple[Message, Cost]:
-        if name == SELF:  # the receiver runs to make it: it is saved and has a cost of its own
-            return _sent(lambda part: channel.own(receiver, part), task, records("own"))
-        message, cost = sent()
-        made = true_message if name == MESSAGE else CONTROLS[name]
-        return made(Exchange(channel, sender, receiver, task, message, seed)), cost
-
-    def conditions() -> list[str]:
-        return [MESSAGE, *(name for name in controls if applies(name, channel, receiver, sent()[0]))]
-
-    def trials_of(name: str, rows: range) -> list[dict[str, Any]]:
-        message, cost = message_under(name)
-        done = _trials(
-            channel, receiver, task, message, rows, choices, cost,
-            name=name, reply_tokens=reply_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        )  # fmt: skip
-        return [asdict(trial) for trial in done]
-
+    decoding = (task.reply_tokens if reply_tokens is None else reply_tokens, temperature, top_p)
+    prints = None if checkpoint is None else [print_of(sender), print_of(receiver)]
+    messages = _Messages(channel, sender, receiver, task, seed, checkpoint, prints, {} if told is None else told)
     trials: list[Trial] = []
-    names = records("conditions", choices, list(controls), *decoding).values("names", conditions)
+    saved = messages.records("conditions", choices, list(controls), *decoding)
+    names = saved.values("names", partial(_conditions, messages, controls))
     for name in track(names, channel.name, total=len(names), shown=progress and len(names) > 1):
-        saved = records("trials", choices, name, *decoding)
-        for rows in _chunks(len(task.items)):
-            trials += [Trial(**each) for each in saved.values(f"{rows.start:05d}", partial(trials_of, name, rows))]
+        saved = messages.records("trials", choices, name, *decoding)
+        message = cache(partial(messages.under, name))  # made where a trial is not saved yet, and once
+        for rows in chunks(len(task.items), ITEMS_AT_ONCE):
+            run = partial(_trials, channel, receiver, task, message, rows, choices, name, *decoding, seed)
+            trials += [Trial(**each) for each in saved.values(f"{rows.start:05d}", run)]
     return trials
 
 
@@ -152,6 +119,61 @@ class Cost:
     seconds: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Messages:
+    """The messages of a channel on a task, made when they are first needed.
+
+    Attributes:
+        prints: what both models are saved under, None without a checkpoint.
+        told: the messages sent so far, by what was sent; channels that send the same share them.
+    """
+
+    channel: Channel
+    sender: Model
+    receiver: Model
+    task: Task
+    seed: int
+    checkpoint: str | os.PathLike[str] | None
+    prints: list[list[Any]] | None
+    told: MutableMapping[str, tuple[Message, Cost]]
+
+    def under(self, condition: str) -> tuple[Message, Cost]:
+        """The message of a condition: the true one, or what a control makes of it."""
+        if condition == SELF:  # the receiver runs to make it: it is saved and has a cost of its own
+            return _sent(partial(self.channel.own, self.receiver), self.task, self.records("own"))
+        message, cost = self.sent
+        make = true_message if condition == MESSAGE else CONTROLS[condition]
+        return make(Exchange(self.channel, self.sender, self.receiver, self.task, message, self.seed)), cost
+
+    @cached_property
+    def sent(self) -> tuple[Message, Cost]:
+        """The message that the sender sends."""
+        send = partial(self.channel.send, self.sender, receiver=self.receiver)
+        if not isinstance(self.channel, Sharing):
+            return _sent(send, self.task, self.records("message"))
+        key = digest("said", self.channel.said, self.task, self.seed)
+        if key not in self.told:
+            shared = Records.of(self.checkpoint, "message", 1, self.prints, key, ITEMS_AT_ONCE)
+            self.told[key] = _sent(send, self.task, shared)
+        return self.told[key]
+
+    def records(self, kind: str, *decisive: Any) -> Records:
+        """The saved pieces of a kind."""
+        return Records.of(self.checkpoint, kind, 1, self._inputs, *decisive)
+
+    @cached_property
+    def _inputs(self) -> str | None:
+        if self.checkpoint is None:
+            return None
+        return digest(self.prints, self.channel, self.task, self.seed, ITEMS_AT_ONCE)
+
+
+def _conditions(messages: _Messages, controls: Sequence[str]) -> list[str]:
+    """The true message, and the controls that apply to it."""
+    message, _ = messages.sent
+    return [MESSAGE, *(name for name in controls if applies(name, messages.channel, messages.receiver, message))]
+
+
 def forget_messages(checkpoint: str | os.PathLike[str]) -> None:
     """Delete the messages of a checkpoint; finished evaluations load without them."""
     for folder in Path(checkpoint).glob("*/"):
@@ -159,14 +181,15 @@ def forget_messages(checkpoint: str | os.PathLike[str]) -> None:
             shutil.rmtree(folder)
 
 
-def _chunks(n: int) -> Iterator[range]:
-    return (range(first, min(first + ITEMS_AT_ONCE, n)) for first in range(0, n, ITEMS_AT_ONCE))
+def chunks(n: int, size: int) -> list[range]:
+    """The rows 0 to n - 1 in ranges of `size`, the last one shorter: what runs together and is saved in one piece."""
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
 
 def _sent(send: Callable[[Task], Message], task: Task, records: Records) -> tuple[Message, Cost]:
     """The message of all items and its mean cost, computed in parts that are saved."""
     parts = []
-    for rows in _chunks(len(task.items)):
+    for rows in chunks(len(task.items), ITEMS_AT_ONCE):
         make = partial(_timed, send, _only(task, rows))
         parts.append(records.saved(f"{rows.start:05d}", make, Message.load))
     total, seconds = (sum(float(part.made_by[name]) for part in parts) for name in ("flops", "seconds"))
@@ -190,18 +213,17 @@ def _trials(
     channel: Channel,
     receiver: Model,
     task: Task,
-    message: Message,
+    sent: Callable[[], tuple[Message, Cost]],
     rows: Sequence[int],
     choices: Sequence[tuple[str, ...]],
-    sent: Cost,
-    *,
-    name: str,
+    condition: str,
     reply_tokens: int,
     temperature: float | int,
     top_p: float | int,
     seed: int,
-) -> list[Trial]:
-    """The trials of some items of a condition."""
+) -> list[dict[str, Any]]:
+    """The trials of some items of a condition, as they are saved."""
+    message, cost = sent()
     part_task = _only(task, rows)
     part_message = message if message.is_silent else message.select(list(rows))
     with recorded_passes() as passes:
@@ -225,7 +247,7 @@ def _trials(
                 item=item.id,
                 label=label(item),
                 channel=channel.name,
-                condition=name,
+                condition=condition,
                 reply=reply,
                 free=verdict.is_right,
                 pick=pick,
@@ -234,12 +256,12 @@ def _trials(
                 parsed=verdict.is_parsed,
                 message_bytes=sizes[position],
                 reply_tokens=decoded.n_tokens[position],
-                sender_flops=sent.flops,
+                sender_flops=cost.flops,
                 receiver_flops=flops(passes) / len(part_task.items),
-                seconds=sent.seconds + seconds / len(part_task.items),
+                seconds=cost.seconds + seconds / len(part_task.items),
             )
         )
-    return trials
+    return [asdict(trial) for trial in trials]
 
 
 def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
@@ -247,17 +269,18 @@ def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
     return options[int(logits[tokens].argmax())]
 
 
-def _checkpoint_fingerprints(sender: Model, receiver: Model) -> list[list[Any]]:
-    if sender.has_hooks or receiver.has_hooks:
+def print_of(model: Model) -> list[Any]:
+    """What a model's work is saved under: its weights, and how it reads and ends a text, which is not in them.
+
+    Raises:
+        ValueError: hooks are attached to it.
+    """
+    if model.has_hooks:
         raise ValueError(
-            "trials of a model with hooks attached cannot be saved, since the checkpoint's name does not "
-            "cover hooks; remove them, or leave the checkpoint out"
+            f"work of {model.name} with hooks attached cannot be saved, since the checkpoint's name does not cover "
+            "hooks; remove them, or leave the checkpoint out"
         )
-    return [[model.fingerprint, *_reading(model)] for model in (sender, receiver)]
-
-
-def _reading(model: Model) -> tuple[Any, ...]:
-    """How a model reads and ends a text, which is not in its weights."""
     if model.tokenizer is None:
-        return ()
-    return model.vocabulary, getattr(model.tokenizer, "chat_template", None), sorted(model.stop_ids)
+        return [model.fingerprint]
+    template = getattr(model.tokenizer, "chat_template", None)
+    return [model.fingerprint, model.vocabulary, template, sorted(model.stop_ids)]
