@@ -9,6 +9,7 @@ map shows the other half, with the level that 95 % of shuffled names stay below 
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,8 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
 
 FIGURES = figures_of(NAME, plot)
 """Every figure that this script can write."""
-
-
-def settings_of(name: str) -> Settings:
-    """The settings of one of the figures."""
-    return of_set(SETTINGS, name)
+settings_of = partial(of_set, SETTINGS)
+"""The settings of one of the figures."""
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ is that of a folder's table; of digits it is one scan, or one composed picture. 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,8 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
 
 FIGURES = figures_of(NAME, plot)
 """Every figure that this script can write."""
-
-
-def settings_of(name: str) -> Settings:
-    """The settings of one of the figures."""
-    return of_set(SETTINGS, name)
+settings_of = partial(of_set, SETTINGS)
+"""The settings of one of the figures."""
 
 
 def main() -> None:

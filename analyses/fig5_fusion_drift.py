@@ -9,8 +9,7 @@ relative depth: no cell is chosen. Of the sender with itself or, where a receive
 maps fitted on the other half of the documents. It goes on where it was stopped.
 """
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import arguments, publish_pair, replot_found, unfinished
+from common import corpus_rows, run_pair
 from torch import Tensor
 
 import latentcomm as lc
@@ -30,13 +29,10 @@ from latentcomm.drift import COMBINED, DETECTORS
 from latentcomm.experiments.diagnosis import FUSIONS, MESSAGES
 from latentcomm.experiments.diagnosis.cells import Cell, Joint, fit_joints, fit_references
 from latentcomm.experiments.diagnosis.grafts import Items, choose_items
-from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
-from latentcomm.hooks.paired_text import capture_paired, pair_tokens
+from latentcomm.experiments.diagnosis.rows import Rows
 from latentcomm.reporting.plots import drift_violins
-from latentcomm.reporting.publish import plain
 from latentcomm.reporting.style import LETTER, LINE, TICK_SIZE, bare, blank_sheet, colour_axis, layer_axis, names_axis
 from latentcomm.reporting.style import places as layer_places
-from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig5_fusion_drift"
 RARE = 0.95
@@ -63,13 +59,7 @@ def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The combined percentile of every fused state, and by detector and write layer the share that is flagged."""
-    texts = read_corpus().documents
-    chosen = texts if settings.documents is None else texts[:: -(-len(texts) // settings.documents)]
-    tokens = pair_tokens(sender, receiver, chosen, max_tokens=settings.max_tokens)
-    folder = None if checkpoint is None else checkpoint / "corpus"
-    states = capture_paired(sender, receiver, tokens, checkpoint=folder, progress=True)
-    places = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
-    rows = ordinary_rows(states.x, states.y, seed=settings.seed, **places)
+    tokens, rows = corpus_rows(settings, sender, receiver, checkpoint)
     items = choose_items(rows, tokens, n=settings.n_states, seed=settings.seed)
     depth = (sender.n_layers - 1) / (receiver.n_layers - 1)
     writes = range(0, receiver.n_layers, settings.layer_step)
@@ -174,24 +164,7 @@ FIGURES |= {f"{NAME}_pair_detectors": detectors_plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few layers and states",
-        sender=SETTINGS.sender,
-        receiver="a model to graft into, in place of the sender itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
-    sender = lc.load_model(settings.sender)
-    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
-    named = f"{NAME}_pair" if options.receiver else NAME
-    known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
-    with unfinished(named, options) as kept:
-        tables = compute(settings, **pair, checkpoint=kept)
-        for name, table in zip((named, f"{named}_detectors"), tables, strict=True):
-            publish_pair(FIGURES[name], table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few layers and states")
 
 
 if __name__ == "__main__":
