@@ -5,7 +5,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,16 @@ FOLDER = Path(__file__).resolve().parent.parent / "figures"
 """Where figures are kept, unless told otherwise."""
 
 
+@dataclass(frozen=True)
+class CorpusSettings:
+    """What every figure of states on the packaged corpus is decided by; a figure adds its own."""
+
+    sender: str = "smollm2-135m-instruct"
+    documents: int | None = None
+    max_tokens: int = 128
+    seed: int = 0
+
+
 def arguments(doc: str | None, *, smoke: str, sender: str, receiver: str) -> argparse.ArgumentParser:
     """The arguments that every figure of two models takes.
 
@@ -42,7 +52,7 @@ def arguments(doc: str | None, *, smoke: str, sender: str, receiver: str) -> arg
 
 
 def corpus_states(
-    settings: Any, sender: lc.Model, receiver: lc.Model, checkpoint: Path | None
+    settings: CorpusSettings, sender: lc.Model, receiver: lc.Model, checkpoint: Path | None
 ) -> tuple[PairedTokens, PairedStates]:
     """The packaged corpus as both models tokenize it, and their states at the tokens that end at one character.
 
@@ -55,7 +65,7 @@ def corpus_states(
 
 
 def corpus_rows(
-    settings: Any, sender: lc.Model, receiver: lc.Model, checkpoint: Path | None
+    settings: CorpusSettings, sender: lc.Model, receiver: lc.Model, checkpoint: Path | None
 ) -> tuple[PairedTokens, Rows]:
     """The tokens of `corpus_states`, and both models' states at every one of them, sinks left out."""
     folder = None if checkpoint is None else checkpoint / "corpus"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from pictures import RECEIVER, figures_of, of_set, run
+from pictures import PictureSettings, figures_of, of_set, run
 
 import latentcomm as lc
 from latentcomm.experiments.crossmodal import VisionSender
@@ -28,18 +28,13 @@ NAME = "fig13_block_layer_map"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(PictureSettings):
     """All that decides the figure."""
 
-    data: str = "digits"
     n_fitting: int = 600
     n_composed: int = 8
-    n_pictures: int = 250
     k: int = 10
     draws: int = 200
-    vision_steps: int = 1200
-    receiver: str = RECEIVER
-    seed: int = 0
 
 
 SETTINGS = Settings()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from pictures import RECEIVER, figures_of, of_set, run
+from pictures import PictureSettings, figures_of, of_set, run
 
 import latentcomm as lc
 from latentcomm.experiments.crossmodal import Picture, PictureSet, VisionSender
@@ -30,19 +30,13 @@ NAME = "fig14_training_pairs"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(PictureSettings):
     """All that decides the figure."""
 
-    data: str = "digits"
     channels: tuple[str, ...] = ("soft_prompt", "graft", "caption", "caption_by_map", "caption_by_word")
     names: tuple[int, ...] = (15, 30, 60, 120, 240)
     n_fitting: int = 240
-    n_composed: int = 240
-    n_pictures: int = 250
     n_test: int = 60
-    vision_steps: int = 1200
-    receiver: str = RECEIVER
-    seed: int = 0
 
 
 SETTINGS = Settings()

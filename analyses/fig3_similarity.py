@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import corpus_states, run_alone_and_pair
+from common import CorpusSettings, corpus_states, run_alone_and_pair
 
 import latentcomm as lc
 from latentcomm._core.progress import track
@@ -33,15 +33,12 @@ NULL_QUANTILE = 0.975
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
-    documents: int | None = None
     max_tokens: int = 256
     draws: int = 20
     null_rows: int = 4096
-    seed: int = 0
 
 
 SETTINGS = Settings()

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import corpus_states, run_alone_and_pair
+from common import CorpusSettings, corpus_states, run_alone_and_pair
 from torch import Tensor
 
 import latentcomm as lc
@@ -28,15 +28,12 @@ NAME = "fig4_predictability"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
-    documents: int | None = None
     max_tokens: int = 256
     layer_step: int = 2
     folds: int = 5
-    seed: int = 0
 
 
 SETTINGS = Settings()

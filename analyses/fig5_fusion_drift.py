@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import corpus_rows, run_pair
+from common import CorpusSettings, corpus_rows, run_pair
 from torch import Tensor
 
 import latentcomm as lc
@@ -40,15 +40,11 @@ RARE = 0.95
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
     layer_step: int = 3
     n_states: int = 128
-    documents: int | None = None
-    max_tokens: int = 128
-    seed: int = 0
 
 
 SETTINGS = Settings()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from common import corpus_rows, run_pair
+from common import CorpusSettings, corpus_rows, run_pair
 
 import latentcomm as lc
 from latentcomm._core.records import Records
@@ -31,15 +31,11 @@ LATER, NEXT = "later layers", "next token"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
     layer_step: int = 3
     n_items: int = 48
-    documents: int | None = None
-    max_tokens: int = 128
-    seed: int = 0
 
 
 SETTINGS = Settings()

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import corpus_rows, run_pair
+from common import CorpusSettings, corpus_rows, run_pair
 from correlation import drift_against_accuracy
 from jaxtyping import Float
 from torch import Tensor
@@ -63,22 +63,18 @@ Cells = Float[Tensor, "item read write"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
     read_layers: tuple[int, ...] | None = None
     write_layers: tuple[int, ...] | None = None
     stride: int = 2
     """Every which layer of either model, where a receiver is named."""
     n_items: int = 60
     names: tuple[str, ...] = ("Alice", "Ben", "Clara")
-    documents: int | None = None
-    max_tokens: int = 128
     block: int = 3
     """Neighbouring layers that are resampled together."""
     n_resamples: int = 500
-    seed: int = 0
 
 
 SETTINGS = Settings()
