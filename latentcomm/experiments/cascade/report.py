@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from latentcomm._core.files import written_whole
 from latentcomm.experiments.cascade import CascadeSweep, Openings, Oracle, Stop
 from latentcomm.experiments.cascade.hand_offs import RANDOM, ZERO
 from latentcomm.experiments.cascade.run import choose
@@ -17,7 +16,7 @@ from latentcomm.experiments.job import Drawing
 from latentcomm.reporting.plots import cascade_curves, cascade_front, opening_signals
 from latentcomm.reporting.plots.cascade import HANDED
 from latentcomm.reporting.plots.tables import spoken
-from latentcomm.reporting.publish import plain
+from latentcomm.reporting.publish import plain, write_table
 from latentcomm.reporting.terminal import Console, accuracy, interval, p_value, parts, print_table
 
 FRONT, SIGNALS = "front", "signals"
@@ -120,8 +119,7 @@ def save_rows(found: CascadeSweep, folder: Path, name: str) -> tuple[Path, Path]
     """NAME_trials.jsonl: all replies, item by item; and NAME_tokens.csv: all signals."""
     trials, tokens = folder / f"{name}_trials.jsonl", folder / f"{name}_tokens.csv"
     found.save_trials(trials)
-    with written_whole(tokens) as draft:
-        found.signals.to_csv(draft, index=False, lineterminator="\n")
+    write_table(found.signals, tokens)
     return trials, tokens
 
 
