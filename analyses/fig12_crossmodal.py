@@ -11,12 +11,13 @@ resumes where it was stopped.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from pictures import RECEIVER, figures_of, of_set, run
+from pictures import PictureSettings, figures_of, of_set, run
 
 import latentcomm as lc
 from latentcomm.experiments.crossmodal import VisionSender
@@ -28,20 +29,13 @@ NAME = "fig12_crossmodal"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(PictureSettings):
     """All that decides the figure."""
 
-    data: str = "digits"
     channels: tuple[str, ...] = CHANNELS
-    n_fitting: int = 400
-    n_composed: int = 240
-    n_pictures: int = 250
     n_test: int = 100
     reply_tokens: int = 4
     train_steps: int = 300
-    vision_steps: int = 1200
-    receiver: str = RECEIVER
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -82,11 +76,8 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
 
 FIGURES = figures_of(NAME, plot)
 """Every figure that this script can write."""
-
-
-def settings_of(name: str) -> Settings:
-    """The settings of one of the figures."""
-    return of_set(SETTINGS, name)
+settings_of = partial(of_set, SETTINGS)
+"""The settings of one of the figures."""
 
 
 def main() -> None:

@@ -11,12 +11,13 @@ is that of a folder's table; of digits it is one scan, or one composed picture. 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from pictures import RECEIVER, figures_of, of_set, run
+from pictures import PictureSettings, figures_of, of_set, run
 
 import latentcomm as lc
 from latentcomm.experiments.crossmodal import Picture, PictureSet, VisionSender
@@ -29,19 +30,13 @@ NAME = "fig14_training_pairs"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(PictureSettings):
     """All that decides the figure."""
 
-    data: str = "digits"
     channels: tuple[str, ...] = ("soft_prompt", "graft", "caption", "caption_by_map", "caption_by_word")
     names: tuple[int, ...] = (15, 30, 60, 120, 240)
     n_fitting: int = 240
-    n_composed: int = 240
-    n_pictures: int = 250
     n_test: int = 60
-    vision_steps: int = 1200
-    receiver: str = RECEIVER
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -102,11 +97,8 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
 
 FIGURES = figures_of(NAME, plot)
 """Every figure that this script can write."""
-
-
-def settings_of(name: str) -> Settings:
-    """The settings of one of the figures."""
-    return of_set(SETTINGS, name)
+settings_of = partial(of_set, SETTINGS)
+"""The settings of one of the figures."""
 
 
 def main() -> None:

@@ -8,23 +8,20 @@ with another one, token by token; that of the maximum is what the best pair of l
 two cores with a receiver of 0.5 billion parameters.
 """
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import arguments, publish_pair, replot_found, unfinished
+from common import CorpusSettings, corpus_states, run_alone_and_pair
 
 import latentcomm as lc
 from latentcomm._core.progress import track
-from latentcomm.hooks.paired_text import PairedStates, capture_paired, pair_tokens
+from latentcomm.hooks.paired_text import PairedStates
 from latentcomm.reporting.plots import pair_map
-from latentcomm.reporting.publish import plain
 from latentcomm.similarity import MinibatchPairs, NullMaps, exchanged_documents, raw, residual_view, rms_normalised
-from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig3_similarity"
 VIEWS = {
@@ -36,15 +33,12 @@ NULL_QUANTILE = 0.975
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
-    documents: int | None = None
     max_tokens: int = 256
     draws: int = 20
     null_rows: int = 4096
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -55,10 +49,7 @@ def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> pd.DataFrame:
     """A row a view and pair of layers: the similarity, its null, that of the largest anywhere, and what it rests on."""
-    texts = read_corpus().documents
-    step = 1 if settings.documents is None else -(-len(texts) // settings.documents)
-    tokens = pair_tokens(sender, receiver, texts[::step], max_tokens=settings.max_tokens)
-    states = capture_paired(sender, receiver, tokens, checkpoint=checkpoint, progress=True)
+    _, states = corpus_states(settings, sender, receiver, checkpoint)
     return pd.concat([_view(settings, states, name) for name in VIEWS], ignore_index=True)
 
 
@@ -121,26 +112,7 @@ FIGURES = {NAME: plot, f"{NAME}_pair": plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few documents",
-        sender=SETTINGS.sender,
-        receiver="a model to compare the sender with, besides itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender)
-    sender = lc.load_model(settings.sender)
-    for name, given in zip(FIGURES, (settings.sender, options.receiver), strict=True):
-        if given is None:
-            continue
-        began = time.monotonic()
-        pair = {"sender": sender, "receiver": sender if given == settings.sender else lc.load_model(given)}
-        known = plain(asdict(settings) | {"receiver": given})
-        with unfinished(name, options) as kept:
-            table = compute(settings, **pair, checkpoint=kept)
-            publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_alone_and_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few documents")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ same relative depth: no cell is chosen. Of the sender with itself or, where a re
 ridge maps fitted on the other half of the documents. It resumes where it was stopped.
 """
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import arguments, publish_pair, replot_found, unfinished
+from common import CorpusSettings, corpus_rows, run_pair
 from torch import Tensor
 
 import latentcomm as lc
@@ -30,10 +29,8 @@ from latentcomm.drift import COMBINED, DETECTORS
 from latentcomm.experiments.diagnosis import FUSIONS, MESSAGES
 from latentcomm.experiments.diagnosis.cells import Cell, Joint, fit_joints, fit_references
 from latentcomm.experiments.diagnosis.grafts import Items, choose_items
-from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
-from latentcomm.hooks.paired_text import capture_paired, pair_tokens
+from latentcomm.experiments.diagnosis.rows import Rows
 from latentcomm.reporting.plots import drift_violins
-from latentcomm.reporting.publish import plain
 from latentcomm.reporting.style import (
     LETTER,
     LINE,
@@ -45,7 +42,6 @@ from latentcomm.reporting.style import (
     layer_positions,
     names_axis,
 )
-from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig5_fusion_drift"
 RARE = 0.95
@@ -53,15 +49,11 @@ RARE = 0.95
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
     layer_step: int = 3
     n_states: int = 128
-    documents: int | None = None
-    max_tokens: int = 128
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -72,13 +64,7 @@ def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The combined percentile of every fused state, and by detector and write layer the share that is flagged."""
-    texts = read_corpus().documents
-    chosen = texts if settings.documents is None else texts[:: -(-len(texts) // settings.documents)]
-    tokens = pair_tokens(sender, receiver, chosen, max_tokens=settings.max_tokens)
-    folder = None if checkpoint is None else checkpoint / "corpus"
-    states = capture_paired(sender, receiver, tokens, checkpoint=folder, progress=True)
-    positions = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
-    rows = ordinary_rows(states.x, states.y, seed=settings.seed, **positions)
+    tokens, rows = corpus_rows(settings, sender, receiver, checkpoint)
     items = choose_items(rows, tokens, n=settings.n_states, seed=settings.seed)
     depth = (sender.n_layers - 1) / (receiver.n_layers - 1)
     writes = range(0, receiver.n_layers, settings.layer_step)
@@ -190,24 +176,7 @@ FIGURES |= {f"{NAME}_pair_detectors": detectors_plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few layers and states",
-        sender=SETTINGS.sender,
-        receiver="a model to graft into, instead of the sender itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
-    sender = lc.load_model(settings.sender)
-    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
-    named = f"{NAME}_pair" if options.receiver else NAME
-    known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
-    with unfinished(named, options) as kept:
-        tables = compute(settings, **pair, checkpoint=kept)
-        for name, table in zip((named, f"{named}_detectors"), tables, strict=True):
-            publish_pair(FIGURES[name], table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few layers and states")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ is read at the same relative depth: no cell is chosen. Of the sender with itself
 that, through ridge maps fitted on the other half of the documents. It resumes where it was stopped.
 """
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from common import arguments, publish_pair, replot_found, unfinished
+from common import CorpusSettings, corpus_rows, run_pair
 
 import latentcomm as lc
 from latentcomm._core.records import Records
@@ -24,11 +23,7 @@ from latentcomm.alignment import fit_ridge
 from latentcomm.experiments.diagnosis import FUSIONS
 from latentcomm.experiments.diagnosis.cells import Cell, fit_joints, fit_references
 from latentcomm.experiments.diagnosis.grafts import choose_items, effects_table, graft_items, healing_table
-from latentcomm.experiments.diagnosis.rows import ordinary_rows
-from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.reporting.plots import healing_curves
-from latentcomm.reporting.publish import plain
-from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig6_healing"
 LATER, NEXT = "later layers", "next token"
@@ -36,15 +31,11 @@ LATER, NEXT = "later layers", "next token"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
     layer_step: int = 3
     n_items: int = 48
-    documents: int | None = None
-    max_tokens: int = 128
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -55,13 +46,7 @@ def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> pd.DataFrame:
     """Both tables, one below the other."""
-    texts = read_corpus().documents
-    chosen = texts if settings.documents is None else texts[:: -(-len(texts) // settings.documents)]
-    tokens = pair_tokens(sender, receiver, chosen, max_tokens=settings.max_tokens)
-    folder = None if checkpoint is None else checkpoint / "corpus"
-    states = capture_paired(sender, receiver, tokens, checkpoint=folder, progress=True)
-    positions = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
-    rows = ordinary_rows(states.x, states.y, seed=settings.seed, **positions)
+    tokens, rows = corpus_rows(settings, sender, receiver, checkpoint)
     items = choose_items(rows, tokens, n=settings.n_items, seed=settings.seed)
     depth, last = (sender.n_layers - 1) / (receiver.n_layers - 1), receiver.n_layers - 1
     writes = range(0, last, settings.layer_step)
@@ -98,23 +83,7 @@ FIGURES = {NAME: plot, f"{NAME}_pair": plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few layers and texts",
-        sender=SETTINGS.sender,
-        receiver="a model to graft into, instead of the sender itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
-    sender = lc.load_model(settings.sender)
-    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
-    name = f"{NAME}_pair" if options.receiver else NAME
-    known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
-    with unfinished(name, options) as kept:
-        table = compute(settings, **pair, checkpoint=kept)
-        publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few layers and texts")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ predict. Of the sender with itself or, where a receiver is named, with that, thr
 where it was stopped.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import arguments, publish_pair, replot_found, unfinished
+from common import CorpusSettings, corpus_rows, run_pair
 from correlation import drift_against_accuracy
 from jaxtyping import Float
 from torch import Tensor
@@ -33,17 +32,14 @@ from latentcomm.channels.base import receiver_prompts, sender_prompts
 from latentcomm.drift import COMBINED, DETECTORS, PANEL, DriftReference, fit_drift_reference
 from latentcomm.drift.rarity import combined_surprise, surprise
 from latentcomm.experiments.diagnosis.cells import fit_references
-from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
+from latentcomm.experiments.diagnosis.rows import Rows
 from latentcomm.fusion import Fusion, Mean, Replace, Sum
 from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST
-from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.models import encode
 from latentcomm.models.prompts import Prompts
-from latentcomm.reporting.publish import plain
 from latentcomm.reporting.style import GRID, INK, LETTER, LINE, TICK_SIZE, bare, blank_sheet, dots, names_axis, styles
 from latentcomm.tasks import Task, countries, draw_choices
-from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig7_drift_and_accuracy"
 FUSIONS: Mapping[str, Fusion] = {"replace": Replace(), "mean": Mean(), "sum": Sum()}
@@ -67,22 +63,18 @@ Cells = Float[Tensor, "item read write"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
     read_layers: tuple[int, ...] | None = None
     write_layers: tuple[int, ...] | None = None
     stride: int = 2
     """Every which layer of either model, where a receiver is named."""
     n_items: int = 60
     names: tuple[str, ...] = ("Alice", "Ben", "Clara")
-    documents: int | None = None
-    max_tokens: int = 128
     block: int = 3
     """Neighbouring layers that are resampled together."""
     n_resamples: int = 500
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -119,7 +111,7 @@ def compute(
     step = 1 if one_model else settings.stride
     reads = settings.read_layers or tuple(range(0, sender.n_layers, step))
     writes = settings.write_layers or tuple(range(0, receiver.n_layers - 1, step))
-    rows = _corpus_rows(settings, sender, receiver, checkpoint)
+    _, rows = corpus_rows(settings, sender, receiver, checkpoint)
     maps = None if one_model else _maps(rows, reads, writes, settings.seed, kept)
     task = countries().split(seed=settings.seed)[0].take(settings.n_items, seed=settings.seed)
     grid = Grid(sender, receiver, reads, writes, task, maps, kept)
@@ -139,17 +131,6 @@ def compute(
                 table.insert(0, "reference", kind)
                 table.insert(0, "fusion", fusion)
     return pd.concat(correlations, ignore_index=True), pd.concat(cells, ignore_index=True)
-
-
-def _corpus_rows(settings: Settings, sender: lc.Model, receiver: lc.Model, checkpoint: Path | None) -> Rows:
-    """Both models' states at every token of the corpus, sinks left out."""
-    texts = read_corpus().documents
-    chosen = texts if settings.documents is None else texts[:: -(-len(texts) // settings.documents)]
-    tokens = pair_tokens(sender, receiver, chosen, max_tokens=settings.max_tokens)
-    folder = None if checkpoint is None else checkpoint / "corpus"
-    states = capture_paired(sender, receiver, tokens, checkpoint=folder, progress=True)
-    places = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
-    return ordinary_rows(states.x, states.y, seed=settings.seed, **places)
 
 
 def _maps(
@@ -356,24 +337,7 @@ FIGURES = {NAME: plot, f"{NAME}_cells": cells_plot, f"{NAME}_pair": plot, f"{NAM
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few cells and items",
-        sender=SETTINGS.sender,
-        receiver="a model to graft into, instead of the sender itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
-    sender = lc.load_model(settings.sender)
-    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
-    named = f"{NAME}_pair" if options.receiver else NAME
-    known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
-    with unfinished(named, options) as kept:
-        tables = compute(settings, **pair, checkpoint=kept)
-        for name, table in zip((named, f"{named}_cells"), tables, strict=True):
-            publish_pair(FIGURES[name], table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few cells and items")
 
 
 if __name__ == "__main__":

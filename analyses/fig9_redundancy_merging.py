@@ -10,15 +10,14 @@ differences are to replace, and to that of replace, mean and sum which is best o
 was stopped.
 """
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from common import arguments, publish_pair, replot_found, unfinished
+from common import run_pair
 
 import latentcomm as lc
 from latentcomm._core.files import digest
@@ -37,7 +36,6 @@ from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.models.sites import Site
 from latentcomm.redundancy import fit_predictable
 from latentcomm.reporting.plots import condition_bars
-from latentcomm.reporting.publish import plain
 from latentcomm.tasks import Task, countries, draw_choices, tip_sheets
 
 NAME = "fig9_redundancy_merging"
@@ -246,23 +244,7 @@ FIGURES = {NAME: plot, f"{NAME}_pair": plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few cells and items",
-        sender=SETTINGS.sender,
-        receiver="another model, instead of the sender itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
-    sender = lc.load_model(settings.sender)
-    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
-    name = f"{NAME}_pair" if options.receiver else NAME
-    known = plain(asdict(settings) | {role: model.name for role, model in pair.items()})
-    with unfinished(name, options) as kept:
-        table = compute(settings, **pair, checkpoint=kept)
-        publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few cells and items")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,19 @@ EMOJI = (
 CAPTIONS = {"flags": "the flag of {name}", "emoji": "{name}"}
 LEFT_OUT = ("Flags", "Symbols", "Component")
 """Categories of emoji whose names describe little of what is seen."""
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """What every figure of pictures is decided by; a figure adds its own."""
+
+    data: str = "digits"
+    n_fitting: int = 400
+    n_composed: int = 240
+    n_pictures: int = 250
+    vision_steps: int = 1200
+    receiver: str = RECEIVER
+    seed: int = 0
 
 
 def parts_of(

@@ -166,10 +166,9 @@ def _config_of(arguments: Sequence[str]) -> Path | None:
 
 def print_result(result: Any) -> None:
     """Print a result's table, then the files that were written and how long it took."""
-    from rich.console import Console
+    from latentcomm.reporting.terminal import console
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    result.summary(console)
+    result.summary(console(WIDTH))
     pages = [path for path in result.files if path.suffix == ".html"]
     for page in pages:
         print(f"wrote {page} (open it in a browser)")

@@ -91,7 +91,17 @@ def publish(
 
 def provenance(outputs: Path) -> dict[str, Any]:
     """The versions of packages, the commit (whether anything outside `outputs` differs from it) and the machine."""
-    return {"versions": _versions(), "code": _code(outputs), "machine": machine()}
+    return {"versions": versions(), "code": _code(outputs), "machine": machine()}
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as a CSV, whole or not at all.
+
+    Raises:
+        RuntimeError: the disk is full or the folder cannot be written.
+    """
+    with written_whole(path) as draft:
+        table.to_csv(draft, index=False, lineterminator="\n")
 
 
 def replot(name: str, folder: str | os.PathLike[str], plot: Plot) -> Published:
@@ -325,14 +335,15 @@ def _differences(old: Any, new: Any, where: str = "figure") -> Iterator[str]:
         yield f"{where} is {was} and should be {should}"
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that numbers depend on."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = None  # run from a checkout without being installed
-    return versions
+            found[package] = None  # run from a checkout without being installed
+    return found
 
 
 def _code(folder: Path) -> dict[str, Any]:

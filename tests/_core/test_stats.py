@@ -14,6 +14,7 @@ from latentcomm._core.stats import (
     cell_rank_correlation,
     mcnemar_exact,
     paired_bootstrap,
+    paired_bootstraps,
     proportion_interval,
     spearman,
 )
@@ -127,6 +128,20 @@ def test_drawing_in_parts_gives_the_same_draws(monkeypatch):
     whole = paired_bootstrap(a, b, n_resamples=1000)
     monkeypatch.setattr(stats, "DRAWS_AT_ONCE", 37)
     assert paired_bootstrap(a, b, n_resamples=1000) == whole
+
+
+@pytest.mark.parametrize("groups", [None, [item // 7 for item in range(30)]])
+def test_pairs_that_share_their_resamples_are_those_of_each_alone_to_the_bit(groups):
+    generator = np.random.default_rng(3)
+    a, b, c = 1e9 * generator.normal(size=(3, 30))
+    alone = [paired_bootstrap(*pair, groups=groups, seed=5) for pair in ((a, b), (c, b))]
+    assert paired_bootstraps([(a, b), (c, b)], groups=groups, seed=5) == alone
+    assert alone[0] != alone[1] and paired_bootstraps([]) == []
+
+
+def test_pairs_of_different_items_do_not_share_resamples():
+    with pytest.raises(ValueError, match="pairs of 2 and of 3 items"):
+        paired_bootstraps([([1, 0], [0, 0]), ([1, 0, 0], [0, 0, 0])])
 
 
 def coverage(*, clustered: bool, grouped: bool, repeats: int = 300) -> float:

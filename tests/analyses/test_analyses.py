@@ -242,7 +242,7 @@ class TestTemplateAndFame:
             n_test=12,
         )
         shown = {"silent": ("silent", "message"), "skyline": ("skyline", "message"), "replace": ("replace", "message")}
-        shown |= {"shuffled": ("replace", "shuffled"), "logit lens": ("logit lens", f"layer {report.chosen[0]}")}
+        shown |= {"shuffled": ("replace", "shuffled"), "logit lens": ("logit lens", "unembedded")}
         assert len(found) == len(shown) * 2 * 2  # conditions, fames, metrics
         for row in found.to_dict("records"):
             channel, condition = shown[row["condition"]]

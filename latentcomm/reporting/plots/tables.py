@@ -104,13 +104,4 @@ def spoken(name: str) -> str:
     return " ".join(_SPOKEN.get(word, word) for word in str(name).replace("_", " ").split(" "))
 
 
-def p_value(value: float) -> str:
-    """A p-value in a printed table: one digit that counts, a dash where there is none.
-
-    >>> p_value(0.0312), p_value(float("nan"))
-    ('0.03', '-')
-    """
-    return "-" if math.isnan(value) else f"{value:.1g}"
-
-
 _SPOKEN = {"cka": "CKA", "knn": "kNN", "kl": "KL", "pca": "PCA", "mahalanobis": "Mahalanobis", "gaussian": "Gaussian"}

@@ -17,12 +17,13 @@ from toys import DEFAULT, N_RECEIVER, N_SENDER, PLANTED_CELL, Counter, planted_p
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation
 from latentcomm.experiments import evaluation
-from latentcomm.experiments.evaluation import summarise
+from latentcomm.experiments.accuracy import summarise
 from latentcomm.experiments.sweep import grid as layer_sweep
 from latentcomm.experiments.sweep import run as sweeps
 from latentcomm.experiments.sweep.grid import LayerSweep, sweep_layers
 from latentcomm.experiments.sweep.run import (
     LENS,
+    UNEMBEDDED,
     SweepReport,
     best_cell,
     cell_table,
@@ -90,7 +91,7 @@ class TestThePlantedCell:
             assert accuracy(report, "replace", condition, metric) == 0
         for channel in ("silent", "skyline"):  # this receiver understands the code and not the words
             assert accuracy(report, channel, "message", metric) == 0
-        assert accuracy(report, LENS, "layer 2", metric) == 0  # and the code is not the answer
+        assert accuracy(report, LENS, UNEMBEDDED, metric) == 0  # and the code is not the answer
 
     def test_is_the_same_one_where_the_grid_is_given_in_another_order(self, pair: tuple[Model, Model]) -> None:
         found = sweep_and_judge(
@@ -171,7 +172,7 @@ class TestWhatIsJudged:
             *(("replace", condition) for condition in ("message", "shuffled", "zero", "random", "self")),
             ("mean", "message"),
             ("mean", "shuffled"),
-            (LENS, "layer 2"),
+            (LENS, UNEMBEDDED),
         ]
         pd.testing.assert_frame_equal(report.conditions, summarise(report.trials, seed=0))
         assert len(report.trial_table()) == len(report.trials)
