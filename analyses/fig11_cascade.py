@@ -55,7 +55,7 @@ class Settings:
     hand_offs: tuple[str, ...] = ("text", "latent", "graft")
     ns: tuple[int, ...] = (0, 1, 2, 3, 5, 7, 9, 12, 16)
     stops: tuple[str, ...] = ("entropy-drop", "early-drop", "confident", "oracle")
-    controls: tuple[str, ...] = ("other", "zero", "random", "own", "self-consistency")
+    controls: tuple[str, ...] = ("shuffled", "zero", "random", "self", "self-consistency")
     n_documents: int = 1000
     measures_drift: bool = True
     trained: tuple[Size, ...] = (LARGE, SMALL)
@@ -71,7 +71,7 @@ ON_GSM8K = Settings(
     hand_offs=("text", "latent"),
     ns=(0, 8, 32, 96),
     stops=("entropy-drop", "oracle"),
-    controls=("other", "own", "self-consistency"),
+    controls=("shuffled", "self", "self-consistency"),
     n_documents=64,
     trained=(),
 )

@@ -25,11 +25,11 @@ import torch
 import latentcomm as lc
 from latentcomm._core.files import write_json
 from latentcomm.channels.base import receiver_prompts
-from latentcomm.experiments.cascade import TextHandOff, write_openings
+from latentcomm.channels.message import Message
+from latentcomm.experiments.cascade import TextHandOff, openings_of, write_openings
 from latentcomm.experiments.cascade.by_name import depth_of, stops_named
-from latentcomm.experiments.cascade.continuations import Errand, hand_over
-from latentcomm.experiments.cascade.openings import Openings
-from latentcomm.experiments.cascade.resume import Continuation, go_on
+from latentcomm.experiments.cascade.continuations import Request, hand_over
+from latentcomm.experiments.cascade.resume import Continuation, continue_rows
 from latentcomm.experiments.cascade.run import choose
 from latentcomm.experiments.controls import derangement
 from latentcomm.experiments.cost import flops
@@ -58,7 +58,7 @@ def main() -> None:
     turns = 1 if options.quick else TURNS
     openings, large = large_side(model, task, ns, turns)
     chosen = hand_overs(openings, ns, options.tokens)
-    alone = [Continuation(row.ids, row.ended) for row in openings.rows]
+    alone = [Continuation(row.ids, row.ended) for row in openings_of(openings)]
     labels, texts = [item.answers[0] for item in task.items], [item.receiver for item in task.items]
     own, other = list(range(len(openings))), derangement(labels, seed=0, texts=texts)
     small = {
@@ -72,23 +72,23 @@ def main() -> None:
         write_json(options.out, found)
 
 
-def large_side(model: lc.Model, task: Task, ns: list[int], turns: int) -> tuple[Openings, dict[str, Any]]:
+def large_side(model: lc.Model, task: Task, ns: list[int], turns: int) -> tuple[Message, dict[str, Any]]:
     """What the large model writes, and what writing it once costs against other ways."""
     longest, layer = task.reply_tokens, depth_of(model)
     prompts = ReceiverInput(receiver_prompts(model, task))
 
-    def once() -> Openings:
+    def once() -> Message:
         openings = write_openings(model, task, layers=(layer,))
         hand_overs(openings, ns, longest)
         return openings
 
     def plain(limits: list[int]) -> list[Continuation]:
-        return go_on(model, prompts, limits)
+        return continue_rows(model, prompts, limits)
 
     openings = once()
     every = {str(n): [n] * len(openings) for n in (*ns, longest)}
     for name, stop in stops_named(STOPS).items():
-        every[name] = [max(1, choose(stop, row, longest, longest)[0]) for row in openings.rows]
+        every[name] = [max(1, choose(stop, row, longest)[0]) for row in openings_of(openings)]
     ways = {
         "all n and stops at once": once,
         "one run at the longest n": lambda: plain([longest] * len(openings)),
@@ -97,12 +97,12 @@ def large_side(model: lc.Model, task: Task, ns: list[int], turns: int) -> tuple[
     return openings, compared(ways, turns)
 
 
-def hand_overs(openings: Openings, ns: list[int], longest: int) -> list[list[int]]:
+def hand_overs(openings: Message, ns: list[int], longest: int) -> list[list[int]]:
     """Of each item the different numbers of tokens at which it is handed over, where something is left to write."""
     stops = stops_named(STOPS).values()
     found = []
-    for row in openings.rows:
-        wanted = {*ns, *(choose(stop, row, longest, longest)[0] for stop in stops)}
+    for row in openings_of(openings):
+        wanted = {*ns, *(choose(stop, row, longest)[0] for stop in stops)}
         found.append(sorted(n for n in wanted if 0 < n <= len(row) and n < longest))
     return found
 
@@ -110,7 +110,7 @@ def hand_overs(openings: Openings, ns: list[int], longest: int) -> list[list[int
 def small_side(
     model: lc.Model,
     task: Task,
-    openings: Openings,
+    openings: Message,
     rows: list[int],
     chosen: list[list[int]],
     alone: list[Continuation],
@@ -118,11 +118,12 @@ def small_side(
 ) -> dict[str, Any]:
     """What all continuations cost as the sweep runs them, and one by one."""
     wanted = [chosen[row] for row in rows]
-    errand = Errand(task, rows, wanted, alone, task.reply_tokens)
+    message = TextHandOff().content(openings).select(rows)
+    request = Request(task, message, wanted, alone, task.reply_tokens)
     columns = range(max(map(len, wanted)))
 
     def shared() -> list[list[tuple[int, ...]]]:
-        return [[one.ids for one in each] for each in hand_over(TextHandOff(), model, openings, errand)]
+        return [[one.ids for one in each] for each in hand_over(TextHandOff(), model, request)]
 
     def separate() -> list[list[tuple[int, ...]]]:
         said: list[list[tuple[int, ...]]] = [[] for _ in wanted]
@@ -130,8 +131,9 @@ def small_side(
             places = [place for place, each in enumerate(wanted) if column < len(each)]
             part = replace(task, items=tuple(task.items[place] for place in places))
             lengths = [wanted[place][column] for place in places]
-            given = TextHandOff().receive(model, part, openings, [rows[place] for place in places], lengths).given
-            for place, one in zip(places, go_on(model, given, [task.reply_tokens - n for n in lengths]), strict=True):
+            given = TextHandOff().enter(model, part, message.select(places), lengths).given
+            limits = [task.reply_tokens - n for n in lengths]
+            for place, one in zip(places, continue_rows(model, given, limits), strict=True):
                 said[place].append(one.ids)
         return said
 

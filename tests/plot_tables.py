@@ -87,8 +87,8 @@ def cascade_rows(hand_offs: tuple[str, ...] = ("text", "latent")) -> pd.DataFram
         one |= {"finished": 0.1, "handed_accuracy": right / 110, "handed_n": 90}
         rows.append(one | {"flops": cost} | more)
 
-    row("none", "0", "small alone", 0.0, 1e9)
-    row("none", "all", "large alone", 70.0, 9e9)
+    row("none", "0", "silent", 0.0, 1e9)
+    row("none", "all", "large", 70.0, 9e9)
     for off, hand_off in enumerate(hand_offs):
         for stop, tokens in (("0", 0.0), ("8", 8.0), ("16", 15.5), ("entropy-drop", 11.0 + off), ("oracle", 6.0)):
             cost = 1e9 + 1e8 * tokens + 1e7 * off
@@ -96,7 +96,7 @@ def cascade_rows(hand_offs: tuple[str, ...] = ("text", "latent")) -> pd.DataFram
             row(hand_off, stop, "message", tokens, cost, fired=fired, in_opening=tokens / 20)
             if stop not in ("0", "oracle"):
                 of_states = ("zero", "random") if hand_off == "latent" else ()
-                for condition in ("other", *of_states, "own", "self-consistency"):
+                for condition in ("shuffled", *of_states, "self", "self-consistency"):
                     row(hand_off, stop, condition, tokens, cost + 1e7)
     return pd.DataFrame(rows)
 

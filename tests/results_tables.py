@@ -115,15 +115,15 @@ def cascade_rows(task: str) -> list[str]:
     """Figure 11, one task: a line a hand-off and stop; p-values are of the cascade against others on the same items."""
     table = pd.read_csv(FIGURES / f"fig11_cascade_{task}.csv", dtype={"stop": str})
     rows = {(row["hand_off"], row["stop"], row["condition"]): row for row in table.to_dict("records")}
-    large = rows["none", "all", "large alone"]
+    large = rows["none", "all", "large"]
     of_states = [each for each in ("zero", "random") if each in set(table["condition"])]
-    head = ["hand-off", "n or stop", "tokens", "accuracy", "small continued", "other's", *of_states]
-    lines = [[*head, "p other's", "answer not in opening", "own", "vote", "cost", "p small", "p large"]]
-    for name, stop, condition in [("none", "0", "small alone"), ("none", "all", "large alone"), *rows]:
+    head = ["hand-off", "n or stop", "tokens", "accuracy", "small continued", "shuffled", *of_states]
+    lines = [[*head, "p shuffled", "answer not in opening", "self", "vote", "cost", "p silent", "p large"]]
+    for name, stop, condition in [("none", "0", "silent"), ("none", "all", "large"), *rows]:
         row, is_alone = rows[name, stop, condition], name == "none"
         if (condition == "message" and (stop != "0")) or len(lines) < 3:
             empty = [rows.get((name, stop, each)) for each in of_states]
-            whole = [rows.get((name, stop, each)) for each in ("own", "self-consistency")]
+            whole = [rows.get((name, stop, each)) for each in ("self", "self-consistency")]
             is_tested = stop != "oracle" and not is_alone
             lines.append(
                 [
@@ -132,13 +132,13 @@ def cascade_rows(task: str) -> list[str]:
                     f"{row['tokens']:.1f}",
                     share(row),
                     "" if is_alone else part_of(row, "handed"),
-                    f"{row['handed_other']:.2f}" if is_tested else "",
+                    f"{row['handed_shuffled']:.2f}" if is_tested else "",
                     *("" if each is None else f"{each['handed_accuracy']:.2f}" for each in empty),
                     p_value(row["p_handed"]) if is_tested else "",
                     "" if is_alone else part_of(row, "without"),
                     *("" if each is None else f"{each['accuracy']:.2f}" for each in whole),
                     f"{row['flops'] / large['flops']:.2f}",
-                    *("" if stop == "oracle" else p_value(row[f"p_{each}"]) for each in ("small", "large")),
+                    *("" if stop == "oracle" else p_value(row[f"p_{each}"]) for each in ("silent", "large")),
                 ]
             )
     return markdown(lines)

@@ -13,6 +13,7 @@ from latentcomm.tasks.base import Task
 
 TRIES = 100
 """Swaps an item, after which the search for an order ends."""
+SHUFFLED, ZERO, RANDOM = "shuffled", "zero", "random"
 SELF = "self"
 """The control whose message comes from the receiver, so that it costs a run of its own."""
 
@@ -168,7 +169,7 @@ def _with(message: Message, change: Callable[[torch.Tensor], torch.Tensor]) -> M
 
 def applies(name: str, channel: Channel, receiver: Model, message: Message) -> bool:
     """Whether a control of this name applies to this message: silence has none, a text has nothing to randomise."""
-    if name in ("zero", "random"):
+    if name in (ZERO, RANDOM):
         return message.has_tensors
     if name == SELF:
         return not message.is_silent and channel.carries_own(receiver)
@@ -176,12 +177,12 @@ def applies(name: str, channel: Channel, receiver: Model, message: Message) -> b
 
 
 CONTROLS: dict[str, Callable[[Exchange], Message]] = {
-    "shuffled": shuffled,
-    "zero": zero,
-    "random": norm_matched_random,
+    SHUFFLED: shuffled,
+    ZERO: zero,
+    RANDOM: norm_matched_random,
     SELF: self_message,
     "same-label": same_label,
 }
 """The controls of a channel with a message, in the order of tables."""
-USUAL = ("shuffled", "zero", "random", SELF)
+USUAL = (SHUFFLED, ZERO, RANDOM, SELF)
 """The controls that every task allows; "same-label" needs two items of every answer, and is run on request."""

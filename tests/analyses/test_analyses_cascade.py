@@ -18,7 +18,7 @@ from latentcomm.tasks.kv_math_worked import worked_table
 MODULE = script(ROOT / "analyses" / "fig11_cascade.py")
 STEM = "fig11_cascade_kv_math_worked"
 ENDINGS = (".csv", ".html", ".json", ".meta.json")
-CONDITIONS = {"small alone", "large alone", "message", "other", "zero", "random", "own", "self-consistency"}
+CONDITIONS = {"silent", "large", "message", "shuffled", "zero", "random", "self", "self-consistency"}
 
 
 @pytest.fixture(scope="module")

@@ -47,11 +47,11 @@ class TestCascade:
         for ending, plot in PLOTS.items():
             check_replot(f"c{ending}", tmp_path, plot)
         table = pd.read_csv(tmp_path / "c.csv", dtype={"stop": str})
-        expected = {"small alone", "large alone", "message", "other", "own", "self-consistency"}
+        expected = {"silent", "large", "message", "shuffled", "self", "self-consistency"}
         assert set(table["condition"]) == expected  # text has no states that could be empty
         assert list(table.query("condition == 'message'")["stop"]) == ["0", "2", "5", "confident", "oracle"]
         assert (table["n"] == 6).all() and (table["flops"] > 0).all()
-        for words in ("small alone", "large alone", "text", "confident", "oracle", "6 items"):
+        for words in ("silent", "large", "text", "confident", "oracle", "6 items"):
             assert words in result.stdout
         trials = [json.loads(line) for line in (tmp_path / "c_trials.jsonl").read_text("utf-8").splitlines()]
         assert len(trials) == 6 * len(table)
@@ -62,7 +62,7 @@ class TestCascade:
     def test_n_of_0_is_the_small_model_alone(self, pair: Path, tmp_path: Path) -> None:
         assert cascade(pair, tmp_path).exit_code == 0
         trials = [json.loads(line) for line in (tmp_path / "c_trials.jsonl").read_text("utf-8").splitlines()]
-        alone = {one["item"]: one["reply"] for one in trials if one["condition"] == "small alone"}
+        alone = {one["item"]: one["reply"] for one in trials if one["condition"] == "silent"}
         nothing = {one["item"]: one["reply"] for one in trials if (one["condition"], one["stop"]) == ("message", "0")}
         five = {one["item"]: one["reply"] for one in trials if (one["condition"], one["stop"]) == ("message", "5")}
         assert nothing == alone != five

@@ -7,7 +7,7 @@ from .hand_offs import KVHandOff as KVHandOff
 from .hand_offs import LatentHandOff as LatentHandOff
 from .hand_offs import TextHandOff as TextHandOff
 from .openings import Opening as Opening
-from .openings import Openings as Openings
+from .openings import openings_of as openings_of
 from .run import Cascade as Cascade
 from .run import CascadeSweep as CascadeSweep
 from .run import sweep_cascade as sweep_cascade

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from latentcomm._core.files import digest, without_folder
-from latentcomm.experiments.cascade.by_name import hand_offs_named, refuse_hand_offs, stops_named
+from latentcomm.experiments.cascade.by_name import controls_named, hand_offs_named, refuse_hand_offs, stops_named
 from latentcomm.experiments.cascade.report import cascade_drawings, print_cascade, save_rows
 from latentcomm.experiments.cascade.run import sweep_cascade
 from latentcomm.experiments.cascade.settings import CascadeSettings
@@ -25,7 +25,8 @@ def run_cascade(settings: CascadeSettings, job: Job) -> Result:
     """
     if not settings.sender and job.sender is None:
         raise ValueError("sender is not given; name the large model")
-    stops, wanted, controls = stops_named(listed(settings.stop)), listed(settings.hand_off), listed(settings.controls)
+    settings = replace(settings, controls=controls_named(listed(settings.controls)))
+    stops, wanted = stops_named(listed(settings.stop)), listed(settings.hand_off)
     ns = sorted(set(settings.n))
     if not ns:
         raise ValueError("n names no number of tokens; give some, comma-separated, such as 0,8,16,32")
@@ -67,7 +68,7 @@ def run_cascade(settings: CascadeSettings, job: Job) -> Result:
         ),
         ns=ns,
         stops=stops,
-        controls=controls,
+        controls=settings.controls,
         seed=settings.seed,
         checkpoint=checkpoint,
         progress=job.progress,

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from latentcomm._core.progress import say
 from latentcomm.experiments.cascade.fitting import fit_hand_off
 from latentcomm.experiments.cascade.hand_offs import EMBEDDINGS, HandOff, KVHandOff, TextHandOff
 from latentcomm.experiments.cascade.stops import STOPS, Oracle, Stop
+from latentcomm.experiments.cascade.trials import RENAMED
 from latentcomm.models import Model
 
 TEXT, LATENT, GRAFT, KV = "text", "latent", "graft", "kv"
@@ -30,6 +32,18 @@ def stops_named(names: Sequence[str]) -> dict[str, Stop | Oracle]:
             raise ValueError(f"there is no stop {name!r}; choose among {', '.join(STOPS)}")
         found[fits[0]] = STOPS[fits[0]]
     return found
+
+
+def controls_named(names: Sequence[str]) -> tuple[str, ...]:
+    """The controls with these names; names of version 0.1 are taken for one more release, and the new ones are said.
+
+    >>> controls_named(["shuffled", "zero"])
+    ('shuffled', 'zero')
+    """
+    for name in names:
+        if name in RENAMED:
+            say(f"the control {name!r} is called {RENAMED[name]!r} now; the old name goes in the next release")
+    return tuple(RENAMED.get(name, name) for name in names)
 
 
 def hand_offs_named(

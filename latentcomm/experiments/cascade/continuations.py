@@ -6,9 +6,10 @@ from typing import Any
 
 from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
+from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade.hand_offs import HandOff, Received, TextHandOff
-from latentcomm.experiments.cascade.openings import Openings
-from latentcomm.experiments.cascade.resume import Continuation, Prefix, behind, go_on
+from latentcomm.experiments.cascade.openings import VOCABULARY, opened, text_at
+from latentcomm.experiments.cascade.resume import Continuation, ReadPrefix, after_prefixes, continue_rows
 from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 
@@ -46,18 +47,18 @@ class Handed:
         return cls(ids=tuple(record["ids"]), **rest)
 
     @property
-    def said(self) -> Continuation:
+    def continuation(self) -> Continuation:
         """The small model's tokens."""
         return Continuation(self.ids, self.ended)
 
 
 @dataclass(frozen=True, eq=False)
-class Errand:
-    """A request for the continuations of some items: for each item the row of its opening and the numbers of tokens.
+class Request:
+    """A request for the continuations of some items: for each the message with its opening, and the numbers of tokens.
 
     Attributes:
         task: the items, whose prompts the small model reads.
-        rows: for each item, the row of its opening.
+        message: what passes of the opening of each.
         wanted: for each item the numbers of opening tokens, ascending, at least 1 each and fewer than `limit`.
         alone: for each item the small model's output after its prompt alone, where that is known.
         limit: tokens of opening and continuation together.
@@ -65,14 +66,14 @@ class Errand:
     """
 
     task: Task
-    rows: Sequence[int]
+    message: Message
     wanted: Sequence[Sequence[int]]
     alone: Sequence[Continuation] | None
     limit: int
     measures_surprise: bool = True
 
 
-def hand_over(hand_off: HandOff, small: Model, openings: Openings, request: Errand) -> list[list[Handed]]:
+def hand_over(hand_off: HandOff, small: Model, request: Request) -> list[list[Handed]]:
     """The small model's continuations: for each item, one for each requested number of tokens.
 
     Text hand-offs read their shared prefix once: the prompt and the longest opening in one pass, of which every shorter
@@ -85,25 +86,21 @@ def hand_over(hand_off: HandOff, small: Model, openings: Openings, request: Erra
     items = tuple(
         replace(request.task.items[item], id=f"{request.task.items[item].id} after {n} tokens") for item, n in flat
     )
-    received = hand_off.receive(
-        small,
-        replace(request.task, items=items),
-        openings,
-        [request.rows[item] for item, _ in flat],
-        [n for _, n in flat],
-    )
+    message = request.message.select([item for item, _ in flat])
+    received = hand_off.enter(small, replace(request.task, items=items), message, [n for _, n in flat])
     limits = [request.limit - n for _, n in flat]
     surprise: list[float | None] = [None] * len(flat)
     if isinstance(hand_off, TextHandOff):
-        continuations, surprise = _after_text(small, openings, request, flat, received, limits)
+        continuations, surprise = _after_text(small, request, flat, received, limits)
     else:
-        continuations = go_on(small, received.given, limits)
+        continuations = continue_rows(small, received.given, limits)
     n_past = (0,) * len(flat) if received.given.past is None else received.given.past.length
+    texts, parts = opened(message)
     handed: list[list[Handed]] = [[] for _ in request.wanted]
     for row, (item, n) in enumerate(flat):
         opening, ids = received.opening[row], continuations[row].ids
         if opening is None:
-            reply = openings.text(request.rows[item], n) + small.decode(ids)
+            reply = text_at(texts[row], parts[row]["ends"], n) + small.decode(ids)
         else:
             reply = small.decode([*opening, *ids])
         handed[item].append(
@@ -124,8 +121,7 @@ def hand_over(hand_off: HandOff, small: Model, openings: Openings, request: Erra
 
 def _after_text(
     small: Model,
-    openings: Openings,
-    request: Errand,
+    request: Request,
     flat: Sequence[tuple[int, int]],
     received: Received,
     limits: Sequence[int],
@@ -135,15 +131,15 @@ def _after_text(
     rows_of: dict[int, list[int]] = {}
     for row, (item, _) in enumerate(flat):
         rows_of.setdefault(item, []).append(row)
-    one_vocabulary = openings.vocabulary == small.vocabulary
+    one_vocabulary = request.message.made_by[VOCABULARY] == small.vocabulary
     known: dict[int, list[tuple[int, Continuation]]] = {item: [] for item in rows_of}
     if one_vocabulary and request.alone is not None:
         known = {item: [(0, request.alone[item])] for item in rows_of}
-    prefixes: dict[int, Prefix] = {}
+    prefixes: dict[int, ReadPrefix] = {}
 
-    def prefix(item: int) -> Prefix:
+    def prefix(item: int) -> ReadPrefix:
         if item not in prefixes:
-            prefixes[item] = Prefix.read(small, tokens[rows_of[item][-1]])
+            prefixes[item] = ReadPrefix.read(small, tokens[rows_of[item][-1]])
         return prefixes[item]
 
     continuations: dict[int, Continuation] = {}
@@ -152,8 +148,8 @@ def _after_text(
         to_decode = []
         for row in batch:
             item, n = flat[row]
-            ids = openings.rows[request.rows[item]].ids
-            remainders = [earlier.rest(ids[start:n]) for start, earlier in known[item]]
+            opening = received.opening[row] or ()
+            remainders = [earlier.rest(opening[start:]) for start, earlier in known[item]]
             reused = next((remainder for remainder in remainders if remainder is not None), None)
             if reused is None:
                 to_decode.append(row)
@@ -161,8 +157,8 @@ def _after_text(
                 continuations[row] = reused
         if not to_decode:
             continue
-        given = behind([prefix(flat[row][0]) for row in to_decode], [tokens[row] for row in to_decode])
-        decoded = go_on(small, given, [limits[row] for row in to_decode])
+        given = after_prefixes([prefix(flat[row][0]) for row in to_decode], [tokens[row] for row in to_decode])
+        decoded = continue_rows(small, given, [limits[row] for row in to_decode])
         for row, continuation in zip(to_decode, decoded, strict=True):
             item, n = flat[row]
             continuations[row] = continuation
@@ -181,13 +177,11 @@ def _shortest_first(rows_of: Iterable[Sequence[int]]) -> list[list[int]]:
     return [[rows[at] for rows in items if at < len(rows)] for at in range(max(map(len, items)))]
 
 
-def kept_or_handed(
-    records: Records, hand_off: HandOff, small: Model, openings: Openings, request: Errand
-) -> list[list[Handed]]:
+def saved_or_handed(records: Records, hand_off: HandOff, small: Model, request: Request) -> list[list[Handed]]:
     """The result of `hand_over`, read from the records where it is saved there."""
 
     def handed() -> list[list[dict[str, Any]]]:
-        return [[asdict(one) for one in of_item] for of_item in hand_over(hand_off, small, openings, request)]
+        return [[asdict(one) for one in of_item] for of_item in hand_over(hand_off, small, request)]
 
     saved = records.values("handed", handed)
     return [[Handed.of(record) for record in of_item] for of_item in saved]

@@ -40,7 +40,7 @@ def fit_hand_off(
     embedding table of the token that ends there. The penalty is chosen held-out, in folds of whole documents; each
     document's first token, the attention sink, is left out. The documents are the packaged corpus unless given,
     each cut to `max_tokens` tokens (by default 128, or the shortest context if that is less). The small model's
-    hand-off to itself is fitted as well, from its block at the same relative depth, for the control "own".
+    hand-off to itself is fitted as well, from its block at the same relative depth, for the self control.
 
     With `measures_drift` a drift reference is fitted to the small model's own states at the layer written, grouped by
     document; for embeddings, to the embedding rows of the distinct tokens of the documents.

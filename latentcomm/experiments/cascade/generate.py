@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm._core.files import digest, without_folder
+from latentcomm._core.files import without_folder
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.kv import swapped
-from latentcomm.experiments.cascade.openings import EMBEDDING, Opening, Openings, ids_of, pieces_of
+from latentcomm.channels.message import Message, join, made_by
+from latentcomm.experiments.cascade.openings import EMBEDDING, LONGEST, VOCABULARY, Opening, characters_of, ids_of
+from latentcomm.experiments.evaluation import chunks, print_of
 from latentcomm.hooks.decode import EMBEDDED, ReceiverInput, Run, read_prompts, runs
 from latentcomm.models import Hook, Model
 from latentcomm.models.sites import Site
@@ -35,8 +37,10 @@ def write_openings(
     keep_cache: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
-) -> Openings:
+) -> Message:
     """The large model's greedy opening of every item, of at most `longest` tokens (`task.reply_tokens` by default).
+
+    Each row of the message is an `Opening`; `openings_of` gives them.
 
     It reads the small model's prompt, `item.receiver`, under the task's template, and generates once for every n and
     every stop. With `layers` the residual stream after these blocks (-1: the embedding) is recorded at every token,
@@ -61,33 +65,20 @@ def write_openings(
             f"{most} prompt tokens and an opening of {longest} exceed the {large.n_ctx} of {large.name}; lower "
             "longest or the task's reply_tokens"
         )
-    names, known = tuple(item.id for item in task.items), large.vocabulary
     records = Records(None)
     if checkpoint is not None:
-        if large.has_hooks:
-            raise ValueError(
-                f"openings of {large.name} with hooks attached cannot be saved, since the name of a checkpoint does "
-                "not cover hooks; remove them, or run without a checkpoint"
-            )
-        inputs = [ids_of(prompts, row) for row in range(len(names))]
-        records = Records.of(
-            checkpoint, "openings", 1, large, names, inputs, sorted(large.stop_ids), known, longest, wanted, keep_cache,
-            ITEMS_AT_ONCE,
-        )  # fmt: skip
-    rows: list[Opening] = []
-    parts = list(_chunks(len(names)))
+        inputs = [ids_of(prompts, row) for row in range(len(prompts))]
+        decisive = (print_of(large), inputs, longest, wanted, keep_cache, ITEMS_AT_ONCE)
+        records = Records.of(checkpoint, "openings", 2, *decisive)
+    parts = chunks(len(prompts), ITEMS_AT_ONCE)
+    rows: list[Message] = []
     for part in track(parts, f"openings by {without_folder(large.name)}", total=len(parts), shown=progress):
 
-        def write(part: range = part) -> Openings:
-            written = _write(large, ReceiverInput(prompts.select(part)), longest, wanted, keep_cache)
-            return Openings(names[part.start : part.stop], tuple(written), longest, large.name, known, wanted)
+        def write(part: range = part) -> Message:
+            return _write(large, ReceiverInput(prompts.select(part)), longest, wanted, keep_cache)
 
-        rows += records.saved(f"{part.start:05d}", write, Openings.load).rows
-    return Openings(names, tuple(rows), longest, large.name, known, wanted)
-
-
-def _chunks(n: int) -> Iterator[range]:
-    return (range(first, min(first + ITEMS_AT_ONCE, n)) for first in range(0, n, ITEMS_AT_ONCE))
+        rows.append(records.saved(f"{part.start:05d}", write, Message.load))
+    return join(rows)
 
 
 class _EnoughError(Exception):
@@ -104,40 +95,38 @@ class _Step:
     states: dict[int, Tensor]
 
 
-def _write(
-    large: Model, given: ReceiverInput, longest: int, layers: tuple[int, ...], keep_cache: bool
-) -> list[Opening]:
+def _write(large: Model, given: ReceiverInput, longest: int, layers: tuple[int, ...], keep_cache: bool) -> Message:
     """The openings of one batch, in the order of its prompts."""
-    openings: dict[int, Opening] = {}
+    texts, parts = [""] * len(given.prompts), [{} for _ in range(len(given.prompts))]
     for run in runs(large, given, longest, read_prompts):
         steps, lengths = _steps(large, run, longest, layers)
         layers_cached = large.cache_layers(run.cache) if keep_cache else None
         for at, row in enumerate(run.rows):
-            n, n_prompt = lengths[at], int(given.prompts.lengths[row])
+            n = lengths[at]
             ids = tuple(step.tokens[at] for step in steps[:n])
-            cache = None
-            if layers_cached is not None:
-                real = _real_positions(run, at, n_prompt + max(n - 1, 0))
-                cache = (_of_row(large, [keys for keys, _ in layers_cached], at, real),
-                         _of_row(large, [values for _, values in layers_cached], at, real))  # fmt: skip
-            openings[row] = Opening(
-                ids,
-                n < longest,
-                n_prompt,
-                torch.stack([step.entropy[at] for step in steps[:n]]) if n else _NONE.clone(),
-                torch.stack([step.margin[at] for step in steps[:n]]) if n else _NONE.clone(),
-                *pieces_of(large, ids),
-                large.decode(ids),
-                {
-                    layer: torch.stack([step.states[layer][at] for step in steps[:n]])
-                    if n
-                    else torch.zeros(0, large.d_model, dtype=large.dtype)
-                    for layer in layers
-                },
-                cache,
-                digest(ids_of(given.prompts, row)),
+            text, ends, whole = characters_of(large, ids)
+            opening = Opening(
+                text=text,
+                ids=ids,
+                prompt=tuple(ids_of(given.prompts, row)),
+                ended=n < longest,
+                ends=ends,
+                whole=whole,
+                entropy=torch.stack([step.entropy[at] for step in steps[:n]]) if n else _NONE,
+                margin=torch.stack([step.margin[at] for step in steps[:n]]) if n else _NONE,
             )
-    return [openings[row] for row in range(len(given.prompts))]
+            texts[row], parts[row] = text, opening.part()
+            for layer in layers:
+                states = [step.states[layer][at] for step in steps[:n]]
+                empty = torch.zeros(0, large.d_model, dtype=large.dtype)
+                parts[row][f"states.{layer}"] = torch.stack(states) if n else empty
+            if layers_cached is not None:
+                real = _real_positions(run, at, len(opening.prompt) + max(n - 1, 0))
+                parts[row]["keys"] = _of_row(large, [keys for keys, _ in layers_cached], at, real)
+                parts[row]["values"] = _of_row(large, [values for _, values in layers_cached], at, real)
+    facts = made_by(large, site="logits", position="opening")
+    facts |= {VOCABULARY: large.vocabulary, LONGEST: longest}
+    return Message(None, f"{large.name} opening", texts=tuple(texts), parts=tuple(parts), made_by=facts)
 
 
 def _steps(large: Model, run: Run, longest: int, layers: tuple[int, ...]) -> tuple[list[_Step], list[int]]:

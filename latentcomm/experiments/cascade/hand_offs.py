@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm._core.files import digest
 from latentcomm.alignment import AffineMap
-from latentcomm.channels.base import receiver_prompts
+from latentcomm.channels.base import Channel, asked_itself, receiver_prompts
 from latentcomm.channels.kv import check_layout, layout_of, swapped
+from latentcomm.channels.message import Message
 from latentcomm.channels.soft_slots import PLACEHOLDER
 from latentcomm.drift import DriftReference
 from latentcomm.drift.reference import COMBINED
-from latentcomm.experiments.cascade.openings import EMBEDDING, Openings
-from latentcomm.experiments.cascade.retokenize import opening_tokens, shared_places
-from latentcomm.experiments.controls import random_directions
+from latentcomm.experiments.cascade.generate import write_openings
+from latentcomm.experiments.cascade.openings import EMBEDDING, opened
+from latentcomm.experiments.cascade.retokenize import opening_tokens, shared_positions
 from latentcomm.fusion import Replace
 from latentcomm.hooks.decode import Past, ReceiverInput, SoftTokens
 from latentcomm.hooks.graft import Graft
@@ -27,11 +27,10 @@ from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
-ZERO, RANDOM = "zero", "random"
-EMPTY = (ZERO, RANDOM)
-"""Controls for the content of states: zeros, or random directions of the same norms, in their place."""
 EMBEDDINGS = "embeddings"
 """Where a latent hand-off writes: in place of the embeddings of additional prompt tokens."""
+PASSED = ("ids", "ends", "whole", "ended")
+"""The parts of an opening that every hand-off passes: its tokens, and where they and it end. Signals do not pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +42,8 @@ class Received:
         opening: for each row the opening in the small model's tokens, or None where no text passes.
         multiply_adds: for each row, multiply-adds of the maps.
         drift: for each row, how far the states that enter are from the small model's own: the mean over them of the
-            percentile of `DriftReference`, 0.5 for real states and 1 for states unlike any; None without a reference.
+            percentile of `DriftReference`, 0.5 for real states and 1 for states unlike any; None without a reference,
+            and for zeros, which have no direction.
     """
 
     given: ReceiverInput
@@ -53,13 +53,14 @@ class Received:
 
 
 @runtime_checkable
-class HandOff(Protocol):
-    """A hand-off: how an opening passes to the small model; a frozen dataclass that `files.digest` accepts."""
+class HandOff(Channel, Protocol):
+    """A channel whose message is an opening; a frozen dataclass that `files.digest` accepts.
 
-    @property
-    def name(self) -> str:
-        """Its name in tables and figures."""
-        ...
+    As a channel it is evaluated like any other: `send` generates openings of at most `longest` tokens, `receive` reads
+    each to its end, and `decide` puts the opening before the reply (a tokenizer that strips the space before a text, as
+    that of Llama 2, loses one there). A cascade generates the openings once, for all hand-offs, numbers of tokens and
+    stops, and calls `content` and `enter` in their place.
+    """
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -75,16 +76,20 @@ class HandOff(Protocol):
         """Refuse two models, or a task, that it cannot connect, before anything is run."""
         ...
 
-    def receive(self, small: Model, task: Task, openings: Openings, rows: Sequence[int], ns: Sequence[int]) -> Received:
-        """Item i of the task with the first `ns[i]` tokens, at least 1, of the opening in row `rows[i]`."""
+    def content(self, openings: Message) -> Message:
+        """The message: what passes of openings of `write_openings`, in the small model's space."""
         ...
 
-    def own(self) -> "HandOff | None":
+    def enter(self, small: Model, task: Task, message: Message, ns: Sequence[int]) -> Received:
+        """The first `ns[i]` tokens, at least 1, of the opening of item i."""
+        ...
+
+    def to_itself(self) -> "HandOff | None":
         """The hand-off of the small model's own opening to itself; None where no map was fitted for it."""
         ...
 
-    def emptied(self, control: str, *, seed: int) -> "HandOff | None":
-        """The same with uninformative vectors in place of states, a control of `EMPTY`; None where no states pass."""
+    def decide(self, task: Task, message: Message, replies: list[str]) -> list[str]:
+        """The opening and its continuation; the opening alone where it was the whole reply."""
         ...
 
 
@@ -95,11 +100,17 @@ class TextHandOff:
     Between models of one vocabulary the token ids pass unchanged. Else the text is tokenized separately by the small
     model's tokenizer, without special tokens: ids(prompt) + ids(text), so that no token spans the boundary.
 
+    Attributes:
+        name: in tables.
+        longest: tokens of an opening that `send` generates at most; None takes the task's reply_tokens. In a cascade
+            the stop decides.
+
     >>> TextHandOff().layers
     ()
     """
 
     name: str = "text"
+    longest: int | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -120,24 +131,42 @@ class TextHandOff:
         large.require_tokenizer()
         small.require_tokenizer()
 
-    def receive(self, small: Model, task: Task, openings: Openings, rows: Sequence[int], ns: Sequence[int]) -> Received:
+    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
+        """The sender's opening of each item's receiver text."""
+        return _sent(self, sender, task, receiver, self.longest)
+
+    def content(self, openings: Message) -> Message:
+        """The tokens and their text."""
+        return _passed(openings)
+
+    def carries_own(self, receiver: Model) -> bool:  # noqa: ARG002
+        """Yes."""
+        return True
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """The receiver's own opening."""
+        return _own(self, receiver, task)
+
+    def to_itself(self) -> "TextHandOff":
+        """The same: the small model then reads its own output, which equals the small model alone."""
+        return self
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """The prompts, each followed by its whole opening."""
+        return self.enter(receiver, task, message, _lengths(message)).given
+
+    def enter(self, small: Model, task: Task, message: Message, ns: Sequence[int]) -> Received:
         """The prompts, each followed by its opening.
 
         Raises:
             ValueError: the small model's tokenizer does not reproduce an opening's text.
         """
-        opening = opening_tokens(small, openings, rows, ns)
-        prompts = receiver_prompts(small, task)
-        whole = [[*prompts.ids(row).tolist(), *ids] for row, ids in enumerate(opening)]
-        no_drift = (None,) * len(opening)
-        return Received(ReceiverInput(Prompts.from_ids(whole)), tuple(opening), (0,) * len(opening), no_drift)
+        opening = opening_tokens(small, task, message, ns)
+        return Received(_after_prompts(small, task, opening), tuple(opening), (0,) * len(ns), (None,) * len(ns))
 
-    def own(self) -> "TextHandOff":
-        """The same: the small model then reads its own output, which equals the small model alone."""
-        return self
-
-    def emptied(self, control: str, *, seed: int) -> None:
-        """None: no states pass."""
+    def decide(self, task: Task, message: Message, replies: list[str]) -> list[str]:
+        """The opening and its continuation."""
+        return _whole_replies(task, message, replies)
 
 
 @dataclass(frozen=True)
@@ -155,13 +184,12 @@ class LatentHandOff:
         alignment: from the large model's states to the small one's; needed where the widths differ.
         fusion: how a mapped state and the small model's own are combined, at a layer.
         reference: of the small model's own states where the mapped ones enter; None measures no drift.
-        itself: the hand-off of the small model's own opening to itself; without it soft tokens have no control "own",
+        itself: the hand-off of the small model's own opening to itself; without it soft tokens have no self control,
             and a graft writes its own state, unmapped, which with `Replace` equals the small model alone.
-        name: in tables.
-        instead: a control of `EMPTY` and its seed, which replaces the mapped states; None changes nothing.
+        name, longest: as in `TextHandOff`.
 
     Raises:
-        ValueError: a layer below -1, a fusion where there is no own state to fuse with, or an unknown control.
+        ValueError: a layer below -1, or a fusion where there is no own state to fuse with.
 
     >>> LatentHandOff(read=3, write=2).layers
     (3,)
@@ -174,7 +202,7 @@ class LatentHandOff:
     reference: DriftReference | None = None
     itself: "LatentHandOff | None" = None
     name: str = "latent"
-    instead: tuple[str, int] | None = None
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         if self.read < EMBEDDING:
@@ -186,8 +214,6 @@ class LatentHandOff:
                 )
         elif self.write < 0:
             raise ValueError(f"write is {self.write}; give a block from 0, or 'embeddings'")
-        if self.instead is not None and self.instead[0] not in EMPTY:
-            raise ValueError(f"there is no control {self.instead[0]!r} of states; choose among {', '.join(EMPTY)}")
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -227,23 +253,59 @@ class LatentHandOff:
                 f"{small.d_model}; fit one for this model"
             )
 
-    def receive(self, small: Model, task: Task, openings: Openings, rows: Sequence[int], ns: Sequence[int]) -> Received:
+    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
+        """The sender's states along its opening of each item's receiver text, in the receiver's space."""
+        return _sent(self, sender, task, receiver, self.longest)
+
+    def content(self, openings: Message) -> Message:
+        """The states along each opening in the small model's space, `states [n d_receiver]`, with their tokens.
+
+        Raises:
+            ValueError: the openings hold no states of the layer.
+        """
+        _, parts = opened(openings)
+        name = f"states.{self.read}"
+        if not all(name in part for part in parts):
+            raise ValueError(
+                f"the openings hold no states after block {self.read}; write them with layers=({self.read},)"
+            )
+        return _passed(openings, states=[self._mapped(part[name]) for part in parts])
+
+    def carries_own(self, receiver: Model) -> bool:  # noqa: ARG002
+        """Whether a map of its own was fitted; a graft needs none."""
+        return self.to_itself() is not None
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """The receiver's own states along its own opening, through `itself`."""
+        return _own(self, receiver, task)
+
+    def to_itself(self) -> "LatentHandOff | None":
+        """`itself`; at a layer, where that is None, the same layer's states without a map."""
+        if self.write == EMBEDDINGS or self.itself is not None:
+            return self.itself
+        return LatentHandOff(int(self.write), self.write, None, self.fusion, self.reference, None, self.name)
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """The prompts followed by soft tokens, or by the opening's text with grafts, to each opening's end."""
+        return self.enter(receiver, task, message, _lengths(message)).given
+
+    def enter(self, small: Model, task: Task, message: Message, ns: Sequence[int]) -> Received:
         """The prompts followed by soft tokens, or by the opening's text with grafts.
 
         Raises:
-            ValueError: the openings hold no states of the layer, or what `TextHandOff` refuses.
+            ValueError: the message holds no states, an opening no whole character, or what `TextHandOff` refuses.
         """
-        states = [self.mapped(openings, row, n) for row, n in zip(rows, ns, strict=True)]
+        states = [each[:n] for each, n in zip(states_of(message), ns, strict=True)]
         if self.write == EMBEDDINGS:
             return self._as_embeddings(small, task, states)
-        text = TextHandOff().receive(small, task, openings, rows, ns)
+        opening = opening_tokens(small, task, message, ns)
         starts = receiver_prompts(small, task).lengths.tolist()
-        positions = shared_places(small, openings, rows, ns, [ids for ids in text.opening if ids is not None])
-        for row, (shared, _), n in zip(rows, positions, ns, strict=True):
+        positions = shared_positions(small, message, ns, opening)
+        for item, (shared, _), n in zip(task.items, positions, ns, strict=True):
             if len(shared) == 0:
                 raise ValueError(
-                    f"the first {n} tokens of the opening of item {openings.items[row]!r} hold no whole character, so "
-                    f"{self.name} has no position to write at; use a larger n"
+                    f"the first {n} tokens of the opening of item {item.id!r} hold no whole character, so {self.name} "
+                    "has no position to write at; use a larger n"
                 )
         used = [each[mine] for each, (mine, _) in zip(states, positions, strict=True)]
         widest = max(map(len, used))
@@ -255,39 +317,15 @@ class LatentHandOff:
             torch.stack([each[i] for each, i in zip(used, index, strict=True)]),
             self.fusion,
         )
-        given = replace(text.given, grafts=(graft,))
-        return Received(given, text.opening, self._multiply_adds(used), self._drift(used))
+        given = replace(_after_prompts(small, task, opening), grafts=(graft,))
+        return Received(given, tuple(opening), self._multiply_adds(used), self._drift(used))
 
-    def own(self) -> "LatentHandOff | None":
-        """`itself`; at a layer, where that is None, the same layer's states without a map."""
-        if self.write == EMBEDDINGS or self.itself is not None:
-            return self.itself
-        return LatentHandOff(int(self.write), self.write, None, self.fusion, self.reference, None, self.name)
+    def decide(self, task: Task, message: Message, replies: list[str]) -> list[str]:
+        """The opening and its continuation."""
+        return _whole_replies(task, message, replies)
 
-    def emptied(self, control: str, *, seed: int) -> "LatentHandOff":
-        """With zeros, whose drift is not measured since they have no direction, or random directions with each mapped
-        state's own norm, the same ones after any n.
-        """
-        return replace(self, instead=(control, seed), reference=None if control == ZERO else self.reference)
-
-    def mapped(self, openings: Openings, row: int, n: int) -> Float[Tensor, "n d_receiver"]:
-        """The states along the first n tokens of an opening in the small model's space, or the control in their place.
-
-        Raises:
-            ValueError: the openings do not hold them.
-        """
-        states = openings.rows[row].states.get(self.read)
-        if states is None:
-            raise ValueError(
-                f"the openings hold no states after block {self.read}; write them with layers=({self.read},)"
-            )
-        states = states[:n] if self.instead is None else states  # a control is drawn once for every n
-        mapped = states if self.alignment is None else self.alignment(states.to(self.alignment.weight.device))
-        if self.instead is None:
-            return mapped
-        control, seed = self.instead
-        drawn = torch.Generator().manual_seed(int(digest(seed, openings.items[row])[:8], 16))
-        return (torch.zeros_like(mapped) if control == ZERO else random_directions(mapped, drawn))[:n]
+    def _mapped(self, states: Float[Tensor, "n d_sender"]) -> Float[Tensor, "n d_receiver"]:
+        return states if self.alignment is None else self.alignment(states.to(self.alignment.weight.device))
 
     def _as_embeddings(self, small: Model, task: Task, states: Sequence[Float[Tensor, "_ d_receiver"]]) -> Received:
         prompts = receiver_prompts(small, task)
@@ -308,7 +346,7 @@ class LatentHandOff:
         return self.reference.percentile(states.float().cpu())[COMBINED].tolist()
 
     def _drift(self, states: Sequence[Float[Tensor, "_ d_receiver"]]) -> tuple[float | None, ...]:
-        if self.reference is None:
+        if self.reference is None or not any(bool(each.any()) for each in states):
             return (None,) * len(states)
         drift = torch.tensor(self.drift_of(torch.cat(list(states))), dtype=torch.float64)
         return tuple(float(part.mean()) for part in drift.split([len(each) for each in states]))
@@ -319,14 +357,19 @@ class KVHandOff:
     """The large model's keys and values of prompt and opening are the small model's cache; it reads the last token of
     the opening and continues.
 
-    The two models need one layout, one vocabulary and the same tokens of the prompts. The prompt's keys and values pass
-    with the opening's: under another item's opening the small model never saw its own problem.
+    A message holds, of each item, `keys` and `values` `[layer head pos d_head]` of the prompt and the opening without
+    its last token. The two models need one layout, one vocabulary and the same tokens of the prompts. The prompt's keys
+    and values pass with the opening's: under another item's opening the small model never saw its own problem.
+
+    Attributes:
+        name, longest: as in `TextHandOff`.
 
     >>> KVHandOff().needs_cache
     True
     """
 
     name: str = "kv"
+    longest: int | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -361,38 +404,128 @@ class KVHandOff:
                     "keys of one do not belong to the tokens of the other; use a text hand-off"
                 )
 
-    def receive(
-        self,
-        small: Model,
-        task: Task,
-        openings: Openings,
-        rows: Sequence[int],
-        ns: Sequence[int],
-    ) -> Received:
-        """The last token of each opening, after the keys and values of all tokens before it.
+    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
+        """The sender's keys and values of each item's receiver text and its opening."""
+        return _sent(self, sender, task, receiver, self.longest)
+
+    def content(self, openings: Message) -> Message:
+        """The keys and values, with the tokens they are of.
 
         Raises:
             ValueError: the openings hold no keys and values.
         """
+        _, parts = opened(openings)
+        if not all("keys" in part for part in parts):
+            raise ValueError("the openings hold no keys and values; write them with keep_cache=True")
+        caches = {name: [part[name] for part in parts] for name in ("prompt", "keys", "values")}
+        return _passed(openings, **caches)
+
+    def carries_own(self, receiver: Model) -> bool:  # noqa: ARG002
+        """Yes."""
+        return True
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """The receiver's own keys and values."""
+        return _own(self, receiver, task)
+
+    def to_itself(self) -> "KVHandOff":
+        """The same: the small model then continues from its own cache, which equals the small model alone."""
+        return self
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """The last token of each opening, after the keys and values of all tokens before it."""
+        return self.enter(receiver, task, message, _lengths(message)).given
+
+    def enter(self, small: Model, task: Task, message: Message, ns: Sequence[int]) -> Received:
+        """The last of the first n tokens of each opening, after the keys and values of all tokens before it.
+
+        Raises:
+            ValueError: an opening without a token, or another number of openings than of items.
+        """
+        _, parts = opened(message)
+        if len(task.items) != len(parts):
+            raise ValueError(f"{len(task.items)} items for {len(parts)} openings; give one an item")
         layers, lengths, opening = [], [], []
-        for row, n in zip(rows, ns, strict=True):
-            keys, values = (each.to(small.device, small.dtype) for each in openings.rows[row].past(n))
+        for item, part, n in zip(task.items, parts, ns, strict=True):
+            if n < 1:
+                raise ValueError(f"the opening of item {item.id!r} has no token to continue from; use a text hand-off")
+            length = len(part["prompt"]) + n - 1
+            keys, values = (part[name][:, :, :length].to(small.device, small.dtype) for name in ("keys", "values"))
             layers.append(
                 [
                     (swapped(small, key[None]), swapped(small, value[None]))
                     for key, value in zip(keys, values, strict=True)
                 ]
             )
-            lengths.append(keys.shape[2])
-            opening.append(openings.rows[row].ids[:n])
-        if len(task.items) != len(opening):
-            raise ValueError(f"{len(task.items)} items for {len(opening)} openings; give one an item")
+            lengths.append(length)
+            opening.append(tuple(part["ids"][:n].tolist()))
         given = ReceiverInput(Prompts.from_ids([ids[-1:] for ids in opening]), past=Past(tuple(layers), tuple(lengths)))
         return Received(given, tuple(opening), (0,) * len(opening), (None,) * len(opening))
 
-    def own(self) -> "KVHandOff":
-        """The same: the small model then continues from its own cache, which equals the small model alone."""
-        return self
+    def decide(self, task: Task, message: Message, replies: list[str]) -> list[str]:
+        """The opening and its continuation."""
+        return _whole_replies(task, message, replies)
 
-    def emptied(self, control: str, *, seed: int) -> None:
-        """None: the prompt passes with the opening, so that no trace of the problem would be left."""
+
+def states_of(message: Message) -> list[Float[Tensor, "_ d_receiver"]]:
+    """The states of a latent hand-off's message, `[n d_receiver]` an item.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    _, parts = opened(message)
+    if not all("states" in part for part in parts):
+        raise ValueError(f"a message of {message.origin} holds no states; send one with a latent hand-off")
+    return [part["states"] for part in parts]
+
+
+def _sent(hand_off: HandOff, sender: Model, task: Task, receiver: Model | None, longest: int | None) -> Message:
+    """The message of every item, from openings that are generated for it."""
+    if receiver is not None:
+        hand_off.check(sender, receiver, task)
+    return hand_off.content(
+        write_openings(sender, task, longest=longest, layers=hand_off.layers, keep_cache=hand_off.needs_cache)
+    )
+
+
+def _own(hand_off: HandOff, receiver: Model, task: Task) -> Message:
+    """The message of the receiver's own opening.
+
+    Raises:
+        ValueError: the hand-off has no map for it.
+    """
+    itself = hand_off.to_itself()
+    if itself is None:
+        raise ValueError(f"the hand-off {hand_off.name} has no map of the small model's own states; fit one")
+    return replace(itself.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
+
+
+def _passed(openings: Message, **more: Sequence[Tensor]) -> Message:
+    """The tokens and texts of openings, and further tensors an item."""
+    texts, parts = opened(openings)
+    passed = [
+        {name: part[name] for name in PASSED} | {name: tensors[row] for name, tensors in more.items()}
+        for row, part in enumerate(parts)
+    ]
+    return replace(openings, texts=texts, parts=tuple(passed))
+
+
+def _after_prompts(small: Model, task: Task, opening: Sequence[tuple[int, ...]]) -> ReceiverInput:
+    """Each item's prompt, followed by its opening in the small model's tokens."""
+    prompts = receiver_prompts(small, task)
+    whole = [[*prompts.ids(row).tolist(), *ids] for row, ids in enumerate(opening)]
+    return ReceiverInput(Prompts.from_ids(whole))
+
+
+def _lengths(message: Message) -> list[int]:
+    """The number of tokens of each opening."""
+    return [len(part["ids"]) for part in opened(message)[1]]
+
+
+def _whole_replies(task: Task, message: Message, replies: list[str]) -> list[str]:
+    """The text of each opening and its continuation; of one that had ended, or is as long as a reply, its own."""
+    texts, parts = opened(message)
+    return [
+        text if bool(part["ended"]) or len(part["ids"]) >= task.reply_tokens else text + reply
+        for text, part, reply in zip(texts, parts, replies, strict=True)
+    ]

@@ -1,16 +1,17 @@
 """Report a reverse cascade: a table in the terminal, three figures on disk, and all trials and signals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from latentcomm.experiments.cascade import CascadeSweep, Openings, Oracle, Stop
-from latentcomm.experiments.cascade.hand_offs import RANDOM, ZERO
+from latentcomm.experiments.cascade import CascadeSweep, Opening, Oracle, Stop, openings_of
+from latentcomm.experiments.cascade.openings import LONGEST
 from latentcomm.experiments.cascade.run import choose
-from latentcomm.experiments.cascade.trials import CONTROLS, LARGE_ALONE, OTHER, OWN, SELF_CONSISTENCY, SMALL_ALONE
+from latentcomm.experiments.cascade.trials import CONTROLS, LARGE, SELF_CONSISTENCY, SILENT
+from latentcomm.experiments.controls import RANDOM, SELF, SHUFFLED, ZERO
 from latentcomm.experiments.evaluation import MESSAGE
 from latentcomm.experiments.job import Drawing
 from latentcomm.reporting.plots import cascade_curves, cascade_front, opening_signals
@@ -24,7 +25,11 @@ FRONT, SIGNALS = "front", "signals"
 
 
 def signal_table(
-    openings: Openings, seen: pd.DataFrame, stops: Mapping[str, Stop | Oracle], *, most: int
+    openings: Sequence[Opening],
+    seen: pd.DataFrame,
+    stops: Mapping[str, Stop | Oracle],
+    *,
+    most: int,
 ) -> pd.DataFrame:
     """The signals along openings, token by token: the data of `plots.opening_signals`.
 
@@ -38,12 +43,11 @@ def signal_table(
     >>> import torch
     >>> from latentcomm.experiments.cascade import Confident, Opening
     >>> sure = Opening.of_signals(entropy=torch.tensor([2.0, 0.5]), margin=torch.tensor([0.1, 0.95]))
-    >>> openings = Openings(("a",), (sure,), 2, "large", "")
     >>> seen = pd.DataFrame({"item": "a", "token": [1, 2], "piece": "", "entropy": sure.entropy, "margin": sure.margin})
-    >>> signal_table(openings, seen, {"confident": Confident(window=1)}, most=2)["median"].round(2).tolist()
+    >>> signal_table([sure], seen, {"confident": Confident(window=1)}, most=2)["median"].round(2).tolist()
     [2.0, 0.5, 0.1, 0.95, 0.0, 1.0]
     """
-    longest = max((len(opening) for opening in openings.rows), default=0)
+    longest = max((len(opening) for opening in openings), default=0)
     if longest == 0:
         raise ValueError("no opening has a token, so there are no signals to show")
     rows = []
@@ -56,7 +60,7 @@ def signal_table(
     for name, stop in stops.items():
         if isinstance(stop, Oracle):
             continue
-        chosen = [choose(stop, opening, most, openings.longest) for opening in openings.rows]
+        chosen = [choose(stop, opening, most) for opening in openings]
         for token in range(1, longest + 1):
             share = sum(fired and n <= token for n, fired in chosen) / len(chosen)
             of_stop = {"signal": f"{HANDED}{name}", "token": token, "n": len(chosen)}
@@ -107,8 +111,8 @@ def cascade_drawings(
 
     `table` is that of `found`; `settings` have `large`, `small` and `task`, which the titles name, and `ns`.
     """
-    most = max(settings["ns"]) or found.openings.longest
-    signals = signal_table(found.openings, found.signals, stops, most=most)
+    most = max(settings["ns"]) or int(found.openings.made_by[LONGEST])
+    signals = signal_table(openings_of(found.openings), found.signals, stops, most=most)
     shown = plain(settings)
     data = (table, table, signals)
     return {ending: Drawing(draw(seen, shown), seen) for (ending, draw), seen in zip(PLOTS.items(), data, strict=True)}
@@ -128,7 +132,7 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
     by_cell = {(row["hand_off"], row["stop"], row["condition"]): row for row in rows}
     shown = []
     for row in rows:
-        if row["condition"] not in (SMALL_ALONE, LARGE_ALONE, MESSAGE):
+        if row["condition"] not in (SILENT, LARGE, MESSAGE):
             continue
         is_alone = row["condition"] != MESSAGE
         control = {name: accuracy(by_cell.get((row["hand_off"], row["stop"], name))) for name in CONTROLS}
@@ -141,11 +145,11 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
                 "continued": "" if is_alone else _part(row, "handed"),
                 "answer in opening": "" if is_alone else f"{row['in_opening']:.2f}",
                 "accuracy without": "" if is_alone else _part(row, "without"),
-                "other": control[OTHER],
+                "shuffled": control[SHUFFLED],
                 "zero/random": f"{control[ZERO]}/{control[RANDOM]}".strip("/"),
-                "own": control[OWN],
+                "self": control[SELF],
                 "vote": control[SELF_CONSISTENCY],
-                "p": parts([p_value(row[f"p_{name}"]) for name in ("small", "large", "other")]),
+                "p": parts([p_value(row[f"p_{name}"]) for name in ("silent", "large", "shuffled")]),
                 "GFLOP": f"{row['flops'] / 1e9:.3g}",
             }
         )
@@ -154,14 +158,14 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
         console,
         text=("hand-off", "stop"),
         wrapped=set(shown[0]) - {"hand-off", "stop", "accuracy", "p"},
-        title=f"{_items(table)}; 95 % Wilson intervals; exact McNemar p against small alone / large alone / another "
-        "item's opening",
-        caption="continued: the items whose reply the large model had not finished; operations are means of an item, "
-        "as if run for this n alone; not corrected for multiple tests; an oracle is chosen by the answers, so that its "
-        "p test nothing",
+        title=f"{_items(table)}; 95 % Wilson intervals; exact McNemar p against silent / large / shuffled",
+        caption="silent: the small model alone; large: the large one alone; shuffled, self: another item's opening, "
+        "the small model's own; continued: the items whose reply the large model had not finished; operations are "
+        "means of an item, as if run for this n alone; not corrected for multiple tests; an oracle is chosen by the "
+        "answers, so that its p test nothing",
     )
     for row in rows:
-        if row["condition"] in (SMALL_ALONE, LARGE_ALONE) and row["parsed"] < 1:
+        if row["condition"] in (SILENT, LARGE) and row["parsed"] < 1:
             unread = 1 - row["parsed"]
             console.print(
                 f"{row['condition']}: no answer could be read in {unread:.0%} of the replies", highlight=False

@@ -31,7 +31,7 @@ class Continuation:
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
+class ReadPrefix:
     """A prompt and an opening that a model has read once, for all rows of tokens that share a prefix with them.
 
     Attributes:
@@ -47,7 +47,7 @@ class Prefix:
     surprise: Float[Tensor, " n"]
 
     @classmethod
-    def read(cls, model: Model, ids: Sequence[int]) -> "Prefix":
+    def read(cls, model: Model, ids: Sequence[int]) -> "ReadPrefix":
         """Read ids in one pass."""
         tokens = torch.tensor([list(ids)])
         cache = model.new_cache(1)
@@ -75,14 +75,14 @@ class Prefix:
         return float(self.surprise[n_prompt - 1 : end - 1].mean()) if end > n_prompt >= 1 else None
 
 
-def behind(prefixes: Sequence[Prefix], rows: Sequence[Sequence[int]]) -> ReceiverInput:
+def after_prefixes(prefixes: Sequence[ReadPrefix], rows: Sequence[Sequence[int]]) -> ReceiverInput:
     """Rows of ids, each after the part cached by its prefix; the suffix, at least the last token, is read again."""
     shared = [min(prefix.shared(ids), len(ids) - 1) for prefix, ids in zip(prefixes, rows, strict=True)]
     past = Past(tuple(prefix.cache(n) for prefix, n in zip(prefixes, shared, strict=True)), tuple(shared))
     return ReceiverInput(Prompts.from_ids([list(ids[n:]) for ids, n in zip(rows, shared, strict=True)]), past=past)
 
 
-def go_on(model: Model, given: ReceiverInput, limits: Sequence[int]) -> list[Continuation]:
+def continue_rows(model: Model, given: ReceiverInput, limits: Sequence[int]) -> list[Continuation]:
     """The greedy continuation of each row, to its own limit; rows of all lengths and limits are decoded together.
 
     Raises:

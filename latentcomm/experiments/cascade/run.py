@@ -9,32 +9,32 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from latentcomm._core.files import digest, write_text
-from latentcomm.channels.base import receiver_prompts
+from latentcomm._core.files import write_text
+from latentcomm.channels.base import asked_itself, receiver_prompts
+from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade.generate import write_openings
-from latentcomm.experiments.cascade.hand_offs import EMPTY, HandOff
-from latentcomm.experiments.cascade.openings import Opening, Openings, ids_of
+from latentcomm.experiments.cascade.hand_offs import HandOff
+from latentcomm.experiments.cascade.openings import LONGEST, Opening, ids_of, openings_of
 from latentcomm.experiments.cascade.runner import ALL, Setting, Side
-from latentcomm.experiments.cascade.signals import kept_signals
+from latentcomm.experiments.cascade.signals import saved_signals
 from latentcomm.experiments.cascade.stops import FixedTokens, Oracle, Stop
 from latentcomm.experiments.cascade.table import cascade_table
 from latentcomm.experiments.cascade.trials import (
     CONTROLS,
     NO_HAND_OFF,
-    OTHER,
-    OWN,
+    RENAMED,
     SELF_CONSISTENCY,
-    SMALL_ALONE,
+    SILENT,
     CascadeTrial,
 )
 from latentcomm.experiments.cascade.votes import held_votes
-from latentcomm.experiments.controls import derangement
+from latentcomm.experiments.controls import SELF, SHUFFLED, exchanged
 from latentcomm.experiments.evaluation import MESSAGE
 from latentcomm.models import Model, check_pair
 from latentcomm.tasks.base import Task
 
 NS = (0, 8, 16, 32, 64, 128)
-"""Numbers of opening tokens at which a sweep hands over."""
+"""Numbers of opening tokens at which a sweep hands off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +56,13 @@ class Cascade:
         self,
         task: Task,
         *,
-        openings: Openings | None = None,
+        openings: Message | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> list[CascadeTrial]:
         """One trial an item. Given `openings` of `write_openings`, with what the hand-off needs, are reused.
 
-        A stop that never fires hands over at the end of the openings. Opening and continuation together have
+        A stop that never fires hands off at the end of the openings. Opening and continuation together have
         `task.reply_tokens` tokens at most.
 
         Raises:
@@ -75,35 +75,38 @@ class Cascade:
                 self.large, task, layers=self.hand_off.layers, keep_cache=self.hand_off.needs_cache,
                 checkpoint=checkpoint, progress=progress,
             )  # fmt: skip
-        if openings.items != tuple(item.id for item in task.items):
-            raise ValueError(f"the openings are of other items than those of task {task.name!r}; write them for it")
-        prompts = receiver_prompts(self.large, task)
-        if [row.asked for row in openings.rows] != [digest(ids_of(prompts, row)) for row in range(len(openings))]:
-            raise ValueError(
-                f"the openings are of other prompts than those of task {task.name!r}, under the same item ids; "
-                "write them for it"
-            )
-        if openings.large != self.large.name:
-            raise ValueError(
-                f"the openings are by {openings.large}, not by {self.large.name}; write them with the large model"
-            )
-        if (longest := max(map(len, openings.rows), default=0)) > task.reply_tokens:
-            raise ValueError(
-                f"an opening has {longest} tokens, and a reply of task {task.name!r} {task.reply_tokens} at most; "
-                "raise its reply_tokens, or write shorter openings"
-            )
-        _refuse_silence(openings)
-        chosen = [choose(self.stop, opening, openings.longest, openings.longest) for opening in openings.rows]
+        longest = self._check_openings(task, openings)
+        _refuse_late(self.stop, longest)
+        rows = openings_of(openings)
+        chosen = [choose(self.stop, opening, longest) for opening in rows]
         needed = [row for row, (n, _) in enumerate(chosen) if n == 0]
         alone: dict[int, Opening] = {}
         if needed:
             part = replace(task, items=tuple(task.items[row] for row in needed))
             replies = write_openings(self.small, part, checkpoint=checkpoint, progress=progress)
-            alone = dict(zip(needed, replies.rows, strict=True))
-        setting = Setting.of(self.large, self.small, task, checkpoint, progress)
-        side = Side(openings, range(len(openings)), self.hand_off, is_small=False)
+            alone = dict(zip(needed, openings_of(replies), strict=True))
+        setting = Setting.of(self.large, self.small, task, checkpoint, shown=progress)
+        side = Side.of(openings, self.hand_off, is_small=False)
         name = str(self.stop.n) if isinstance(self.stop, FixedTokens) else type(self.stop).__name__
         return setting.trials(side, MESSAGE, self.hand_off.name, {name: chosen}, alone)
+
+    def _check_openings(self, task: Task, openings: Message) -> int:
+        """The limit at which the openings were cut; refuses those that are not of this task and this large model."""
+        rows = openings_of(openings)
+        if len(rows) != len(task.items):
+            raise ValueError(f"the openings are of other items than those of task {task.name!r}; write them for it")
+        prompts = receiver_prompts(self.large, task)
+        if any(list(row.prompt) != ids_of(prompts, number) for number, row in enumerate(rows)):
+            raise ValueError(f"the openings are of other prompts than those of task {task.name!r}; write them for it")
+        if (writer := openings.made_by["model"]) != self.large.name:
+            raise ValueError(f"the openings are by {writer}, not by {self.large.name}; write them with the large model")
+        if (most := max(map(len, rows), default=0)) > task.reply_tokens:
+            raise ValueError(
+                f"an opening has {most} tokens, and a reply of task {task.name!r} {task.reply_tokens} at most; "
+                "raise its reply_tokens, or write shorter openings"
+            )
+        _refuse_silence(openings)
+        return int(openings.made_by[LONGEST])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +115,14 @@ class CascadeSweep:
 
     Attributes:
         trials: of every hand-off, stop and condition.
-        openings: the large model's whole openings, with their signals.
+        openings: the large model's whole openings, with their signals; `openings_of` gives them row by row.
         small_openings: the small model's replies without a hand-off.
         signals: a row a token of the large model's openings; see `cascade.signals.token_signals`.
     """
 
     trials: tuple[CascadeTrial, ...]
-    openings: Openings
-    small_openings: Openings
+    openings: Message
+    small_openings: Message
     signals: pd.DataFrame
 
     def table(self, *, groups: Mapping[str, str] | None = None, seed: int = 0) -> pd.DataFrame:
@@ -148,18 +151,19 @@ def sweep_cascade(
     """Every hand-off at every n and stop, the two models alone, and the controls, on all items of a task.
 
     The large model generates once, to `task.reply_tokens`; every n and stop is a prefix of that. A stop that has not
-    fired by the largest n hands over there. n = 0 is the small model alone, and where the large model had ended, or
+    fired by the largest n hands off there. n = 0 is the small model alone, and where the large model had ended, or
     generated `task.reply_tokens`, its output is the reply and the small model does not run. Each pair of item and n is
     run once a hand-off.
 
-    Controls at every n above 0, in addition to "small alone" and "large alone", which are always run: "other", the
-    first n tokens of the opening of another item with another answer (where that had ended before, it is the reply,
-    which is then wrong by construction: the share `finished` gives how often); "zero" and "random", where states pass,
-    zeros and random directions of the same norms in their place; "own", the small model's own opening through the same
-    hand-off (by text, by keys and values, and by `Replace` at a layer that is the small model alone by construction:
-    the same replies at another cost); "self-consistency", the majority of m sampled replies of the small model
-    (temperature 0.7), m the mean cost of the cascade over that of a reply, rounded, at least 1. A vote of one or two is
-    hardly more than one sampled reply; there "small alone" is the stronger control.
+    Controls at every n above 0, in addition to "silent" (the small model alone, which receives nothing) and "large"
+    (the large model alone), which are always run: "shuffled", the first n tokens of the opening of another item with
+    another answer (where that had ended before, it is the reply, which is then wrong by construction: the share
+    `finished` gives how often); "zero" and "random", where states pass, zeros and random directions of the same norms
+    in their place; "self", the small model's own opening through the same hand-off (by text, by keys and values, and by
+    `Replace` at a layer that is the small model alone by construction: the same replies at another cost);
+    "self-consistency", the majority of m sampled replies of the small model (temperature 0.7), m the mean cost of the
+    cascade over that of a reply, rounded, at least 1. A vote of one or two is hardly more than one sampled reply; there
+    "silent" is the stronger control.
 
     With `checkpoint` finished work is saved there and not run again. Same seed, same trials.
 
@@ -178,38 +182,32 @@ def sweep_cascade(
             )
     for hand_off in hand_offs.values():
         hand_off.check(large, small, task)
-    labels, texts = [item.answers[0] for item in task.items], [item.receiver for item in task.items]
-    permuted = derangement(labels, seed=seed, texts=texts) if OTHER in controls else []
+    for stop in stops.values():
+        _refuse_late(stop, task.reply_tokens)
+    if SHUFFLED in controls:
+        exchanged(asked_itself(task), seed=seed)  # refuses items that cannot be shuffled before anything is run
     openings = _generated(large, task, list(hand_offs.values()), checkpoint, progress)
     _refuse_silence(openings)
-    own = {name: hand_off.own() for name, hand_off in hand_offs.items()} if OWN in controls else {}
-    small_openings = _generated(small, task, [each for each in own.values() if each is not None], checkpoint, progress)
-    setting = Setting.of(large, small, task, checkpoint, progress)
-    alone = dict(enumerate(small_openings.rows))
+    own = [each.to_itself() for each in hand_offs.values()] if SELF in controls else []
+    small_openings = _generated(small, task, [each for each in own if each is not None], checkpoint, progress)
+    setting = Setting.of(large, small, task, checkpoint, seed=seed, shown=progress)
+    rows, alone = openings_of(openings), dict(enumerate(openings_of(small_openings)))
     most = max(grid, default=0) or task.reply_tokens
-    plan = {str(n): [(n, True)] * len(openings) for n in grid}
+    plan = {str(n): [(n, True)] * len(rows) for n in grid}
     for name, stop in stops.items():
         if not isinstance(stop, Oracle):
-            plan[name] = [choose(stop, opening, most, openings.longest) for opening in openings.rows]
+            plan[name] = [choose(stop, opening, most) for opening in rows]
     above = {name: chosen for name, chosen in plan.items() if any(n > 0 for n, _ in chosen)}
-    trials = setting.alone(openings, alone)
-    singles, compared = [trial for trial in trials if trial.condition == SMALL_ALONE], []
+    oracles = [name for name, stop in stops.items() if isinstance(stop, Oracle)]
+    trials, compared = setting.alone(rows, alone), []
+    singles = [trial for trial in trials if trial.condition == SILENT]
     for name, hand_off in hand_offs.items():
-        side = Side(openings, range(len(openings)), hand_off, is_small=False)
-        messages = setting.trials(side, MESSAGE, name, plan, alone)
-        messages += _by_oracle(messages, [key for key, stop in stops.items() if isinstance(stop, Oracle)], grid)
-        trials += messages
-        if OTHER in controls:
-            side = Side(openings, permuted, hand_off, is_small=False)
-            trials += setting.trials(side, OTHER, name, above, alone)
-        for control in EMPTY:
-            if control in controls and (empty := hand_off.emptied(control, seed=seed)) is not None:
-                side = Side(openings, range(len(openings)), empty, is_small=False)
-                trials += setting.trials(side, control, name, above, alone)
-        if (itself := own.get(name)) is not None:
-            side = Side(small_openings, range(len(openings)), itself, is_small=True)
-            trials += setting.trials(side, OWN, name, above, alone)
-        compared += [trial for trial in messages if trial.stop in above]
+        for condition, side in setting.sides(openings, small_openings, hand_off, controls):
+            found = setting.trials(side, condition, name, plan if condition == MESSAGE else above, alone)
+            if condition == MESSAGE:
+                found += _by_oracle(found, oracles, grid)
+                compared += [trial for trial in found if trial.stop in above]
+            trials += found
     if SELF_CONSISTENCY in controls:
         trials += held_votes(
             small,
@@ -218,25 +216,17 @@ def sweep_cascade(
             singles,
             seed=seed,
             folder=setting.folder,
-            prints=setting.small_prints,
+            decisive=setting.small_print,
             shown=progress,
         )
-    signals = kept_signals(openings, small, task, hand_offs, folder=setting.folder, prints=setting.prints)
+    decisive = [setting.large_print, setting.small_print]
+    signals = saved_signals(openings, small, task, hand_offs, folder=setting.folder, decisive=decisive)
     return CascadeSweep(tuple(trials), openings, small_openings, signals)
 
 
-def choose(stop: Stop, opening: Opening, most: int, longest: int) -> tuple[int, bool]:
-    """The number of tokens after which a stop hands over, `most` at the latest, and whether it fired.
-
-    Raises:
-        ValueError: a fixed number beyond the longest opening.
-    """
+def choose(stop: Stop, opening: Opening, most: int) -> tuple[int, bool]:
+    """The number of tokens after which a stop hands off, and whether it fired; one that is not fixed, by `most`."""
     if isinstance(stop, FixedTokens):
-        if stop.n > longest:
-            raise ValueError(
-                f"n is {stop.n}, and the large model wrote {longest} tokens at most; give a smaller n, or write "
-                "longer openings"
-            )
         return stop.n, True
     n = stop.at(opening.cut(most))
     return (most, False) if n is None else (n, True)
@@ -248,7 +238,7 @@ def _generated(
     hand_offs: Sequence[HandOff],
     checkpoint: str | os.PathLike[str] | None,
     progress: bool,
-) -> Openings:
+) -> Message:
     """The whole openings of a model, with the states and caches that the hand-offs need."""
     layers = sorted({layer for hand_off in hand_offs for layer in hand_off.layers})
     keep_cache = any(hand_off.needs_cache for hand_off in hand_offs)
@@ -281,14 +271,25 @@ def _refuse_names(
         raise ValueError(f"{NO_HAND_OFF!r} is the name for the two models alone; name the hand-off otherwise")
     if odd := [name for name in stops if name.isdigit() or name == ALL]:
         raise ValueError(f"a stop is named {odd[0]!r}, which is the name of a fixed n; name it otherwise")
+    if renamed := [name for name in controls if name in RENAMED]:
+        raise ValueError(f"the control {renamed[0]!r} is called {RENAMED[renamed[0]]!r} now; give that name")
     if unknown := [name for name in controls if name not in CONTROLS]:
         raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
 
 
-def _refuse_silence(openings: Openings) -> None:
-    """Refuse openings that are all empty."""
-    if not any(len(opening) for opening in openings.rows):
+def _refuse_late(stop: Stop | Oracle, longest: int) -> None:
+    """Refuse a fixed number of tokens beyond the longest opening."""
+    if isinstance(stop, FixedTokens) and stop.n > longest:
         raise ValueError(
-            f"{openings.large} wrote an empty opening for every item, so there is nothing to hand over; use a prompt "
-            "that it answers, such as its chat template"
+            f"n is {stop.n}, and the large model wrote {longest} tokens at most; give a smaller n, or write longer "
+            "openings"
+        )
+
+
+def _refuse_silence(openings: Message) -> None:
+    """Refuse openings that are all empty."""
+    if not any(len(opening) for opening in openings_of(openings)):
+        raise ValueError(
+            f"{openings.made_by['model']} wrote an empty opening for every item, so there is nothing to hand off; use "
+            "a prompt that it answers, such as its chat template"
         )

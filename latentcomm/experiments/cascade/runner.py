@@ -1,31 +1,35 @@
 """Run the trials of a sweep: two models, one task, and for each condition the openings and the hand-off they take."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from latentcomm._core.files import digest
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
-from latentcomm.channels.base import receiver_prompts
-from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE, Errand, Handed, kept_or_handed
+from latentcomm.channels.base import asked_itself, receiver_prompts
+from latentcomm.channels.message import Message, join
+from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE, Handed, Request, saved_or_handed
 from latentcomm.experiments.cascade.hand_offs import HandOff
-from latentcomm.experiments.cascade.openings import Opening, Openings, ids_of
+from latentcomm.experiments.cascade.openings import Opening, ids_of, openings_of
 from latentcomm.experiments.cascade.resume import Continuation
 from latentcomm.experiments.cascade.trials import (
-    LARGE_ALONE,
+    LARGE,
     NO_HAND_OFF,
-    OWN,
-    SMALL_ALONE,
+    OF_STATES,
+    SILENT,
     CascadeTrial,
-    going_on_flops,
+    continuation_flops,
     holds_answer,
     opening_flops,
     signals_at,
 )
+from latentcomm.experiments.controls import CONTROLS, SELF, SHUFFLED, Exchange, applies, exchanged
 from latentcomm.experiments.cost import ModelSize
-from latentcomm.models import Model, fingerprints
+from latentcomm.experiments.evaluation import MESSAGE, chunks, print_of
+from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 
 ALONE, ALL = "0", "all"
@@ -34,19 +38,28 @@ ALONE, ALL = "0", "all"
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Which openings pass, to which item each, and through which hand-off.
+    """Of each item the opening that it gets, and what of it passes through which hand-off.
 
     Attributes:
-        openings: the openings.
-        rows: for each item of the task, the row of the opening that it gets.
+        openings: the opening of each item.
+        message: what passes of them.
         hand_off: the hand-off.
         is_small: whether the small model generated them.
     """
 
-    openings: Openings
-    rows: Sequence[int]
+    openings: Sequence[Opening]
+    message: Message
     hand_off: HandOff
     is_small: bool
+
+    @classmethod
+    def of(cls, openings: Message, hand_off: HandOff, *, is_small: bool) -> "Side":
+        """What a hand-off passes of openings of `write_openings`."""
+        return cls(openings_of(openings), hand_off.content(openings), hand_off, is_small)
+
+    def shuffled(self, order: Sequence[int]) -> "Side":
+        """Item i gets the opening in row `order[i]`."""
+        return replace(self, openings=[self.openings[row] for row in order], message=self.message.select(order))
 
 
 @dataclass(frozen=True)
@@ -65,19 +78,21 @@ class Setting:
 
     Attributes:
         large, small, task: the models and the items.
+        seed: of the controls.
         sizes: of the large and of the small model.
         folder: where finished work is saved; None saves nothing.
-        prints: digests of the large model's weights, of the small one's, and of the stop tokens and vocabularies of
-            both; empty without a folder.
+        large_print, small_print: what the work of each model is saved under; empty without a folder.
         shown: whether progress is shown.
     """
 
     large: Model
     small: Model
     task: Task
+    seed: int
     sizes: tuple[ModelSize, ModelSize]
     folder: Path | None
-    prints: tuple[str, ...]
+    large_print: Sequence[Any]
+    small_print: Sequence[Any]
     shown: bool
 
     @classmethod
@@ -87,44 +102,57 @@ class Setting:
         small: Model,
         task: Task,
         checkpoint: str | os.PathLike[str] | None,
-        shown: bool,
+        *,
+        seed: int = 0,
+        shown: bool = False,
     ) -> "Setting":
         """With the weights of both models hashed where a checkpoint is saved.
 
         Raises:
             ValueError: a checkpoint, and a model with hooks attached.
         """
-        folder = None if checkpoint is None else Path(checkpoint)
-        prints: tuple[str, ...] = ()
-        if folder is not None:
-            if large.has_hooks or small.has_hooks:
-                raise ValueError(
-                    "trials of a model with hooks attached cannot be saved, since the name of a checkpoint does not "
-                    "cover hooks; remove them, or run without a checkpoint"
-                )
-            known = [[sorted(model.stop_ids), model.vocabulary] for model in (large, small)]
-            prints = (*fingerprints(large, small), digest(known))
-        return cls(large, small, task, (ModelSize.of(large), ModelSize.of(small)), folder, prints, shown)
+        return cls(
+            large=large,
+            small=small,
+            task=task,
+            seed=seed,
+            sizes=(ModelSize.of(large), ModelSize.of(small)),
+            folder=None if checkpoint is None else Path(checkpoint),
+            large_print=[] if checkpoint is None else print_of(large),
+            small_print=[] if checkpoint is None else print_of(small),
+            shown=shown,
+        )
 
-    @property
-    def small_prints(self) -> tuple[str, ...]:
-        """`prints` without the large model's weights: what the small model's own samples are saved under."""
-        return self.prints[1:]
+    def sides(
+        self, openings: Message, small_openings: Message, hand_off: HandOff, controls: Collection[str]
+    ) -> Iterator[tuple[str, Side]]:
+        """What the small model gets of a hand-off, by condition: the message, and each control that applies to it."""
+        side = Side.of(openings, hand_off, is_small=False)
+        yield MESSAGE, side
+        task = asked_itself(self.task)  # both models read the small one's prompt
+        if SHUFFLED in controls:
+            yield SHUFFLED, side.shuffled(exchanged(task, seed=self.seed))
+        for control in OF_STATES:
+            # Keys and values of the problem pass with those of the opening: without them no trace of it would be left.
+            is_run = control in controls and not hand_off.needs_cache
+            if is_run and applies(control, hand_off, self.small, side.message):
+                exchange = Exchange(hand_off, self.large, self.small, task, side.message, self.seed)
+                yield control, replace(side, message=_item_by_item(control, exchange))
+        if SELF in controls and (itself := hand_off.to_itself()) is not None:
+            yield SELF, Side.of(small_openings, itself, is_small=True)
 
-    def alone(self, openings: Openings, alone: Mapping[int, Opening]) -> list[CascadeTrial]:
+    def alone(self, openings: Sequence[Opening], alone: Mapping[int, Opening]) -> list[CascadeTrial]:
         """The trials of the two models alone."""
-        of_small = _Label(NO_HAND_OFF, ALONE, SMALL_ALONE)
-        of_large = _Label(NO_HAND_OFF, ALL, LARGE_ALONE)
-        trials = [self._of_small(of_small, row, alone[row]) for row in range(len(openings))]
-        for row, opening in enumerate(openings.rows):
+        trials = [self._of_small(_Label(NO_HAND_OFF, ALONE, SILENT), row, alone[row]) for row in range(len(openings))]
+        for row, opening in enumerate(openings):
             n = len(opening)
             trials.append(
                 self._trial(
-                    of_large,
+                    _Label(NO_HAND_OFF, ALL, LARGE),
                     row,
                     opening,
                     n,
-                    reply=opening.written,
+                    reply=self.large.decode(opening.ids),
                     finished=True,
                     reply_tokens=n,
                     large_flops=opening_flops(self.sizes[0], opening, n, finished=True),
@@ -162,51 +190,50 @@ class Setting:
 
     def _passed(self, side: Side, row: int, n: int) -> tuple[int, bool]:
         """How many tokens of an opening pass when n are wanted, and whether they are the whole reply."""
-        opening = side.openings.rows[side.rows[row]]
+        opening = side.openings[row]
         return min(n, len(opening)), n > len(opening) or n >= self.task.reply_tokens
 
     def _continued(
         self, side: Side, condition: str, hand_off: str, wanted: Sequence[Sequence[int]], alone: Mapping[int, Opening]
     ) -> list[dict[int, Handed]]:
         """For each item the continuation after each number of tokens, in chunks of items that are saved."""
-        chunks = [range(at, min(at + ITEMS_AT_ONCE, len(wanted))) for at in range(0, len(wanted), ITEMS_AT_ONCE)]
+        parts = chunks(len(wanted), ITEMS_AT_ONCE)
         continued: list[dict[int, Handed]] = []
-        for chunk in track(chunks, f"{hand_off}, {condition}", total=len(chunks), shown=self.shown):
-            rows = [side.rows[row] for row in chunk]
+        for chunk in track(parts, f"{hand_off}, {condition}", total=len(parts), shown=self.shown):
             known = [Continuation(alone[row].ids, alone[row].ended) for row in chunk if row in alone]
-            request = Errand(
+            request = Request(
                 replace(self.task, items=self.task.items[chunk.start : chunk.stop]),
-                rows,
+                side.message.select(chunk),
                 [wanted[row] for row in chunk],
                 known if len(known) == len(chunk) else None,
                 self.task.reply_tokens,
-                measures_surprise=condition != OWN,
+                measures_surprise=condition != SELF,
             )
             records = Records(None)
             if self.folder is not None:
-                ids = [side.openings.rows[row].ids for row in rows]
-                sources = [self.task.items[row] for row in rows]
                 prompts = receiver_prompts(self.small, request.task)
+                inputs = [ids_of(prompts, row) for row in range(len(chunk))]
+                sent = [(side.openings[row].prompt, side.openings[row].ids) for row in chunk]
                 records = Records.of(
-                    self.folder, "handed", 1,
-                    self.prints, request.task, [ids_of(prompts, row) for row in range(len(rows))], side.hand_off,
-                    condition, sources, ids, request.wanted, side.openings.layers,
+                    self.folder, "handed", 2, self.large_print, self.small_print, request.task, inputs, side.hand_off,
+                    condition, self.seed if condition in OF_STATES else None, sent, request.wanted,
                 )  # fmt: skip
-            of_items = kept_or_handed(records, side.hand_off, self.small, side.openings, request)
+            of_items = saved_or_handed(records, side.hand_off, self.small, request)
             continued += [{handed.n: handed for handed in of_item} for of_item in of_items]
         return continued
 
     def _of_both(self, label: _Label, side: Side, row: int, n: int, handed: Handed | None) -> CascadeTrial:
         """The trial of an item after n tokens of an opening; without a continuation the opening is the reply."""
-        opening = side.openings.rows[side.rows[row]]
+        opening = side.openings[row]
         finished = handed is None
+        writer = self.small if side.is_small else self.large
         size = self.sizes[1] if side.is_small else self.sizes[0]
         opening_cost = opening_flops(size, opening, n, finished=finished, layers=side.hand_off.layers)
         continuation_cost = 0.0
         if handed is not None:
-            continuation_cost = going_on_flops(
+            continuation_cost = continuation_flops(
                 self.sizes[1],
-                handed.said,
+                handed.continuation,
                 n_prompt=handed.n_prompt,
                 n_past=handed.n_past,
                 multiply_adds=handed.multiply_adds,
@@ -216,7 +243,7 @@ class Setting:
             row,
             opening,
             n,
-            reply=opening.written if handed is None else handed.reply,
+            reply=writer.decode(opening.ids) if handed is None else handed.reply,
             finished=finished,
             reply_tokens=0 if handed is None else len(handed.ids),
             large_flops=0.0 if side.is_small else opening_cost,
@@ -232,7 +259,7 @@ class Setting:
             row,
             opening,
             0,
-            reply=opening.written,
+            reply=self.small.decode(opening.ids),
             finished=False,
             reply_tokens=len(opening),
             small_flops=opening_flops(self.sizes[1], opening, len(opening), finished=True),
@@ -254,7 +281,7 @@ class Setting:
         drift: float | None = None,
     ) -> CascadeTrial:
         """A trial with the verdict on its reply and the signals at the end of its opening."""
-        item, text = self.task.items[row], opening.text(n)
+        item, text = self.task.items[row], opening.text_at(n)
         verdict = self.task.judge(reply, item.answers)
         entropy, margin = signals_at(opening, n)
         return CascadeTrial(
@@ -279,3 +306,12 @@ class Setting:
             surprise=surprise,
             drift=drift,
         )
+
+
+def _item_by_item(control: str, exchange: Exchange) -> Message:
+    """The message of a control, drawn for each item by itself, whatever the other items are."""
+    messages = []
+    for row, item in enumerate(exchange.task.items):
+        seed = int(digest(exchange.seed, item.id)[:8], 16)
+        messages.append(CONTROLS[control](replace(exchange, message=exchange.message.select([row]), seed=seed)))
+    return join(messages)

@@ -34,7 +34,7 @@ class CascadeSettings(TaskSettings):
     n: tuple[int, ...] = (0, 8, 16, 32, 64, 128)
     stop: tuple[str, ...] = ("entropy-drop",)
     hand_off: tuple[str, ...] = ("text",)
-    controls: tuple[str, ...] = ("other", "zero", "random", "own", "self-consistency")
+    controls: tuple[str, ...] = ("shuffled", "zero", "random", "self", "self-consistency")
     read_layer: Layer = None
     write_layer: Layer = None
     corpus: str = ""

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from jaxtyping import Float
-from torch import Tensor
 
 from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
-from latentcomm.experiments.cascade.hand_offs import HandOff, LatentHandOff, TextHandOff
-from latentcomm.experiments.cascade.openings import Opening, Openings, ids_of
-from latentcomm.experiments.cascade.resume import Prefix
-from latentcomm.experiments.cascade.retokenize import opening_tokens, shared_places
+from latentcomm.channels.message import Message
+from latentcomm.experiments.cascade.hand_offs import HandOff, LatentHandOff, TextHandOff, states_of
+from latentcomm.experiments.cascade.openings import ids_of, openings_of
+from latentcomm.experiments.cascade.resume import ReadPrefix
+from latentcomm.experiments.cascade.retokenize import opening_tokens, shared_positions
 from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 
@@ -21,8 +21,8 @@ DRIFT = "drift_"
 """Prefix of the columns with the drift of mapped states; the hand-off's name follows."""
 
 
-def token_signals(openings: Openings, small: Model, task: Task, hand_offs: Mapping[str, HandOff]) -> pd.DataFrame:
-    """One row a token of every opening.
+def token_signals(openings: Message, small: Model, task: Task, hand_offs: Mapping[str, HandOff]) -> pd.DataFrame:
+    """One row a token of every opening of `write_openings`.
 
     Columns: item, token from 1, and `piece`, the text that it adds; `entropy` (nats) and `margin` of the
     distribution that it was drawn from; `surprise`, -log p of it under the small model after the item's prompt (nats),
@@ -39,30 +39,34 @@ def token_signals(openings: Openings, small: Model, task: Task, hand_offs: Mappi
     latent = {
         name: each for name, each in hand_offs.items() if isinstance(each, LatentHandOff) and each.reference is not None
     }
-    prompts = receiver_prompts(small, task)
+    surprise = _surprise(openings, small, task) if has_text else None
+    drift = {
+        f"{DRIFT}{name}": [each.drift_of(states) for states in states_of(each.content(openings))]
+        for name, each in latent.items()
+    }
     parts = []
-    for row, opening in enumerate(openings.rows):
+    for row, (item, opening) in enumerate(zip(task.items, openings_of(openings), strict=True)):
         columns = {
-            "item": openings.items[row],
+            "item": item.id,
             "token": range(1, len(opening) + 1),
             "piece": opening.pieces,
             "entropy": opening.entropy.tolist(),
             "margin": opening.margin.tolist(),
-            "surprise": _surprise(openings, row, small, ids_of(prompts, row)) if has_text else math.nan,
+            "surprise": math.nan if surprise is None else surprise[row],
         }
-        columns |= {f"{DRIFT}{name}": _drift(hand_off, openings, row) for name, hand_off in latent.items()}
+        columns |= {name: of_rows[row] for name, of_rows in drift.items()}
         parts += [pd.DataFrame(columns)] if len(opening) else []
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def kept_signals(
-    openings: Openings,
+def saved_signals(
+    openings: Message,
     small: Model,
     task: Task,
     hand_offs: Mapping[str, HandOff],
     *,
     folder: Path | None,
-    prints: Sequence[str],
+    decisive: Sequence[Any],
 ) -> pd.DataFrame:
     """The table of `token_signals`, read from the records where it is saved there.
 
@@ -70,32 +74,28 @@ def kept_signals(
         ValueError: as `token_signals`.
     """
     prompts = receiver_prompts(small, task)
-    inputs = [(ids_of(prompts, row), opening.ids) for row, opening in enumerate(openings.rows)]
-    records = Records.of(
-        folder, "signals", 1, list(prints), openings.items, inputs, list(hand_offs), list(hand_offs.values())
-    )
+    inputs = [
+        (item.id, ids_of(prompts, row), opening.ids)
+        for row, (item, opening) in enumerate(zip(task.items, openings_of(openings), strict=True))
+    ]
+    records = Records.of(folder, "signals", 2, decisive, inputs, list(hand_offs), list(hand_offs.values()))
     rows = records.values("tokens", lambda: token_signals(openings, small, task, hand_offs).to_dict("records"))
     return pd.DataFrame(rows)
 
 
-def _surprise(openings: Openings, row: int, small: Model, prompt: list[int]) -> list[float]:
-    """The surprise that the small model accumulates up to each token of the opening where tokens of both end."""
-    n = len(openings.rows[row])
-    surprise = [math.nan] * n
-    tokens = opening_tokens(small, openings, [row], [n])
-    if not tokens[0]:
-        return surprise
-    ((mine, theirs),) = shared_places(small, openings, [row], [n], tokens)
-    of_small = Prefix.read(small, [*prompt, *tokens[0]]).surprise[len(prompt) - 1 :]
-    start = 0
-    for position, end in zip(mine.tolist(), theirs.tolist(), strict=True):
-        surprise[position] = float(of_small[start : end + 1].sum())
-        start = end + 1
-    return surprise
-
-
-def _drift(hand_off: LatentHandOff, openings: Openings, row: int) -> list[float]:
-    """The percentile of each mapped state."""
-    opening: Opening = openings.rows[row]
-    states: Float[Tensor, "n d"] = hand_off.mapped(openings, row, len(opening))
-    return hand_off.drift_of(states)
+def _surprise(openings: Message, small: Model, task: Task) -> list[list[float]]:
+    """The surprise that the small model accumulates up to each token of an opening where tokens of both end."""
+    prompts, ns = receiver_prompts(small, task), [len(opening) for opening in openings_of(openings)]
+    tokens = opening_tokens(small, task, openings, ns)
+    found = []
+    for row, (mine, theirs) in enumerate(shared_positions(small, openings, ns, tokens)):
+        surprise = [math.nan] * ns[row]
+        if tokens[row]:
+            prompt = ids_of(prompts, row)
+            of_small = ReadPrefix.read(small, [*prompt, *tokens[row]]).surprise[len(prompt) - 1 :]
+            start = 0
+            for position, end in zip(mine.tolist(), theirs.tolist(), strict=True):
+                surprise[position] = float(of_small[start : end + 1].sum())
+                start = end + 1
+        found.append(surprise)
+    return found

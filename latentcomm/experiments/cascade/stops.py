@@ -1,4 +1,4 @@
-"""Stops, which decide when the large model hands over: after n tokens, or by a signal along the opening so far."""
+"""Stops, which decide when the large model hands off: after n tokens, or by a signal along the opening so far."""
 
 import math
 import re
@@ -26,7 +26,7 @@ class Stop(Protocol):
     """
 
     def at(self, opening: Opening) -> int | None:
-        """The number of tokens after which it hands over, or None where it does not fire."""
+        """The number of tokens after which it hands off, or None where it does not fire."""
         ...
 
 
@@ -45,7 +45,7 @@ class FixedTokens:
 
     def __post_init__(self) -> None:
         if self.n < 0:
-            raise ValueError(f"n is {self.n}; hand over after 0 tokens or more")
+            raise ValueError(f"n is {self.n}; hand off after 0 tokens or more")
 
     def at(self, opening: Opening) -> int | None:  # noqa: ARG002 (the signature is that of every stop)
         """`n`, also where the opening is shorter."""
@@ -139,7 +139,7 @@ class SentenceEnd:
 
     def __post_init__(self) -> None:
         if self.number < 1:
-            raise ValueError(f"number is {self.number}; hand over after the first sentence or a later one")
+            raise ValueError(f"number is {self.number}; hand off after the first sentence or a later one")
 
     def at(self, opening: Opening) -> int | None:
         """The smallest number of tokens whose text has `number` ends."""

@@ -16,13 +16,13 @@ from latentcomm.experiments.accuracy import (
     share,
     to_table,
 )
-from latentcomm.experiments.cascade.hand_offs import RANDOM
-from latentcomm.experiments.cascade.trials import CONDITIONS, LARGE_ALONE, OTHER, SMALL_ALONE, CascadeTrial
+from latentcomm.experiments.cascade.trials import CONDITIONS, LARGE, SILENT, CascadeTrial
+from latentcomm.experiments.controls import RANDOM, SHUFFLED
 from latentcomm.experiments.evaluation import MESSAGE
 
 BY = ("channel", "stop", "condition")
-ALONE = {"small": SMALL_ALONE, "large": LARGE_ALONE}
-"""The two models alone, by their names in columns."""
+ALONE = (SILENT, LARGE)
+"""The two models alone."""
 
 
 def cascade_table(
@@ -43,11 +43,11 @@ def cascade_table(
     given["n_tokens"] = given["n"]
     given["flops"] = given["sender_flops"] + given["receiver_flops"]
     pairs = in_pairs(given, BY)
-    alone = {name: key for name, model in ALONE.items() for key in pairs if key[-1] == model}
+    alone = {key[-1]: key for key in pairs if key[-1] in ALONE}
     table = accuracy_table(
         pairs,
         BY,
-        against=(*ALONE, OTHER, RANDOM),
+        against=(*ALONE, SHUFFLED, RANDOM),
         baselines=partial(_baselines, alone),
         metrics=("free",),
         means=MEANS,
@@ -68,8 +68,8 @@ def cascade_table(
 
 def _baselines(alone: Mapping[str, Key], hand_off: str, stop: str, condition: str) -> dict[str, Key]:
     """The two models alone, and of a message its two controls."""
-    models = {name: key for name, key in alone.items() if ALONE[name] != condition}
-    return models | ({name: (hand_off, stop, name) for name in (OTHER, RANDOM)} if condition == MESSAGE else {})
+    models = {name: key for name, key in alone.items() if name != condition}
+    return models | ({name: (hand_off, stop, name) for name in (SHUFFLED, RANDOM)} if condition == MESSAGE else {})
 
 
 def _handed(key: Key, pairs: Mapping[Key, pd.DataFrame]) -> dict[str, float | int]:
@@ -77,15 +77,15 @@ def _handed(key: Key, pairs: Mapping[Key, pd.DataFrame]) -> dict[str, float | in
     hand_off, stop, condition = key
     trials = pairs[key][["free", "finished"]].to_numpy().tolist()
     row = _part([free for free, finished in trials if not finished], "handed")
-    row |= {"handed_other": NAN, "p_handed": NAN}
-    other = pairs.get((hand_off, stop, OTHER)) if condition == MESSAGE else None
+    row |= {"handed_shuffled": NAN, "p_handed": NAN}
+    other = pairs.get((hand_off, stop, SHUFFLED)) if condition == MESSAGE else None
     if other is None:
         return row
     others = other[["free", "finished"]].to_numpy().tolist()
     both = [(mine, its) for (mine, done), (its, its_done) in zip(trials, others, strict=True) if not (done or its_done)]
     if both:
         mine, its = zip(*both, strict=True)
-        row |= {"handed_other": mean(its), "p_handed": mcnemar_exact(mine, its).p_value}
+        row |= {"handed_shuffled": mean(its), "p_handed": mcnemar_exact(mine, its).p_value}
     return row
 
 
@@ -137,13 +137,13 @@ COLUMNS = {
     "handed_accuracy": "their accuracy",
     "handed_low": "its 95 % Wilson interval",
     "handed_high": "",
-    "handed_other": "on the items finished under neither, the accuracy with another item's opening",
+    "handed_shuffled": "on the items finished under neither, the accuracy with another item's opening",
     "p_handed": "the exact McNemar p-value of that difference",
     "without_n": "items whose opening contains no accepted answer",
     "without_accuracy": "their accuracy",
     "without_low": "its 95 % Wilson interval",
     "without_high": "",
-    "without_small": "the accuracy of the small model alone on these items, which are not like the others",
+    "without_silent": "the accuracy of the small model alone on these items, which are not like the others",
     "without_large": "the accuracy of the large model alone on these items",
     "large_flops": "operations of the large model, a mean an item",
     "small_flops": "operations of the small model, a mean an item",
@@ -156,15 +156,15 @@ COLUMNS = {
     "drift": "of the states that enter",
     "flops_low": "the 95 % bootstrap interval of flops",
     "flops_high": "",
-    "over_small": "the paired difference to the small model alone",
-    "over_small_low": "its 95 % bootstrap interval",
-    "over_small_high": "",
+    "over_silent": "the paired difference to the small model alone",
+    "over_silent_low": "its 95 % bootstrap interval",
+    "over_silent_high": "",
     "over_large": "the paired difference to the large model alone",
     "over_large_low": "its 95 % bootstrap interval",
     "over_large_high": "",
-    "p_small": "the exact McNemar p-value against the small model alone, not corrected, as are those below",
+    "p_silent": "the exact McNemar p-value against the small model alone, not corrected, as are those below",
     "p_large": "against the large model alone",
-    "p_other": "against the same hand-off and stop with another item's opening",
+    "p_shuffled": "against the same hand-off and stop with another item's opening",
     "p_random": "against the same with random states of the same norms",
 }
 """The columns of a cascade's table in their order, and what each holds."""

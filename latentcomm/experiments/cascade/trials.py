@@ -5,21 +5,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from latentcomm.experiments.cascade.hand_offs import EMPTY
 from latentcomm.experiments.cascade.openings import Opening
 from latentcomm.experiments.cascade.resume import Continuation
+from latentcomm.experiments.controls import RANDOM, SELF, SHUFFLED, ZERO
 from latentcomm.experiments.cost import MULTIPLY_ADD, ModelSize, pass_flops
 from latentcomm.experiments.evaluation import MESSAGE
 from latentcomm.tasks.judging import Judge, Letter, Number, mentions
 from latentcomm.tasks.numbers import answered_number
 
-OTHER, OWN, SELF_CONSISTENCY = "other", "own", "self-consistency"
-SMALL_ALONE, LARGE_ALONE = "small alone", "large alone"
-CONTROLS = (OTHER, *EMPTY, OWN, SELF_CONSISTENCY)
-"""Controls of a sweep: another item's opening; zeros, or random directions of the same norms, in place of states; the
-small model's own opening, and its vote at equal cost."""
-CONDITIONS = (SMALL_ALONE, LARGE_ALONE, MESSAGE, *CONTROLS)
+SILENT, LARGE = "silent", "large"
+"""The two models alone: the small one, which receives nothing as under the channel `Silent`, and the large one."""
+SELF_CONSISTENCY = "self-consistency"
+OF_STATES = (ZERO, RANDOM)
+"""Controls for the content of states: zeros, or random directions of the same norms, in their place."""
+CONTROLS = (SHUFFLED, *OF_STATES, SELF, SELF_CONSISTENCY)
+"""Controls of a sweep: another item's opening; those of states; the small model's own opening, and its vote at equal
+cost."""
+CONDITIONS = (SILENT, LARGE, MESSAGE, *CONTROLS)
 """All conditions, in the order in which tables show them."""
+RENAMED = {"other": SHUFFLED, "own": SELF}
+"""Names of controls before version 0.2, and what they are called now."""
 NO_HAND_OFF = "none"
 """The hand-off of the two models alone."""
 AT_HAND_OVER = 4
@@ -32,8 +37,8 @@ class CascadeTrial:
     """One item under one hand-off, stop and condition.
 
     Attributes:
-        item, hand_off, stop, condition: the cell of the trial; a fixed n is the stop of that number. Under "small
-            alone" and "large alone" the hand-off is "none".
+        item, hand_off, stop, condition: the cell of the trial; a fixed n is the stop of that number. Under "silent"
+            (the small model alone) and "large" (the large one alone) the hand-off is "none".
         n: tokens of the opening that passed.
         fired: whether the stop fired; else the hand-off came at the largest n allowed.
         finished: the opening was the whole reply, by its own end or the limit: the small model did not run.
@@ -42,7 +47,7 @@ class CascadeTrial:
         free, parsed, found: the verdict: right or not, an answer found or not, and the answer as the judge reads it.
         answer_in_opening: the opening contains an accepted answer as a whole word or number.
         large_flops, small_flops: the cost with a cache, as if run for this n alone (`cost.pass_flops`).
-        reply_tokens: tokens that the small model generated; under "large alone" the large one, of a vote in all.
+        reply_tokens: tokens that the small model generated; under "large" the large one, of a vote in all.
         entropy, margin: of the opening's last 4 tokens, the mean; None where n is 0.
         surprise: of the opening under the small model, nats a token (text hand-offs).
         drift: of the states that enter, see `hand_offs.Received` (latent hand-offs with a reference).
@@ -86,10 +91,10 @@ def opening_flops(size: ModelSize, opening: Opening, n: int, *, finished: bool, 
     if n == 0 and not finished:
         return 0.0
     ended = finished and opening.ended
-    total = writing_flops(size, n_prompt=opening.n_prompt, n_past=0, n_written=n, ended=ended)
+    total = writing_flops(size, n_prompt=len(opening.prompt), n_past=0, n_written=n, ended=ended)
     if layers and not finished:
         deepest = max(layers) + 1
-        total += pass_flops(size, n_new=1, n_past=opening.n_prompt + n - 1, n_layers=deepest, n_unembedded=0)
+        total += pass_flops(size, n_new=1, n_past=len(opening.prompt) + n - 1, n_layers=deepest, n_unembedded=0)
     return float(total)
 
 
@@ -102,7 +107,7 @@ def writing_flops(size: ModelSize, *, n_prompt: int, n_past: int, n_written: int
     return float(total)
 
 
-def going_on_flops(
+def continuation_flops(
     size: ModelSize, continuation: Continuation, *, n_prompt: int, n_past: int, multiply_adds: int = 0
 ) -> float:
     """The cost of the small model's prompt and continuation, and of the maps."""

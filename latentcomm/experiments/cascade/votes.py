@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
@@ -33,7 +34,7 @@ def held_votes(
     *,
     seed: int,
     folder: Path | None,
-    prints: Sequence[str],
+    decisive: Sequence[Any],
     shown: bool = False,
 ) -> list[CascadeTrial]:
     """A vote of the small model for every hand-off and stop of `trials`, at equal cost.
@@ -58,7 +59,7 @@ def held_votes(
         key: max(1, round(sum(trial.flops for trial in each) / len(each) / reply_cost)) for key, each in of_stop.items()
     }
     replies = [
-        _sampled(small, task, number, seed=seed, folder=folder, prints=prints)
+        _sampled(small, task, number, seed=seed, folder=folder, decisive=decisive)
         for number in track(range(max(counts.values(), default=0)), "votes", total=max(counts.values(), default=1),
                             shown=shown)
     ]  # fmt: skip
@@ -119,7 +120,7 @@ def _plain(reply: str) -> str:
 
 
 def _sampled(
-    small: Model, task: Task, number: int, *, seed: int, folder: Path | None, prints: Sequence[str]
+    small: Model, task: Task, number: int, *, seed: int, folder: Path | None, decisive: Sequence[Any]
 ) -> list[Reply]:
     """The sampled replies number `number` to all items, read from the records where they are saved."""
 
@@ -135,5 +136,5 @@ def _sampled(
 
     prompts = receiver_prompts(small, task)
     inputs = [(item.id, ids_of(prompts, row)) for row, item in enumerate(task.items)]
-    records = Records.of(folder, "votes", 1, list(prints), inputs, task.reply_tokens, TEMPERATURE, seed)
+    records = Records.of(folder, "votes", 2, decisive, inputs, task.reply_tokens, TEMPERATURE, seed)
     return [(text, n) for text, n in records.values(f"{number:04d}", sampled)]

@@ -25,18 +25,21 @@ from latentcomm.reporting.style import (
     styles,
 )
 
-MESSAGE, OTHER, OWN, VOTE = "message", "other", "own", "self-consistency"
+MESSAGE, SHUFFLED, SELF, VOTE = "message", "shuffled", "self", "self-consistency"
 ZERO, RANDOM = "zero", "random"
-SMALL, LARGE = "small alone", "large alone"
-STYLED_AS = {"none": "silent", SMALL: "silent", LARGE: "skyline", OTHER: "shuffled", OWN: "self", VOTE: "random"}
+SILENT, LARGE = "silent", "large"
+STYLED_AS = {"none": "silent", SILENT: "silent", LARGE: "skyline", SHUFFLED: "shuffled", SELF: "self", VOTE: "random"}
 STYLED_AS |= {ZERO: "zero", RANDOM: "delta"}
 """The channel of other figures whose colour and shape each has; a hand-off has its own."""
+ALONE = {SILENT: "small alone", LARGE: "large alone"}
+"""Legend entries of the two models alone."""
 ENTRIES = {
-    OTHER: "other item's opening",
+    SHUFFLED: "other item's opening",
     ZERO: "zeros, where it continued",
     RANDOM: "random states, where it continued",
 }
-ENTRIES |= {OWN: "small model's own", VOTE: "vote at equal cost"}
+ENTRIES |= {SELF: "small model's own", VOTE: "vote at equal cost"}
+"""Legend entries of the controls."""
 CONTINUED = "where the small model continued"
 SHARES_TITLE = "shares of items"
 IN_OPENING, FINISHED, FIRED = "answer in opening", "large model had finished", "stop fired"
@@ -62,10 +65,10 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
         ValueError: the table is empty, lacks a column, a number, or the two models alone; an accuracy outside its
             interval; a row twice.
 
-    >>> row = {"hand_off": "none", "stop": "0", "condition": "small alone", "accuracy": 0.1, "low": 0.0, "high": 0.3}
+    >>> row = {"hand_off": "none", "stop": "0", "condition": "silent", "accuracy": 0.1, "low": 0.0, "high": 0.3}
     >>> row |= {"n": 9, "tokens": 0.0, "fired": 1.0, "in_opening": 0.0, "finished": 0.0, "handed_n": 9}
     >>> row |= {"handed_accuracy": 0.1}
-    >>> rows = [row, row | {"condition": "large alone", "high": 1.0}]
+    >>> rows = [row, row | {"condition": "large", "high": 1.0}]
     >>> rows += [row | {"hand_off": "text", "condition": "message", "stop": stop} for stop in ("0", "8")]
     >>> cascade_curves(pd.DataFrame(rows), title="Two numbers").layout.xaxis.ticktext
     ('0', '8')
@@ -80,7 +83,7 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     across = len(offs) * (width + gap) - gap
     right += max(0, 520 - left - right - across)
     shown = [condition for condition in ENTRIES if any(row["condition"] == condition for row in rows)]
-    entries = [*map(spoken, offs), CONTINUED, SMALL, LARGE, *(ENTRIES[each] for each in shown)]
+    entries = [*map(spoken, offs), CONTINUED, *ALONE.values(), *(ENTRIES[each] for each in shown)]
     entries += [IN_OPENING, FINISHED, FIRED]
     labels = {stop: _label(stop, rows) for stop in stops}
     foot = 30 + round(0.9 * LETTER[TICK_SIZE] * max(map(len, labels.values())))
@@ -99,7 +102,7 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
             number, (at, strip + 16, width, height), bare(x_axis), bare(y_axis) if number else y_axis, spoken(off)
         )
         lower = sheet.panel(len(offs) + number, (at, 0, width, strip), x_axis, bare(share) if number else share, "")
-        for alone in (SMALL, LARGE):
+        for alone in ALONE:
             _alone(sheet, _one(rows, alone), upper, style_of[alone], len(stops), named=not number)
         mine = [row for row in rows if row["hand_off"] == off]
         for condition in (*shown, MESSAGE):
@@ -125,9 +128,9 @@ def cascade_front(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figu
     Raises:
         ValueError: the table is empty, lacks a column, a number, or the two models alone; a cost that is not above 0.
 
-    >>> row = {"hand_off": "none", "stop": "0", "condition": "small alone", "accuracy": 0.1, "low": 0.0, "high": 0.3}
+    >>> row = {"hand_off": "none", "stop": "0", "condition": "silent", "accuracy": 0.1, "low": 0.0, "high": 0.3}
     >>> row |= {"n": 9, "tokens": 0.0, "flops": 1e6}
-    >>> rows = [row, row | {"condition": "large alone", "flops": 1e7, "high": 1.0}]
+    >>> rows = [row, row | {"condition": "large", "flops": 1e7, "high": 1.0}]
     >>> rows += [row | {"hand_off": "text", "condition": "message", "stop": "8", "flops": 5e6}]
     >>> cascade_front(pd.DataFrame(rows), title="Three costs").layout.xaxis.type
     'log'
@@ -144,7 +147,7 @@ def cascade_front(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figu
     shapes = dict(zip(stops, STOP_SHAPES * len(stops), strict=False))
     across, down = 640, 380
     votes = any(row["condition"] == VOTE for row in rows)
-    entries = [*map(spoken, offs), *map(spoken, stops), SMALL, LARGE, *([ENTRIES[VOTE]] if votes else []), "front"]
+    entries = [*map(spoken, offs), *map(spoken, stops), *ALONE.values(), *([ENTRIES[VOTE]] if votes else []), "front"]
     sheet = blank_sheet(title, note, entries, across=across, down=down, left=66, right=40, head=12, foot=FOOT)
     ends = [math.log10(bound(row["flops"] for row in rows)) for bound in (min, max)]
     ends = [ends[0] - 0.1, ends[1] + 0.1]
@@ -152,13 +155,13 @@ def cascade_front(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figu
     x_axis |= {"tickformat": "~s", "dtick": "D2" if ends[1] - ends[0] < 2 else 1}
     y_axis = SHARE_AXIS | {"title": {"text": "accuracy"}}
     axes = sheet.panel(0, (0, 0, across, down), x_axis, y_axis, "")
-    real = [row for row in rows if row["stop"] != "oracle" and row["condition"] in (SMALL, LARGE, MESSAGE, VOTE)]
+    real = [row for row in rows if row["stop"] != "oracle" and row["condition"] in (*ALONE, MESSAGE, VOTE)]
     front = cost_front(pd.DataFrame(real))
     corners = {"x": [*front["flops"], 10 ** ends[1]], "y": [*front["accuracy"], front["accuracy"].iloc[-1]]}
     line = {"mode": "lines", "line": {"color": MUTED, "width": 1.5, "shape": "hv"}, "hoverinfo": "skip"}
     sheet.figure.add_trace(go.Scatter(corners | line | axes, name="front"))
-    for alone in (SMALL, LARGE):
-        sheet.figure.add_trace(_dots([_one(rows, alone)], axes, style_of[alone], alone, size=13))
+    for alone, entry in ALONE.items():
+        sheet.figure.add_trace(_dots([_one(rows, alone)], axes, style_of[alone], entry, size=13))
     for off in offs:
         mine = [row for row in rows if row["hand_off"] == off and row["condition"] == MESSAGE]
         fixed = sorted((row for row in mine if row["stop"].isdigit()), key=lambda row: int(row["stop"]))
@@ -256,7 +259,7 @@ def _rows(table: pd.DataFrame, more: Sequence[str]) -> list[dict[str, Any]]:
         if not 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1:
             where = f"{row['hand_off']}, stop {row['stop']}, {row['condition']}"
             raise ValueError(f"{where}: accuracy {row['accuracy']} is outside {row['low']} to {row['high']}")
-    for alone in (SMALL, LARGE):
+    for alone in ALONE:
         _one(rows, alone)
     return rows
 
@@ -305,10 +308,10 @@ def _alone(
     """A model alone: a horizontal line in the band of its interval."""
     red, green, blue = (int(style.colour[at : at + 2], 16) for at in (1, 3, 5))
     sheet.shade(axes, row["low"], row["high"], f"rgba({red},{green},{blue},0.10)")
-    line = {"x": [-0.6, n_stops - 0.4], "y": [row["accuracy"]] * 2, "mode": "lines", "name": row["condition"]}
-    dash = "dash" if row["condition"] == SMALL else "solid"
+    line = {"x": [-0.6, n_stops - 0.4], "y": [row["accuracy"]] * 2, "mode": "lines", "name": ALONE[row["condition"]]}
+    dash = "dash" if row["condition"] == SILENT else "solid"
     drawn = {"line": {"color": style.colour, "width": 1.5, "dash": dash}, "hoverinfo": "y"}
-    sheet.figure.add_trace(go.Scatter(line | drawn | axes, legendgroup=row["condition"], showlegend=named))
+    sheet.figure.add_trace(go.Scatter(line | drawn | axes, legendgroup=line["name"], showlegend=named))
 
 
 def _continued(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,12 +12,13 @@ from numerics import assert_equal_to_rounding, forward_terms
 from tiny import EVERY_MODEL, model, states
 
 from latentcomm.alignment import AffineMap, fit_ridge
-from latentcomm.channels.base import receiver_prompts
+from latentcomm.channels.base import Channel, Deciding, receiver_prompts
+from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade import KVHandOff, LatentHandOff, TextHandOff, fit_hand_off, fitting, write_openings
-from latentcomm.experiments.cascade.continuations import Errand, Handed, hand_over
+from latentcomm.experiments.cascade.continuations import Handed, Request, hand_over
 from latentcomm.experiments.cascade.hand_offs import HandOff
-from latentcomm.experiments.cascade.openings import EMBEDDING, Openings
-from latentcomm.experiments.cascade.resume import Continuation, Prefix, behind, go_on
+from latentcomm.experiments.cascade.openings import EMBEDDING, openings_of
+from latentcomm.experiments.cascade.resume import Continuation, ReadPrefix, after_prefixes, continue_rows
 from latentcomm.experiments.compare.run import map_tokens
 from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.hooks.capture import capture
@@ -30,14 +31,14 @@ NS = (1, 2, 3, 6, 9)
 EVERYTHING = (0, 1, 2, EMBEDDING)
 
 
-def openings_of(writer: Model, layers: tuple[int, ...] = EVERYTHING) -> Openings:
+def opened_by(writer: Model, layers: tuple[int, ...] = EVERYTHING) -> Message:
     return write_openings(writer, task(), layers=layers, keep_cache=True)
 
 
-def handed(hand_off: HandOff, reader: Model, openings: Openings, ns: tuple[int, ...] = NS) -> list[list[Handed]]:
+def handed(hand_off: HandOff, reader: Model, openings: Message, ns: tuple[int, ...] = NS) -> list[list[Handed]]:
     """The continuations behind the openings' own items, of each every n that its opening has."""
-    wanted = [[n for n in ns if n <= len(row)] for row in openings.rows]
-    return hand_over(hand_off, reader, openings, Errand(task(), range(len(openings)), wanted, None, LIMIT))
+    wanted = [[n for n in ns if n <= len(row)] for row in openings_of(openings)]
+    return hand_over(hand_off, reader, Request(task(), hand_off.content(openings), wanted, None, LIMIT))
 
 
 def written(vectors: dict[int, torch.Tensor], fusion: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -64,53 +65,60 @@ class TestOneModelWithItself:
     def test_every_hand_off_says_what_the_model_says_alone_at_every_n(
         self, architecture: str, backend: str, hand_off: HandOff
     ) -> None:
-        alone = openings_of(model(architecture, backend))
-        for row, each in zip(alone.rows, handed(hand_off, model(architecture, backend), alone), strict=True):
-            assert [one.reply for one in each] == [row.written] * len(each)
+        alone = opened_by(model(architecture, backend))
+        reader = model(architecture, backend)
+        for row, each in zip(openings_of(alone), handed(hand_off, reader, alone), strict=True):
+            assert [one.reply for one in each] == [reader.decode(row.ids)] * len(each)
             assert [one.ids for one in each] == [row.ids[one.n :] for one in each]
             assert {one.ended for one in each} <= {row.ended}
 
     def test_another_models_states_say_something_else(self) -> None:
         """The contrast: what is equal above is so because of what is handed over."""
-        alone = openings_of(large())
-        wrong = replace(
-            alone,
-            rows=tuple(
-                replace(
-                    row, states={layer: 3 * states(*kept.shape, seed=layer + 2) for layer, kept in row.states.items()}
-                )
-                for row in alone.rows
-            ),
-        )
+        alone = opened_by(large())
+        parts = [
+            {
+                name: 3 * states(*kept.shape, seed=int(name.partition(".")[2]) + 2)
+                if name.startswith("states")
+                else kept
+                for name, kept in part.items()
+            }
+            for part in alone.parts or ()
+        ]
+        wrong = replace(alone, parts=tuple(parts))
         for hand_off in (LatentHandOff(1, 1), LatentHandOff(EMBEDDING), LatentHandOff(0, 2)):
             said = [one.reply for each in handed(hand_off, large(), wrong, (3,)) for one in each]
-            assert said != [row.written for row in alone.rows if len(row) >= 3]
+            assert said != [large().decode(row.ids) for row in openings_of(alone) if len(row) >= 3]
 
 
 class TestByHand:
     @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
     def test_text_is_the_prompt_and_the_opening_read_by_the_small_model(self, architecture: str, backend: str) -> None:
-        openings, reader = openings_of(large(architecture, backend)), small(architecture, backend)
-        for item, row, each in zip(task().items, openings.rows, handed(TextHandOff(), reader, openings), strict=True):
+        openings, reader = opened_by(large(architecture, backend)), small(architecture, backend)
+        for item, row, each in zip(
+            task().items, openings_of(openings), handed(TextHandOff(), reader, openings), strict=True
+        ):
             for one in each:
                 said, ended = greedy(reader, [*prompt_ids(reader, item), *row.ids[: one.n]], LIMIT - one.n)
                 assert (list(one.ids), one.ended) == (said, ended)
                 assert one.reply == reader.decode([*row.ids[: one.n], *said])
 
     def test_text_in_another_vocabulary_is_tokenized_after_the_prompts(self) -> None:
-        openings, reader = openings_of(large()), of_bytes()
-        for item, row, each in zip(task().items, openings.rows, handed(TextHandOff(), reader, openings), strict=True):
+        openings, reader = opened_by(large()), of_bytes()
+        found = handed(TextHandOff(), reader, openings)
+        for item, row, each in zip(task().items, openings_of(openings), found, strict=True):
             for one in each:
-                told = reader.tokenizer(row.text(one.n), add_special_tokens=False).input_ids
+                told = reader.tokenizer(row.text_at(one.n), add_special_tokens=False).input_ids
                 said, ended = greedy(reader, [*prompt_ids(reader, item), *told], LIMIT - one.n)
                 assert (list(one.ids), one.ended) == (said, ended)
-                assert one.reply.startswith(row.text(one.n))
+                assert one.reply.startswith(row.text_at(one.n))
 
     @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
     def test_keys_and_values_are_the_large_models_but_for_the_last_token(self, architecture: str, backend: str) -> None:
         writer, reader = large(architecture, backend), small(architecture, backend)
-        openings = openings_of(writer)
-        for item, row, each in zip(task().items, openings.rows, handed(KVHandOff(), reader, openings), strict=True):
+        openings = opened_by(writer)
+        for item, row, each in zip(
+            task().items, openings_of(openings), handed(KVHandOff(), reader, openings), strict=True
+        ):
             for one in each:
                 ids = [*prompt_ids(writer, item), *row.ids[: one.n]]
                 cache = writer.new_cache(1)
@@ -125,12 +133,12 @@ class TestByHand:
     def test_soft_tokens_are_the_mapped_states_behind_the_prompt(self, read: int) -> None:
         writer, reader = large(), of_bytes()
         mapped = AffineMap(0.3 * states(16, 32), states(16, seed=1))
-        openings = openings_of(writer)
+        openings = opened_by(writer)
         found = handed(LatentHandOff(read, alignment=mapped), reader, openings)
-        for item, row, each in zip(task().items, openings.rows, found, strict=True):
+        for item, row, part, each in zip(task().items, openings_of(openings), openings.parts or (), found, strict=True):
             for one in each:
                 ids = prompt_ids(reader, item)
-                vectors = mapped(row.states[read][: one.n])
+                vectors = mapped(part[f"states.{read}"][: one.n])
                 write = written({len(ids) + at: vector for at, vector in enumerate(vectors)}, Replace())
                 said: list[int] = []
                 while len(said) < LIMIT - one.n:
@@ -140,27 +148,29 @@ class TestByHand:
                         break
                     said.append(token)
                 assert list(one.ids) == said
-                assert one.reply == row.text(one.n) + reader.decode(said)
+                assert one.reply == row.text_at(one.n) + reader.decode(said)
                 assert one.multiply_adds == one.n * 16 * 32
 
     @pytest.mark.parametrize("fusion", [Sum(), Mean()])
     def test_a_graft_is_fused_where_tokens_of_both_end_at_one_character(self, fusion: Sum | Mean) -> None:
         writer, reader = large(), of_bytes()
         mapped = AffineMap(0.3 * states(16, 32), states(16, seed=1))
-        openings = openings_of(writer)
+        openings = opened_by(writer)
         found = handed(LatentHandOff(2, 1, mapped, fusion), reader, openings, (2, 6))
         n_places = []
-        for item, row, each in zip(task().items, openings.rows, found, strict=True):
+        for item, row, part, each in zip(task().items, openings_of(openings), openings.parts or (), found, strict=True):
             for one in each:
-                ids, text = prompt_ids(reader, item), row.text(one.n)
+                ids, text = prompt_ids(reader, item), row.text_at(one.n)
                 told = reader.tokenizer(text, add_special_tokens=False).input_ids
                 ends = {len(reader.tokenizer.decode(told[: n + 1])): n for n in range(len(told))}
                 places = {
-                    len(row.text(n + 1)): n for n in range(one.n) if row.pieces[n] and len(row.text(n + 1)) in ends
+                    len(row.text_at(n + 1)): n
+                    for n in range(one.n)
+                    if row.pieces[n] and len(row.text_at(n + 1)) in ends
                 }
                 n_places.append((len(places), len(told)))
 
-                pairs = {len(ids) + ends[end]: mapped(row.states[2][n]) for end, n in places.items()}
+                pairs = {len(ids) + ends[end]: mapped(part["states.2"][n]) for end, n in places.items()}
                 assert one.multiply_adds == len(pairs) * 16 * 32  # the others need not be mapped
                 write = written(pairs, fusion)
                 said: list[int] = []
@@ -177,12 +187,12 @@ class TestByHand:
 class TestSharing:
     def test_what_is_behind_a_prefix_is_what_a_whole_pass_says(self) -> None:
         reader, ids = small(), list(range(6, 20))
-        prefix = Prefix.read(reader, ids)
+        prefix = ReadPrefix.read(reader, ids)
         log_p = reader.forward(torch.tensor([ids]))[0].double().log_softmax(-1)
         surprise = torch.stack([-log_p[at, token] for at, token in enumerate(ids[1:])])
         assert_equal_to_rounding(prefix.surprise, surprise, terms=forward_terms(reader))
         other = [*ids[:5], 30, 31]
-        said = go_on(reader, behind([prefix, prefix], [ids[:8], other]), [4, 6])
+        said = continue_rows(reader, after_prefixes([prefix, prefix], [ids[:8], other]), [4, 6])
         assert [list(one.ids) for one in said] == [greedy(reader, ids[:8], 4)[0], greedy(reader, other, 6)[0]]
         assert prefix.shared(other) == 5
         assert prefix.mean_surprise(other, 5) is None
@@ -195,19 +205,21 @@ class TestSharing:
 
         def counted(reader: Model, given: object, limits: list[int]) -> object:
             runs.append(len(limits))
-            return go_on(reader, given, limits)  # type: ignore[arg-type]
+            return continue_rows(reader, given, limits)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(handing, "go_on", counted)
-        alone = openings_of(large())
+        monkeypatch.setattr(handing, "continue_rows", counted)
+        alone = opened_by(large())
         handed(TextHandOff(), large(), alone)
         assert runs == [len(alone)]  # behind the first token, and never again
         runs.clear()
-        known = [Continuation(row.ids, row.ended) for row in alone.rows]
-        wanted = [[n for n in NS if n <= len(row)] for row in alone.rows]
-        found = hand_over(TextHandOff(), large(), alone, Errand(task(), range(len(alone)), wanted, known, LIMIT))
+        rows = openings_of(alone)
+        known = [Continuation(row.ids, row.ended) for row in rows]
+        wanted = [[n for n in NS if n <= len(row)] for row in rows]
+        message = TextHandOff().content(alone)
+        found = hand_over(TextHandOff(), large(), Request(task(), message, wanted, known, LIMIT))
         assert runs == []
         assert [[one.reply for one in each] for each in found] == [
-            [row.written] * len(ns) for row, ns in zip(alone.rows, wanted, strict=True)
+            [large().decode(row.ids)] * len(ns) for row, ns in zip(rows, wanted, strict=True)
         ]
         handed(TextHandOff(), small(), alone)
         assert len(runs) > 1  # another model goes its own way
@@ -223,8 +235,8 @@ class TestSharing:
         reader = small()
         prompts = receiver_prompts(reader, task())
         limits = [1, 3, 5, 7, 9]
-        said = go_on(reader, behind([Prefix.read(reader, prompts.ids(row).tolist()) for row in range(5)],
-                                    [prompts.ids(row).tolist() for row in range(5)]), limits)  # fmt: skip
+        ids = [prompts.ids(row).tolist() for row in range(5)]
+        said = continue_rows(reader, after_prefixes([ReadPrefix.read(reader, each) for each in ids], ids), limits)
         for row, (one, limit) in enumerate(zip(said, limits, strict=True)):
             assert (list(one.ids), one.ended) == greedy(reader, prompts.ids(row).tolist(), limit)
 
@@ -238,8 +250,7 @@ class TestFitting:
     def test_a_model_is_mapped_to_itself_as_it_is(self) -> None:
         fitted = fit_hand_off(large(), large(), self.DOCUMENTS, read=1, write=1, measures_drift=False)
         assert fitted.alignment is not None
-        rows = write_openings(large(), task(), layers=(1,)).rows
-        kept = torch.cat([row.states[1] for row in rows])
+        kept = torch.cat([part["states.1"] for part in write_openings(large(), task(), layers=(1,)).parts or ()])
         seen = fit_hand_off(large(), small(), self.DOCUMENTS, read=1, write=1, measures_drift=False)
         assert seen.alignment is not None
         assert fitted.alignment.r_squared(kept, kept) > 0.9
@@ -249,7 +260,7 @@ class TestFitting:
         fitted = fit_hand_off(large(), of_bytes(), self.DOCUMENTS, read=EMBEDDING, max_tokens=16, measures_drift=False)
         assert fitted.alignment is not None
         assert (fitted.alignment.d_in, fitted.alignment.d_out) == (32, 16)
-        own = fitted.own()
+        own = fitted.to_itself()
         assert own is not None
         assert own.alignment is not None
         assert own.read == EMBEDDING
@@ -260,7 +271,7 @@ class TestFitting:
     @pytest.mark.parametrize("write", ["embeddings", 2])
     def test_the_small_models_own_states_pass_through_a_map_of_its_own(self, write: Any) -> None:
         own = fit_hand_off(large(), of_bytes(), self.DOCUMENTS, read=0, write=min(write, 1) if write == 2 else write,
-                           max_tokens=16, measures_drift=False).own()  # fmt: skip
+                           max_tokens=16, measures_drift=False).to_itself()  # fmt: skip
         assert own is not None
         assert own.alignment is not None
         assert own.read == 0  # never the embedding, however few blocks there are
@@ -292,7 +303,7 @@ class TestFitting:
         fitted = fit_hand_off(small(), small(), self.DOCUMENTS, read=1, write=1)
         assert fitted.reference is not None
         plain = replace(fitted, alignment=None)
-        openings = openings_of(small())
+        openings = opened_by(small())
         own = [one.drift for each in handed(plain, small(), openings, (6,)) for one in each]
         far = replace(fitted, alignment=AffineMap(5 * states(32, 32).float(), states(32).float()))
         other = [one.drift for each in handed(far, small(), openings, (6,)) for one in each]
@@ -341,28 +352,28 @@ class TestRefusals:
         writer, reader = of_bytes(), small()
         openings = write_openings(writer, task(2))
         with pytest.raises(ValueError, match=r"does not give the first 4 tokens of the opening of item 'item-0' back"):
-            TextHandOff().receive(reader, single(task().items[0]), openings, [0], [4])
+            TextHandOff().enter(reader, single(task().items[0]), TextHandOff().content(openings.select([0])), [4])
 
     def test_what_was_not_kept_is_asked_for(self) -> None:
         openings = write_openings(large(), task(1))
         with pytest.raises(ValueError, match=r"write them with layers=\(1,\)"):
-            LatentHandOff(1).receive(small(), task(1), openings, [0], [2])
+            LatentHandOff(1).content(openings)
         with pytest.raises(ValueError, match="write them with keep_cache=True"):
-            KVHandOff().receive(small(), task(1), openings, [0], [2])
+            KVHandOff().content(openings)
 
     def test_a_prompt_that_leaves_no_room_is_refused(self) -> None:
         reader = small()
-        given = behind([Prefix.read(reader, [7] * 35)], [[7] * 35])
-        assert len(go_on(reader, given, [6])[0].ids) <= 6
+        given = after_prefixes([ReadPrefix.read(reader, [7] * 35)], [[7] * 35])
+        assert len(continue_rows(reader, given, [6])[0].ids) <= 6
         with pytest.raises(ValueError, match="35 tokens and 7 more exceed the 40"):
-            go_on(reader, given, [7])
+            continue_rows(reader, given, [7])
         with pytest.raises(ValueError, match="give at least 1 a row"):
-            go_on(reader, given, [0])
+            continue_rows(reader, given, [0])
 
 
 def test_every_hand_off_keeps_the_protocol() -> None:
     from latentcomm._core.files import digest
 
     for hand_off in (TextHandOff(), KVHandOff(), LatentHandOff(1, 1), LatentHandOff(EMBEDDING)):
-        assert isinstance(hand_off, HandOff)
+        assert isinstance(hand_off, HandOff | Channel) and isinstance(hand_off, Deciding)
         assert digest(hand_off) == digest(replace(hand_off))

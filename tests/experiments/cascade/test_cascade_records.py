@@ -67,12 +67,13 @@ def test_a_stopped_sweep_resumes_and_a_finished_one_runs_nothing(
 
 def test_records_of_equal_openings_of_two_items_are_not_mixed_up(tmp_path: Path) -> None:
     openings = write_openings(large(), task(3), keep_cache=True)
-    alike = replace(openings, rows=tuple(replace(row, ids=openings.rows[0].ids) for row in openings.rows))
+    assert openings.parts is not None
+    alike = replace(openings, parts=tuple(part | {"ids": openings.parts[0]["ids"]} for part in openings.parts))
 
     def said(rows: tuple[int, ...], kept: Path | None) -> list[CascadeTrial]:
-        side = Side(alike, rows, KVHandOff(), is_small=False)
-        setting = Setting.of(large(), small(), task(3), kept, shown=False)
-        return setting.trials(side, "other", "kv", {"3": [(3, True)] * 3}, {})
+        side = Side.of(alike, KVHandOff(), is_small=False).shuffled(rows)
+        setting = Setting.of(large(), small(), task(3), kept)
+        return setting.trials(side, "shuffled", "kv", {"3": [(3, True)] * 3}, {})
 
     assert said((1, 2, 0), tmp_path) == said((1, 2, 0), None)
     assert said((2, 0, 1), tmp_path) == said((2, 0, 1), None)
@@ -91,7 +92,7 @@ def test_another_small_model_is_not_given_what_was_kept_of_the_first(tmp_path: P
 
 def said(writer: Model, reader: Model, asked: Task, kept: Path | None) -> list[str]:
     """All that a sweep wrote, votes among it."""
-    controls = ("other", "own", "self-consistency")
+    controls = ("shuffled", "self", "self-consistency")
     found = sweep_cascade(
         writer, reader, asked, hand_offs={"text": TextHandOff()}, ns=(0, 2), controls=controls, checkpoint=kept
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cascades import large, small, task
 
-from latentcomm.experiments.cascade import Confident, KVHandOff, Opening, Openings, Oracle, TextHandOff
+from latentcomm.experiments.cascade import Confident, KVHandOff, Opening, Oracle, TextHandOff
 from latentcomm.experiments.cascade.by_name import depth_of, hand_offs_named, stops_named
 from latentcomm.experiments.cascade.report import signal_table
 from latentcomm.experiments.cascade.stops import STOPS, FixedTokens
@@ -16,11 +16,10 @@ from latentcomm.models.small import small_model
 ENTROPIES = ([4.0, 2.0, 1.0], [2.0, 1.0], [8.0, 3.0, 5.0, 6.0])
 
 
-def openings() -> Openings:
-    rows = [
+def openings() -> list[Opening]:
+    return [
         Opening.of_signals(entropy=torch.tensor(each), margin=torch.tensor(each) / 8) for each in map(list, ENTROPIES)
     ]
-    return Openings(("a", "b", "c"), tuple(rows), 4, "large", "")
 
 
 def seen() -> pd.DataFrame:
@@ -64,9 +63,9 @@ class TestSignals:
             assert table["median"].iloc[-1] == pytest.approx(last)
 
     def test_openings_without_a_token_are_refused(self) -> None:
-        nothing = Openings(("a",), (Opening.of_signals(entropy=torch.zeros(0)),), 4, "large", "")
+        nothing = Opening.of_signals(entropy=torch.zeros(0))
         with pytest.raises(ValueError, match="no opening has a token"):
-            signal_table(nothing, seen(), {}, most=4)
+            signal_table([nothing], seen(), {}, most=4)
 
 
 class TestNames:

@@ -10,6 +10,7 @@ from tiny import states
 from latentcomm.alignment import AffineMap
 from latentcomm.drift import fit_drift_reference
 from latentcomm.experiments.cascade import KVHandOff, LatentHandOff, TextHandOff, write_openings
+from latentcomm.experiments.cascade.openings import openings_of
 from latentcomm.experiments.cascade.signals import token_signals
 from latentcomm.models import Model
 
@@ -23,11 +24,11 @@ def log_p(model: Model, ids: list[int], n_prompt: int) -> torch.Tensor:
 def test_certainty_is_the_large_models_and_surprise_the_small_ones() -> None:
     openings, reader = write_openings(large(), task()), small()
     table = token_signals(openings, reader, task(), {"text": TextHandOff()})
-    assert len(table) == sum(map(len, openings.rows))
-    for item, row in zip(task().items, openings.rows, strict=True):
+    assert len(table) == sum(map(len, openings_of(openings)))
+    for item, row in zip(task().items, openings_of(openings), strict=True):
         part = table[table["item"] == item.id]
         assert list(part["token"]) == list(range(1, len(row) + 1))
-        assert "".join(part["piece"]) == row.text(len(row))
+        assert "".join(part["piece"]) == row.text_at(len(row))
         assert list(part["entropy"]) == row.entropy.tolist() and list(part["margin"]) == row.margin.tolist()
         ids = prompt_ids(reader, item)
         assert list(part["surprise"]) == pytest.approx((-log_p(reader, [*ids, *row.ids], len(ids))).tolist(), rel=1e-4)
@@ -37,17 +38,17 @@ def test_between_two_tokenizers_surprise_is_given_where_both_tokens_end() -> Non
     openings, reader = write_openings(large(), task()), of_bytes()
     table = token_signals(openings, reader, task(), {"text": TextHandOff()})
     some_are_missing = False
-    for item, row in zip(task().items, openings.rows, strict=True):
+    for item, row in zip(task().items, openings_of(openings), strict=True):
         part = table[table["item"] == item.id]["surprise"]
         ids = prompt_ids(reader, item)
-        told = reader.tokenizer(row.text(len(row)), add_special_tokens=False).input_ids
+        told = reader.tokenizer(row.text_at(len(row)), add_special_tokens=False).input_ids
         along = -log_p(reader, [*ids, *told], len(ids))
         texts = [reader.tokenizer.decode(told[: n + 1]) for n in range(len(told))]
         for token, value in enumerate(part, 1):
             if math.isnan(value):
                 some_are_missing = True
                 continue
-            read = texts.index(row.text(token))
+            read = texts.index(row.text_at(token))
             upto = float(part.iloc[:token].sum(skipna=True))
             assert upto == pytest.approx(float(along[: read + 1].sum()), rel=1e-4)
     assert some_are_missing
@@ -62,8 +63,8 @@ def test_drift_is_that_of_every_mapped_state_of_latent_hand_offs_alone() -> None
     table = token_signals(openings, of_bytes(), task(), hand_offs)
     assert set(table.columns) - {"item", "token", "piece", "entropy", "margin", "surprise"} == {"drift_soft"}
     assert table["surprise"].isna().all()
-    for name, row in zip(openings.items, openings.rows, strict=True):
-        expected = reference.percentile(mapped(row.states[1]))["combined"]
-        found = torch.tensor(list(table[table["item"] == name]["drift_soft"]), dtype=expected.dtype)
+    for item, part in zip(task().items, openings.parts or (), strict=True):
+        expected = reference.percentile(mapped(part["states.1"]))["combined"]
+        found = torch.tensor(list(table[table["item"] == item.id]["drift_soft"]), dtype=expected.dtype)
         torch.testing.assert_close(found, expected)
     assert table["drift_soft"].nunique() > 1

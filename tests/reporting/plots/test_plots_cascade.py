@@ -57,8 +57,8 @@ class TestCurves:
     @pytest.mark.parametrize(
         ("condition", "entry"),
         [
-            ("other", "other item's opening"),
-            ("own", "small model's own"),
+            ("shuffled", "other item's opening"),
+            ("self", "small model's own"),
             ("self-consistency", "vote at equal cost"),
         ],
     )
@@ -80,7 +80,7 @@ class TestCurves:
         assert {y for trace in named(curves(nothing), f"{entry}, where it continued") for y in trace["y"]} == {None}
 
     def test_a_control_that_was_not_run_is_not_in_the_legend(self) -> None:
-        figure = curves(cascade_rows().query("condition != 'own'"))
+        figure = curves(cascade_rows().query("condition != 'self'"))
         assert named(figure, "small model's own") == [] != named(curves(), "small model's own")
 
     def test_the_two_models_alone_are_lines_across_in_their_bands(self) -> None:
@@ -125,7 +125,7 @@ class TestFront:
         table = cascade_rows()
         oracle = table["stop"] == "oracle"
         table = table.assign(accuracy=table["accuracy"].where(~oracle, 0.99), high=table["high"].where(~oracle, 1.0))
-        real = table[~oracle & ~table["condition"].isin(["other", "zero", "random", "own"])].to_dict("records")
+        real = table[~oracle & ~table["condition"].isin(["shuffled", "zero", "random", "self"])].to_dict("records")
 
         def is_beaten(row: dict) -> bool:
             return any(
@@ -184,7 +184,7 @@ class TestSignals:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda table: table.query("condition != 'small alone'"), "0 rows of 'small alone'"),
+        (lambda table: table.query("condition != 'silent'"), "0 rows of 'silent'"),
         (lambda table: table.query("condition != 'message'"), "no row of the table has the condition 'message'"),
         (lambda table: table.assign(low=0.9), "is outside"),
         (lambda table: table.assign(accuracy=math.nan), "no number"),
@@ -198,6 +198,6 @@ def test_a_table_that_cannot_be_drawn_is_refused(change, said) -> None:
 
 
 def test_stops_that_are_all_numbers_are_read_back_from_a_csv_as_they_were() -> None:
-    table = cascade_rows().query("stop in ['0', '8', '16'] or condition == 'large alone'")
+    table = cascade_rows().query("stop in ['0', '8', '16'] or condition == 'large'")
     as_read = table.assign(stop=[int(stop) if stop.isdigit() else stop for stop in table["stop"]])
     assert curves(as_read) == curves(table)
