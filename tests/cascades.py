@@ -33,8 +33,8 @@ HAND_OFFS: dict[str, HandOff] = {
 NS = (0, 2, 5, LIMIT)
 STOPS = {"drop": EntropyDrop(0.9, 2, 3), "never": Confident(1.0, 9), "first": FixedTokens(2), "oracle": Oracle()}
 TRIAL = CascadeTrial(
-    item="", hand_off="text", stop="8", condition="message", n=8, fired=True, finished=False, opening="", reply="",
-    free=True, parsed=True, found="", answer_in_opening=False, large_flops=2.0, small_flops=1.0, reply_tokens=3,
+    item="", channel="text", stop="8", condition="message", n=8, fired=True, finished=False, opening="", reply="",
+    free=True, parsed=True, found="", answer_in_opening=False, sender_flops=2.0, receiver_flops=1.0, reply_tokens=3,
 )  # fmt: skip
 
 

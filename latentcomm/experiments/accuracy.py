@@ -16,21 +16,18 @@ BASELINES = ("silent", "text")
 """Channels with which every other is compared, item by item, where they were run."""
 COLUMNS = tuple(field.name for field in fields(Trial))
 """The columns of every table of trials."""
-SAME_AS = {"hand_off": "channel", "large_flops": "sender_flops", "small_flops": "receiver_flops"}
-"""Fields of a cascade's trials under the names that all experiments share."""
 
 
 def to_table(trials: Iterable[Any], **factors: str) -> pd.DataFrame:
     """One row a trial of any experiment: the columns of `Trial`, then the trial's other fields, then `factors`.
 
-    A cascade's hand-off is its channel, the large model its sender, the small one its receiver. NaN where an experiment
-    does not record a column.
+    NaN where an experiment does not record a column.
 
     >>> trial = Trial("kilimanjaro", "Tanzania", "replace", "message", "Tanzania", True, "", None, 0)
     >>> to_table([trial], part="test")[["item", "channel", "free", "part"]].values.tolist()
     [['kilimanjaro', 'replace', True, 'test']]
     """
-    rows = [{SAME_AS.get(name, name): value for name, value in vars(trial).items()} for trial in trials]
+    rows = [vars(trial) for trial in trials]
     columns = dict.fromkeys([*COLUMNS, *(rows[0] if rows else ())])
     return pd.DataFrame(rows, columns=pd.Index(columns)).assign(**factors)
 

@@ -33,14 +33,14 @@ def trials(channel: str, condition: str, free: str, choices: str) -> list[Trial]
 
 @dataclass(frozen=True)
 class Handed:
-    """A trial with a cascade's names, and a field that no other experiment has."""
+    """A trial with a field that no other experiment has, and without some that others have."""
 
     item: str
-    hand_off: str
+    channel: str
     condition: str
     stop: str
     free: bool
-    large_flops: float
+    sender_flops: float
 
 
 class TestOneTableForAllTrials:

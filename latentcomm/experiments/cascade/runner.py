@@ -66,7 +66,7 @@ class Side:
 class _Label:
     """Where a trial belongs in the table, and whether its stop fired."""
 
-    hand_off: str
+    channel: str
     stop: str
     condition: str
     fired: bool = True
@@ -155,7 +155,7 @@ class Setting:
                     reply=self.large.decode(opening.ids),
                     finished=True,
                     reply_tokens=n,
-                    large_flops=opening_flops(self.sizes[0], opening, n, finished=True),
+                    sender_flops=opening_flops(self.sizes[0], opening, n, finished=True),
                 )
             )
         return trials
@@ -246,8 +246,8 @@ class Setting:
             reply=writer.decode(opening.ids) if handed is None else handed.reply,
             finished=finished,
             reply_tokens=0 if handed is None else len(handed.ids),
-            large_flops=0.0 if side.is_small else opening_cost,
-            small_flops=continuation_cost + (opening_cost if side.is_small else 0.0),
+            sender_flops=0.0 if side.is_small else opening_cost,
+            receiver_flops=continuation_cost + (opening_cost if side.is_small else 0.0),
             surprise=None if handed is None else handed.surprise,
             drift=None if handed is None else handed.drift,
         )
@@ -262,7 +262,7 @@ class Setting:
             reply=self.small.decode(opening.ids),
             finished=False,
             reply_tokens=len(opening),
-            small_flops=opening_flops(self.sizes[1], opening, len(opening), finished=True),
+            receiver_flops=opening_flops(self.sizes[1], opening, len(opening), finished=True),
         )
 
     def _trial(
@@ -275,8 +275,8 @@ class Setting:
         reply: str,
         finished: bool,
         reply_tokens: int,
-        large_flops: float = 0.0,
-        small_flops: float = 0.0,
+        sender_flops: float = 0.0,
+        receiver_flops: float = 0.0,
         surprise: float | None = None,
         drift: float | None = None,
     ) -> CascadeTrial:
@@ -286,7 +286,7 @@ class Setting:
         entropy, margin = signals_at(opening, n)
         return CascadeTrial(
             item=item.id,
-            hand_off=label.hand_off,
+            channel=label.channel,
             stop=label.stop,
             condition=label.condition,
             n=n,
@@ -298,8 +298,8 @@ class Setting:
             parsed=verdict.is_parsed,
             found=verdict.found,
             answer_in_opening=holds_answer(text, item.answers, self.task.judge),
-            large_flops=large_flops,
-            small_flops=small_flops,
+            sender_flops=sender_flops,
+            receiver_flops=receiver_flops,
             reply_tokens=reply_tokens,
             entropy=entropy,
             margin=margin,

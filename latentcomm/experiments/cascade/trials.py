@@ -34,11 +34,12 @@ _NUMBERS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?")
 
 @dataclass(frozen=True)
 class CascadeTrial:
-    """One item under one hand-off, stop and condition.
+    """One item under one hand-off, stop and condition; what a `Trial` records too has its name there.
 
     Attributes:
-        item, hand_off, stop, condition: the cell of the trial; a fixed n is the stop of that number. Under "silent"
-            (the small model alone) and "large" (the large one alone) the hand-off is "none".
+        item, channel, stop, condition: the cell of the trial; the channel is the hand-off's name, and a fixed n is the
+            stop of that number. Under "silent" (the small model alone) and "large" (the large one alone) the channel is
+            "none".
         n: tokens of the opening that passed.
         fired: whether the stop fired; else the hand-off came at the largest n allowed.
         finished: the opening was the whole reply, by its own end or the limit: the small model did not run.
@@ -46,7 +47,8 @@ class CascadeTrial:
             Under "self-consistency" the first reply that gives the answer of the majority.
         free, parsed, found: the verdict: right or not, an answer found or not, and the answer as the judge reads it.
         answer_in_opening: the opening contains an accepted answer as a whole word or number.
-        large_flops, small_flops: the cost with a cache, as if run for this n alone (`cost.pass_flops`).
+        sender_flops, receiver_flops: the cost of the large and of the small model, with a cache, as if run for this n
+            alone (`cost.pass_flops`).
         reply_tokens: tokens that the small model generated; under "large" the large one, of a vote in all.
         entropy, margin: of the opening's last 4 tokens, the mean; None where n is 0.
         surprise: of the opening under the small model, nats a token (text hand-offs).
@@ -55,7 +57,7 @@ class CascadeTrial:
     """
 
     item: str
-    hand_off: str
+    channel: str
     stop: str
     condition: str
     n: int
@@ -67,8 +69,8 @@ class CascadeTrial:
     parsed: bool
     found: str
     answer_in_opening: bool
-    large_flops: float
-    small_flops: float
+    sender_flops: float
+    receiver_flops: float
     reply_tokens: int
     entropy: float | None = None
     margin: float | None = None
@@ -79,7 +81,7 @@ class CascadeTrial:
     @property
     def flops(self) -> float:
         """The cost of both models together."""
-        return self.large_flops + self.small_flops
+        return self.sender_flops + self.receiver_flops
 
 
 def opening_flops(size: ModelSize, opening: Opening, n: int, *, finished: bool, layers: Sequence[int] = ()) -> float:

@@ -54,7 +54,7 @@ def held_votes(
     reply_cost = sum(trial.flops for trial in alone) / len(alone)
     of_stop: dict[tuple[str, str], list[CascadeTrial]] = {}
     for trial in trials:
-        of_stop.setdefault((trial.hand_off, trial.stop), []).append(trial)
+        of_stop.setdefault((trial.channel, trial.stop), []).append(trial)
     counts = {
         key: max(1, round(sum(trial.flops for trial in each) / len(each) / reply_cost)) for key, each in of_stop.items()
     }
@@ -72,12 +72,12 @@ def held_votes(
                 writing_flops(size, n_prompt=lengths[row], n_past=0, n_written=n, ended=n < task.reply_tokens)
                 for _, n in drawn
             ]
-            votes.append(_vote(task, row, drawn, hand_off=hand_off, stop=stop, small_flops=sum(costs)))
+            votes.append(_vote(task, row, drawn, hand_off=hand_off, stop=stop, receiver_flops=sum(costs)))
     return votes
 
 
 def _vote(
-    task: Task, row: int, drawn: Sequence[Reply], *, hand_off: str, stop: str, small_flops: float
+    task: Task, row: int, drawn: Sequence[Reply], *, hand_off: str, stop: str, receiver_flops: float
 ) -> CascadeTrial:
     """The trial of the majority among some sampled replies."""
     replies = [text for text, _ in drawn]
@@ -94,7 +94,7 @@ def _vote(
     verdict = verdicts[chosen]
     return CascadeTrial(
         item=item.id,
-        hand_off=hand_off,
+        channel=hand_off,
         stop=stop,
         condition=SELF_CONSISTENCY,
         n=0,
@@ -106,8 +106,8 @@ def _vote(
         parsed=verdict.is_parsed,
         found=verdict.found,
         answer_in_opening=False,
-        large_flops=0.0,
-        small_flops=small_flops,
+        sender_flops=0.0,
+        receiver_flops=receiver_flops,
         reply_tokens=sum(n for _, n in drawn),
         votes=len(replies),
     )

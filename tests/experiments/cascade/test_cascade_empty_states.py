@@ -75,7 +75,7 @@ def test_zeros_are_what_a_map_to_nothing_gives(hand_off: LatentHandOff) -> None:
         large(), of_bytes(), task(), hand_offs={"told": hand_off, "silent": silent}, ns=(2, 6), controls=("zero",)
     )
     replies = {
-        key: [trial.reply for trial in found.trials if (trial.hand_off, trial.condition) == key]
+        key: [trial.reply for trial in found.trials if (trial.channel, trial.condition) == key]
         for key in (("told", "zero"), ("silent", "message"), ("told", "message"))
     }
     assert replies["told", "zero"] == replies["silent", "message"] != replies["told", "message"]

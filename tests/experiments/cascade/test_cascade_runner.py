@@ -49,7 +49,7 @@ def swept() -> CascadeSweep:
 
 def of(swept: CascadeSweep, hand_off: str, stop: str, condition: str = "message") -> list[CascadeTrial]:
     return [
-        trial for trial in swept.trials if (trial.hand_off, trial.stop, trial.condition) == (hand_off, stop, condition)
+        trial for trial in swept.trials if (trial.channel, trial.stop, trial.condition) == (hand_off, stop, condition)
     ]
 
 
@@ -65,8 +65,8 @@ class TestTheEnds:
         assert [trial.reply for trial in of(swept, hand_off, "0")] == alone(small())
         assert [trial.reply for trial in of(swept, hand_off, str(LIMIT))] == alone(large())
         assert alone(small()) != alone(large())
-        assert all(trial.finished and trial.small_flops == 0 for trial in of(swept, hand_off, str(LIMIT)))
-        assert all(trial.large_flops == 0 and not trial.finished for trial in of(swept, hand_off, "0"))
+        assert all(trial.finished and trial.receiver_flops == 0 for trial in of(swept, hand_off, str(LIMIT)))
+        assert all(trial.sender_flops == 0 and not trial.finished for trial in of(swept, hand_off, "0"))
 
     def test_both_stand_beside_it_once_an_item(self, swept: CascadeSweep) -> None:
         assert [trial.reply for trial in of(swept, "none", "0", "silent")] == alone(small())
@@ -91,8 +91,8 @@ class TestTheEnds:
             Cascade(writer, small(), TextHandOff(), FixedTokens(each)).run(single(item)) for each in (n, n + 1)
         )
         assert (at.n, at.finished, after.n, after.finished) == (n, False, n, True)  # nobody knows yet that it ends
-        assert at.small_flops > 0 == after.small_flops
-        assert at.large_flops < after.large_flops
+        assert at.receiver_flops > 0 == after.receiver_flops
+        assert at.sender_flops < after.sender_flops
 
 
 class TestStops:
@@ -146,11 +146,11 @@ class TestCosts:
         assert not trial.finished
         with recorded_passes() as passes:
             opened = write_openings(large(), asked, longest=n, layers=hand_off.layers, keep_cache=hand_off.needs_cache)
-        assert trial.large_flops == flops(passes)
+        assert trial.sender_flops == flops(passes)
         received = hand_off.enter(reader, asked, hand_off.content(opened), [n])
         with recorded_passes() as passes:
             continue_rows(reader, received.given, [LIMIT - n])
-        assert trial.small_flops == flops(passes) + (2 * n * 16 * 32 if name == "mapped" else 0)
+        assert trial.receiver_flops == flops(passes) + (2 * n * 16 * 32 if name == "mapped" else 0)
 
     def test_so_are_those_of_the_two_alone_whether_they_end_or_are_cut(self) -> None:
         kinds = []
@@ -204,14 +204,14 @@ class TestControls:
         for stop in ("2", "5", "drop"):
             found = of(swept, hand_off, stop, "self")
             assert [trial.reply for trial in found] == alone(small())
-            assert all(trial.large_flops == 0 < trial.small_flops for trial in found)
+            assert all(trial.sender_flops == 0 < trial.receiver_flops for trial in found)
 
     @pytest.mark.parametrize("name", HAND_OFFS)
     def test_it_costs_what_a_cascade_of_the_small_model_with_itself_costs(self, swept: CascadeSweep, name: str) -> None:
         own = HAND_OFFS[name].to_itself()
         assert own is not None
         both = Cascade(small(), small(), own, FixedTokens(5)).run(task())
-        assert [trial.small_flops for trial in of(swept, name, "5", "self")] == [trial.flops for trial in both]
+        assert [trial.receiver_flops for trial in of(swept, name, "5", "self")] == [trial.flops for trial in both]
 
     def test_another_items_opening_costs_what_writing_it_cost(self, swept: CascadeSweep) -> None:
         whose = {row.text_at(5): item for row, item in zip(openings_of(swept.openings), task().items, strict=True)}
@@ -220,7 +220,7 @@ class TestControls:
         for trial in of(swept, "text", "5", "shuffled"):
             with recorded_passes() as passes:
                 write_openings(large(), single(whose[trial.opening]), longest=5)
-            assert trial.large_flops == flops(passes)
+            assert trial.sender_flops == flops(passes)
 
     def test_the_answer_is_looked_for_in_the_opening_alone(self, swept: CascadeSweep) -> None:
         lasts = [row.text_at(5).split()[-1] for row in openings_of(swept.openings)]
@@ -235,7 +235,7 @@ class TestControls:
 
     def test_a_vote_costs_what_its_replies_cost_one_by_one(self) -> None:
         asked, trial, ended = single(task().items[0]), TRIAL, []
-        told, alone_trials = [replace(trial, small_flops=2.0, large_flops=1.0)], [replace(trial, large_flops=0.0)]
+        told, alone_trials = [replace(trial, receiver_flops=2.0, sender_flops=1.0)], [replace(trial, sender_flops=0.0)]
         for seed in range(3):
             (vote,) = held_votes(small(), asked, told, alone_trials, seed=seed, folder=None, decisive=())
             prompts, item = encode(small(), [asked.items[0].receiver]), asked.items[0]
@@ -244,7 +244,7 @@ class TestControls:
                     decode(small(), prompts, max_new_tokens=LIMIT, temperature=0.7, seeds=[item_seed(item, seed, nr)])
                     for nr in range(3)
                 ]
-            assert (vote.votes, vote.small_flops) == (3, flops(passes))
+            assert (vote.votes, vote.receiver_flops) == (3, flops(passes))
             assert vote.reply_tokens == sum(each.n_tokens[0] for each in said)
             ended += [each.n_tokens[0] < LIMIT for each in said]
         assert True in ended
@@ -262,12 +262,12 @@ class TestControls:
             told, votes = of(swept, "text", stop), of(swept, "text", stop, "self-consistency")
             wanted = max(1, round(sum(trial.flops for trial in told) / sum(single_cost)))
             assert [trial.votes for trial in votes] == [wanted] * 5
-            assert all(trial.large_flops == 0 for trial in votes)
+            assert all(trial.sender_flops == 0 for trial in votes)
 
     def test_the_majority_of_what_was_found_wins_and_of_equals_the_first(self) -> None:
         def vote(judged: Task, replies: list[str]) -> CascadeTrial:
             drawn = [(reply, 3) for reply in replies]
-            return _vote(judged, 0, drawn, hand_off="text", stop="2", small_flops=1.0)
+            return _vote(judged, 0, drawn, hand_off="text", stop="2", receiver_flops=1.0)
 
         numbers = replace(single(Item("x", "s", "r", "s r", ("4",), "")), judge=Number())
         assert vote(numbers, ["so 5", "so 4", "no idea", "4.0"]).free
@@ -281,7 +281,7 @@ class TestControls:
         assert (nothing.free, nothing.parsed, nothing.reply, nothing.votes) == (False, False, "no", 2)
 
     def test_no_control_stands_at_no_tokens(self, swept: CascadeSweep) -> None:
-        assert {trial.condition for trial in swept.trials if trial.stop == "0" and trial.hand_off != "none"} == {
+        assert {trial.condition for trial in swept.trials if trial.stop == "0" and trial.channel != "none"} == {
             "message"
         }
 
@@ -362,7 +362,7 @@ def test_the_same_seed_gives_the_same_trials_and_another_other_votes(swept: Casc
 
 def test_every_hand_off_stop_and_condition_has_its_row(swept: CascadeSweep) -> None:
     table = swept.table()
-    assert len(table) == len({(t.hand_off, t.stop, t.condition) for t in swept.trials})
+    assert len(table) == len({(t.channel, t.stop, t.condition) for t in swept.trials})
     assert (table["n"] == 5).all()
     assert table["flops"].tolist() == pytest.approx((table["large_flops"] + table["small_flops"]).tolist())
 

@@ -16,13 +16,13 @@ class TestTheTable:
             replace(
                 TRIAL, item=str(number), condition=condition, free=mark == "1", n=number,
                 answer_in_opening=condition == "message" and number == 0, fired=number > 0,
-                hand_off="text" if condition in ("message", "shuffled") else "none",
+                channel="text" if condition in ("message", "shuffled") else "none",
             )
             for condition, marks in right.items()
             for number, mark in enumerate(marks)
         ]  # fmt: skip
         decoys = [
-            replace(trial, hand_off=hand_off, stop=stop, free=True)
+            replace(trial, channel=hand_off, stop=stop, free=True)
             for hand_off, stop in (("text", "9"), ("graft", "8"))
             for trial in trials
             if trial.condition == "shuffled"
@@ -62,7 +62,7 @@ class TestTheTable:
         assert row["p_shuffled"] == mcnemar_exact([1, 1, 0, 1, 0], [1, 0, 0, 0, 0]).p_value
 
     def test_whole_groups_are_drawn_where_items_belong_together(self) -> None:
-        alone = [replace(TRIAL, item=str(at), condition="silent", hand_off="none", free=False) for at in range(8)]
+        alone = [replace(TRIAL, item=str(at), condition="silent", channel="none", free=False) for at in range(8)]
         told = [replace(TRIAL, item=str(at), free=at < 4) for at in range(8)]
         row = {}
         for name, groups in (("items", None), ("pairs", {str(at): str(at // 4) for at in range(8)})):
