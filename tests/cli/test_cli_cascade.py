@@ -104,6 +104,7 @@ class TestCascade:
         table = pd.read_csv(tmp_path / "out" / "c.csv").query("condition == 'message'")
         drift = table.groupby("hand_off")["drift"].max()
         assert 0 <= drift["graft"] <= 1 and pd.isna(drift["text"])
+        assert "the control 'other' is called 'shuffled' now" in result.stderr
         emptied = pd.read_csv(tmp_path / "out" / "c.csv").query("condition in ['zero', 'random']")
         assert set(emptied["hand_off"]) == {"graft"} and set(emptied["condition"]) == {"zero", "random"}
 
