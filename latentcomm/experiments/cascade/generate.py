@@ -1,10 +1,7 @@
 """Generate openings greedily, and record signals, states or keys and values at every token."""
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -16,8 +13,10 @@ from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.kv import swapped
 from latentcomm.experiments.cascade.openings import EMBEDDING, Opening, Openings, ids_of, pieces_of
-from latentcomm.hooks.decode import EMBEDDED, ReceiverInput, Run, read_prompts, runs
-from latentcomm.models import Hook, Model
+from latentcomm.hooks.decode import Choice, Reply, Run, read_prompts, runs, write_replies
+from latentcomm.hooks.receiver_input import EMBEDDED, ReceiverInput
+from latentcomm.models import Model
+from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
@@ -90,75 +89,58 @@ def _chunks(n: int) -> Iterator[range]:
     return (range(first, min(first + ITEMS_AT_ONCE, n)) for first in range(0, n, ITEMS_AT_ONCE))
 
 
-class _EnoughError(Exception):
-    """Raised by a hook to end the pass over the last token, whose logits are not needed."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """The next token of every row of a batch, with its signals and states."""
-
-    tokens: list[int]
-    entropy: Float[Tensor, " batch"]
-    margin: Float[Tensor, " batch"]
-    states: dict[int, Tensor]
-
-
 def _write(
     large: Model, given: ReceiverInput, longest: int, layers: tuple[int, ...], keep_cache: bool
 ) -> list[Opening]:
     """The openings of one batch, in the order of its prompts."""
-    openings: dict[int, Opening] = {}
-    for run in runs(large, given, longest, read_prompts):
-        steps, lengths = _steps(large, run, longest, layers)
-        layers_cached = large.cache_layers(run.cache) if keep_cache else None
-        for at, row in enumerate(run.rows):
-            n, n_prompt = lengths[at], int(given.prompts.lengths[row])
-            ids = tuple(step.tokens[at] for step in steps[:n])
-            cache = None
-            if layers_cached is not None:
-                real = _real_positions(run, at, n_prompt + max(n - 1, 0))
-                cache = (_of_row(large, [keys for keys, _ in layers_cached], at, real),
-                         _of_row(large, [values for _, values in layers_cached], at, real))  # fmt: skip
-            openings[row] = Opening(
-                ids,
-                n < longest,
-                n_prompt,
-                torch.stack([step.entropy[at] for step in steps[:n]]) if n else _NONE.clone(),
-                torch.stack([step.margin[at] for step in steps[:n]]) if n else _NONE.clone(),
-                *pieces_of(large, ids),
-                large.decode(ids),
-                {
-                    layer: torch.stack([step.states[layer][at] for step in steps[:n]])
-                    if n
-                    else torch.zeros(0, large.d_model, dtype=large.dtype)
-                    for layer in layers
-                },
-                cache,
-                digest(ids_of(given.prompts, row)),
-            )
-    return [openings[row] for row in range(len(given.prompts))]
+    points = {layer: EMBEDDED if layer == EMBEDDING else Site(layer).hook_name for layer in layers}
+    replies: dict[int, Reply] = {}
+    caches: dict[int, Sequence[tuple[Tensor, Tensor]]] = {}
 
-
-def _steps(large: Model, run: Run, longest: int, layers: tuple[int, ...]) -> tuple[list[_Step], list[int]]:
-    """The steps of rows that are decoded together, and the tokens of each row until its end or the limit."""
-    steps: list[_Step] = []
-    lengths, live, logits = [0] * len(run.rows), [True] * len(run.rows), run.logits
-    for number in range(longest):
+    def choose(logits: Tensor, _rows: Sequence[int]) -> Choice:
         entropy, margin = _signals(logits)
-        tokens = logits.argmax(-1)
-        for row, token in enumerate(tokens.tolist()):
-            live[row] = live[row] and token not in large.stop_ids
-            lengths[row] += live[row]
-        if not any(live):
-            break
-        states: dict[int, Tensor] = {}
-        steps.append(_Step(tokens.tolist(), entropy, margin, states))
-        if number < longest - 1:
-            logits = run.step(tokens, _recorders(layers, states))
-        elif layers:
-            _read_last(large, run, tokens, layers, states)
-    return steps, lengths
+        return Choice(logits.argmax(-1), values={"entropy": entropy, "margin": margin})
+
+    def leave(run: Run, row: int) -> None:
+        caches[row] = run.past(row)
+
+    for run in runs(large, given, longest, read_prompts):
+        limits = [longest] * len(given.prompts)
+        replies |= write_replies(run, choose, limits, points=list(points.values()), leave=leave if keep_cache else None)
+    return [
+        _opening(large, given.prompts, row, replies[row], points, caches.get(row)) for row in range(len(given.prompts))
+    ]
+
+
+def _opening(
+    large: Model,
+    prompts: Prompts,
+    row: int,
+    reply: Reply,
+    points: Mapping[int, str],
+    layers: Sequence[tuple[Tensor, Tensor]] | None,
+) -> Opening:
+    """One row's opening, with its keys and values where they are given."""
+    ids, n_prompt = tuple(reply.ids), int(prompts.lengths[row])
+    cache = None
+    if layers is not None:  # of all tokens but the last, which not every opening's cache holds
+        end = n_prompt + max(len(ids) - 1, 0)
+        cache = tuple(
+            torch.stack([swapped(large, each[side])[0, :, :end] for each in layers]).detach().cpu() for side in (0, 1)
+        )
+    nothing = torch.zeros(0, large.d_model, dtype=large.dtype)
+    return Opening(
+        ids,
+        reply.ended,
+        n_prompt,
+        torch.stack(reply.values["entropy"]) if ids else _NONE.clone(),
+        torch.stack(reply.values["margin"]) if ids else _NONE.clone(),
+        *pieces_of(large, ids),
+        large.decode(ids),
+        {layer: torch.stack(reply.states[point]) if ids else nothing for layer, point in points.items()},
+        cache,
+        digest(ids_of(prompts, row)),
+    )
 
 
 def _signals(logits: Float[Tensor, "batch d_vocab"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
@@ -167,43 +149,3 @@ def _signals(logits: Float[Tensor, "batch d_vocab"]) -> tuple[Float[Tensor, " ba
     p = log_p.exp()
     best = p.topk(2, dim=-1).values
     return torch.special.entr(p).sum(-1).cpu(), (best[:, 0] - best[:, 1]).cpu()
-
-
-def _recorders(layers: Sequence[int], states: dict[int, Tensor]) -> list[Hook]:
-    """Hooks that record the state after each layer at the one token that is read."""
-
-    def recorder(layer: int) -> Hook:
-        def record(value: Tensor, hook: Any) -> None:
-            states[layer] = value[:, -1].detach().cpu().clone()
-
-        return _hook_name(layer), record
-
-    return [recorder(layer) for layer in layers]
-
-
-def _hook_name(layer: int) -> str:
-    return EMBEDDED if layer == EMBEDDING else Site(layer).hook_name
-
-
-def _read_last(large: Model, run: Run, tokens: Tensor, layers: tuple[int, ...], states: dict[int, Tensor]) -> None:
-    """The pass over the last token, which ends once its states are recorded."""
-
-    def stop(_state: Tensor, hook: Any) -> None:
-        raise _EnoughError
-
-    hooks = [*_recorders(layers, states), (_hook_name(layers[-1]), stop), *run.hooks]
-    with contextlib.suppress(_EnoughError):
-        large.forward(
-            tokens[:, None], hooks=hooks, cache=run.cache, past_mask=run.past_mask, n_layers_run=layers[-1] + 1
-        )
-
-
-def _real_positions(run: Run, at: int, n: int) -> Tensor:
-    """The first n positions of the cache that are not padding in one row."""
-    return torch.arange(n) if run.past_mask is None else run.past_mask[at].nonzero()[:n, 0]
-
-
-def _of_row(large: Model, layers: Sequence[Tensor], at: int, positions: Tensor) -> Float[Tensor, "layer head pos _"]:
-    """One row's keys or values at these positions, layers first, on the CPU."""
-    of_row = [swapped(large, each[at : at + 1])[0][:, positions.to(each.device)] for each in layers]
-    return torch.stack(of_row).detach().cpu()
