@@ -161,11 +161,11 @@ def run_to_deepest(
 
 def recorder(point: str, record: Callable[[Tensor], None]) -> Hook:
     """A hook that gives the activation at a hook point to `record` and changes nothing."""
+    return point, partial(_given_to, record)
 
-    def read(value: Tensor, hook: Any) -> None:
-        record(value)
 
-    return point, read
+def _given_to(record: Callable[[Tensor], None], value: Tensor, hook: Any) -> None:
+    record(value)
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,7 @@ def decode(
         seeds = range(seed * 1_000_003 + first_row, seed * 1_000_003 + first_row + len(given.prompts))
     if len(seeds) != len(given.prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(given.prompts)} prompts; give one a prompt")
-    generators = [torch.Generator().manual_seed(each) for each in seeds]
-
-    def choose(logits: Tensor, rows: Sequence[int]) -> Choice:
-        return Choice(_choose(logits, temperature, top_p, [generators[row] for row in rows]))
-
+    choose = partial(_sampled, temperature, top_p, [torch.Generator().manual_seed(each) for each in seeds])
     first_logits: dict[int, Tensor] = {}
     replies: dict[int, Reply] = {}
     for run in runs(model, given, max_new_tokens, read_prompts):
@@ -257,19 +253,24 @@ def write_replies(
 
 def _read(run: Run, choice: Choice, points: Sequence[str], *, ends: bool) -> dict[str, Float[Tensor, "batch d_model"]]:
     """The states at hook points as the chosen tokens are read, in a pass that goes no further if `ends`."""
-    hooks = [] if choice.vectors is None else [_entering(choice.vectors)]
+    hooks = [] if choice.vectors is None else [(EMBEDDED, partial(_entering, choice.vectors))]
     if ends:
         seen = run_to_deepest(
             run.model, choice.ids[:, None], points, hooks=[*hooks, *run.hooks], cache=run.cache, past_mask=run.past_mask
         )
         return {point: states[:, -1].cpu() for point, states in seen.items()}
     states: dict[str, Tensor] = {}
-
-    def record(point: str, value: Tensor) -> None:
-        states[point] = value[:, -1].detach().cpu().clone()
-
-    run.step(choice.ids, [*hooks, *(recorder(point, partial(record, point)) for point in points)])
+    run.step(choice.ids, [*hooks, *(recorder(point, partial(_record_last, states, point)) for point in points)])
     return states
+
+
+def _record_last(states: dict[str, Tensor], point: str, value: Float[Tensor, "batch pos d_model"]) -> None:
+    states[point] = value[:, -1].detach().cpu().clone()
+
+
+def _entering(vectors: Float[Tensor, "batch d_model"], value: Tensor, hook: Any) -> Tensor:
+    """The embeddings of every row's one token, replaced by its vector."""
+    return vectors[:, None].to(value.device, value.dtype)
 
 
 def _without(run: Run, rows: set[int], choice: Choice, leave: Callable[[Run, int], None] | None) -> Choice:
@@ -282,15 +283,6 @@ def _without(run: Run, rows: set[int], choice: Choice, leave: Callable[[Run, int
         return choice
     run.keep(places)
     return choice.select(places)
-
-
-def _entering(vectors: Float[Tensor, "batch d_model"]) -> Hook:
-    """A hook that replaces the embedding of every row's one token by its vector."""
-
-    def write(value: Tensor, hook: Any) -> Tensor:
-        return vectors[:, None].to(value.device, value.dtype)
-
-    return EMBEDDED, write
 
 
 Read = tuple[Float[Tensor, "_ d_vocab"], Any, list[Hook]]
@@ -384,6 +376,17 @@ def _prefix(model: Model, given: ReceiverInput) -> tuple[Any, Int[Tensor, "batch
     cache = model.new_cache(1)
     model.forward(tokens[:1, :-1], cache=cache, last_only=True)
     return model.cache_from_layers(model.cache_layers(cache), batch=batch), tokens[:, -1:]
+
+
+def _sampled(
+    temperature: float | int,
+    top_p: float | int,
+    generators: Sequence[torch.Generator],
+    logits: Float[Tensor, "batch d_vocab"],
+    rows: Sequence[int],
+) -> Choice:
+    """The next token of each row, which draws from its own generator."""
+    return Choice(_choose(logits, temperature, top_p, [generators[row] for row in rows]))
 
 
 def _choose(

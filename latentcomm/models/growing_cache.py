@@ -1,6 +1,6 @@
 """A key-value cache of transformers that decoding extends in place, where its own copies all positions a step."""
 
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor
@@ -17,28 +17,23 @@ class GrowingLayer(DynamicLayer):
     _buffers: tuple[Tensor, Tensor] | None = None
     _views: tuple[Tensor, Tensor] | None = None
 
+    @no_type_check  # which would take as long as the rest, at every layer of every token
     def update(self, key_states: Tensor, value_states: Tensor, *options: Any, **named: Any) -> tuple[Tensor, Tensor]:
         """Append the states of new positions; the whole keys and values.
 
-        One position at a time goes into the buffers. Longer passes are concatenated, as before decoding and where
-        gradients flow.
+        One position at a time goes into the buffers, which are made anew once they are full or others have replaced
+        keys or values. Longer passes, and those through which gradients flow, are concatenated.
         """
         if not self.is_initialized or key_states.shape[-2] > 1 or torch.is_grad_enabled():
             return super().update(key_states, value_states, *options, **named)
         n = self.keys.shape[-2]
-        if not self._has_room(n):
+        views = self._views
+        if views is None or views[0] is not self.keys or views[1] is not self.values or n == self._buffers[0].shape[-2]:
             self._buffers = _with_room(self.keys), _with_room(self.values)
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[..., n : n + 1, :] = states
-        self._views = tuple(buffer[..., : n + 1, :] for buffer in self._buffers)
-        self.keys, self.values = self._views
+        self._views = self.keys, self.values = tuple(buffer[..., : n + 1, :] for buffer in self._buffers)
         return self._views
-
-    def _has_room(self, n: int) -> bool:
-        """Whether the buffers hold these keys and values, which others may have replaced, and one more position."""
-        if self._buffers is None or self._views is None or n == self._buffers[0].shape[-2]:
-            return False
-        return self._views[0] is self.keys and self._views[1] is self.values
 
 
 def growing_cache() -> Any:

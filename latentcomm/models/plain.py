@@ -22,13 +22,14 @@ class Plain:
         bridge: the bridge.
         model: copies of the transformers modules that hold each other and not the bridge's, and share all weights.
         hooks: every dictionary of torch hooks of the bridge and of the modules that it wraps.
-        children: every dictionary of submodules of these, with its contents when the copies were made.
+        children, children_then: every dictionary of submodules of these, and its contents when the copies were made.
     """
 
     bridge: Any
     model: Any
     hooks: list[dict[int, Any]]
-    children: list[tuple[dict[str, Any], dict[str, Any]]]
+    children: list[dict[str, Any]]
+    children_then: list[dict[str, Any]]
 
     @classmethod
     def of(cls, bridge: Any) -> "Plain | None":
@@ -38,8 +39,8 @@ class Plain:
             return None
         modules = {id(module): module for root in (bridge, original) for module in root.modules()}.values()
         hooks = [each for module in modules for each in (module._forward_hooks, module._forward_pre_hooks)]
-        children = [(module._modules, dict(module._modules)) for module in modules if module._modules]
-        return cls(bridge, _without_bridge(original, {}), hooks, children)
+        children = [module._modules for module in modules if module._modules]
+        return cls(bridge, _without_bridge(original, {}), hooks, children, [dict(each) for each in children])
 
     @property
     def replaces_bridge(self) -> bool:
@@ -47,7 +48,7 @@ class Plain:
         attached = (hook for each in filter(None, self.hooks) for hook in each.values())
         return (
             all(str(getattr(hook, "__module__", "")).startswith(BRIDGE) for hook in attached)
-            and all(now == then for now, then in self.children)
+            and self.children == self.children_then
             and self._agrees
         )
 
