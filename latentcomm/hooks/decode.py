@@ -275,8 +275,8 @@ def _entering(vectors: Float[Tensor, "batch d_model"], value: Tensor, hook: Any)
 
 def _without(run: Run, rows: set[int], choice: Choice, leave: Callable[[Run, int], None] | None) -> Choice:
     """The choice of the rows that stay in the batch, if rows may leave it, once these have left."""
-    for row in run.rows if leave is not None else ():
-        if row in rows:
+    if leave is not None:
+        for row in [row for row in run.rows if row in rows]:
             leave(run, row)
     places = [at for at, row in enumerate(run.rows) if row not in rows]
     if not run.can_leave or len(places) in (0, len(run.rows)):

@@ -156,11 +156,10 @@ class Model:
         return Plain.of(self.hooked)
 
     @property
-    def _runs_plain(self) -> bool:
-        """Whether transformers' model may run in place of its bridge: no hook would see the difference."""
-        return (
-            self._plain is not None and not self.hooked.training and not self.processed and self._plain.replaces_bridge
-        )
+    def _in_place_of_bridge(self) -> Plain | None:
+        """The transformers model where it may run instead of its bridge: no hook would see the difference."""
+        raw = self.is_bridge and not self.processed and not self.hooked.training
+        return self._plain if raw and self._plain is not None and self._plain.replaces_bridge else None
 
     @property
     def has_hooks(self) -> bool:
@@ -306,8 +305,8 @@ class Model:
             record += [Pass(self, rows, tokens.shape[1], n, depth, n_unembedded) for n, rows in n_past.items()]
         if not hooks and not with_grad:
             with torch.no_grad():
-                if self._runs_plain:
-                    return self._plain.logits(tokens, last_only=last_only, **options)
+                if (plain := self._in_place_of_bridge) is not None:
+                    return plain.logits(tokens, last_only=last_only, **options)
         hooks = [*hooks, (self.unembedding_entry, _last_position)] if last_only else list(hooks)
         with torch.set_grad_enabled(with_grad):
             return self.hooked.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", **options)

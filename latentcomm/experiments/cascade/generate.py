@@ -101,8 +101,8 @@ def _write(
         entropy, margin = _signals(logits)
         return Choice(logits.argmax(-1), values={"entropy": entropy, "margin": margin})
 
-    def leave(run: Run, row: int) -> None:
-        caches[row] = run.past(row)
+    def leave(run: Run, row: int) -> None:  # a copy, without which the whole batch's cache would stay in memory
+        caches[row] = [(keys.detach().cpu().clone(), values.detach().cpu().clone()) for keys, values in run.past(row)]
 
     for run in runs(large, given, longest, read_prompts):
         limits = [longest] * len(given.prompts)
@@ -125,9 +125,8 @@ def _opening(
     cache = None
     if layers is not None:  # of all tokens but the last, which not every opening's cache holds
         end = n_prompt + max(len(ids) - 1, 0)
-        cache = tuple(
-            torch.stack([swapped(large, each[side])[0, :, :end] for each in layers]).detach().cpu() for side in (0, 1)
-        )
+        keys, values = (torch.stack([swapped(large, each[side])[0, :, :end] for each in layers]) for side in (0, 1))
+        cache = keys, values
     nothing = torch.zeros(0, large.d_model, dtype=large.dtype)
     return Opening(
         ids,
