@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from latentcomm.channels.base import asked_itself, receiver_prompts, sender_prom
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.training.answers import answer_ids, answer_logits, cross_entropy, xavier
 from latentcomm.channels.training.trainer import check_weights, load_weights, save_weights
+from latentcomm.hooks.capture import capture
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Hook, Model, record_products
 from latentcomm.models.prompts import Prompts
@@ -116,11 +118,16 @@ class Bridge:
         dtype = self.weights[f"{pair}.out"].dtype
         rows = F.linear(_rms(heard.to(dtype)), self.weights[f"{pair}.project"])
         query, key, value = (
-            F.linear(given, self.weights[f"{pair}.{name}"]).unflatten(-1, (self.shape.n_heads, -1)).transpose(1, 2)
+            rearrange(
+                F.linear(given, self.weights[f"{pair}.{name}"]),
+                "batch pos (head d_head) -> batch head pos d_head",
+                head=self.shape.n_heads,
+            )
             for name, given in (("query", _rms(own.to(dtype))), ("key", rows), ("value", rows))
         )
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
-        return F.linear(seen.transpose(1, 2).flatten(2), self.weights[f"{pair}.out"]).to(own.dtype)
+        seen = rearrange(seen, "batch head pos d_head -> batch pos (head d_head)")
+        return F.linear(seen, self.weights[f"{pair}.out"]).to(own.dtype)
 
     def multiply_adds(self, n_own: int, n_heard: int) -> int:
         """Of one pair, for `n_own` positions of the receiver that attend to `n_heard` positions of the sender."""
@@ -257,20 +264,10 @@ def states_over(model: Model, prompts: Prompts, layers: Sequence[int]) -> list[t
     Raises:
         ValueError: a layer that the model does not have.
     """
-    for layer in layers:
-        model.check_site(Site(layer))
-    states: dict[int, Tensor] = {}
-
-    def saver(layer: int) -> Hook:
-        def save(value: Tensor, hook: Any) -> None:
-            states[layer] = value.clone()
-
-        return Site(layer).hook_name, save
-
-    ids = [prompts.ids(row) for row in range(len(prompts))]
-    padded = Prompts.from_ids(ids)  # on the right, which causal attention ignores
-    model.forward(padded.tokens, hooks=[saver(layer) for layer in layers], last_only=True)
-    return [tuple(states[layer][row, : len(own)] for layer in layers) for row, own in enumerate(ids)]
+    sites = [Site(layer) for layer in layers]
+    seen = capture(model, prompts, sites)
+    states = [seen.values[site].to(model.device) for site in sites]
+    return [tuple(each[row, :length] for each in states) for row, length in enumerate(prompts.lengths.tolist())]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from latentcomm._core.files import digest
 from latentcomm.channels.base import asked_itself
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.soft_slots import with_gap
+from latentcomm.hooks.capture import run_to_deepest
 from latentcomm.hooks.receiver_input import EMBEDDED, ReceiverInput, SoftTokens
 from latentcomm.models import Halves, Model
 from latentcomm.models.prompts import Prompts
@@ -261,14 +262,9 @@ def _last_state(
     model: Model, tokens: Tensor, hooks: Sequence[Any], cache: Any, *, with_grad: bool
 ) -> Float[Tensor, "batch d_model"]:
     """The last layer's state of the last token, after the final norm."""
-    states: list[Tensor] = []
-
-    def save(value: Tensor, hook: Any) -> None:
-        states.append(value[:, -1])
-
-    name = f"blocks.{model.n_layers - 1}.hook_resid_post"
-    model.forward(tokens, hooks=[*hooks, (name, save)], cache=cache, last_only=True, with_grad=with_grad)
-    return model.final_norm(states[0], with_grad=with_grad)
+    point = f"blocks.{model.n_layers - 1}.hook_resid_post"
+    seen = run_to_deepest(model, tokens, [point], hooks=hooks, cache=cache, with_grad=with_grad)
+    return model.final_norm(seen[point][:, -1], with_grad=with_grad)
 
 
 def _entry(thought: Float[Tensor, "batch d_model"]) -> Any:

@@ -4,10 +4,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,10 +16,12 @@ from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.soft_slots import filled, with_gap
 from latentcomm.channels.training.answers import xavier
 from latentcomm.channels.training.trainer import check_weights, load_weights, save_weights
+from latentcomm.hooks.capture import capture
 from latentcomm.hooks.decode import decode
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, record_products
 from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
 KIND = "interlat adapter"
@@ -147,11 +149,11 @@ class Adapter:
     def _attention(self, queries: Tensor, states: Tensor) -> Tensor:
         heads = self.shape.n_heads
         query, key, value = (
-            F.linear(rows, self.weights[f"{name}.weight"]).unflatten(-1, (heads, -1)).transpose(0, 1)
+            rearrange(F.linear(rows, self.weights[f"{name}.weight"]), "pos (head d) -> head pos d", head=heads)
             for name, rows in (("query", queries), ("key", states), ("value", states))
         )
         attended = F.scaled_dot_product_attention(query, key, value)
-        return F.linear(attended.transpose(0, 1).flatten(1), self.weights["out.weight"])
+        return F.linear(rearrange(attended, "head pos d -> pos (head d)"), self.weights["out.weight"])
 
 
 @dataclass(frozen=True)
@@ -230,17 +232,10 @@ def states_of(message: Message, name: str) -> list[Float[Tensor, "_ d_sender"]]:
 def trajectories(model: Model, prompts: Prompts, plans: Sequence[Sequence[int]]) -> list[Float[Tensor, "_ d_model"]]:
     """For each row the last layer's states, after the final norm, that predict each token of a given plan."""
     rows = [torch.cat([prompts.ids(row), torch.tensor(ids)[:-1]]) for row, ids in enumerate(plans)]
-    states: list[Tensor] = []
-
-    def save(value: Tensor, hook: Any) -> None:
-        states.append(value)
-
-    padded = Prompts.from_ids(rows)  # on the right, which causal attention ignores
-    name = f"blocks.{model.n_layers - 1}.hook_resid_post"
-    model.forward(padded.tokens, hooks=[(name, save)], last_only=True)
-    starts = prompts.lengths.tolist()
+    site, starts = Site(model.n_layers - 1), prompts.lengths.tolist()
+    states = capture(model, Prompts.from_ids(rows), [site]).values[site].to(model.device)
     return [
-        model.final_norm(states[0][row, starts[row] - 1 : starts[row] - 1 + len(ids)]) for row, ids in enumerate(plans)
+        model.final_norm(states[row, starts[row] - 1 : starts[row] - 1 + len(ids)]) for row, ids in enumerate(plans)
     ]
 
 

@@ -1,17 +1,18 @@
 """Keys and values of selected layers: the receiver continues from the sender's cache as if it had read the prefix."""
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm.channels.base import asked_itself, receiver_prompts, sender_prompts
 from latentcomm.channels.message import Message, made_by
+from latentcomm.hooks.capture import recorder, run_to_deepest
 from latentcomm.hooks.decode import TOKENS_PER_BATCH, decode
 from latentcomm.hooks.receiver_input import Past, ReceiverInput
 from latentcomm.models import Hook, Model
@@ -231,17 +232,13 @@ class _Watched:
 
     def fwd_hooks(self) -> list[Hook]:
         def at(layer: int) -> Hook:
-            def watch(pattern: Tensor, hook: object) -> None:
+            def watch(pattern: Tensor) -> None:
                 for place, (row, length) in enumerate(zip(self.rows, self.length, strict=True)):
                     self.shares[row, layer] = pattern[place, ..., :length].double().sum(-1).mean()
 
-            return f"blocks.{layer}.attn.hook_pattern", watch
+            return recorder(f"blocks.{layer}.attn.hook_pattern", watch)
 
         return [at(layer) for layer in range(self.shares.shape[1])]
-
-
-class _ReadError(Exception):
-    """Raised by a hook to end a pass whose later layers are not needed."""
 
 
 def _read(model: Model, prompts: Prompts, layers: Sequence[int]) -> tuple[dict[str, Tensor], ...]:
@@ -267,21 +264,15 @@ def _read(model: Model, prompts: Prompts, layers: Sequence[int]) -> tuple[dict[s
 
 def _pass(model: Model, prompts: Prompts, deepest: int) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of each layer up to the deepest, `[row head pos d_head]`."""
-
-    def stop(_state: Tensor, hook: object) -> None:
-        raise _ReadError
-
     cache = model.new_cache(len(prompts))
-    with contextlib.suppress(_ReadError):
-        hooks = [(Site(deepest).hook_name, stop)]
-        model.forward(prompts.tokens, hooks=hooks, cache=cache, n_layers_run=deepest + 1)
+    run_to_deepest(model, prompts.tokens, [Site(deepest).hook_name], cache=cache)
     found = model.cache_layers(cache)[: deepest + 1]
     return [(swapped(model, keys.detach()), swapped(model, values.detach())) for keys, values in found]
 
 
 def swapped(model: Model, tensor: Float[Tensor, "row _ _ d_head"]) -> Float[Tensor, "row _ _ d_head"]:
     """Swaps the backend's order of heads and positions with that of a message; its own inverse."""
-    return tensor if model.is_bridge else tensor.transpose(1, 2)
+    return tensor if model.is_bridge else rearrange(tensor, "row pos head d_head -> row head pos d_head")
 
 
 def layout_of(model: Model) -> dict[str, Any]:

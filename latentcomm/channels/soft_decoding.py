@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.hooks.decode import Read, Run, runs
+from latentcomm.hooks.decode import Choice, Read, Reply, runs, write_replies
 from latentcomm.hooks.receiver_input import EMBEDDED, ReceiverInput, SoftTokens
 from latentcomm.models import Hook, Model, around_gap, encode, record_products
 from latentcomm.models.prompts import Prompts, Template
@@ -74,8 +74,14 @@ def decode_softly(
         hooks += [] if part.soft is None else [part.soft.hook([0])]
         return decoder.forward(part.prompts.tokens, hooks=hooks, cache=cache, last_only=True)[:, -1], cache, []
 
+    def choose(logits: Tensor, rows: Sequence[int]) -> Choice:
+        own, others, ids, entropy = rule.step(logits)
+        record_products(model, rule.multiply_adds(len(rows)))
+        return Choice(ids, own, {"entropy": entropy} | {str(number): other for number, other in enumerate(others)})
+
     for run in runs(model, given, max_new_tokens, read):
-        replies |= zip(run.rows, _replies(model, run, max_new_tokens, rule), strict=True)
+        for row, reply in write_replies(run, choose, [max_new_tokens] * len(given.prompts)).items():
+            replies[row] = _soft(reply, rule)
     return [replies[row] for row in range(len(given.prompts))]
 
 
@@ -198,36 +204,14 @@ class _Rule:
         return own, [mixed(each) for each in self.tables], ids, entropy
 
 
-def _replies(model: Model, run: Run, max_new_tokens: int, rule: _Rule) -> list[SoftReply]:
-    """The soft replies of rows that are decoded together."""
-    batch, logits = len(run.rows), run.logits
-    live = torch.ones(batch, dtype=torch.bool)
-    steps: list[tuple[Tensor, list[Tensor], Tensor, Tensor]] = []
-    stops = torch.tensor(sorted(model.stop_ids), dtype=torch.long)
-    for step in range(max_new_tokens):
-        own, others, ids, entropy = rule.step(logits)
-        record_products(model, rule.multiply_adds(batch))
-        live = live & ~torch.isin(ids.cpu(), stops)
-        steps.append((ids, others, entropy, live))
-        if step == max_new_tokens - 1 or not live.any():
-            break
-        logits = run.step(ids, [_entering(own)])
-    replies = []
-    for row in range(batch):
-        own_steps = [step for step in steps if step[3][row]]
-        replies.append(
-            SoftReply(
-                tuple(
-                    torch.stack([others[number][row] for _, others, _, _ in own_steps])
-                    if own_steps
-                    else rule.tables[number].new_zeros(0, rule.tables[number].shape[1])
-                    for number in range(len(rule.tables))
-                ),
-                torch.tensor([int(ids[row]) for ids, *_ in own_steps], dtype=torch.long),
-                torch.tensor([float(entropy[row]) for _, _, entropy, _ in own_steps], dtype=torch.float64),
-            )
-        )
-    return replies
+def _soft(reply: Reply, rule: _Rule) -> SoftReply:
+    """A reply with the averages in the tables of all readers."""
+    vectors = [
+        torch.stack(reply.values[str(number)]) if reply.ids else rows.new_zeros(0, rows.shape[1])
+        for number, rows in enumerate(rule.tables)
+    ]
+    entropy = torch.tensor([float(each) for each in reply.values.get("entropy", ())], dtype=torch.float64)
+    return SoftReply(tuple(vectors), torch.tensor(reply.ids, dtype=torch.long), entropy)
 
 
 def _as_in_the_table(model: Model, rows: Tensor, last: Tensor) -> Hook:
@@ -238,15 +222,6 @@ def _as_in_the_table(model: Model, rows: Tensor, last: Tensor) -> Hook:
             raise ValueError(f"the activation at {EMBEDDED} of {model.name} is no row of its embedding table")
 
     return EMBEDDED, check
-
-
-def _entering(vectors: Tensor) -> Hook:
-    """A hook that replaces the embedding of every row's one token by its vector."""
-
-    def write(value: Tensor, hook: Any) -> Tensor:
-        return vectors[:, None].to(value.device, value.dtype)
-
-    return EMBEDDED, write
 
 
 def _inverse_norms(rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from latentcomm._core.files import digest
 from latentcomm.channels.base import asked_itself
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.text import asked_prompts, check_length, item_seed, refuse_silence
+from latentcomm.hooks.capture import recorder
 from latentcomm.hooks.decode import decode
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Hook, Model, around_gap, encode
@@ -229,11 +230,11 @@ class _Recorded:
 
     def fwd_hooks(self) -> list[Hook]:
         def at(number: int, site: Site) -> Hook:
-            def record(value: Tensor, hook: object) -> None:
+            def record(value: Tensor) -> None:
                 for row, states in enumerate(self.states):
                     states[number].append(value[row, -1].detach().clone())
 
-            return site.hook_name, record
+            return recorder(site.hook_name, record)
 
         return [at(number, site) for number, site in enumerate(self.sites)]
 

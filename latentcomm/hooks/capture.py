@@ -3,8 +3,9 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from latentcomm._core.files import digest, read_tensors, write_json, write_tensors
 from latentcomm._core.progress import track
-from latentcomm.models import Hook, Model
+from latentcomm.models import Hook, Model, PassEnded
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
@@ -90,9 +91,9 @@ def capture(
     values = {site: torch.zeros(batch, width, model.d_model, dtype=model.dtype) for site in sites}
     for rows in _batches(prompts, batch_tokens):
         part = prompts.select(rows)
-        seen = run_to_deepest(model, part.tokens, sites)
+        seen = run_to_deepest(model, part.tokens, [site.hook_name for site in sites])
         for site in sites:
-            values[site][rows, : part.tokens.shape[1]] = seen[site].cpu()
+            values[site][rows, : part.tokens.shape[1]] = seen[site.hook_name].cpu()
     return Activations(values, prompts.mask)
 
 
@@ -114,38 +115,57 @@ def capture_positions(
     found = {site: torch.zeros(len(prompts), model.d_model, dtype=model.dtype) for site in sites}
     for rows in _batches(prompts, batch_tokens):
         part = prompts.select(rows)
-        seen = run_to_deepest(model, part.tokens, sites)
+        seen = run_to_deepest(model, part.tokens, [site.hook_name for site in sites])
         index = (position % part.lengths).to(model.device)
         for site in sites:
-            found[site][rows] = seen[site][torch.arange(len(rows), device=model.device), index].cpu()
+            found[site][rows] = seen[site.hook_name][torch.arange(len(rows), device=model.device), index].cpu()
     return found
 
 
 def run_to_deepest(
-    model: Model, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], *, hooks: Sequence[Hook] = ()
-) -> dict[Site, Float[Tensor, "batch pos d_model"]]:
-    """One forward pass that records the sites' activations and stops after the last of them."""
-    seen: dict[Site, Tensor] = {}
+    model: Model,
+    tokens: Int[Tensor, "batch pos"],
+    points: Sequence[str],
+    *,
+    hooks: Sequence[Hook] = (),
+    cache: Any = None,
+    past_mask: Bool[Tensor, "batch past"] | None = None,
+    with_grad: bool = False,
+) -> dict[str, Float[Tensor, "batch pos d_model"]]:
+    """One forward pass that records the activations at hook points and ends at the last of them.
 
-    def recorder(site: Site) -> Hook:
-        def record(value: Tensor, hook: Any) -> None:
-            seen[site] = value.detach().clone()
-            if len(seen) == len(set(sites)):
-                raise _AllSeenError
+    The keys and values of the layers that ran are in the cache afterwards. Further hooks, the cache, the mask and the
+    gradients are those of `Model.forward`.
 
-        return site.hook_name, record
+    Raises:
+        RuntimeError: a hook point did not fire.
+    """
+    seen: dict[str, Tensor] = {}
 
-    deepest = max((site.layer for site in sites), default=-1) + 1
-    with contextlib.suppress(_AllSeenError):
-        recorders = [recorder(site) for site in dict.fromkeys(sites)]
-        model.forward(tokens, hooks=[*hooks, *recorders], n_layers_run=deepest)
-    if missing := [site.hook_name for site in sites if site not in seen]:
+    def record(point: str, value: Tensor) -> None:
+        seen[point] = value if with_grad else value.detach().clone()
+        if len(seen) == len(set(points)):
+            raise PassEnded
+
+    recorders = [recorder(point, partial(record, point)) for point in dict.fromkeys(points)]
+    layers = [int(point.split(".")[1]) for point in points if point.startswith("blocks.")]
+    with contextlib.suppress(PassEnded):
+        model.forward(
+            tokens, hooks=[*hooks, *recorders], cache=cache, past_mask=past_mask, with_grad=with_grad,
+            n_layers_run=max(layers, default=-1) + 1,
+        )  # fmt: skip
+    if missing := [point for point in points if point not in seen]:
         raise RuntimeError(f"the hook points {', '.join(missing)} did not fire in {model.name}")
     return seen
 
 
-class _AllSeenError(Exception):
-    """Raised by a hook to end a forward pass whose remaining layers are not needed."""
+def recorder(point: str, record: Callable[[Tensor], None]) -> Hook:
+    """A hook that gives the activation at a hook point to `record` and changes nothing."""
+    return point, partial(_given_to, record)
+
+
+def _given_to(record: Callable[[Tensor], None], value: Tensor, hook: Any) -> None:
+    record(value)
 
 
 @dataclass(frozen=True)
@@ -271,10 +291,10 @@ def _shard(
     found: list[tuple[int, Tensor, dict[Site, Tensor]]] = []  # one entry a prompt, since batches run in order of length
     for batch in _batches(part, batch_tokens):
         chosen = part.select(batch)
-        seen = run_to_deepest(model, chosen.tokens, sites)
+        seen = run_to_deepest(model, chosen.tokens, [site.hook_name for site in sites])
         for row, (number, length) in enumerate(zip(batch, chosen.lengths.tolist(), strict=True)):
             position = torch.arange(length - 1 if last_only else int(skip_first), length)
-            found.append((number, position, {site: seen[site][row].cpu()[position] for site in sites}))
+            found.append((number, position, {site: seen[site.hook_name][row].cpu()[position] for site in sites}))
     found.sort(key=lambda entry: entry[0])
     tensors = {site.hook_name: torch.cat([states[site] for _, _, states in found]) for site in sites}
     tensors["prompt"] = torch.cat([torch.full_like(position, rows.start + number) for number, position, _ in found])

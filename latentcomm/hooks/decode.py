@@ -1,7 +1,8 @@
 """Run a receiver on any input: replies, the logits of their first token, rows of unequal length in one batch."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentcomm.hooks.capture import recorder, run_to_deepest
 from latentcomm.hooks.graft import LAST, check_fired, counting_hooks, is_grafted
 from latentcomm.hooks.receiver_input import EMBEDDED, Joining, Past, ReceiverInput, SoftTokens, Standing  # noqa: F401
 from latentcomm.models import Hook, Model
@@ -102,16 +104,16 @@ def decode(
         seeds = range(seed * 1_000_003 + first_row, seed * 1_000_003 + first_row + len(given.prompts))
     if len(seeds) != len(given.prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(given.prompts)} prompts; give one a prompt")
-    generators = [torch.Generator().manual_seed(each) for each in seeds]
-    texts, ids = [""] * len(given.prompts), [[] for _ in range(len(given.prompts))]
-    logits: dict[int, Tensor] = {}
+    choose = partial(_sampled, temperature, top_p, [torch.Generator().manual_seed(each) for each in seeds])
+    first_logits: dict[int, Tensor] = {}
+    replies: dict[int, Reply] = {}
     for run in runs(model, given, max_new_tokens, read_prompts):
-        replies = _replies(model, run, max_new_tokens, temperature, top_p, [generators[row] for row in run.rows])
-        for row, row_logits, reply in zip(run.rows, run.logits, replies, strict=True):
-            texts[row], logits[row] = model.decode(reply) if model.tokenizer is not None else "", row_logits
-            ids[row] = reply
-    first_logits = torch.stack([logits[row] for row in range(len(given.prompts))])
-    return Decoded(texts, first_logits, [len(reply) for reply in ids], ids)
+        first_logits |= zip(run.rows, run.logits, strict=True)
+        replies |= write_replies(run, choose, [max_new_tokens] * len(given.prompts))
+    rows = range(len(given.prompts))
+    ids = [replies[row].ids for row in rows]
+    texts = [model.decode(reply) if model.tokenizer is not None else "" for reply in ids]
+    return Decoded(texts, torch.stack([first_logits[row] for row in rows]), [len(reply) for reply in ids], ids)
 
 
 @dataclass(eq=False)
@@ -119,16 +121,23 @@ class Run:
     """Rows that have read their prompts and are decoded together, one token each a step.
 
     Attributes:
-        rows: their numbers.
-        logits: after their prompts.
+        given: the input of all rows.
+        rows: the numbers of those in the batch.
+        logits: after the last token that each has read.
+        cache: their keys and values.
+        hooks: persistent hooks, for the passes of replies.
+        past_mask: which positions of the cache each row has; None where each has all of them.
+        can_leave: whether rows may leave the batch before the others, since all hooks follow them.
     """
 
     model: Model
+    given: ReceiverInput
     rows: list[int]
     logits: Float[Tensor, "batch d_vocab"]
     cache: Any
     hooks: Sequence[Hook]
     past_mask: Bool[Tensor, "batch past"] | None
+    can_leave: bool
 
     def step(self, tokens: Int[Tensor, " batch"], hooks: Sequence[Hook] = ()) -> Float[Tensor, "batch d_vocab"]:
         """The logits after one more token of each row, under further hooks."""
@@ -137,7 +146,143 @@ class Run:
         )
         if self.past_mask is not None:
             self.past_mask = F.pad(self.past_mask, (0, 1), value=True)
-        return logits[:, -1]
+        self.logits = logits[:, -1]
+        return self.logits
+
+    def past(self, row: int) -> list[tuple[Float[Tensor, "1 _ _ d_head"], Float[Tensor, "1 _ _ d_head"]]]:
+        """Keys and values of one row of the batch at its own positions, as `Model.cache_layers` gives them."""
+        at = self.rows.index(row)
+        layers = self.model.cache_layers(self.cache)
+        if self.past_mask is None:
+            return [(keys[at : at + 1], values[at : at + 1]) for keys, values in layers]
+        own = self.past_mask[at].nonzero()[:, 0].to(self.model.device)  # of a bridge: positions are the third axis
+        return [(keys[at : at + 1, :, own], values[at : at + 1, :, own]) for keys, values in layers]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Only the rows at these places of the batch stay in it."""
+        index = torch.tensor(places, device=self.model.device)
+        self.rows = [self.rows[at] for at in places]
+        self.logits = self.logits[index]
+        self.model.keep_rows(self.cache, index)
+        self.past_mask = None if self.past_mask is None else self.past_mask[index.to(self.past_mask.device)]
+        self.hooks = _reply_hooks(self.given, self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The next token of each row of a batch.
+
+    Attributes:
+        ids: the tokens; one of the model's `stop_ids` ends a reply.
+        vectors: embeddings that are read in place of the tokens' own; None reads those of the tokens.
+        values: named values of each row, recorded with its token.
+    """
+
+    ids: Int[Tensor, " batch"]
+    vectors: Float[Tensor, "batch d_model"] | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def select(self, places: Sequence[int]) -> "Choice":
+        """The choice of the rows at these places."""
+        vectors = None if self.vectors is None else self.vectors[places]
+        return Choice(self.ids[places], vectors, {name: value[places] for name, value in self.values.items()})
+
+
+@dataclass(eq=False)
+class Reply:
+    """The reply of a row.
+
+    Attributes:
+        ids: its tokens.
+        ended: whether a stop token followed; else it was cut at its limit.
+        values: what was chosen along with each token, by name.
+        states: the states in the pass that read each token, by hook point, on the CPU.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    ended: bool = False
+    values: dict[str, list[Tensor]] = field(default_factory=dict)
+    states: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+def write_replies(
+    run: Run,
+    choose: Callable[[Tensor, Sequence[int]], Choice],
+    limits: Sequence[int],
+    *,
+    points: Sequence[str] = (),
+    leave: Callable[[Run, int], None] | None = None,
+) -> dict[int, Reply]:
+    """The reply of each row of a run, by its number: the one loop that decodes.
+
+    `choose(logits, rows)` makes the next token of every row of the batch. A reply ends before a stop token or at its
+    limit, of which there is one for each row of the input, and its row then leaves the batch, after a call of
+    `leave(run, row)`. With `points` the states at these hook points are recorded as each token is read, the last one
+    too, which is read for that alone.
+    """
+    replies = {row: Reply() for row in run.rows}
+    writing = set(run.rows)
+    while writing:
+        choice = choose(run.logits, run.rows)
+        reading, ending = set[int](), set[int]()
+        for at, (row, token) in enumerate(zip(run.rows, choice.ids.tolist(), strict=True)):
+            if row not in writing:
+                continue
+            reply = replies[row]
+            reply.ended = token in run.model.stop_ids
+            if reply.ended:
+                continue
+            reply.ids.append(token)
+            for name, value in choice.values.items():
+                reply.values.setdefault(name, []).append(value[at])
+            reading.add(row)
+            if len(reply.ids) == limits[row]:
+                ending.add(row)
+        if not points:
+            reading -= ending
+        choice = _without(run, writing - reading, choice, leave)
+        if reading:
+            for point, states in _read(run, choice, points, ends=reading == ending).items():
+                for row, state in zip(run.rows, states, strict=True):
+                    if row in reading:
+                        replies[row].states.setdefault(point, []).append(state)
+            _without(run, reading & ending, choice, leave)
+        writing = reading - ending
+    return replies
+
+
+def _read(run: Run, choice: Choice, points: Sequence[str], *, ends: bool) -> dict[str, Float[Tensor, "batch d_model"]]:
+    """The states at hook points as the chosen tokens are read, in a pass that goes no further if `ends`."""
+    hooks = [] if choice.vectors is None else [(EMBEDDED, partial(_entering, choice.vectors))]
+    if ends:
+        seen = run_to_deepest(
+            run.model, choice.ids[:, None], points, hooks=[*hooks, *run.hooks], cache=run.cache, past_mask=run.past_mask
+        )
+        return {point: states[:, -1].cpu() for point, states in seen.items()}
+    states: dict[str, Tensor] = {}
+    run.step(choice.ids, [*hooks, *(recorder(point, partial(_record_last, states, point)) for point in points)])
+    return states
+
+
+def _record_last(states: dict[str, Tensor], point: str, value: Float[Tensor, "batch pos d_model"]) -> None:
+    states[point] = value[:, -1].detach().cpu().clone()
+
+
+def _entering(vectors: Float[Tensor, "batch d_model"], value: Tensor, hook: Any) -> Tensor:
+    """The embeddings of every row's one token, replaced by its vector."""
+    return vectors[:, None].to(value.device, value.dtype)
+
+
+def _without(run: Run, rows: set[int], choice: Choice, leave: Callable[[Run, int], None] | None) -> Choice:
+    """The choice of the rows that stay in the batch, if rows may leave it, once these have left."""
+    if leave is not None:
+        for row in [row for row in run.rows if row in rows]:
+            leave(run, row)
+    places = [at for at, row in enumerate(run.rows) if row not in rows]
+    if not run.can_leave or len(places) in (0, len(run.rows)):
+        return choice
+    run.keep(places)
+    return choice.select(places)
 
 
 Read = tuple[Float[Tensor, "_ d_vocab"], Any, list[Hook]]
@@ -153,28 +298,29 @@ def runs(
     unequal lengths are then joined, so that one pass decodes a token for a whole batch.
     """
     step = max(1, TOKENS_PER_BATCH // (int(given.lengths.max()) + max_new_tokens))
-    joins = model.joins_lengths and not model.has_hooks and all(isinstance(each, Joining) for each in given.standing)
+    can_leave = not model.has_hooks and all(isinstance(each, Joining) for each in given.standing)
+    joins = can_leave and model.joins_lengths
     pending: list[tuple[list[int], Read]] = []
     for group in given.groups_of_equal_length():
         for rows in (group[start : start + step] for start in range(0, len(group), step)):
             if pending and (not joins or len(rows) + sum(len(before) for before, _ in pending) > step):
-                yield _joined(model, given, pending)
+                yield _joined(model, given, pending, can_leave)
                 pending = []
             pending.append((rows, read(model, given.select(rows))))
-    yield _joined(model, given, pending)
+    yield _joined(model, given, pending, can_leave)
 
 
-def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int], Read]]) -> Run:
+def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int], Read]], can_leave: bool) -> Run:
     """The rows of some groups, with their caches in one batch."""
     if len(parts) == 1:
         rows, (logits, cache, hooks) = parts[0]
-        return Run(model, rows, logits, cache, hooks, None)
+        return Run(model, given, rows, logits, cache, hooks, None, can_leave)
     rows = [row for group, _ in parts for row in group]
     caches = [cache for _, (_, cache, _) in parts]
     lengths = [model.cache_length(cache) for cache in caches]
     width = max(lengths)
 
-    def concatenated(tensors: Sequence[Tensor]) -> Tensor:
+    def concatenated(tensors: Sequence[Float[Tensor, "_ head _ d_head"]]) -> Float[Tensor, "batch head past d_head"]:
         return torch.cat([F.pad(each, (0, 0, 0, width - each.shape[2])) for each in tensors])
 
     layers = zip(*(model.cache_layers(cache) for cache in caches), strict=True)
@@ -182,16 +328,16 @@ def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int],
         (concatenated([keys for keys, _ in each]), concatenated([values for _, values in each])) for each in layers
     ]
     real = torch.tensor([n for n, (group, _) in zip(lengths, parts, strict=True) for _ in group])
-    hooks = [
-        hook
-        for each in given.standing
-        for selected in [each.select(rows)]
-        if isinstance(selected, Joining)
-        for hook in selected.reply_hooks()
-    ]
     logits = torch.cat([logits for _, (logits, _, _) in parts])
     past_mask = None if len(set(lengths)) == 1 else torch.arange(width)[None] < real[:, None]
-    return Run(model, rows, logits, model.cache_from_layers(joined), hooks, past_mask)
+    cache = model.cache_from_layers(joined)
+    return Run(model, given, rows, logits, cache, _reply_hooks(given, rows), past_mask, can_leave)
+
+
+def _reply_hooks(given: ReceiverInput, rows: Sequence[int]) -> list[Hook]:
+    """The persistent hooks of some rows for the passes of their replies."""
+    selected = [each.select(rows) for each in given.standing]
+    return [hook for each in selected if isinstance(each, Joining) for hook in each.reply_hooks()]
 
 
 def read_prompts(model: Model, given: ReceiverInput) -> Read:
@@ -206,29 +352,6 @@ def read_prompts(model: Model, given: ReceiverInput) -> Read:
     if soft and embedded[0] != 1:
         raise RuntimeError(f"the soft tokens entered {model.name} {embedded[0]} times instead of once")
     return logits, cache, persistent
-
-
-def _replies(
-    model: Model,
-    run: Run,
-    max_new_tokens: int,
-    temperature: float | int,
-    top_p: float | int,
-    generators: Sequence[torch.Generator],
-) -> list[list[int]]:
-    """Reply ids of rows that are decoded together."""
-    logits, replies = run.logits, [[] for _ in run.rows]
-    live = [True] * len(run.rows)
-    for step in range(max_new_tokens):
-        tokens = _choose(logits, temperature, top_p, generators)
-        for row, token in enumerate(tokens.tolist()):
-            live[row] = live[row] and token not in model.stop_ids
-            if live[row]:
-                replies[row].append(token)
-        if step == max_new_tokens - 1 or not any(live):
-            break
-        logits = run.step(tokens)
-    return replies
 
 
 def _prefix(model: Model, given: ReceiverInput) -> tuple[Any, Int[Tensor, "batch pos"]]:
@@ -253,6 +376,17 @@ def _prefix(model: Model, given: ReceiverInput) -> tuple[Any, Int[Tensor, "batch
     cache = model.new_cache(1)
     model.forward(tokens[:1, :-1], cache=cache, last_only=True)
     return model.cache_from_layers(model.cache_layers(cache), batch=batch), tokens[:, -1:]
+
+
+def _sampled(
+    temperature: float | int,
+    top_p: float | int,
+    generators: Sequence[torch.Generator],
+    logits: Float[Tensor, "batch d_vocab"],
+    rows: Sequence[int],
+) -> Choice:
+    """The next token of each row, which draws from its own generator."""
+    return Choice(_choose(logits, temperature, top_p, [generators[row] for row in rows]))
 
 
 def _choose(

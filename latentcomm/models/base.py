@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentcomm._core.files import digest
+from latentcomm.models.plain import Plain
 from latentcomm.models.sites import Site
 
 Hook = tuple[str, Callable[..., Any]]
@@ -66,6 +67,10 @@ _WHOLE = ("full_attention", "global")
 """What transformers calls attention that reaches back to the beginning."""
 _ROWS_COMPARED = 64
 """Rows of the embedding table that are compared with what the embedding gives: a factor would show in any of them."""
+
+
+class PassEnded(Exception):  # noqa: N818 (nothing went wrong)
+    """Raised by a hook to end a forward pass whose remaining layers are not needed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +150,16 @@ class Model:
         sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
         limited = sliding or getattr(config, "alibi", False) or any(kind not in _WHOLE for kind in kinds)
         return not limited and "position_ids" in inspect.signature(original.forward).parameters
+
+    @cached_property
+    def _plain(self) -> Plain | None:
+        return Plain.of(self.hooked)
+
+    @property
+    def _in_place_of_bridge(self) -> Plain | None:
+        """The transformers model where it may run instead of its bridge: no hook would see the difference."""
+        raw = self.is_bridge and not self.processed and not self.hooked.training
+        return self._plain if raw and self._plain is not None and self._plain.replaces_bridge else None
 
     @property
     def has_hooks(self) -> bool:
@@ -270,8 +285,7 @@ class Model:
         if past_mask is not None and not self.joins_lengths:
             raise ValueError(f"{self.name} cannot run rows of several lengths in one pass; run those of one length")
         tokens = tokens.to(self.device)
-        hooks = [*hooks, (self.unembedding_entry, _last_position)] if last_only else list(hooks)
-        options: dict[str, Any] = {"fwd_hooks": hooks, "return_type": "logits"}
+        options: dict[str, Any] = {}
         past = 0 if cache is None else self.cache_length(cache)
         if self.is_bridge:
             seen = torch.ones(len(tokens), past + tokens.shape[1], device=tokens.device).long()
@@ -289,8 +303,13 @@ class Model:
         n_past = {past: len(tokens)} if past_mask is None else Counter(past_mask.sum(1).tolist())
         for record in _RECORDS:
             record += [Pass(self, rows, tokens.shape[1], n, depth, n_unembedded) for n, rows in n_past.items()]
+        if not hooks and not with_grad:
+            with torch.no_grad():
+                if (plain := self._in_place_of_bridge) is not None:
+                    return plain.logits(tokens, last_only=last_only, **options)
+        hooks = [*hooks, (self.unembedding_entry, _last_position)] if last_only else list(hooks)
         with torch.set_grad_enabled(with_grad):
-            return self.hooked.run_with_hooks(tokens, **options)
+            return self.hooked.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", **options)
 
     @torch.no_grad()
     def forward_growing(
@@ -318,9 +337,9 @@ class Model:
     def new_cache(self, batch: int) -> Any:
         """An empty key-value cache for `batch` rows."""
         if self.is_bridge:
-            from transformers import DynamicCache
+            from latentcomm.models.growing_cache import growing_cache
 
-            return DynamicCache()
+            return growing_cache()
         from transformer_lens import TransformerLensKeyValueCache
 
         return TransformerLensKeyValueCache.init_cache(self.hooked.cfg, self.device, batch)
@@ -354,6 +373,15 @@ class Model:
             entry.past_keys, entry.past_values = keys, values
         cache.previous_attention_mask = torch.ones(batch or 1, layers[0][0].shape[1], device=self.device).long()
         return cache
+
+    def keep_rows(self, cache: Any, rows: Int[Tensor, " row"]) -> None:
+        """Only these rows stay in a cache."""
+        if self.is_bridge:
+            cache.batch_select_indices(rows)
+            return
+        for entry in cache:
+            entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
+        cache.previous_attention_mask = cache.previous_attention_mask[rows]
 
     @property
     @torch.no_grad()

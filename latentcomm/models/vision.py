@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm._core.files import without_folder
+from latentcomm.models.base import PassEnded
 from latentcomm.models.vision_preprocessing import PictureLike, Preprocessing
 
 PICTURES_AT_ONCE = 16
@@ -285,22 +286,18 @@ class VisionSender:
             def capture(_module: Any, _given: Any, output: Any) -> None:
                 states[block] = (output[0] if isinstance(output, tuple) else output).detach().cpu()
                 if block == max(blocks):
-                    raise _AllCapturedError
+                    raise PassEnded
 
             return capture
 
         handles = [self.blocks[block].register_forward_hook(capture_of(block)) for block in set(blocks)]
         try:
-            with contextlib.suppress(_AllCapturedError):
+            with contextlib.suppress(PassEnded):
                 self.encoder(pixel_values=pixels)
         finally:
             for handle in handles:
                 handle.remove()
         return torch.stack([states[block] for block in blocks])
-
-
-class _AllCapturedError(Exception):
-    """Ends a forward pass once all requested states are captured."""
 
 
 def load_vision(

@@ -31,6 +31,7 @@ from latentcomm.models.sites import Site
 
 def counted(tiny: Model, run: object) -> tuple[int, float]:
     """What torch counts while something runs, and what is counted here."""
+    tiny.forward(ids(1)[0][None])  # the first pass of a model compares its bridge with transformers
     with FlopCounterMode(display=False) as counter, recorded_passes() as passes:
         run()  # type: ignore[operator]
     return counter.get_total_flops(), flops(passes)

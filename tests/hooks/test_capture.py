@@ -25,6 +25,7 @@ ROWS = ids(6, 2, 9, 1, 6, seed=4)
 ROWS[1][-1] = PAD_ID
 PROMPTS = Prompts.from_ids(ROWS)
 LENGTHS = [len(row) for row in ROWS]
+NEIGHBOURS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
 
 
 def their_states(model: Model, sites: list[Site]) -> list[dict[Site, Tensor]]:
@@ -104,9 +105,9 @@ class TestInMemory:
         tiny, sizes, run = model("gpt2"), [], run_to_deepest
         whole = capture(tiny, PROMPTS, [Site(2)])
 
-        def counted(model: Model, tokens: Tensor, sites: Any, **options: Any) -> Any:
+        def counted(model: Model, tokens: Tensor, points: Any, **options: Any) -> Any:
             sizes.append(tokens.numel())
-            return run(model, tokens, sites, **options)
+            return run(model, tokens, points, **options)
 
         monkeypatch.setattr(capturing, "run_to_deepest", counted)
         parts = capture(tiny, PROMPTS, [Site(2)], batch_tokens=batch_tokens)
@@ -141,9 +142,10 @@ class TestInMemory:
         assert_same_bits(tiny.forward(ROWS[0][None]), before)
 
     def test_two_names_of_one_place_do_not_share_memory(self) -> None:
-        seen = run_to_deepest(model("llama"), ROWS[0][None], [Site(0), Site(1, "resid_pre")])
-        assert_same_bits(seen[Site(0)], seen[Site(1, "resid_pre")])
-        assert seen[Site(0)].data_ptr() != seen[Site(1, "resid_pre")].data_ptr()
+        seen = run_to_deepest(model("llama"), ROWS[0][None], NEIGHBOURS)
+        below, above = (seen[point] for point in NEIGHBOURS)
+        assert_same_bits(below, above)
+        assert below.data_ptr() != above.data_ptr()
 
     def test_it_sees_what_other_hooks_wrote(self) -> None:
         tiny = model("llama")
@@ -152,8 +154,8 @@ class TestInMemory:
             return torch.zeros_like(value)
 
         hooks = [("blocks.0.hook_resid_post", silence)]
-        seen = run_to_deepest(tiny, ROWS[0][None], [Site(0), Site(1, "resid_pre")], hooks=hooks)
-        assert not seen[Site(0)].any() and not seen[Site(1, "resid_pre")].any()
+        seen = run_to_deepest(tiny, ROWS[0][None], NEIGHBOURS, hooks=hooks)
+        assert not any(seen[point].any() for point in NEIGHBOURS)
 
     def test_no_site_or_one_that_is_not_there_is_refused(self) -> None:
         with pytest.raises(ValueError, match="name at least one site to capture"):

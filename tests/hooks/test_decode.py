@@ -25,11 +25,22 @@ from torch import Tensor
 
 from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.hooks import decode as decoding
-from latentcomm.hooks.capture import capture
-from latentcomm.hooks.decode import Run, _choose, decode, generate, next_token_logits
+from latentcomm.hooks.capture import capture, run_to_deepest
+from latentcomm.hooks.decode import (
+    Choice,
+    Reply,
+    Run,
+    _choose,
+    decode,
+    generate,
+    next_token_logits,
+    read_prompts,
+    runs,
+    write_replies,
+)
 from latentcomm.hooks.graft import LAST, Graft, grafted
 from latentcomm.hooks.receiver_input import ReceiverInput
-from latentcomm.models import Model, encode, wrap_model
+from latentcomm.models import Model, encode, recorded_passes, wrap_model
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
@@ -68,29 +79,9 @@ def reply_by_hand(model: Model, row: Tensor, message: Tensor, *, layer: int, pla
 
 def greedy_ids(model: Model, given: Prompts | ReceiverInput) -> list[list[int]]:
     """The ids of the replies, which the text of a tiny model would hide; nothing stops them."""
-    seen: list[list[int]] = []
-    endless = wrap_model(model.hooked, SpyTokenizer(seen), name=model.name)
+    endless = wrap_model(model.hooked, model.tokenizer, name=model.name)
     endless.__dict__["stop_ids"] = frozenset()
-    generate(endless, given, max_new_tokens=STEPS)
-    return seen
-
-
-class SpyTokenizer:
-    """Keeps what it is asked to decode, in the order in which groups of one length are decoded."""
-
-    eos_token_id = None
-
-    def __init__(self, seen: list[list[int]]) -> None:
-        self.seen = seen
-
-    def decode(self, ids: list[int], **_: Any) -> str:
-        self.seen.append(list(ids))
-        return ""
-
-
-def in_order_of(prompts: Prompts, replies: list[list[int]]) -> list[list[int]]:
-    order = [row for group in prompts.groups_of_equal_length() for row in group]
-    return [reply for _, reply in sorted(zip(order, replies, strict=True), key=lambda pair: pair[0])]
+    return decode(endless, given, max_new_tokens=STEPS).ids
 
 
 class Watcher:
@@ -167,7 +158,7 @@ class TestGreedy:
 
     def test_a_reply_ends_before_the_token_that_stops_it(self) -> None:
         tiny = build("llama")
-        free = in_order_of(PROMPTS, greedy_ids(tiny, PROMPTS))
+        free = greedy_ids(tiny, PROMPTS)
         stop = free[0][2]
         tiny.__dict__["stop_ids"] = frozenset([stop])
         found = generate(tiny, PROMPTS, max_new_tokens=STEPS)
@@ -204,6 +195,59 @@ class TestGreedy:
         assert parts.texts == whole.texts
         assert float((parts.first_logits - whole.first_logits).abs().max()) < 1e-12
 
+    @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
+    def test_a_row_that_has_ended_leaves_the_batch(self, architecture: str, backend: str) -> None:
+        tiny, endless = build(architecture, backend), greedy_ids(model(architecture, backend), PROMPTS)
+        stop = endless[2][1]
+        tiny.__dict__["stop_ids"] = frozenset([stop])
+        expected = [reply[: reply.index(stop)] if stop in reply else reply for reply in endless]
+        with recorded_passes() as passes:
+            assert decode(tiny, PROMPTS, max_new_tokens=STEPS).ids == expected
+        assert len({len(reply) for reply in expected}) > 1
+        steps = [min(len(reply), STEPS - 1) for reply in expected]  # the last token of all is not read
+        assert sum(each.rows for each in passes) == len(ROWS) + sum(steps)
+
+    @pytest.mark.parametrize("why", ["somebody's hooks", "something standing that cannot"])
+    def test_rows_under_hooks_that_cannot_follow_stay(self, why: str) -> None:
+        tiny, seen = build("llama"), []
+        prompts = Prompts.from_ids([ROWS[0], ROWS[3]])
+        endless = greedy_ids(tiny, prompts)
+        stop = next(token for token in endless[0] if token not in endless[1])
+        tiny.__dict__["stop_ids"] = frozenset([stop])
+        given = ReceiverInput(prompts, standing=(Watcher(),) if "standing" in why else ())
+        if "hooks" in why:
+            tiny.hooked.add_hook("hook_embed", lambda value, hook: seen.append(len(value)))
+        with recorded_passes() as passes:
+            found = decode(tiny, given, max_new_tokens=STEPS).ids
+        assert found == [endless[0][: endless[0].index(stop)], endless[1]]
+        assert {each.rows for each in passes} == {2}
+        assert set(seen) <= {2}
+        tiny.hooked.reset_hooks()
+
+    def test_rows_to_limits_of_their_own_with_states_at_every_token(self) -> None:
+        tiny, points, limits = build("llama"), ["hook_embed", "blocks.1.hook_resid_post"], [3, 1, 2, 4, 2]
+        tiny.__dict__["stop_ids"] = frozenset()
+        left: list[int] = []
+        replies: dict[int, Reply] = {}
+        for run in runs(tiny, ReceiverInput(PROMPTS), max(limits), read_prompts):
+            replies |= write_replies(
+                run,
+                lambda logits, _: Choice(logits.argmax(-1), values={"best": logits.amax(-1)}),
+                limits,
+                points=points,
+                leave=lambda run, row: left.append(row),
+            )
+        assert left == [1, 2, 4, 0, 3]
+        for row, (prompt, limit) in enumerate(zip(ROWS, limits, strict=True)):
+            whole = torch.cat([prompt, torch.tensor(replies[row].ids)])
+            assert len(replies[row].ids) == limit and not replies[row].ended
+            seen = run_to_deepest(tiny, whole[None], points)
+            for point in points:
+                found = torch.stack(replies[row].states[point])
+                assert_equal_to_rounding(found, seen[point][0, -limit:], terms=forward_terms(tiny))
+            best = tiny.forward(whole[None])[0, len(prompt) - 1 : -1].amax(-1)
+            assert_equal_to_rounding(torch.stack(replies[row].values["best"]), best, terms=forward_terms(tiny))
+
     def test_special_tokens_are_left_out_of_a_reply(self) -> None:
         assert model("llama").decode([EOS_ID, 9, PAD_ID]) == " Alice"
 
@@ -215,13 +259,13 @@ class TestGrafts:
     ) -> None:
         tiny, prompts = model(architecture, backend), left_padded(ROWS)
         graft = Graft(Site(1), LAST, MESSAGES, Mean())
-        found = in_order_of(prompts, greedy_ids(tiny, ReceiverInput(prompts, (graft,))))
+        found = greedy_ids(tiny, ReceiverInput(prompts, (graft,)))
         expected = [
             reply_by_hand(tiny, row, message, layer=1, place=len(row) - 1)
             for row, message in zip(ROWS, MESSAGES, strict=True)
         ]
         assert found == expected
-        assert found != in_order_of(prompts, greedy_ids(tiny, prompts))  # the message does change what is said
+        assert found != greedy_ids(tiny, prompts)  # the message does change what is said
         assert hooks_left(tiny) == 0
 
     @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)

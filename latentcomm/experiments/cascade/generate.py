@@ -1,10 +1,7 @@
 """Generate openings greedily, and record signals, states or keys and values at every token."""
 
-import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,8 +15,9 @@ from latentcomm.channels.kv import swapped
 from latentcomm.channels.message import Message, join, made_by
 from latentcomm.experiments.cascade.openings import EMBEDDING, LONGEST, VOCABULARY, Opening, characters_of, ids_of
 from latentcomm.experiments.evaluation import chunks, print_of
-from latentcomm.hooks.decode import EMBEDDED, ReceiverInput, Run, read_prompts, runs
-from latentcomm.models import Hook, Model
+from latentcomm.hooks.decode import Choice, Reply, Run, read_prompts, runs, write_replies
+from latentcomm.hooks.receiver_input import EMBEDDED, ReceiverInput
+from latentcomm.models import Model
 from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
@@ -81,73 +79,51 @@ def write_openings(
     return join(rows)
 
 
-class _EnoughError(Exception):
-    """Raised by a hook to end the pass over the last token, whose logits are not needed."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """The next token of every row of a batch, with its signals and states."""
-
-    tokens: list[int]
-    entropy: Float[Tensor, " batch"]
-    margin: Float[Tensor, " batch"]
-    states: dict[int, Tensor]
-
-
 def _write(large: Model, given: ReceiverInput, longest: int, layers: tuple[int, ...], keep_cache: bool) -> Message:
     """The openings of one batch, in the order of its prompts."""
-    texts, parts = [""] * len(given.prompts), [{} for _ in range(len(given.prompts))]
+    points = {layer: EMBEDDED if layer == EMBEDDING else Site(layer).hook_name for layer in layers}
+    replies: dict[int, Reply] = {}
+    caches: dict[int, Sequence[tuple[Tensor, Tensor]]] = {}
+
+    def choose(logits: Tensor, _rows: Sequence[int]) -> Choice:
+        entropy, margin = _signals(logits)
+        return Choice(logits.argmax(-1), values={"entropy": entropy, "margin": margin})
+
+    def leave(run: Run, row: int) -> None:  # a copy, without which the whole batch's cache would stay in memory
+        caches[row] = [(keys.detach().cpu().clone(), values.detach().cpu().clone()) for keys, values in run.past(row)]
+
     for run in runs(large, given, longest, read_prompts):
-        steps, lengths = _steps(large, run, longest, layers)
-        layers_cached = large.cache_layers(run.cache) if keep_cache else None
-        for at, row in enumerate(run.rows):
-            n = lengths[at]
-            ids = tuple(step.tokens[at] for step in steps[:n])
-            text, ends, whole = characters_of(large, ids)
-            opening = Opening(
-                text=text,
-                ids=ids,
-                prompt=tuple(ids_of(given.prompts, row)),
-                ended=n < longest,
-                ends=ends,
-                whole=whole,
-                entropy=torch.stack([step.entropy[at] for step in steps[:n]]) if n else _NONE,
-                margin=torch.stack([step.margin[at] for step in steps[:n]]) if n else _NONE,
+        limits = [longest] * len(given.prompts)
+        replies |= write_replies(run, choose, limits, points=list(points.values()), leave=leave if keep_cache else None)
+    texts, parts = [], []
+    for row in range(len(given.prompts)):
+        reply, prompt = replies[row], tuple(ids_of(given.prompts, row))
+        ids = tuple(reply.ids)
+        text, ends, whole = characters_of(large, ids)
+        opening = Opening(
+            text=text,
+            ids=ids,
+            prompt=prompt,
+            ended=reply.ended,
+            ends=ends,
+            whole=whole,
+            entropy=torch.stack(reply.values["entropy"]) if ids else _NONE,
+            margin=torch.stack(reply.values["margin"]) if ids else _NONE,
+        )
+        part = opening.part()
+        for layer, point in points.items():
+            empty = torch.zeros(0, large.d_model, dtype=large.dtype)
+            part[f"states.{layer}"] = torch.stack(reply.states[point]) if ids else empty
+        if keep_cache:
+            end = len(prompt) + max(len(ids) - 1, 0)  # all tokens but the last, which not every cache holds
+            part["keys"], part["values"] = (
+                torch.stack([swapped(large, each[side])[0, :, :end] for each in caches[row]]) for side in (0, 1)
             )
-            texts[row], parts[row] = text, opening.part()
-            for layer in layers:
-                states = [step.states[layer][at] for step in steps[:n]]
-                empty = torch.zeros(0, large.d_model, dtype=large.dtype)
-                parts[row][f"states.{layer}"] = torch.stack(states) if n else empty
-            if layers_cached is not None:
-                real = _real_positions(run, at, len(opening.prompt) + max(n - 1, 0))
-                parts[row]["keys"] = _of_row(large, [keys for keys, _ in layers_cached], at, real)
-                parts[row]["values"] = _of_row(large, [values for _, values in layers_cached], at, real)
+        texts.append(text)
+        parts.append(part)
     facts = made_by(large, site="logits", position="opening")
     facts |= {VOCABULARY: large.vocabulary, LONGEST: longest}
     return Message(None, f"{large.name} opening", texts=tuple(texts), parts=tuple(parts), made_by=facts)
-
-
-def _steps(large: Model, run: Run, longest: int, layers: tuple[int, ...]) -> tuple[list[_Step], list[int]]:
-    """The steps of rows that are decoded together, and the tokens of each row until its end or the limit."""
-    steps: list[_Step] = []
-    lengths, live, logits = [0] * len(run.rows), [True] * len(run.rows), run.logits
-    for number in range(longest):
-        entropy, margin = _signals(logits)
-        tokens = logits.argmax(-1)
-        for row, token in enumerate(tokens.tolist()):
-            live[row] = live[row] and token not in large.stop_ids
-            lengths[row] += live[row]
-        if not any(live):
-            break
-        states: dict[int, Tensor] = {}
-        steps.append(_Step(tokens.tolist(), entropy, margin, states))
-        if number < longest - 1:
-            logits = run.step(tokens, _recorders(layers, states))
-        elif layers:
-            _read_last(large, run, tokens, layers, states)
-    return steps, lengths
 
 
 def _signals(logits: Float[Tensor, "batch d_vocab"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
@@ -156,43 +132,3 @@ def _signals(logits: Float[Tensor, "batch d_vocab"]) -> tuple[Float[Tensor, " ba
     p = log_p.exp()
     best = p.topk(2, dim=-1).values
     return torch.special.entr(p).sum(-1).cpu(), (best[:, 0] - best[:, 1]).cpu()
-
-
-def _recorders(layers: Sequence[int], states: dict[int, Tensor]) -> list[Hook]:
-    """Hooks that record the state after each layer at the one token that is read."""
-
-    def recorder(layer: int) -> Hook:
-        def record(value: Tensor, hook: Any) -> None:
-            states[layer] = value[:, -1].detach().cpu().clone()
-
-        return _hook_name(layer), record
-
-    return [recorder(layer) for layer in layers]
-
-
-def _hook_name(layer: int) -> str:
-    return EMBEDDED if layer == EMBEDDING else Site(layer).hook_name
-
-
-def _read_last(large: Model, run: Run, tokens: Tensor, layers: tuple[int, ...], states: dict[int, Tensor]) -> None:
-    """The pass over the last token, which ends once its states are recorded."""
-
-    def stop(_state: Tensor, hook: Any) -> None:
-        raise _EnoughError
-
-    hooks = [*_recorders(layers, states), (_hook_name(layers[-1]), stop), *run.hooks]
-    with contextlib.suppress(_EnoughError):
-        large.forward(
-            tokens[:, None], hooks=hooks, cache=run.cache, past_mask=run.past_mask, n_layers_run=layers[-1] + 1
-        )
-
-
-def _real_positions(run: Run, at: int, n: int) -> Tensor:
-    """The first n positions of the cache that are not padding in one row."""
-    return torch.arange(n) if run.past_mask is None else run.past_mask[at].nonzero()[:n, 0]
-
-
-def _of_row(large: Model, layers: Sequence[Tensor], at: int, positions: Tensor) -> Float[Tensor, "layer head pos _"]:
-    """One row's keys or values at these positions, layers first, on the CPU."""
-    of_row = [swapped(large, each[at : at + 1])[0][:, positions.to(each.device)] for each in layers]
-    return torch.stack(of_row).detach().cpu()

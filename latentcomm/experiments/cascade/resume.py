@@ -1,13 +1,13 @@
 """Greedy continuation by the small model, each row to its own limit, after prefixes that are read once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.hooks.decode import Past, ReceiverInput, Run, read_prompts, runs
+from latentcomm.hooks.decode import Choice, Past, ReceiverInput, Reply, read_prompts, runs, write_replies
 from latentcomm.models import Model
 from latentcomm.models.prompts import Prompts
 
@@ -96,26 +96,7 @@ def continue_rows(model: Model, given: ReceiverInput, limits: Sequence[int]) -> 
                 f"a prompt with its opening has {length} tokens and {limit} more exceed the {model.n_ctx} of "
                 f"{model.name}; lower the task's reply_tokens"
             )
-    continuations: dict[int, Continuation] = {}
+    replies: dict[int, Reply] = {}
     for run in runs(model, given, max(limits), read_prompts):
-        of_run = _decoded(model, run, [limits[row] for row in run.rows])
-        continuations |= dict(zip(run.rows, of_run, strict=True))
-    return [continuations[row] for row in range(len(limits))]
-
-
-def _decoded(model: Model, run: Run, limits: Sequence[int]) -> Iterator[Continuation]:
-    ids: list[list[int]] = [[] for _ in limits]
-    ended, live, logits = [False] * len(limits), [True] * len(limits), run.logits
-    while True:
-        tokens = logits.argmax(-1)
-        for row, token in enumerate(tokens.tolist()):
-            if not live[row]:
-                continue
-            ended[row] = token in model.stop_ids
-            if not ended[row]:
-                ids[row].append(token)
-            live[row] = not ended[row] and len(ids[row]) < limits[row]
-        if not any(live):
-            break
-        logits = run.step(tokens)
-    return (Continuation(tuple(each), end) for each, end in zip(ids, ended, strict=True))
+        replies |= write_replies(run, lambda logits, _: Choice(logits.argmax(-1)), limits)
+    return [Continuation(tuple(replies[row].ids), replies[row].ended) for row in range(len(limits))]
