@@ -1,7 +1,7 @@
 """Compare channels on the same items: accuracy with interval, paired tests against baselines, and costs."""
 
 import os
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +53,11 @@ def compare(
     reply_tokens: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     told: MutableMapping[str, Any] | None = None,
-    started: Callable[[str], object] | None = None,
 ) -> Comparison:
     """Every channel on the same n items of a task (all by default), under its true message and its controls.
 
     With `checkpoint`, finished items are saved and not run again. Channels with the same message share it, also across
-    calls with the same dict `told`. `started` is called with each channel's name.
+    calls with the same dict `told`.
 
     Raises:
         ValueError: no channel, two of one name, or an argument that `evaluate` refuses.
@@ -69,8 +68,6 @@ def compare(
     trials: list[Trial] = []
     told = {} if told is None else told
     for channel in channels:
-        if started is not None:
-            started(channel.name)
         trials += evaluate(
             channel,
             sender,
