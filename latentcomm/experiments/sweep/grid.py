@@ -33,6 +33,7 @@ class LayerSweep:
 
     Attributes:
         read_layers, write_layers: the axes, counted from 0, both resid_post.
+        messages: the sender's state at each read layer, before any alignment.
         logits: of each choice's first token, or None without choices.
         top_token: the receiver's most likely next token; None when it was not requested.
         choices: the answer strings of each item, or None.
@@ -40,6 +41,7 @@ class LayerSweep:
 
     read_layers: tuple[int, ...]
     write_layers: tuple[int, ...]
+    messages: Float[Tensor, "item read d_sender"]
     logits: Float[Tensor, "item read write choice"] | None
     top_token: Int[Tensor, "item read write"] | None
     choices: tuple[tuple[str, ...], ...] | None
@@ -168,7 +170,7 @@ def sweep_layers(
             if tokens is not None:
                 tokens[item, read] = part["top_token"][:, row]
     named = None if choices is None else tuple(tuple(row) for row in choices)
-    return LayerSweep(reads, writes, logits, tokens, named, receiver.first_token)
+    return LayerSweep(reads, writes, states, logits, tokens, named, receiver.first_token)
 
 
 @dataclass(frozen=True, eq=False)
