@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm._core.files import digest
+from latentcomm._core.files import digest, read_tensors
+from latentcomm._core.records import read_whole
 from latentcomm.channels.training.trainer import Schedule, load_weights, save_weights, train
 from latentcomm.experiments.crossmodal.digits import CELLS, EDGE, INKS, WORDS, digit_halves, four_cells, one_digit
 from latentcomm.experiments.crossmodal.pictures import PictureSet
@@ -104,7 +105,7 @@ def small_vit(
     wanted |= {"batch": BATCH, "rate": RATE, "pictures": digest(list(sets))}
     encoder = _untrained(seed)
     name = f"small-vit-{seed}"
-    if file is not None and file.exists():
+    if file is not None and read_whole(file, read_tensors) is not None:
         weights, facts = load_weights(file, kind=KIND)
         if facts != wanted:
             raise ValueError(f"{file.name} holds the encoder of {facts} and not of {wanted}; give another path")
