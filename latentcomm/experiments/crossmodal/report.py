@@ -17,7 +17,7 @@ from latentcomm.models.vision import VisionSender
 from latentcomm.reporting.plots import accuracy_by_question
 from latentcomm.reporting.plots.tables import p_value, spoken
 
-P_COLUMNS = ("blind", "words", "random", "other")
+P_COLUMNS = ("silent", "words", "random", "shuffled")
 """Comparisons whose p-values are printed; the table has more."""
 
 
@@ -66,7 +66,7 @@ def print_crossmodal(found: CrossModal, console: Console) -> None:
                 spoken(channel),
                 *(f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in own),
                 "/".join("" if row is None else f"{row['accuracy']:.2f}" for row in other).strip("/"),
-                p_value(last["p_blind"]),
+                p_value(last["p_silent"]),
                 "-" if words is None else p_value(last[f"p_{words['channel']}"]),
                 p_value(last["p_random_encoder"]),
                 p_value(last["p_shuffled"]),
@@ -76,7 +76,7 @@ def print_crossmodal(found: CrossModal, console: Console) -> None:
         shown.caption = f"drift: {', '.join(measured)}" if measured else None
         console.print(shown)
     console.print(
-        "95 % Wilson intervals. p: exact McNemar of the choices against the blind receiver, against words (the caption "
+        "95 % Wilson intervals. p: exact McNemar of the choices against silence, against words (the caption "
         "that got most of these pictures right, which favours words), against the random encoder, and against the "
         "channel's own message of another picture; not corrected for multiple tests. Drift: the median percentile of "
         "a map's output among the receiver's own states; 0.5 is typical of them, 1 further off than all. Probe: a "

@@ -10,7 +10,7 @@ from latentcomm.experiments.evaluation import MESSAGE, METRICS, NAN, Trial
 
 CAPTIONS = ("caption", "caption_by_map", "caption_by_word")
 """The channels that send the same latents as text."""
-AGAINST = ("blind", *CAPTIONS, PROBE, "random_encoder", "wrong_names", "shuffled")
+AGAINST = ("silent", *CAPTIONS, PROBE, "random_encoder", "wrong_names", "shuffled")
 """What a channel is compared with: no picture, the same latents as text, a classifier of them that has seen answers, an
 untrained encoder, maps fitted to wrong names, and its own message of another picture."""
 OWN_CONTROLS = {
@@ -35,9 +35,9 @@ def picture_table(
     Columns: part, question, type; channel, condition, metric; n, correct, accuracy with its 95 % Wilson interval (low,
     high), and chance, the accuracy of guessing among the choices; for each of `AGAINST` (channels; under
     "random_encoder" and "wrong_names" this channel's own of `OWN_CONTROLS`; under "shuffled" its own message of another
-    picture) the paired difference with its 95 % bootstrap interval (over_blind,
-    over_blind_low, over_blind_high, ...) and the exact McNemar p-value (p_blind, ...), not corrected for the number of
-    comparisons; units, how many groups of pictures the bootstrap draws from; drift and drift_above_95, how far the
+    picture) the paired difference with its 95 % bootstrap interval (over_silent, over_silent_low, over_silent_high,
+    ...) and the exact McNemar p-value (p_silent, ...), not corrected for the number of comparisons; units, how many
+    groups of pictures the bootstrap draws from; drift and drift_above_95, how far the
     output of the channel's map is from the receiver's own states (`diagnostics.combined_drift`). What does not
     apply is NaN.
 
@@ -92,7 +92,7 @@ def _row(
     options = [outcomes[channel, condition][item].n_choices for item in items]
     row["chance"] = sum(1 / n for n in options) / len(options) if metric == "choices" and all(options) else NAN
     row["units"] = len(set(groups))
-    bases = {name: (name, MESSAGE) for name in ("blind", *CAPTIONS, PROBE) if name != channel}
+    bases = {name: (name, MESSAGE) for name in ("silent", *CAPTIONS, PROBE) if name != channel}
     bases |= {name: (own, MESSAGE) for name, own in OWN_CONTROLS.get(channel, {}).items()}
     bases["shuffled"] = channel, "shuffled"
     for name in AGAINST:
