@@ -308,7 +308,7 @@ class TestWhatIsGrafted:
             return function(receiver, prompts, messages, **options)
 
         monkeypatch.setattr(grafts, "measure_effects", watched)
-        cell = cells.Cell(2, 1, 0.5, 0.0, False)
+        cell = cells.ChosenCell(2, 1, 0.5, 0.0, False)
         grafts.graft_items(
             rows, items, rotated_pair()[1], cells=[cell], joints={1: cells.Joint(None, None)}, references={},
             fusions={"replace": Replace(), "mean": Mean()}, seed=0, kept=Records(None), progress=False,
