@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -231,25 +232,25 @@ class _Plan:
 
         packed = can_pack(model, prefix.n_cached, prefix.tail.shape[1])
         final = climb(model, prefix, self.writes, join, n_rows=len(messages), packed=packed)
-        normed = model.final_norm(final.reshape(-1, model.d_model))
+        normed = model.final_norm(rearrange(final, "write row d_model -> (write row) d_model"))
         part: dict[str, Tensor] = {}
         if self.columns is not None:
-            part["logits"] = self._choice_logits(normed.reshape(final.shape), self.columns[items]).cpu()
+            part["logits"] = self._choice_logits(normed, self.columns[items]).cpu()
         if self.top_token:
             step = max(1, UNEMBED_BYTES // (4 * int(model.hooked.cfg.d_vocab)))
             tops = [model.unembed(rows).argmax(-1) for rows in normed.split(step)]
-            part["top_token"] = torch.cat(tops).reshape(final.shape[:2]).cpu()
+            part["top_token"] = rearrange(torch.cat(tops), "(write row) -> write row", row=len(messages)).cpu()
         return part
 
     def _choice_logits(
-        self, normed: Float[Tensor, "write row d_model"], tokens: Int[Tensor, "row choice"]
+        self, normed: Float[Tensor, "cell d_model"], tokens: Int[Tensor, "row choice"]
     ) -> Float[Tensor, "write row choice"]:
         """Logits of each row's own item's choices."""
         columns, index = tokens.unique(return_inverse=True)
-        logits = self.receiver.unembed_columns(normed.reshape(-1, normed.shape[-1]), columns)
+        logits = self.receiver.unembed_columns(normed, columns)
         if cap := self.receiver.softcap:
             logits = cap * torch.tanh(logits / cap)
-        logits = logits.reshape(*normed.shape[:2], -1)
+        logits = rearrange(logits, "(write row) column -> write row column", row=len(tokens))
         return logits.gather(2, index.to(logits.device)[None].expand(len(logits), -1, -1))
 
     def check_cell(self, prefix: Prefix, message: tuple[int, int], states: Tensor) -> None:
