@@ -1,4 +1,4 @@
-"""Figure 10: can two models of different families talk through states, and does the alignment carry it?
+"""Figure 10: can two models of different families communicate through states, and does the alignment carry it?
 
     python analyses/fig10_cross_family.py [--smoke] [--replot] [--out DIR] [--sender NAME] --receiver NAME
 
@@ -7,7 +7,7 @@ orthogonal map and canonical correlation, and as what the receiver's state does 
 for each of these by itself, among the same 25 cells on the same tuning items, so that going without alignment has its
 own best chance; all are judged on the same held-out items, with the shuffled message, the zero vector and a
 norm-matched random one. One control is of the map: ridge, at the same penalty, fitted on rows paired at random; it has
-the shuffled message alone. Maps are fitted on the packaged corpus, which holds no item. It goes on where it was
+the shuffled message alone. Maps are fitted on the packaged corpus, which holds no item. It resumes where it was
 stopped.
 """
 
@@ -53,7 +53,7 @@ MAPS = ("ridge", "procrustes", "cca", BY_CHANCE)
 """Alignments of which the receiver's state is replaced by the mapped one."""
 CONTROLS = ("shuffled", "zero", "random")
 AGAINST = (UNALIGNED, BY_CHANCE)
-"""Channels that every graft is held against, item by item, beside silence, text and its own shuffled message."""
+"""Channels that every graft is compared with, item by item, as well as silence, text and its own shuffled message."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ Maps = Mapping[Cell, AffineMap]
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """One direction: who reads, who is asked, which cells, and every map of every cell."""
+    """One direction: the sender, the receiver, the cells, and every map of every cell."""
 
     sender: lc.Model
     receiver: lc.Model
@@ -114,7 +114,7 @@ def captured(
     """Both models' states after every block where both have read the same text of the packaged corpus.
 
     Raises:
-        ValueError: both models are equally wide, so that no state needs an alignment to be put in another's place.
+        ValueError: both models are equally wide, so that no state needs an alignment to replace another.
     """
     if sender.d_model == receiver.d_model:
         raise ValueError(f"{sender.name} and {receiver.name} are both {sender.d_model} wide; choose unequal models")
@@ -142,8 +142,8 @@ def _fitted(
     sources = {read: states.x[read, rows] for read in reads}
     targets = {write: states.y[write, rows] for write in writes}
     order = torch.randperm(int(rows.sum()), generator=torch.Generator().manual_seed(seed))
-    asked = [settings, sender.fingerprint, receiver.fingerprint]
-    kept = Records(None if checkpoint is None else checkpoint / f"maps-{digest(*asked)[:16]}")
+    decisive = [settings, sender.fingerprint, receiver.fingerprint]
+    kept = Records(None if checkpoint is None else checkpoint / f"maps-{digest(*decisive)[:16]}")
 
     @cache
     def factored(side: str, layer: int) -> _Factored:
@@ -222,8 +222,8 @@ def _factored(rows: Tensor) -> _Factored:
 
 def _cca(x: _Factored, y: _Factored, rank: int) -> AffineMap:
     """`fit_cca` of rows that were factored before: a layer once, and not once a cell."""
-    turn = torch.linalg.svd(x.left.T @ y.left, full_matrices=False)[0][:, :rank]
-    weight = (y.axes.T * y.sizes) @ (y.left.T @ x.left @ turn) @ (turn.T / x.sizes @ x.axes)
+    rotation = torch.linalg.svd(x.left.T @ y.left, full_matrices=False)[0][:, :rank]
+    weight = (y.axes.T * y.sizes) @ (y.left.T @ x.left @ rotation) @ (rotation.T / x.sizes @ x.axes)
     return AffineMap(weight.float(), (y.mean - weight @ x.mean).float())
 
 
@@ -308,7 +308,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         group="channel",
         title=f"Between families: {sender} to {receiver}, Countries",
         note=f"Cell chosen for each channel by itself among {int(table['n_cells'].iloc[0])} on {settings['n_tune']} "
-        "other items; 95 % Wilson intervals over items. Zero and random stand for the sender's state, before the map.",
+        "other items; 95 % Wilson intervals over items. Zero and random replace the sender's state, before the map.",
     )
 
 

@@ -1,13 +1,13 @@
-"""Figure 11: a large model opens the reasoning, a small one finishes: accuracy against n and cost, and the signals.
+"""Figure 11: a large model starts the reasoning, a small one finishes: accuracy against n and cost, and the signals.
 
     python analyses/fig11_cascade.py [--smoke] [--replot] [--out DIR] [--task NAME] [--large NAME] [--small NAME]
         [--data FILE] [--shots FILE] [--work DIR]
 
-With --task kv-math-worked the two models are trained from nothing, in minutes: one knows what keys stand for, the other
-only reckons. With --task gsm8k they are given, and so is the file of problems. All hand-overs, numbers of tokens and
-stops are run on the same items, with the two models alone, another item's opening, empty states (of worked sums), the
-small model's own opening and its vote at equal cost beside each. Nothing is chosen on any item. It goes on where it was
-stopped.
+With --task kv-math-worked the two models are trained from scratch, in minutes: one knows the numbers of the keys, the
+other only arithmetic. With --task gsm8k they are given, and so is the file of problems. All hand-offs, numbers of
+tokens and stops are run on the same items, with the two models alone, another item's opening, empty states (of worked
+sums), the small model's own opening and its vote at equal cost as controls. Nothing is chosen on any item. It resumes
+where it was stopped.
 """
 
 import argparse
@@ -36,7 +36,7 @@ WORKED, GSM8K = "kv-math-worked", "gsm8k"
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides the figures of a task, beside the models.
+    """All that decides the figures of a task, besides the models.
 
     Attributes:
         n_items, template, n_shots, reply_tokens: of the task.
@@ -97,7 +97,7 @@ def settings_of(name: str) -> Settings:
 
 
 def task_of(settings: Settings, data: str | None = None, shots: str | None = None) -> Task:
-    """The items that are asked.
+    """The test items.
 
     Raises:
         ValueError: GSM8K without its file, or what the task refuses.

@@ -1,22 +1,23 @@
-"""Figure 12: what does a model that only reads know of pictures, through latents and through captions?
+"""Figure 12: what does a text-only model know of pictures, through latents and through captions?
 
     python analyses/fig12_crossmodal.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
 
 Accuracy by question on held-out pictures: a soft prompt and a graft through ridge maps, a soft prompt trained through
-the reader, and three captions from the same latents, with silence, the true caption, other pictures' messages, zeros
-and random vectors in place of messages, an untrained encoder with a map of its own, maps fitted to names that were
-exchanged, training with other pictures' vectors, and a linear classifier of the same latents. The set digits needs
-nothing else: a small encoder is trained first. For flags and emoji give --folder, with table.json and pictures, and
---vision. It goes on where it was stopped.
+the receiver, and three captions from the same latents, with silence, the true caption, other pictures' messages, zeros
+and random vectors instead of messages, an untrained encoder with a map of its own, maps fitted to permuted names,
+training with other pictures' vectors, and a linear classifier of the same latents. The set digits needs nothing else: a
+small encoder is trained first. For flags and emoji give --folder, with table.json and pictures, and --vision. It
+resumes where it was stopped.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from pictures import RECEIVER, figures_of, of_set, run
+from pictures import PictureSettings, figures_of, of_set, run
 
 import latentcomm as lc
 from latentcomm.experiments.crossmodal import VisionSender
@@ -28,20 +29,13 @@ NAME = "fig12_crossmodal"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(PictureSettings):
     """All that decides the figure."""
 
-    data: str = "digits"
     channels: tuple[str, ...] = CHANNELS
-    n_fitting: int = 400
-    n_composed: int = 240
-    n_pictures: int = 250
     n_test: int = 100
     reply_tokens: int = 4
     train_steps: int = 300
-    vision_steps: int = 1200
-    receiver: str = RECEIVER
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -75,18 +69,15 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     """A panel a question, a row a channel."""
     return accuracy_by_question(
         table,
-        title=f"What does a reader know of pictures? {settings['vision']} to {settings['receiver']}",
+        title=f"What does a text-only model know of pictures? {settings['vision']} to {settings['receiver']}",
         note=f"Choices; 95 % Wilson intervals over pictures. {held_out(table['part'].unique())}",
     )
 
 
 FIGURES = figures_of(NAME, plot)
 """Every figure that this script can write."""
-
-
-def settings_of(name: str) -> Settings:
-    """The settings of one of the figures."""
-    return of_set(SETTINGS, name)
+settings_of = partial(of_set, SETTINGS)
+"""The settings of one of the figures."""
 
 
 def main() -> None:

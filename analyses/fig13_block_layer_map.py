@@ -1,20 +1,21 @@
-"""Figure 13: which blocks of a vision encoder and layers of a reader are alike over the same names?
+"""Figure 13: which blocks of a vision encoder and layers of a receiver are similar over the same names?
 
     python analyses/fig13_block_layer_map.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR]
                                              [--vision NAME]
 
 Mutual nearest neighbours, CKNNA and debiased CKA of every block with every layer, over names: the mean state of a
-name's pictures, and the reader's state at the name's last token. The best cell is chosen on one half of the names; the
-map shows the other half, with the level that 95 % of shuffled names stay below at the chosen cell.
+name's pictures, and the receiver's state at the name's last token. The best cell is chosen on one half of the names;
+the map shows the other half, with the level that 95 % of shuffled names stay below at the chosen cell.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from pictures import RECEIVER, figures_of, of_set, run
+from pictures import PictureSettings, figures_of, of_set, run
 
 import latentcomm as lc
 from latentcomm.experiments.crossmodal import VisionSender
@@ -27,18 +28,13 @@ NAME = "fig13_block_layer_map"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(PictureSettings):
     """All that decides the figure."""
 
-    data: str = "digits"
     n_fitting: int = 600
     n_composed: int = 8
-    n_pictures: int = 250
     k: int = 10
     draws: int = 200
-    vision_steps: int = 1200
-    receiver: str = RECEIVER
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -68,21 +64,21 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         receiver_layer=table["layer"],
         null=[float(chosen.loc[measure, "null_95"]) for measure in table["measure"]],
     )
-    said = [
+    sentences = [
         f"{str(measure).replace('_', ' ')} {row['held_out']:.2f} at block {row['block']}, layer {row['layer']} "
         f"(null {row['null_mean']:.2f}, p = {row['p']:.2g})"
         for measure, row in chosen.iterrows()
     ]
     note = (
         f"Over {int(table['names'].iloc[0])} names on which no cell was chosen. Chosen on the other half: "
-        f"{'; '.join(said)}. White dots: not above what 95 % of shuffled names stay below at the chosen cell."
+        f"{'; '.join(sentences)}. White dots: not above what 95 % of shuffled names stay below at the chosen cell."
     )
     return pair_map(
         shown,
         value="held_out",
         null="null",
         panels="measure",
-        title=f"Where are an encoder and a reader alike? {settings['vision']} and {settings['receiver']}",
+        title=f"Where are an encoder and a receiver similar? {settings['vision']} and {settings['receiver']}",
         note=note,
         sender=settings["vision"],
         receiver=settings["receiver"],
@@ -92,11 +88,8 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
 
 FIGURES = figures_of(NAME, plot)
 """Every figure that this script can write."""
-
-
-def settings_of(name: str) -> Settings:
-    """The settings of one of the figures."""
-    return of_set(SETTINGS, name)
+settings_of = partial(of_set, SETTINGS)
+"""The settings of one of the figures."""
 
 
 def main() -> None:

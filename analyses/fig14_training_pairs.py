@@ -1,22 +1,23 @@
-"""Figure 14: how many pairs of a picture and its name does a map need before a reader knows what was seen?
+"""Figure 14: how many pairs of a picture and its name does a map need before the receiver can answer?
 
     python analyses/fig14_training_pairs.py [--smoke] [--replot] [--out DIR] [--data SET] [--folder DIR] [--vision NAME]
 
 Accuracy by question against the number of names that maps are fitted on, each with all its fitting pictures, for the
 soft prompt, the graft and both captions from the same latents, and for the same with other pictures' messages. A name
 is that of a folder's table; of digits it is one scan, or one composed picture. The table has the pictures too, as
-`pairs`. The block and the layer are chosen once, on all fitting pictures. It goes on where it was stopped.
+`pairs`. The block and the layer are chosen once, on all fitting pictures. It resumes where it was stopped.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from pictures import RECEIVER, figures_of, of_set, run
+from pictures import PictureSettings, figures_of, of_set, run
 
 import latentcomm as lc
 from latentcomm.experiments.crossmodal import Picture, PictureSet, VisionSender
@@ -29,19 +30,13 @@ NAME = "fig14_training_pairs"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(PictureSettings):
     """All that decides the figure."""
 
-    data: str = "digits"
     channels: tuple[str, ...] = ("soft_prompt", "graft", "caption", "caption_by_map", "caption_by_word")
     names: tuple[int, ...] = (15, 30, 60, 120, 240)
     n_fitting: int = 240
-    n_composed: int = 240
-    n_pictures: int = 250
     n_test: int = 60
-    vision_steps: int = 1200
-    receiver: str = RECEIVER
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -102,11 +97,8 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
 
 FIGURES = figures_of(NAME, plot)
 """Every figure that this script can write."""
-
-
-def settings_of(name: str) -> Settings:
-    """The settings of one of the figures."""
-    return of_set(SETTINGS, name)
+settings_of = partial(of_set, SETTINGS)
+"""The settings of one of the figures."""
 
 
 def main() -> None:

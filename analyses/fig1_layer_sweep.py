@@ -3,7 +3,7 @@
     python analyses/fig1_layer_sweep.py [--smoke] [--replot] [--out DIR]
 
 The demo's figure from its own settings: all 30 x 30 cells on the tuning half of Countries, the best cell judged on the
-test half beside every control. About four minutes on two cores.
+test half with every control. About four minutes on two cores.
 """
 
 import argparse

@@ -31,7 +31,7 @@ SHOWN = {
     ("skyline", "message"): "skyline",
     ("replace", "message"): "replace",
     ("replace", "shuffled"): "shuffled",
-    ("logit lens", ""): "logit lens",
+    ("logit lens", "unembedded"): "logit lens",
 }
 """Channel and message -> the condition's name in the figure."""
 
@@ -76,8 +76,7 @@ def compute(settings: Settings, model: lc.Model, *, checkpoint: Path | None = No
             )
             outcomes: dict[tuple[str, str], list[lc.Trial]] = {}
             for trial in report.trials:
-                message = "" if trial.channel == "logit lens" else trial.condition
-                if shown := SHOWN.get((trial.channel, message)):
+                if shown := SHOWN.get((trial.channel, trial.condition)):
                     outcomes.setdefault((fame[trial.item], shown), []).append(trial)
             for (level, shown), trials in outcomes.items():
                 for metric, right in (

@@ -1,50 +1,44 @@
-"""Figure 3: which layers of two models are alike, and how alike are layers that read unrelated texts?
+"""Figure 3: which layers of two models are similar, and how similar are layers on unrelated texts?
 
     python analyses/fig3_similarity.py [--smoke] [--replot] [--out DIR] [--sender NAME] [--receiver NAME]
 
 Debiased linear CKA of every pair of layers, of the sender with itself and, where a receiver is named, with that: of
-RMS-normalised states without sinks, and of the raw states of all tokens beside it. The null sets each document beside
-another one, token by token; that of the maximum is what the best pair of layers must exceed. About six minutes on two
-cores with a receiver of 0.5 billion parameters.
+RMS-normalised states without sinks, and of the raw states of all tokens for comparison. The null pairs each document
+with another one, token by token; that of the maximum is what the best pair of layers must exceed. About six minutes on
+two cores with a receiver of 0.5 billion parameters.
 """
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import arguments, publish_pair, replot_found, unfinished
+from common import CorpusSettings, corpus_states, run_alone_and_pair
 
 import latentcomm as lc
 from latentcomm._core.progress import track
-from latentcomm.hooks.paired_text import PairedStates, capture_paired, pair_tokens
+from latentcomm.hooks.paired_text import PairedStates
 from latentcomm.reporting.plots import pair_map
-from latentcomm.reporting.publish import plain
 from latentcomm.similarity import MinibatchPairs, NullMaps, exchanged_documents, raw, residual_view, rms_normalised
-from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig3_similarity"
 VIEWS = {
     "RMS-normalised, sinks left out": {"scaling": rms_normalised},
     "raw, all tokens": {"scaling": raw, "sink_positions": 0, "norm_limit": float("inf")},
 }
-"""What is compared: as the next block reads it, and as it stands."""
+"""What is compared: the states as the next block reads them, and raw."""
 NULL_QUANTILE = 0.975
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
-    documents: int | None = None
     max_tokens: int = 256
     draws: int = 20
     null_rows: int = 4096
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -55,10 +49,7 @@ def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> pd.DataFrame:
     """A row a view and pair of layers: the similarity, its null, that of the largest anywhere, and what it rests on."""
-    texts = read_corpus().documents
-    step = 1 if settings.documents is None else -(-len(texts) // settings.documents)
-    tokens = pair_tokens(sender, receiver, texts[::step], max_tokens=settings.max_tokens)
-    states = capture_paired(sender, receiver, tokens, checkpoint=checkpoint, progress=True)
+    _, states = corpus_states(settings, sender, receiver, checkpoint)
     return pd.concat([_view(settings, states, name) for name in VIEWS], ignore_index=True)
 
 
@@ -106,7 +97,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         note=(
             f"Debiased linear CKA by minibatches at the same tokens of {int(table['documents'].iloc[0])} documents: "
             + "; ".join(f"{view}: {part['rows'].iloc[0]:,} rows" for view, part in table.groupby("view", sort=False))
-            + f". Null: 97.5 % of the largest cell over {settings['draws']} exchanges of documents, "
+            + f". Null: 97.5 % of the largest cell over {settings['draws']} permutations of documents, "
             f"{settings['null_rows']:,} rows each."
         ),
         sender=settings["sender"],
@@ -121,26 +112,7 @@ FIGURES = {NAME: plot, f"{NAME}_pair": plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few documents",
-        sender=SETTINGS.sender,
-        receiver="a model to compare the sender with, besides itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender)
-    sender = lc.load_model(settings.sender)
-    for name, given in zip(FIGURES, (settings.sender, options.receiver), strict=True):
-        if given is None:
-            continue
-        began = time.monotonic()
-        pair = {"sender": sender, "receiver": sender if given == settings.sender else lc.load_model(given)}
-        known = plain(asdict(settings) | {"receiver": given})
-        with unfinished(name, options) as kept:
-            table = compute(settings, **pair, checkpoint=kept)
-            publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_alone_and_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few documents")
 
 
 if __name__ == "__main__":

@@ -5,42 +5,35 @@
 Held-out R^2 of ridge regression between every second layer of the sender and of itself and, where a receiver is named,
 of that: forward predicts the receiver's state from the sender's, backward the sender's from the receiver's, which is
 how much of a message the receiver already holds. RMS-normalised states without sinks; folds by document, the penalty
-chosen inside the folds; the null sets each document beside another one, token by token. About fifteen minutes on two
+chosen inside the folds; the null pairs each document with another one, token by token. About fifteen minutes on two
 cores with a receiver of 0.5 billion parameters.
 """
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import arguments, publish_pair, replot_found, unfinished
+from common import CorpusSettings, corpus_states, run_alone_and_pair
 from torch import Tensor
 
 import latentcomm as lc
 from latentcomm._core.progress import say
-from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.reporting.plots import pair_map
-from latentcomm.reporting.publish import plain
 from latentcomm.similarity import LayerPairs, Pairing, ResidualView, exchanged_documents, residual_view
-from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig4_predictability"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
-    documents: int | None = None
     max_tokens: int = 256
     layer_step: int = 2
     folds: int = 5
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -50,19 +43,16 @@ SMOKE = replace(SETTINGS, documents=20, max_tokens=24, layer_step=12, folds=3)
 def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> pd.DataFrame:
-    """A row a pair of layers: R^2 both ways, with that of exchanged documents, and what it rests on."""
-    texts = read_corpus().documents
-    step = 1 if settings.documents is None else -(-len(texts) // settings.documents)
-    tokens = pair_tokens(sender, receiver, texts[::step], max_tokens=settings.max_tokens)
-    states = capture_paired(sender, receiver, tokens, checkpoint=checkpoint, progress=True)
+    """A row a pair of layers: R^2 both ways, with that of permuted documents, and the rows it is computed from."""
+    _, states = corpus_states(settings, sender, receiver, checkpoint)
     x = states.x[:: settings.layer_step]
     y = x if states.y is states.x else states.y[:: settings.layer_step]
     view = residual_view(x, y, positions=states.sender_position, positions_y=states.receiver_position)
     document, position = states.document[view.keep], states.sender_position[view.keep]
-    (exchange,) = exchanged_documents(document, position, draws=1, seed=settings.seed)
+    (permuted,) = exchanged_documents(document, position, draws=1, seed=settings.seed)
     as_they_are = Pairing(torch.arange(len(document)), torch.arange(len(document)))
-    say("predictability: the documents as they are, then exchanged")
-    found, null = (_both_ways(settings, view, document, pairing) for pairing in (as_they_are, exchange))
+    say("predictability: the documents as they are, then permuted")
+    found, null = (_both_ways(settings, view, document, pairing) for pairing in (as_they_are, permuted))
     return pd.DataFrame(
         {
             "sender_layer": row * settings.layer_step,
@@ -81,7 +71,7 @@ def compute(
 
 
 def _both_ways(settings: Settings, view: ResidualView, document: Tensor, pairing: Pairing) -> tuple[Tensor, Tensor]:
-    """R^2 [sender layer, receiver layer] of predicting the receiver, and the sender; each sender row keeps its fold."""
+    """R^2 [sender layer, receiver layer] of predicting the receiver, and the sender; each sender row in its fold."""
     x = [layer[pairing.rows] for layer in view.x_layers]
     y = [layer[pairing.partners] for layer in view.y_layers]
     pairs = LayerPairs(folds=settings.folds, seed=settings.seed).update(x, y, groups=document[pairing.rows])
@@ -108,7 +98,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         note=(
             f"Ridge R² on held-out documents, {settings['folds']} folds: {rows:,} tokens of "
             f"{documents} documents, RMS-normalised, {left_out} sinks left out. "
-            "Null: documents exchanged, cell by cell."
+            "Null: documents permuted, cell by cell."
         ),
         sender=settings["sender"],
         receiver=settings["receiver"],
@@ -122,26 +112,7 @@ FIGURES = {NAME: plot, f"{NAME}_pair": plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few documents and layers",
-        sender=SETTINGS.sender,
-        receiver="a model to compare the sender with, besides itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender)
-    sender = lc.load_model(settings.sender)
-    for name, given in zip(FIGURES, (settings.sender, options.receiver), strict=True):
-        if given is None:
-            continue
-        began = time.monotonic()
-        pair = {"sender": sender, "receiver": sender if given == settings.sender else lc.load_model(given)}
-        known = plain(asdict(settings) | {"receiver": given})
-        with unfinished(name, options) as kept:
-            table = compute(settings, **pair, checkpoint=kept)
-            publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_alone_and_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few documents and layers")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
     python analyses/fig5_fusion_drift.py [--smoke] [--replot] [--out DIR] [--sender NAME] [--receiver NAME]
 
-States of held-out documents of the packaged corpus, fused with the sender's state at the same place ("same text"), at a
-place of another document ("other text"), and with a random direction as long as the first ("random"); each is set
-beside the receiver's own states of other documents at the layer that is written to. The sender is read at the same
-relative depth: no cell is chosen. Of the sender with itself or, where a receiver is named, with that, through ridge
-maps fitted on the other half of the documents. It goes on where it was stopped.
+States of held-out documents of the packaged corpus, fused with the sender's state at the same position ("same text"),
+at a position of another document ("other text"), and with a random direction as long as the first ("random"); each is
+compared with the receiver's own states of other documents at the layer that is written to. The sender is read at the
+same relative depth: no cell is chosen. Of the sender with itself or, where a receiver is named, with that, through
+ridge maps fitted on the other half of the documents. It resumes where it was stopped.
 """
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import arguments, publish_pair, replot_found, unfinished
+from common import CorpusSettings, corpus_rows, run_pair
 from torch import Tensor
 
 import latentcomm as lc
@@ -30,13 +29,19 @@ from latentcomm.drift import COMBINED, DETECTORS
 from latentcomm.experiments.diagnosis import FUSIONS, MESSAGES
 from latentcomm.experiments.diagnosis.cells import ChosenCell, Joint, fit_joints, fit_references
 from latentcomm.experiments.diagnosis.grafts import Items, choose_items
-from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
-from latentcomm.hooks.paired_text import capture_paired, pair_tokens
+from latentcomm.experiments.diagnosis.rows import Rows
 from latentcomm.reporting.plots import drift_violins
-from latentcomm.reporting.publish import plain
-from latentcomm.reporting.style import LETTER, LINE, TICK_SIZE, bare, blank_sheet, colour_axis, layer_axis, names_axis
-from latentcomm.reporting.style import places as layer_places
-from latentcomm.tasks.corpus import read_corpus
+from latentcomm.reporting.style import (
+    LETTER,
+    LINE,
+    TICK_SIZE,
+    bare,
+    blank_sheet,
+    colour_axis,
+    layer_axis,
+    layer_positions,
+    names_axis,
+)
 
 NAME = "fig5_fusion_drift"
 RARE = 0.95
@@ -44,15 +49,11 @@ RARE = 0.95
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
     layer_step: int = 3
     n_states: int = 128
-    documents: int | None = None
-    max_tokens: int = 128
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -63,13 +64,7 @@ def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The combined percentile of every fused state, and by detector and write layer the share that is flagged."""
-    texts = read_corpus().documents
-    chosen = texts if settings.documents is None else texts[:: -(-len(texts) // settings.documents)]
-    tokens = pair_tokens(sender, receiver, chosen, max_tokens=settings.max_tokens)
-    folder = None if checkpoint is None else checkpoint / "corpus"
-    states = capture_paired(sender, receiver, tokens, checkpoint=folder, progress=True)
-    places = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
-    rows = ordinary_rows(states.x, states.y, seed=settings.seed, **places)
+    tokens, rows = corpus_rows(settings, sender, receiver, checkpoint)
     items = choose_items(rows, tokens, n=settings.n_states, seed=settings.seed)
     depth = (sender.n_layers - 1) / (receiver.n_layers - 1)
     writes = range(0, receiver.n_layers, settings.layer_step)
@@ -85,16 +80,16 @@ def compute(
         messages = _messages(settings, rows, items, cell, joints[cell.write])
         for fusion, message in product(FUSIONS, MESSAGES):
             rule = joints[cell.write].fusion(FUSIONS[fusion], own.shape[1], messages[message].shape[1])
-            place = {"fusion": fusion, "message": message, "read_layer": cell.read, "write_layer": cell.write}
+            labels = {"fusion": fusion, "message": message, "read_layer": cell.read, "write_layer": cell.write}
             percentiles = references[cell.write].percentile(rule(own, messages[message]))
             for item, percentile in enumerate(percentiles[COMBINED].tolist()):
-                each.append(place | {"detector": COMBINED, "item": item, "percentile": percentile})
+                each.append(labels | {"detector": COMBINED, "item": item, "percentile": percentile})
             for detector in (COMBINED, *DETECTORS):
                 values = percentiles[detector]
                 flags = (values >= RARE).double().numpy()
                 share = paired_bootstrap(flags, 0 * flags, groups=document, n_resamples=1000, seed=settings.seed)
                 median = {"percentile_median": float(values.quantile(0.5)), "flagged": share.difference}
-                found = place | {"detector": detector} | median | {"low": share.low, "high": share.high}
+                found = labels | {"detector": detector} | median | {"low": share.low, "high": share.high}
                 shares.append(found | {"n": len(values), "documents": share.n})
     return pd.DataFrame(each), pd.DataFrame(shares)
 
@@ -121,7 +116,7 @@ def detectors_plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     """A column of panels a fusion, a row of panels a message; in a panel the share flagged by detector and layer."""
     columns = ("fusion", "message", "detector", "write_layer")
     shares = {tuple(row[name] for name in columns): row["flagged"] for row in table.to_dict("records")}
-    fusions, messages, detectors, writes = (list(dict.fromkeys(key[place] for key in shares)) for place in range(4))
+    fusions, messages, detectors, writes = (list(dict.fromkeys(key[index] for key in shares)) for index in range(4))
     width, height, gap = 128, 17 * len(detectors), 12
     across, down = len(fusions) * (width + gap) + 64, len(messages) * (height + gap) - gap
     sheet = blank_sheet(
@@ -139,19 +134,26 @@ def detectors_plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     sheet.figure.update_layout(coloraxis=colour_axis((0, 1), "share flagged", end / across))
     name_axis = names_axis([name.replace("_", " ") for name in detectors], "")
     write_axis = layer_axis(writes, "write layer <i>j</i>")
-    for (line, message), (place, fusion) in product(enumerate(messages), enumerate(fusions)):
+    for (line, message), (index, fusion) in product(enumerate(messages), enumerate(fusions)):
         bottom = down - height - line * (height + gap)
         axes = sheet.panel(
-            line * len(fusions) + place,
-            (place * (width + gap), bottom, width, height),
+            line * len(fusions) + index,
+            (index * (width + gap), bottom, width, height),
             write_axis if line == len(messages) - 1 else bare(write_axis),
-            bare(name_axis) if place else name_axis,
+            bare(name_axis) if index else name_axis,
             "" if line else fusion.replace("_", "<br>"),
         )
         cells = [[shares[fusion, message, detector, write] for write in writes] for detector in detectors]
-        heat = {"x": layer_places(writes), "z": cells, "xgap": 1, "ygap": 1, "coloraxis": "coloraxis", "hoverinfo": "z"}
+        heat = {
+            "x": layer_positions(writes),
+            "z": cells,
+            "xgap": 1,
+            "ygap": 1,
+            "coloraxis": "coloraxis",
+            "hoverinfo": "z",
+        }
         sheet.figure.add_trace(go.Heatmap(heat | axes))
-        if not place:
+        if not index:
             aside = {"x": end - gap - 10, "y": bottom + height / 2}
             sheet.figure.add_annotation(
                 x=aside["x"] / across,
@@ -174,24 +176,7 @@ FIGURES |= {f"{NAME}_pair_detectors": detectors_plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few layers and states",
-        sender=SETTINGS.sender,
-        receiver="a model to graft into, in place of the sender itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
-    sender = lc.load_model(settings.sender)
-    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
-    named = f"{NAME}_pair" if options.receiver else NAME
-    known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
-    with unfinished(named, options) as kept:
-        tables = compute(settings, **pair, checkpoint=kept)
-        for name, table in zip((named, f"{named}_detectors"), tables, strict=True):
-            publish_pair(FIGURES[name], table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few layers and states")
 
 
 if __name__ == "__main__":

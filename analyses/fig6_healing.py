@@ -1,22 +1,21 @@
-"""Figure 6: does the receiver heal a graft on the way up, and does it then say what it would have said?
+"""Figure 6: does the receiver heal a graft at the later layers, and is its output then what it would have been?
 
     python analyses/fig6_healing.py [--smoke] [--replot] [--out DIR] [--sender NAME] [--receiver NAME]
 
 Every fusion and message is grafted into held-out texts of the packaged corpus, each cut off at one of its tokens; at
 every later layer with a reference, the deviation from the ungrafted state and its percentile among the receiver's own
-states; at the end, the KL of the next token. A percentile that heals is no recovery: hold the KL beside it. The sender
+states; at the end, the KL of the next token. A percentile that heals is no recovery: compare the KL. The sender
 is read at the same relative depth: no cell is chosen. Of the sender with itself or, where a receiver is named, with
-that, through ridge maps fitted on the other half of the documents. It goes on where it was stopped.
+that, through ridge maps fitted on the other half of the documents. It resumes where it was stopped.
 """
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from common import arguments, publish_pair, replot_found, unfinished
+from common import CorpusSettings, corpus_rows, run_pair
 
 import latentcomm as lc
 from latentcomm._core.records import Records
@@ -24,11 +23,7 @@ from latentcomm.alignment import fit_ridge
 from latentcomm.experiments.diagnosis import FUSIONS
 from latentcomm.experiments.diagnosis.cells import ChosenCell, fit_joints, fit_references
 from latentcomm.experiments.diagnosis.grafts import choose_items, effects_table, graft_items, healing_table
-from latentcomm.experiments.diagnosis.rows import ordinary_rows
-from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.reporting.plots import healing_curves
-from latentcomm.reporting.publish import plain
-from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig6_healing"
 LATER, NEXT = "later layers", "next token"
@@ -36,15 +31,11 @@ LATER, NEXT = "later layers", "next token"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
     layer_step: int = 3
     n_items: int = 48
-    documents: int | None = None
-    max_tokens: int = 128
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -55,28 +46,22 @@ def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> pd.DataFrame:
     """Both tables, one below the other."""
-    texts = read_corpus().documents
-    chosen = texts if settings.documents is None else texts[:: -(-len(texts) // settings.documents)]
-    tokens = pair_tokens(sender, receiver, chosen, max_tokens=settings.max_tokens)
-    folder = None if checkpoint is None else checkpoint / "corpus"
-    states = capture_paired(sender, receiver, tokens, checkpoint=folder, progress=True)
-    places = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
-    rows = ordinary_rows(states.x, states.y, seed=settings.seed, **places)
+    tokens, rows = corpus_rows(settings, sender, receiver, checkpoint)
     items = choose_items(rows, tokens, n=settings.n_items, seed=settings.seed)
     depth, last = (sender.n_layers - 1) / (receiver.n_layers - 1), receiver.n_layers - 1
     writes = range(0, last, settings.layer_step)
     cells = [ChosenCell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
     options = {"seed": settings.seed, "kept": Records(checkpoint), "progress": True}
-    looked_at = [*writes, last]
-    references = fit_references(rows, looked_at, model=receiver.fingerprint, **options)
+    measured = [*writes, last]
+    references = fit_references(rows, measured, model=receiver.fingerprint, **options)
     aligner = None if sender is receiver else fit_ridge
     joints = fit_joints(rows, cells, aligner=aligner, predictable=True, **options)
     variants, effects = graft_items(
         rows, items, receiver, cells=cells, joints=joints, fusions=FUSIONS, references=references, **options
     )
-    later = healing_table(variants, effects, cells, looked_at)
-    said = effects_table(variants, effects, cells).astype({"top1_agreement": float})  # a share beside missing ones
-    return pd.concat([later.assign(what=LATER), said.assign(what=NEXT)], ignore_index=True)
+    later = healing_table(variants, effects, cells, measured)
+    on_output = effects_table(variants, effects, cells).astype({"top1_agreement": float})  # a share, some missing
+    return pd.concat([later.assign(what=LATER), on_output.assign(what=NEXT)], ignore_index=True)
 
 
 def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
@@ -88,7 +73,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         effects=pd.DataFrame([row for row in rows if row["what"] == NEXT]),
         title=f"Healing: {settings['sender']} to {settings['receiver']}",
         note=f"Median and quartiles over {settings['n_items']} held-out texts. A percentile that heals is not "
-        "recovery: the KL of the next token stands below.",
+        "recovery: the KL of the next token is below.",
     )
 
 
@@ -98,23 +83,7 @@ FIGURES = {NAME: plot, f"{NAME}_pair": plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few layers and texts",
-        sender=SETTINGS.sender,
-        receiver="a model to graft into, in place of the sender itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
-    sender = lc.load_model(settings.sender)
-    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
-    name = f"{NAME}_pair" if options.receiver else NAME
-    known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
-    with unfinished(name, options) as kept:
-        table = compute(settings, **pair, checkpoint=kept)
-        publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few layers and texts")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@
 
 Over all cells of the layer sweep on Countries but those that write after the last block: the accuracy by choices, and
 the median over items of how rare the fused state is among the receiver's own states at that write layer, by each
-detector. Spearman's rho over cells, plain, given depth, and within one write layer, beside what the layers' numbers
-alone would tell. Of the sender with itself or, where a receiver is named, with that, through maps fitted on a corpus.
-It goes on where it was stopped.
+detector. Spearman's rho over cells, plain, given depth, and within one write layer, with what the layer indices alone
+predict. Of the sender with itself or, where a receiver is named, with that, through maps fitted on a corpus. It resumes
+where it was stopped.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import arguments, publish_pair, replot_found, unfinished
+from common import CorpusSettings, corpus_rows, run_pair
 from correlation import drift_against_accuracy
 from jaxtyping import Float
 from torch import Tensor
@@ -33,24 +32,21 @@ from latentcomm.channels.base import receiver_prompts, sender_prompts
 from latentcomm.drift import COMBINED, DETECTORS, PANEL, DriftReference, fit_drift_reference
 from latentcomm.drift.rarity import combined_surprise, surprise
 from latentcomm.experiments.diagnosis.cells import fit_references
-from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
+from latentcomm.experiments.diagnosis.rows import Rows
 from latentcomm.fusion import Fusion, Mean, Replace, Sum
 from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST
-from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.models import encode
 from latentcomm.models.prompts import Prompts
-from latentcomm.reporting.publish import plain
 from latentcomm.reporting.style import GRID, INK, LETTER, LINE, TICK_SIZE, bare, blank_sheet, dots, names_axis, styles
 from latentcomm.tasks import Task, countries, draw_choices
-from latentcomm.tasks.corpus import read_corpus
 
 NAME = "fig7_drift_and_accuracy"
 FUSIONS: Mapping[str, Fusion] = {"replace": Replace(), "mean": Mean(), "sum": Sum()}
 LAST_TOKENS, ANY_TOKENS = "last tokens of the task", "any token of the corpus"
 PREDICTORS = (COMBINED, *DETECTORS)
 LAYERS = ("read layer", "write layer", "|read - write|")
-"""What a cell's place alone could tell, measured beside the detectors."""
+"""What a cell's layer indices alone predict, measured with the detectors."""
 FLAGGED, RATE = "flagged", 0.05
 """A state that the panel calls drifted; of real states it is one in twenty."""
 STATISTICS = {
@@ -67,22 +63,18 @@ Cells = Float[Tensor, "item read write"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CorpusSettings):
     """All that decides the figure."""
 
-    sender: str = "smollm2-135m-instruct"
     read_layers: tuple[int, ...] | None = None
     write_layers: tuple[int, ...] | None = None
     stride: int = 2
     """Every which layer of either model, where a receiver is named."""
     n_items: int = 60
     names: tuple[str, ...] = ("Alice", "Ben", "Clara")
-    documents: int | None = None
-    max_tokens: int = 128
     block: int = 3
     """Neighbouring layers that are resampled together."""
     n_resamples: int = 500
-    seed: int = 0
 
 
 SETTINGS = Settings()
@@ -94,7 +86,7 @@ SMOKE = replace(
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The cells of a pair, what is asked of them, and how a message enters each."""
+    """The cells of a pair, the task, and how a message enters each."""
 
     sender: lc.Model
     receiver: lc.Model
@@ -115,12 +107,12 @@ def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The correlations, and beneath them a row a fusion, cell and kind of reference."""
-    kept, alike = Records(checkpoint), sender is receiver
-    step = 1 if alike else settings.stride
+    kept, one_model = Records(checkpoint), sender is receiver
+    step = 1 if one_model else settings.stride
     reads = settings.read_layers or tuple(range(0, sender.n_layers, step))
     writes = settings.write_layers or tuple(range(0, receiver.n_layers - 1, step))
-    rows = _corpus_rows(settings, sender, receiver, checkpoint)
-    maps = None if alike else _maps(rows, reads, writes, settings.seed, kept)
+    _, rows = corpus_rows(settings, sender, receiver, checkpoint)
+    maps = None if one_model else _maps(rows, reads, writes, settings.seed, kept)
     task = countries().split(seed=settings.seed)[0].take(settings.n_items, seed=settings.seed)
     grid = Grid(sender, receiver, reads, writes, task, maps, kept)
     options = {"seed": settings.seed, "kept": kept, "progress": True}
@@ -139,17 +131,6 @@ def compute(
                 table.insert(0, "reference", kind)
                 table.insert(0, "fusion", fusion)
     return pd.concat(correlations, ignore_index=True), pd.concat(cells, ignore_index=True)
-
-
-def _corpus_rows(settings: Settings, sender: lc.Model, receiver: lc.Model, checkpoint: Path | None) -> Rows:
-    """Both models' states at every token of the corpus, sinks left out."""
-    texts = read_corpus().documents
-    chosen = texts if settings.documents is None else texts[:: -(-len(texts) // settings.documents)]
-    tokens = pair_tokens(sender, receiver, chosen, max_tokens=settings.max_tokens)
-    folder = None if checkpoint is None else checkpoint / "corpus"
-    states = capture_paired(sender, receiver, tokens, checkpoint=folder, progress=True)
-    places = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
-    return ordinary_rows(states.x, states.y, seed=settings.seed, **places)
 
 
 def _maps(
@@ -290,7 +271,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     """A column of panels a statistic, a row of panels a kind of reference, a dot a fusion and predictor."""
     rows = [row for row in table.to_dict("records") if row["outcome"] == ACCURACY and row["rho"] == row["rho"]]
     names, fusions = list(dict.fromkeys(table["predictor"])), list(FUSIONS)
-    looks, kinds = styles(fusions), list(dict.fromkeys(table["reference"]))
+    style_of, kinds = styles(fusions), list(dict.fromkeys(table["reference"]))
     width, height, gap = 156, 20 * len(names), 14
     across, down = len(STATISTICS) * (width + gap) - gap, len(kinds) * (height + gap) - gap
     sheet = blank_sheet(
@@ -298,7 +279,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         f"Spearman's rho over {int(table['n'].iloc[0])} cells of accuracy by choices and median drift: below 0 where "
         "more drift goes with fewer right answers. 95 % intervals by the pigeonhole bootstrap: "
         f"{settings['n_items']} items, blocks of {settings['block']} read layers and of {settings['block']} write "
-        "layers are resampled. Shaded: what the layers' numbers alone tell.",
+        "layers are resampled. Shaded: what the layer indices alone predict.",
         fusions,
         across=across,
         down=down,
@@ -327,7 +308,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
                 asked = {"reference": kind, "statistic": statistic, "fusion": fusion}
                 here = [row | {"accuracy": row["rho"]} for row in rows if asked.items() <= row.items()]
                 heights = [names.index(row["predictor"]) + 0.27 * (rank - 1) for row in here]
-                dot = dots(here, heights, looks[fusion], axes, fusion, named=not line and not place)
+                dot = dots(here, heights, style_of[fusion], axes, fusion, named=not line and not place)
                 sheet.figure.add_trace(dot.update(marker={"size": 6}, error_x={"thickness": 1.3}))
     return sheet.figure
 
@@ -356,24 +337,7 @@ FIGURES = {NAME: plot, f"{NAME}_cells": cells_plot, f"{NAME}_pair": plot, f"{NAM
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few cells and items",
-        sender=SETTINGS.sender,
-        receiver="a model to graft into, in place of the sender itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
-    sender = lc.load_model(settings.sender)
-    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
-    named = f"{NAME}_pair" if options.receiver else NAME
-    known = plain(asdict(settings) | {"receiver": options.receiver or settings.sender})
-    with unfinished(named, options) as kept:
-        tables = compute(settings, **pair, checkpoint=kept)
-        for name, table in zip((named, f"{named}_cells"), tables, strict=True):
-            publish_pair(FIGURES[name], table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few cells and items")
 
 
 if __name__ == "__main__":

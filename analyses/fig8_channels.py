@@ -4,8 +4,8 @@
 
 The table of Ramesh & Li 2025 (arXiv:2501.14082) rebuilt on available weights. Countries and Tip sheets; the cell of
 the channels that graft a state is chosen on 40 items of the tuning half, and all channels are compared on the same 100
-items of the other half, with the shuffled message beside each. Those that learn are trained on the whole tuning half.
-It goes on where it was stopped.
+items of the other half, each with its shuffled message. Those that learn are trained on the whole tuning half.
+It resumes where it was stopped.
 """
 
 import time
@@ -38,7 +38,12 @@ class Settings:
     channels: tuple[str, ...] | None = None
     learned: tuple[str, ...] = LEARNED
     n_sheets: int = 300
-    plan: CompareSettings = field(default_factory=CompareSettings)
+    read_layer: int | None = None
+    write_layer: int | None = None
+    message_tokens: int = 16
+    n_tune: int = 40
+    n_test: int = 100
+    seed: int = 0
     learning: LearningPlan = field(default_factory=LearningPlan)
 
 
@@ -48,12 +53,15 @@ SMOKE = replace(
     channels=("silent", "skyline", "text", "replace"),
     learned=("gated",),
     learning=LearningPlan(steps=2, batch_size=2),
-    plan=CompareSettings(read_layer=1, write_layer=1, n_test=8, message_tokens=2),
+    read_layer=1,
+    write_layer=1,
+    n_test=8,
+    message_tokens=2,
 )
 
 
 def settings_of(name: str) -> Settings:
-    """The settings of a figure: nothing is trained on Tip sheets, where this model is at chance whatever it reads."""
+    """The settings of a figure: nothing is trained on Tip sheets, where this model is at chance with any prompt."""
     return replace(SETTINGS, task="tip_sheets", learned=(), n_sheets=200) if "tip_sheets" in name else SETTINGS
 
 
@@ -62,17 +70,13 @@ def compute(
 ) -> pd.DataFrame:
     """A row a channel, condition and metric: see `compare_trials`; and the cell."""
     names = settings.channels or tuple(names_for(sender, receiver))
-    task = countries() if settings.task == "countries" else tip_sheets(n=settings.n_sheets, seed=settings.plan.seed)
-    plan, learned = settings.plan, {}
+    task = countries() if settings.task == "countries" else tip_sheets(n=settings.n_sheets, seed=settings.seed)
+    chosen = {name: getattr(settings, name) for name in ("read_layer", "write_layer", "n_tune", "seed")}
+    plan = CompareSettings(**chosen, n_test=settings.n_test, message_tokens=settings.message_tokens)
+    learned = {}
     for name in settings.learned:
-        chosen = replace(
-            settings.learning,
-            read_layer=plan.read_layer,
-            write_layer=plan.write_layer,
-            n_tune=plan.n_tune,
-            seed=plan.seed,
-        )
-        learned[name] = learn(name, sender, receiver, task, plan=chosen, checkpoint=checkpoint, progress=True).channel
+        learning = replace(settings.learning, **chosen)
+        learned[name] = learn(name, sender, receiver, task, plan=learning, checkpoint=checkpoint, progress=True).channel
     found, cell = compare_named(
         [*names, *learned], sender, receiver, task, settings=plan, learned=learned, checkpoint=checkpoint, progress=True
     )
@@ -102,7 +106,7 @@ def main() -> None:
         __doc__,
         smoke="a few channels and items",
         sender=SETTINGS.sender,
-        receiver="another model, in place of the sender itself",
+        receiver="another model, instead of the sender itself",
     )
     parser.add_argument("--task", choices=("countries", "tip_sheets"), default=SETTINGS.task)
     options = parser.parse_args()

@@ -6,19 +6,18 @@ The open question of redundancy-aware merging, on Countries and Tip sheets. Repl
 message orthogonal to the receiver's state; what a ridge map of the receiver's state does not predict of it. For each
 fusion the cell is chosen by itself, among the same cells on the same tuning items, and with it the scale of the
 residuals. All are judged on the same held-out items, with the shuffled message and a norm-matched random one. Paired
-differences are to replace, and to that of replace, mean and sum which is best on the tuning items. It goes on where it
+differences are to replace, and to that of replace, mean and sum which is best on the tuning items. It resumes where it
 was stopped.
 """
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from common import arguments, publish_pair, replot_found, unfinished
+from common import run_pair
 
 import latentcomm as lc
 from latentcomm._core.files import digest
@@ -37,7 +36,6 @@ from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.models.sites import Site
 from latentcomm.redundancy import fit_predictable
 from latentcomm.reporting.plots import condition_bars
-from latentcomm.reporting.publish import plain
 from latentcomm.tasks import Task, countries, draw_choices, tip_sheets
 
 NAME = "fig9_redundancy_merging"
@@ -73,8 +71,8 @@ def compute(
     """A row a task, fusion, condition and metric, with the chosen cell and scale and the paired differences."""
     reads, writes = (_spread(model.n_layers, settings.layers) for model in (sender, receiver))
     cells = [(read, write) for read in reads for write in writes]
-    alike = sender is receiver
-    aligned: Maps | None = None if alike else fit_maps(sender, receiver, cells, settings.seed)
+    one_model = sender is receiver
+    aligned: Maps | None = None if one_model else fit_maps(sender, receiver, cells, settings.seed)
     predicted = _predicted(settings, sender, receiver, cells, aligned, checkpoint)
     tables = []
     for name in settings.tasks:
@@ -107,8 +105,8 @@ def _predicted(
     checkpoint: Path | None,
 ) -> Maps:
     """Of every cell what the receiver's state predicts of the aligned message."""
-    asked = digest([settings, sender.fingerprint, receiver.fingerprint])
-    kept = Records(None if checkpoint is None else checkpoint / f"maps-{asked[:16]}")
+    decisive = digest([settings, sender.fingerprint, receiver.fingerprint])
+    kept = Records(None if checkpoint is None else checkpoint / f"maps-{decisive[:16]}")
     tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
     states = capture_paired(sender, receiver, tokens)
     rows = states.after_first
@@ -246,23 +244,7 @@ FIGURES = {NAME: plot, f"{NAME}_pair": plot}
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    options = arguments(
-        __doc__,
-        smoke="a few cells and items",
-        sender=SETTINGS.sender,
-        receiver="another model, in place of the sender itself",
-    ).parse_args()
-    if options.replot:
-        replot_found(FIGURES, options.out)
-        return
-    settings, began = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender), time.monotonic()
-    sender = lc.load_model(settings.sender)
-    pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
-    name = f"{NAME}_pair" if options.receiver else NAME
-    known = plain(asdict(settings) | {role: model.name for role, model in pair.items()})
-    with unfinished(name, options) as kept:
-        table = compute(settings, **pair, checkpoint=kept)
-        publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
+    run_pair(__doc__, FIGURES, SETTINGS, SMOKE, compute, smoke="a few cells and items")
 
 
 if __name__ == "__main__":

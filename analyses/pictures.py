@@ -1,10 +1,10 @@
-"""What the scripts about pictures share: their arguments, the sets and who looks at them, and publication."""
+"""What the scripts about pictures share: their arguments, the sets and their encoders, and publication."""
 
 import argparse
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,20 @@ EMOJI = (
 )
 CAPTIONS = {"flags": "the flag of {name}", "emoji": "{name}"}
 LEFT_OUT = ("Flags", "Symbols", "Component")
-"""Categories of emoji whose names say little of what is seen."""
+"""Categories of emoji whose names describe little of what is seen."""
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """What every figure of pictures is decided by; a figure adds its own."""
+
+    data: str = "digits"
+    n_fitting: int = 400
+    n_composed: int = 240
+    n_pictures: int = 250
+    vision_steps: int = 1200
+    receiver: str = RECEIVER
+    seed: int = 0
 
 
 def parts_of(
@@ -78,7 +91,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 
 def figures_of(name: str, plot: Plot) -> dict[str, Plot]:
-    """A figure a set, all drawn alike."""
+    """A figure a set, all drawn by the same function."""
     return {f"{name}_{data}": plot for data in DATA}
 
 

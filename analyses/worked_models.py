@@ -1,4 +1,4 @@
-"""Two small transformers for worked sums of keys, trained from nothing: one knows the keys, the other only reckons."""
+"""Two small transformers for worked sums of keys, trained from scratch: one knows the keys, one arithmetic."""
 
 import os
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from latentcomm.tasks.kv_math_worked import (
     N_KEYS,
     TERMS,
     Worked,
+    arithmetic_texts,
     knowing_texts,
-    reckoning_texts,
     worked_words,
 )
 
@@ -49,7 +49,7 @@ heart, and those that it did not come out nearly right; the smaller has no room 
 
 
 class WorkedPair(NamedTuple):
-    """The model that knows the keys, and the one that only reckons."""
+    """The model that knows the keys, and the one that knows only arithmetic."""
 
     large: Model
     small: Model
@@ -66,12 +66,12 @@ def worked_pair(
     seed: int = 0,
     progress: bool = False,
 ) -> WorkedPair:
-    """A pair for `tasks.kv_math_worked` of the same options, trained on `knowing_texts` and `reckoning_texts`.
+    """A pair for `tasks.kv_math_worked` of the same options, trained on `knowing_texts` and `arithmetic_texts`.
 
-    The large one can write a whole worked sum of keys that it never met together; the small one goes on with any whose
+    The large one can write a whole worked sum of keys that it never met together; the small one continues any whose
     numbers are in sight, and guesses the numbers of keys. Both have one vocabulary and unequal widths. The same options
-    give the same weights. They lie below `folder`: the trainings, which go on where they were stopped and are read
-    back once they are done, and `large` and `small`, folders for `load_model`.
+    give the same weights. They are saved below `folder`: the trainings, which resume where they were stopped and are
+    read back once they are done, and `large` and `small`, folders for `load_model`.
 
     Raises:
         ValueError: what the task refuses, or a folder with trainings of other options.
@@ -81,7 +81,7 @@ def worked_pair(
     options = {"n_keys": n_keys, "highest": highest, "n_terms": n_terms, "seed": seed}
     texts = {
         "large": knowing_texts(large.n_texts, **options),
-        "small": reckoning_texts(small.n_texts, **options),
+        "small": arithmetic_texts(small.n_texts, **options),
     }
     n_ctx = 2 * max(n_terms) * (max(n_terms) + 3)
     models = {}

@@ -33,8 +33,8 @@ from latentcomm.channels.interlat import AdapterShape, Interlat
 from latentcomm.channels.training.answers import TextLearner, train_linear
 from latentcomm.channels.training.interlat import InterlatLearner, InterlatLoss, warm_start
 from latentcomm.channels.training.trainer import Schedule, Training, train
+from latentcomm.experiments.accuracy import summarise
 from latentcomm.experiments.controls import derangement
-from latentcomm.experiments.evaluation import summarise
 from latentcomm.fusion import Replace
 from latentcomm.models import Model
 from latentcomm.models.small import small_model

@@ -1,4 +1,4 @@
-"""Show the doctests of docstrings as code: they stand there bare, and Markdown would take `>>>` for a quotation."""
+"""Show the doctests of docstrings as code: they are unfenced, and Markdown would take `>>>` for a quotation."""
 
 import re
 from typing import Any

@@ -14,6 +14,8 @@ from .channels import Silent as Silent
 from .channels import Skyline as Skyline
 from .experiments import cascade as cascade
 from .experiments import crossmodal as crossmodal
+from .experiments.accuracy import summarise as summarise
+from .experiments.accuracy import to_table as to_table
 from .experiments.cascade import Cascade as Cascade
 from .experiments.cascade import CascadeSweep as CascadeSweep
 from .experiments.cascade import CascadeTrial as CascadeTrial
@@ -39,8 +41,6 @@ from .experiments.effects import Effects as Effects
 from .experiments.effects import measure_effects as measure_effects
 from .experiments.evaluation import Trial as Trial
 from .experiments.evaluation import evaluate as evaluate
-from .experiments.evaluation import summarise as summarise
-from .experiments.evaluation import to_table as to_table
 from .experiments.job import Result as Result
 from .experiments.run import run as run
 from .experiments.run import run_all as run_all

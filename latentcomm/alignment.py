@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 FILE_KIND = "latentcomm.AffineMap/1"
-"""Written into a saved map and asked for on loading, so that no other safetensors file passes for one."""
+"""Written into a saved map and required on loading, so that no other safetensors file passes for one."""
 
 PENALTY_RATIOS: tuple[float, ...] = tuple(10.0 ** (exponent / 2) for exponent in range(8, -17, -1))
 """Penalties tried, as multiples of the source's mean eigenvalue: 1e4 leaves only the mean, 1e-8 is least squares to
@@ -51,7 +51,7 @@ class AffineMap:
     def __post_init__(self) -> None:
         if (self.weight.dtype, self.weight.device) != (self.bias.dtype, self.bias.device):
             kinds = f"{self.weight.dtype} on {self.weight.device} and {self.bias.dtype} on {self.bias.device}"
-            raise ValueError(f"weight and bias are {kinds}; make them alike")
+            raise ValueError(f"weight and bias are {kinds}; give both the same")
         for name in ("weight", "bias"):
             require_finite(getattr(self, name), name)
             object.__setattr__(self, name, files.laid_out(getattr(self, name)))
@@ -60,7 +60,7 @@ class AffineMap:
         """Return W x + c for each row, computed in the longer of the two dtypes and returned in that of `rows`.
 
         Raises:
-            ValueError: the rows are not `d_in` wide, or lie on another device than the map.
+            ValueError: the rows are not `d_in` wide, or are on another device than the map.
         """
         if rows.shape[-1] != self.d_in:
             raise ValueError(f"the rows are {rows.shape[-1]} wide but {self!r} takes {self.d_in}; fit it to this pair")
@@ -117,7 +117,7 @@ class AffineMap:
         """Write the map as one safetensors file, whole or not at all; what `load` reads back is bit-identical.
 
         Raises:
-            RuntimeError: the disk is full or the folder cannot be written; what stood at `path` is still there.
+            RuntimeError: the disk is full or the folder cannot be written; an earlier file at `path` remains.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +148,7 @@ class AffineMap:
 def fit_procrustes(
     source: Float[Tensor, "row d_sender"], target: Float[Tensor, "row d_receiver"], *, centre: bool = True
 ) -> AffineMap:
-    """Return the orthogonal map that best turns the source onto the target; neither stretches nor shrinks.
+    """Return the orthogonal map that best rotates the source onto the target; it neither stretches nor shrinks.
 
     With Y'X = U S V' (X, Y the centred rows, thin decomposition), W = U V' and c = mean(Y) - W mean(X), so that the
     means map; `centre=False` leaves the means in and sets c = 0. Reflections are allowed. W maximises tr(W'Y'X).
@@ -163,8 +163,8 @@ def fit_procrustes(
             finite, or a source or target whose rows are all equal.
 
     >>> source = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
-    >>> quarter_turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    >>> fit_procrustes(source, source @ quarter_turn.T + 1).weight.round(decimals=3).abs()
+    >>> rotation = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> fit_procrustes(source, source @ rotation.T + 1).weight.round(decimals=3).abs()
     tensor([[0., 1., 0.],
             [1., 0., 0.],
             [0., 0., 1.]])
@@ -199,7 +199,7 @@ def fit_ridge(
     source U S V', W' = V diag(s / (s^2 + penalty)) U'Y. `penalty=None` takes `choose_penalty(...)`, to which `folds`,
     `groups` (one document label a row) and `seed` belong, and refits on all rows.
 
-    Source: Hoerl & Kennard 1970, "Ridge regression"; in place of the map Ramesh & Li 2025 (arXiv:2501.14082) train.
+    Source: Hoerl & Kennard 1970, "Ridge regression"; instead of the map that Ramesh & Li 2025 (arXiv:2501.14082) train.
 
     Raises:
         ValueError: a penalty that is negative or not finite, or 0 where the rows do not fix least squares; too few rows
@@ -264,12 +264,12 @@ def fit_cca(source: Float[Tensor, "row d_sender"], target: Float[Tensor, "row d_
     With Z the source's orthonormal canonical variates, Z = X_c D, the prediction is mean(Y) + Z Z'Y_c, so W = Y_c'Z D'
     cut at `rank`: least squares through the directions both models share most. At full rank it is least squares itself
     when the source is not the wider one. There is no regularisation. An invertible affine change of the source leaves
-    the predictions as they are, and one of the target changes them alike.
+    the predictions as they are, and one of the target changes them equally.
 
     Source: Hotelling 1936, "Relations between two sets of variates"; Bjoerck & Golub 1973 for the computation.
 
     Raises:
-        ValueError: no more rows than d_sender + d_receiver (some correlations would then be 1 whatever the data), a
+        ValueError: no more rows than d_sender + d_receiver (some correlations would then be 1 for any data), a
             rank outside 1..min of the two numerical ranks, a row that is not finite, or rows that are all equal.
 
     >>> source = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))

@@ -41,7 +41,7 @@ Messages = Message | Float[Tensor, "sender *batch d_sender"]
 
 @runtime_checkable
 class Fusion(Protocol):
-    """A rule that turns the receiver's own states and the incoming ones into the states it goes on with.
+    """A rule that combines the receiver's own states and the incoming ones into the states it continues with.
 
     What comes back has the shape and dtype of `own`, is new memory, and treats every row by itself. TaskArithmetic,
     Ties and what wraps one of them also take several senders' messages. Replace, Sum, Mean and all maps compute in the
@@ -57,7 +57,7 @@ class Fusion(Protocol):
 
 @runtime_checkable
 class VectorMap(Protocol):
-    """A map from vectors `d_in` wide to vectors `d_out` wide, dtype kept, such as an AffineMap."""
+    """A map from vectors `d_in` wide to vectors `d_out` wide of the same dtype, such as an AffineMap."""
 
     @property
     def d_in(self) -> int: ...
@@ -70,7 +70,7 @@ class VectorMap(Protocol):
 
 @dataclass(frozen=True)
 class Replace:
-    """incoming: the receiver goes on with the sender's state instead of its own (Ramesh & Li 2025, arXiv:2501.14082).
+    """incoming: the receiver continues with the sender's state instead of its own (Ramesh & Li 2025, arXiv:2501.14082).
 
     >>> Replace()(torch.tensor([1.0, 2.0]), torch.tensor([5.0, 6.0]))
     tensor([5., 6.])
@@ -118,7 +118,7 @@ class Weighted:
     alpha: float | int
 
     def __post_init__(self) -> None:
-        _keep_number(self, "alpha")
+        _require_number(self, "alpha")
 
     def __call__(self, own: State, incoming: Message) -> State:
         _require_one_space(own, incoming)
@@ -224,7 +224,7 @@ class OrthogonalResidual:
     scale: float | int = 1.0
 
     def __post_init__(self) -> None:
-        _keep_number(self, "scale")
+        _require_number(self, "scale")
 
     def __call__(self, own: State, incoming: Message) -> State:
         _require_one_space(own, incoming)
@@ -247,7 +247,7 @@ class PredictabilityResidual:
     scale: float | int = 1.0
 
     def __post_init__(self) -> None:
-        _keep_number(self, "scale")
+        _require_number(self, "scale")
 
     def __call__(self, own: State, incoming: Message) -> State:
         _require_one_space(own, incoming)
@@ -269,7 +269,7 @@ class TaskArithmetic:
     scale: float | int = 1.0
 
     def __post_init__(self) -> None:
-        _keep_number(self, "scale")
+        _require_number(self, "scale")
 
     def __call__(self, own: State, incoming: Messages) -> State:
         return (own.to(torch.float64) + self.scale * _changes(own, incoming).sum(0)).to(own.dtype)
@@ -295,8 +295,8 @@ class Ties:
     scale: float | int = 1.0
 
     def __post_init__(self) -> None:
-        _keep_number(self, "density")
-        _keep_number(self, "scale")
+        _require_number(self, "density")
+        _require_number(self, "scale")
         if not 0 < self.density <= 1:
             raise ValueError(f"density is {self.density}; it is the share of entries kept, above 0 and at most 1")
 
@@ -329,8 +329,8 @@ class RightAligned:
     def __call__(self, own: State, incoming: Messages) -> State:
         _require_message(own, incoming)
         shared = min(own.shape[-1], incoming.shape[-1])
-        kept, fused_own = own[..., : own.shape[-1] - shared], own[..., own.shape[-1] - shared :]
-        return torch.cat((kept, self.fusion(fused_own, incoming[..., incoming.shape[-1] - shared :])), dim=-1)
+        rest, fused_own = own[..., : own.shape[-1] - shared], own[..., own.shape[-1] - shared :]
+        return torch.cat((rest, self.fusion(fused_own, incoming[..., incoming.shape[-1] - shared :])), dim=-1)
 
 
 def _require_message(own: Tensor, incoming: Tensor) -> None:
@@ -363,8 +363,8 @@ def _require_instance(fusion: Fusion) -> None:
         raise ValueError(f"{fusion.__name__} is a class; pass an instance, such as {fusion.__name__}()")
 
 
-def _keep_number(fusion: object, field: str) -> None:
-    """Refuse a field that is not finite, and store it as a float, so that 1 and 1.0 print alike."""
+def _require_number(fusion: object, field: str) -> None:
+    """Refuse a field that is not finite, and store it as a float, so that 1 and 1.0 have one repr."""
     number = float(getattr(fusion, field))
     if not math.isfinite(number):
         raise ValueError(f"{field} is {number}; it must be a finite number")

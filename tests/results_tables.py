@@ -117,7 +117,7 @@ def cascade_rows(task: str) -> list[str]:
     rows = {(row["hand_off"], row["stop"], row["condition"]): row for row in table.to_dict("records")}
     large = rows["none", "all", "large alone"]
     of_states = [each for each in ("zero", "random") if each in set(table["condition"])]
-    head = ["hand-off", "n or stop", "tokens", "accuracy", "small went on", "other's", *of_states]
+    head = ["hand-off", "n or stop", "tokens", "accuracy", "small continued", "other's", *of_states]
     lines = [[*head, "p other's", "answer not in opening", "own", "vote", "cost", "p small", "p large"]]
     for name, stop, condition in [("none", "0", "small alone"), ("none", "all", "large alone"), *rows]:
         row, is_alone = rows[name, stop, condition], name == "none"

@@ -74,7 +74,7 @@ def test_the_contract_below_covers_every_entry_of_the_table():
 @every_fusion
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", [(WIDTH,), (4, WIDTH), (2, 3, WIDTH)], ids=str)
-def test_shape_and_dtype_are_those_of_own_and_the_value_is_that_of_float64(name, dtype, shape):
+def test_shape_and_dtype_are_those_of_own_and_values_those_of_float64(name, dtype, shape):
     own, incoming = states(*shape, dtype=dtype), states(*shape, seed=1, dtype=dtype)
     fused = EXAMPLES[name]()(own, incoming)
     assert fused.shape == own.shape
@@ -93,7 +93,7 @@ def test_a_batch_gives_what_each_row_gives_alone(name):
 
 @every_fusion
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_what_is_given_stays_as_it_was_and_shares_no_memory_with_the_result(name, dtype):
+def test_inputs_do_not_change_and_share_no_memory_with_the_result(name, dtype):
     own, incoming = states(3, WIDTH, dtype=dtype), states(3, WIDTH, seed=1, dtype=dtype)
     own_before, incoming_before = own.clone(), incoming.clone()
     fused = EXAMPLES[name]()(own, incoming)
@@ -131,7 +131,7 @@ def test_a_message_on_another_device_is_refused(name):
 
 @every_fusion
 @pytest.mark.parametrize("d_sender", [WIDTH - 1, WIDTH + 2])
-def test_unequal_widths_are_refused_naming_both_unless_the_rule_is_for_them(name, d_sender):
+def test_unequal_widths_are_refused_by_rules_that_are_not_for_them(name, d_sender):
     own, incoming = states(3, WIDTH), states(3, d_sender, seed=1)
     if name == "right_aligned":
         assert EXAMPLES[name]()(own, incoming).shape == own.shape
@@ -206,7 +206,7 @@ def test_a_density_that_is_no_share_is_refused_at_construction(density):
 
 
 @pytest.mark.parametrize("wrap", [NormMatched, RightAligned, lambda f: Linear(AffineMap.identity(2), f)])
-def test_a_fusion_class_in_place_of_an_instance_is_refused_at_construction(wrap):
+def test_a_fusion_class_instead_of_an_instance_is_refused(wrap):
     with pytest.raises(ValueError, match=r"Replace is a class; pass an instance, such as Replace\(\)"):
         wrap(Replace)
     wrap(Replace())
@@ -228,7 +228,7 @@ def test_replace_sum_and_mean_are_the_formulas_of_the_paper():
     assert Mean()(own, incoming).tolist() == [2.0, 1.0, 0.0]
 
 
-def test_the_receivers_own_state_is_a_fixed_point_of_mean_and_weighted_but_not_of_sum():
+def test_own_is_a_fixed_point_of_mean_and_weighted_but_not_of_sum():
     own = states(3, WIDTH)
     assert_same_bits(Mean()(own, own), own)
     torch.testing.assert_close(Weighted(0.3)(own, own), own)
@@ -276,7 +276,7 @@ def test_a_gate_of_other_widths_is_refused(gate):
 @pytest.mark.parametrize(
     "inner", [Replace(), Sum(), Mean(), OrthogonalResidual(), TaskArithmetic(0.5), Ties()], ids=repr
 )
-def test_norm_matched_keeps_the_length_of_own_and_the_direction_of_the_fused_row(inner):
+def test_norm_matched_has_the_norm_of_own_and_the_fused_direction(inner):
     own, incoming = states(4, WIDTH), 30 * states(4, WIDTH, seed=1)
     fused, matched = inner(own, incoming), NormMatched(inner)(own, incoming)
     torch.testing.assert_close(matched.norm(dim=-1), own.norm(dim=-1))
@@ -444,7 +444,7 @@ def test_one_sender_with_and_without_the_sender_axis_is_the_same(merge):
 
 
 @pytest.mark.parametrize("merge", [TaskArithmetic(0.7), Ties(density=0.5, scale=0.7)], ids=repr)
-def test_merging_several_senders_is_row_by_row_and_indifferent_to_their_order(merge):
+def test_merging_several_senders_is_by_row_and_ignores_their_order(merge):
     own, incoming = states(4, WIDTH), states(3, 4, WIDTH, seed=1)
     merged = merge(own, incoming)
     alone = torch.stack([merge(own[row], incoming[:, row]) for row in range(4)])

@@ -33,6 +33,7 @@ SEAM = "models"
 
 MACHINE_PATH = re.compile(r"(?<![\w.~$}/-])(?:/(?:work|tmp|root|home|Users|opt|mnt|data|var)/|[A-Z]:\\)\w")
 TEXT = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".cff", ".json", ".csv", ".svg", ".js", ".css", ""}
+NAME_LENGTH = 70
 PROSE_AND_CODE = ("latentcomm", "analyses", "benchmarks", "docs", "figures", "tests", ".ci")
 
 
@@ -172,7 +173,7 @@ def test_an_import_along_the_layout_is_allowed(source: str) -> None:
     assert broken_rules("hooks", imports_of(source)) == []
 
 
-def test_files_of_one_subpackage_may_import_each_other_but_nothing_behind_it() -> None:
+def test_files_of_a_subpackage_import_each_other_but_nothing_above_it() -> None:
     package = "latentcomm.tasks"
     assert broken_rules("tasks", imports_of("from .base import Task\nfrom latentcomm.tasks import base", package)) == []
     assert len(broken_rules("tasks", imports_of("from ..experiments import sweep", package))) == 1
@@ -229,10 +230,25 @@ def test_no_file_names_a_machine_path() -> None:
     assert found == {}
 
 
-def test_no_file_defers_its_annotations_since_shapes_are_checked_at_the_call() -> None:
+def test_no_file_defers_its_annotations_so_shapes_are_checked() -> None:
     deferred = [
         path.relative_to(ROOT).as_posix()
         for path in code_files()
         if "__future__.annotations" in imports_of(path.read_text("utf-8"))
     ]
     assert deferred == []
+
+
+def long_test_names(code: str) -> list[str]:
+    """The names of tests that have too many characters to be read at a glance."""
+    functions = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return [one.name for one in functions if one.name.startswith("test_") and len(one.name) >= NAME_LENGTH]
+
+
+def test_names_of_tests_are_shorter_than_seventy_characters() -> None:
+    assert long_test_names(f"class TestA:\n    def test_{'a' * 65}(self): ...") == [f"test_{'a' * 65}"]
+    assert long_test_names(f"def test_{'a' * 64}(): ...\ndef helper_{'a' * 64}(): ...") == []
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    assert len(paths) > 100
+    found = {path.name: names for path in paths if (names := long_test_names(path.read_text("utf-8")))}
+    assert found == {}

@@ -1,1 +1,1 @@
-"""What every room stands on: files, digests, statistics, linear algebra, progress. No model, no plot; private."""
+"""What all other packages use: files, digests, statistics, linear algebra, progress. No model, no plot; private."""

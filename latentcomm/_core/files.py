@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and digests that say whether two inputs are the same."""
+"""Files that are written whole or not at all, and digests that show whether two inputs are the same."""
 
 import contextlib
 import dataclasses
@@ -22,10 +22,10 @@ ALIGNMENT = 64
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A scratch path beside `path` that takes its place when the block ends well, and vanishes when it does not.
+    """A scratch path in the folder of `path` that replaces it when the block succeeds, and is removed when it fails.
 
     Raises:
-        RuntimeError: the disk is full or the folder cannot be written; what stood at `path` is still there.
+        RuntimeError: the disk is full or the folder cannot be written; an earlier file at `path` remains.
     """
     draft = None
     try:
@@ -43,7 +43,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
         reason = getattr(error, "strerror", None) or str(error)
         raise RuntimeError(
-            f"{path} could not be written ({reason}); make room and run again, what is done is kept"
+            f"{path} could not be written ({reason}); free some space and run again; finished work is saved"
         ) from error
     finally:
         if draft is not None:
@@ -62,11 +62,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def laid_out(tensor: Tensor) -> Tensor:
-    """Return the tensor as it lies when it is new: row by row, its first element at a multiple of 64 bytes.
+    """Return the tensor in the memory layout of a new one: row by row, its first element at a multiple of 64 bytes.
 
-    A product takes its kernel by the strides and the alignment of its operands, so equal numbers that lie differently
-    in memory give results that agree to rounding only. What is saved passes through here when it is made and when it
-    is loaded, so that both give the same bits. A tensor that lies so already is returned as it is.
+    A product takes its kernel by the strides and the alignment of its operands, so equal numbers in different memory
+    layouts give results that agree to rounding only. What is saved passes through here when it is made and when it is
+    loaded, so that both give the same bits. A tensor with that layout is returned as it is.
 
     >>> import torch
     >>> laid_out(torch.arange(6).view(2, 3).T).stride()
@@ -89,7 +89,7 @@ def write_tensors(
         RuntimeError: the file cannot be written; what was there is still there.
     """
     stored: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():  # safetensors asks for each in memory of its own
+    for name, tensor in tensors.items():  # safetensors requires memory of its own for each
         plain, owned = tensor.detach().cpu().contiguous(), {each.data_ptr() for each in stored.values()}
         alone = plain.untyped_storage().nbytes() == plain.nbytes and plain.data_ptr() not in owned
         stored[name] = plain if alone else plain.clone()
@@ -103,7 +103,7 @@ def read_tensors(path: str | os.PathLike[str], *, device: str = "cpu") -> tuple[
 
     Raises:
         SafetensorError: it is none, or was cut short.
-        ValueError: it has a checksum, and does not hold what that says.
+        ValueError: its content does not match its checksum.
         FileNotFoundError: there is no such file.
     """
     with safe_open(os.fspath(path), framework="pt", device=device) as file:
@@ -111,7 +111,7 @@ def read_tensors(path: str | os.PathLike[str], *, device: str = "cpu") -> tuple[
         facts = dict(file.metadata() or {})
     expected = facts.pop(CHECKSUM, None)
     if expected not in (None, _checksum(tensors, facts)):
-        raise ValueError(f"{os.fspath(path)} does not hold what its checksum says; it was changed or damaged")
+        raise ValueError(f"{os.fspath(path)} does not match its checksum; it was changed or damaged")
     return facts, tensors
 
 
@@ -120,7 +120,7 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 
 
 def without_folder(name: str) -> str:
-    """A name, of an absolute path its last part: where a file lies on a machine is nobody's business.
+    """A name, of an absolute path its last part: the folders of a machine are not recorded.
 
     >>> without_folder("organisation/model"), without_folder("~/models/one")
     ('organisation/model', 'one')
@@ -133,7 +133,7 @@ def digest(*values: Any) -> str:
     """SHA-256 of plain values, tensors, and dataclasses of them: equal inputs, equal digests, in every process.
 
     What has a `fingerprint`, as a model does, is taken for that. A dataclass is its name, its fields and its `VERSION`
-    (1 where it names none), which a change of its formula raises; where its code stands does not matter.
+    (1 where it names none), which a change of its formula raises; the module of its code does not matter.
 
     Raises:
         TypeError: a value of a kind that has no stable content, such as a lambda.

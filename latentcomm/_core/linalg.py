@@ -79,7 +79,7 @@ def squared_size(rows: Float[Tensor, "*batch d_model"]) -> float:
 
 
 def fitted_dtype(rows: Float[Tensor, "row d_model"]) -> torch.dtype:
-    """Return the dtype in which a map fitted to these rows is kept: theirs, and float32 where theirs is shorter.
+    """Return the dtype in which a map fitted to these rows is stored: theirs, and float32 where theirs is shorter.
 
     A map's entries in bfloat16 would be off by up to 0.4 % each, and errors of ill-conditioned maps do not average out.
 
@@ -90,7 +90,7 @@ def fitted_dtype(rows: Float[Tensor, "row d_model"]) -> torch.dtype:
 
 
 def numerical_rank(singular_values: Float[Tensor, " rank"], shape: tuple[int, int]) -> int:
-    """Count the singular values of a float64 matrix of this shape that stand above its rounding error.
+    """Count the singular values of a float64 matrix of this shape that exceed its rounding error.
 
     The tolerance is max(shape) * 2.2e-16 times the largest singular value, as in numpy.linalg.matrix_rank.
 

@@ -1,4 +1,4 @@
-"""Import paths that the guides of release 0.1 named: each leads to the module's new place, for one release."""
+"""Import paths that the guides of release 0.1 named: each leads to the module's new path, for one release."""
 
 import importlib
 import importlib.abc
@@ -27,7 +27,7 @@ MOVED = {
 
 
 class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds a module under its old name, says where it is now, and gives that one."""
+    """Finds a module under its old name, warns with its new path, and returns it."""
 
     def find_spec(
         self,
@@ -42,7 +42,7 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Nothing is made."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """The new module takes the place of the old name."""
+        """The new module is loaded under the old name."""
         new = new_name(module.__name__)
         warnings.warn(f"{module.__name__} is now {new}; this name goes in the next release", DeprecationWarning, 2)
         sys.modules[module.__name__] = importlib.import_module(str(new))

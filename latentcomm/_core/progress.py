@@ -10,7 +10,7 @@ Step = TypeVar("Step")
 
 
 def track(steps: Iterable[Step], what: str, *, total: int, done: int = 0, shown: bool = True) -> Iterator[Step]:
-    """The steps, with a bar that says how many of `total` are done (`done` of them before this run)."""
+    """The steps, with a bar that shows how many of `total` are done (`done` of them before this run)."""
     console = Console(stderr=True)
     if not shown:
         yield from steps

@@ -1,4 +1,4 @@
-"""Finished pieces of a long run, in files under everything that decides them, so that a stopped run resumes."""
+"""Records of what a long run has finished, in files under all that decides them, so that a stopped run resumes."""
 
 import json
 import os
@@ -31,23 +31,24 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Records:
-    """The finished pieces of one kind of work, one file a piece.
+    """The finished records of one kind of work, one file a record.
 
-    A piece that is there is read, every other is made and written whole under its name. A file that is damaged (cut
-    short, or other bytes than its checksum says) is named on standard error, set aside as FILE.damaged, and made again.
-    Pieces do not depend on one another: several processes may share a folder, and pieces i, i + n, ... are part i of n.
+    A record that exists is read, every other is made and written whole under its name. A file that is damaged (cut
+    short, or other bytes than its checksum) is named on standard error, set aside as FILE.damaged, and made again.
+    Records do not depend on one another: several processes may share a folder, and records i, i + n, ... are one part
+    of n.
 
     Attributes:
-        folder: where they are; None saves nothing, and every piece is made.
+        folder: where they are; None saves nothing, and every record is made.
     """
 
     folder: Path | None
 
     @classmethod
     def of(cls, root: str | os.PathLike[str] | None, kind: str, version: int, *decisive: Any) -> "Records":
-        """The records of one kind below `root`, in a folder named after a digest of all that decides the pieces.
+        """The records of one kind below `root`, in a folder named after a digest of all that decides the records.
 
-        `version` is raised when a piece of the same name and inputs would hold other content.
+        `version` is raised when a record of the same name and inputs would hold other content.
 
         Raises:
             TypeError: something decisive has no digest (`latentcomm._core.files.digest`).
@@ -60,38 +61,38 @@ class Records:
         return cls(None if root is None else Path(root) / f"{kind}-{digest(kind, version, *decisive)[:16]}")
 
     def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The piece `name` of named tensors, on the CPU where it was saved.
+        """The record `name` of named tensors, on the CPU where it was saved.
 
         Raises:
             RuntimeError: it cannot be written.
         """
 
-        def write(path: Path, piece: dict[str, Tensor]) -> None:
-            write_tensors(path, piece)
+        def write(path: Path, record: dict[str, Tensor]) -> None:
+            write_tensors(path, record)
 
-        return self._piece(f"{name}.safetensors", make, write, lambda path: read_tensors(path)[1])
+        return self._record(f"{name}.safetensors", make, write, lambda path: read_tensors(path)[1])
 
     def values(self, name: str, make: Callable[[], Made]) -> Made:
-        """The piece `name` of plain values that JSON holds: lists, not tuples, and keys that are strings.
+        """The record `name` of plain values that JSON holds: lists, not tuples, and keys that are strings.
 
         Raises:
             RuntimeError: it cannot be written.
         """
 
-        def write(path: Path, piece: Made) -> None:
-            write_json(path, {"sha256": _of_json(piece), "value": piece})
+        def write(path: Path, record: Made) -> None:
+            write_json(path, {"sha256": _of_json(record), "value": record})
 
-        return self._piece(f"{name}.json", make, write, _read_values)
+        return self._record(f"{name}.json", make, write, _read_values)
 
     def saved(self, name: str, make: Callable[[], Saved], load: Callable[[Path], Saved]) -> Saved:
-        """The piece `name` that writes itself by `save` and that `load` reads.
+        """The record `name` that writes itself by `save` and that `load` reads.
 
         Raises:
             RuntimeError: it cannot be written.
         """
-        return self._piece(f"{name}.safetensors", make, lambda path, piece: piece.save(path), load)
+        return self._record(f"{name}.safetensors", make, lambda path, record: record.save(path), load)
 
-    def _piece(
+    def _record(
         self,
         file: str,
         make: Callable[[], Made],
@@ -143,7 +144,7 @@ def _read_values(path: Path) -> Any:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError("it is no record") from error
     if _of_json(value) != expected:
-        raise ValueError("it does not hold what its checksum says")
+        raise ValueError("it does not match its checksum")
     return value
 
 

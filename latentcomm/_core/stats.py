@@ -16,6 +16,7 @@ __all__ = [
     "cost_front",
     "mcnemar_exact",
     "paired_bootstrap",
+    "paired_bootstraps",
     "proportion_interval",
     "spearman",
 ]
@@ -59,7 +60,7 @@ class RankCorrelation:
         rho: NaN where it is not defined: one side is constant, or follows from what is given.
         low, high: the interval over the resamples in which rho is defined; NaN where there is none.
         n: how many cells.
-        units: what was drawn, in words, such as "80 items x 10 x 10 groups of cells".
+        units: what was drawn, as text such as "80 items x 10 x 10 groups of cells".
         defined: the share of resamples in which rho is defined.
     """
 
@@ -108,7 +109,7 @@ def paired_bootstrap(
     `a[i]` and `b[i]` are two systems' scores (or right and wrong) on the same item. Items are drawn with replacement,
     both scores together, `n_resamples` times; the interval runs between the quantiles (1 - level) / 2 and
     (1 + level) / 2 of the resampled differences. With `groups` (one label an item: a document, a country) whole groups
-    are drawn, and a resample's difference is its total over its number of items. Where all units differ alike the
+    are drawn, and a resample's difference is its total over its number of items. Where all units differ equally the
     interval is a point.
 
     Source: Efron & Tibshirani 1993, "An introduction to the bootstrap"; paired over items as in Koehn 2004.
@@ -121,30 +122,59 @@ def paired_bootstrap(
     >>> result.difference, result.low > 0, result.n, result.unit
     (0.5, True, 6, 'item')
     """
-    scores_a, scores_b = _paired(a, b)
-    differences = scores_a - scores_b
+    return paired_bootstraps([(a, b)], groups=groups, n_resamples=n_resamples, level=level, seed=seed)[0]
+
+
+def paired_bootstraps(
+    pairs: Sequence[tuple[Scores, Scores]],
+    *,
+    groups: Labels | None = None,
+    n_resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[PairedDifference]:
+    """Return what `paired_bootstrap` gives for each pair of scores on the same items, drawing the resamples once.
+
+    Raises:
+        ValueError: as `paired_bootstrap`; or pairs of different numbers of items.
+
+    >>> a, b, c = [1, 1, 1, 0, 1, 1], [0, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 1]
+    >>> paired_bootstraps([(a, b), (a, c)]) == [paired_bootstrap(a, b), paired_bootstrap(a, c)]
+    True
+    """
     _require_level(level)
     if n_resamples < 1:
         raise ValueError(f"n_resamples is {n_resamples}; at least 1 is needed, and 1000 for an interval")
+    differences = [np.subtract(*_paired(a, b)) for a, b in pairs]
+    if not differences:
+        return []
+    n_items = len(differences[0])
+    if wrong := [len(each) for each in differences if len(each) != n_items]:
+        raise ValueError(f"pairs of {n_items} and of {wrong[0]} items cannot share resamples; give each the same items")
     if groups is None:
-        totals, sizes, unit = differences, np.ones_like(differences), "item"
+        totals, sizes, unit = differences, np.ones(n_items), "item"
     else:
-        if len(groups) != len(differences):
-            raise ValueError(f"{len(groups)} group labels for {len(differences)} items; give one label an item")
+        if len(groups) != n_items:
+            raise ValueError(f"{len(groups)} group labels for {n_items} items; give one label an item")
         index = _numbered(groups)
-        totals, sizes, unit = np.bincount(index, weights=differences), np.bincount(index).astype(float), "group"
-    n_units = len(totals)
+        totals = [np.bincount(index, weights=each) for each in differences]
+        sizes, unit = np.bincount(index).astype(float), "group"
+    n_units = len(sizes)
     if n_units < 2:
         raise ValueError(f"{n_units} {unit} cannot be resampled; give at least 2 {unit}s")
     generator = np.random.default_rng(seed)
-    resampled = np.empty(n_resamples)
+    resampled = np.empty((len(pairs), n_resamples))
     step = max(1, DRAWS_AT_ONCE // n_units)
     for start in range(0, n_resamples, step):
         stop = min(start + step, n_resamples)
-        drawn = generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=stop - start)
-        resampled[start:stop] = (drawn @ totals) / (drawn @ sizes)
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return PairedDifference(float(differences.mean()), float(low), float(high), n_units, unit)
+        drawn = generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=stop - start).astype(float)
+        n_drawn = drawn @ sizes
+        for row, total in zip(resampled, totals, strict=True):
+            row[start:stop] = (drawn @ total) / n_drawn
+    return [
+        PairedDifference(float(each.mean()), *_middle(row, level), n_units, unit)
+        for each, row in zip(differences, resampled, strict=True)
+    ]
 
 
 def mcnemar_exact(a: Scores, b: Scores) -> McNemar:
@@ -209,7 +239,7 @@ def cell_rank_correlation(
     resample draws items with replacement (for x and y together), and for each of `factors` (one label a cell, such as
     its block of neighbouring read layers) its groups with replacement; a cell then counts as often as the product of
     its groups' counts. Without factors the interval is of the items alone, for just these cells. `given` are columns
-    with a number a cell, as in `spearman`. `within` (one label a cell) asks for the mean of the rho of each stratum,
+    with a number a cell, as in `spearman`. `within` (one label a cell) gives the mean of the rho of each stratum,
     for the strata in which it is defined. The interval runs between the quantiles (1 - level) / 2 and (1 + level) / 2.
 
     Source: Owen 2007, "The pigeonhole bootstrap", arXiv:0712.1111 (it errs towards intervals that are too wide).
@@ -263,9 +293,15 @@ def cell_rank_correlation(
         drawn.append(_stratified(chosen, None if strata is None else strata[cells]) if len(cells) > 1 else math.nan)
     found = np.array(drawn)
     found = found[~np.isnan(found)]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2]).tolist() if found.size else (math.nan, math.nan)
+    low, high = _middle(found, level) if found.size else (math.nan, math.nan)
     units = f"{n_items} items" + (f" x {' x '.join(map(str, sizes))} groups of cells" if sizes else "")
     return RankCorrelation(rho, low, high, n_cells, units, found.size / n_resamples)
+
+
+def _middle(resampled: Float[np.ndarray, " resample"], level: float) -> tuple[float, float]:
+    """The ends of the percentile interval."""
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
 
 
 def _stratified(columns: Sequence[Float[np.ndarray, " cell"]], strata: Shaped[np.ndarray, " cell"] | None) -> float:
@@ -274,9 +310,9 @@ def _stratified(columns: Sequence[Float[np.ndarray, " cell"]], strata: Shaped[np
         return _correlation(columns[0], columns[1], columns[2:])
     labels, stratum = np.unique(strata, return_inverse=True)
     if len(columns) > 2:
-        parts = [[column[stratum == place] for column in columns] for place in range(len(labels))]
+        parts = [[column[stratum == label] for column in columns] for label in range(len(labels))]
         each = np.array([_correlation(x, y, given) if len(x) > 1 else math.nan for x, y, *given in parts])
-    else:  # all strata at once: a bootstrap asks this often
+    else:  # all strata at once: a bootstrap calls this often
         x, y = (_centred(_ranks(stratum * len(stratum) + _ranks(column)), stratum) for column in columns)
         sizes = np.bincount(stratum, x * x) * np.bincount(stratum, y * y)
         each = np.bincount(stratum, x * y) / np.sqrt(np.where(sizes > 0, sizes, math.nan))

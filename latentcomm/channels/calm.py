@@ -181,7 +181,7 @@ class Attending:
         return [hook_of(pair, layer) for pair, (_, layer) in enumerate(self.bridge.shape.pairs)]
 
     def reply_hooks(self) -> list[Hook]:
-        """The same hooks: they read the sender's states, whatever the receiver's position."""
+        """The same hooks: they read the sender's states at every position of the receiver."""
         return self.fwd_hooks()
 
 

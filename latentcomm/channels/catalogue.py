@@ -1,4 +1,4 @@
-"""Channels by name, as the command line and the analyses build them: the one place where a name becomes a channel."""
+"""Channels by name, as the command line and the analyses build them: here alone a name becomes a channel."""
 
 from collections.abc import Collection, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""CIPHER: the sender sends averages of embeddings, which the receiver reads in place of token embeddings."""
+"""CIPHER: the sender sends averages of embeddings, which the receiver reads instead of token embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -156,7 +156,7 @@ class CoconutLearner:
 
     The text is question, begin, stage x per_step thoughts, end, the remaining steps, the answer, and the end of the
     text; the loss is the cross-entropy of the tokens after the thoughts. With `per_step` 0 no step is replaced and
-    there are no markers: chain of thought, whatever the stage.
+    there are no markers: chain of thought, at every stage.
 
     Attributes:
         model: all of whose weights are trained.

@@ -24,7 +24,7 @@ from latentcomm.tasks.base import Task
 
 KIND = "interlat adapter"
 LIMIT_IN_SPREADS = 8.0
-"""The initial clamp, in standard deviations of the receiver's embedding entries: real rows lie within it."""
+"""The initial clamp, in standard deviations of the receiver's embedding entries: real rows are within it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Adapter:
     x = LN(W h + c); x <- x + Attention(x), 8 heads, over the whole message; x <- LN(x);
     latent = clamp(scale * sigmoid(G x + g) * (P x + p), -limit, limit). A learnt begin and end vector
     enclose the latents. Compressed to K steps, K learnt queries replace x as the queries: each latent is a weighted
-    mean of all states, where mean pooling would weigh every span of the message alike, whatever it contains.
+    mean of all states, where mean pooling would weigh every span of the message equally, regardless of its content.
 
     Source: Du et al. 2025, arXiv:2511.09149.
 
@@ -119,7 +119,7 @@ class Adapter:
         return self._between(latents.clamp(-shape.limit, shape.limit))
 
     def around(self, embeddings: Float[Tensor, "pos d_receiver"]) -> Float[Tensor, "slot d_receiver"]:
-        """Begin, the given embeddings, end: a text in the place of the latents."""
+        """Begin, the given embeddings, end: a text instead of the latents."""
         return self._between(embeddings.to(self.weights["scale"].dtype))
 
     def multiply_adds(self, n_states: int) -> int:

@@ -110,7 +110,7 @@ def fit_predictability(
 
     Rows are the positions where a token of both models ends at the same character, without each document's first token
     (the attention sink); the penalty is chosen by held-out error over whole documents. Its `.r_squared` on rows of
-    other documents says how much is predictable, and `PredictabilityResidual(map)` sends the rest.
+    other documents shows how much is predictable, and `PredictabilityResidual(map)` sends the rest.
 
     Raises:
         ValueError: a site that a model lacks, or as `pair_tokens` and `fit_predictable`.

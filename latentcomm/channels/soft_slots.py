@@ -15,11 +15,11 @@ PLACEHOLDER = 0
 
 
 def with_gap(model: Model, texts: Sequence[str], *, template: Template) -> list[Halves]:
-    """The two halves of each prompt: raw text up to its end and nothing; a chat up to the end of the user's words, and
+    """The two halves of each prompt: raw text up to its end and nothing; a chat up to the end of the user's text, and
     what closes the turn and opens the assistant's.
 
     Raises:
-        ValueError: what `encode` refuses, or a chat template that changes the user's words.
+        ValueError: what `encode` refuses, or a chat template that changes the user's text.
     """
     encode(model, texts, template=template)  # refuses what cannot be a prompt
     return [around_gap(model, text, "", template=template) for text in texts]

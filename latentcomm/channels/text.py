@@ -112,7 +112,7 @@ def asked_prompts(sender: Model, task: Task, request: str) -> Prompts:
 
 
 def item_seed(item: Item, *facts: int) -> int:
-    """A seed that depends on the item and the given numbers alone, whatever the item's row."""
+    """A seed that depends on the item and the given numbers alone, not on the item's row."""
     return int.from_bytes(hashlib.sha256(repr((item.id, *facts)).encode()).digest()[:7])
 
 

@@ -1,7 +1,7 @@
 """The command `latentcomm`: a line of options becomes settings, and `latentcomm.run` does the rest.
 
 Nothing here names an option: flags, help and configuration files come from the fields of the settings classes. What a
-command needs beside them is imported when it runs, so that help appears at once.
+command needs besides is imported when it runs, so that help appears at once.
 """
 
 import sys

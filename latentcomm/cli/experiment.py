@@ -22,7 +22,7 @@ ALIASES: Mapping[str, Mapping[str, str]] = {
 }
 """Options of release 0.1 that have another name in every other command."""
 POSITIONAL: Mapping[str, tuple[str, ...]] = {"diagnose": ("--sender", "--receiver"), "train": ("--channels",)}
-"""The options that the leading arguments of a command without a name stand for, as in release 0.1."""
+"""The options of the leading arguments of a command without a name, as in release 0.1."""
 WIDTH = 150
 """Characters of a table where the output is no terminal."""
 
@@ -86,7 +86,7 @@ def parse(settings: type[Settings], arguments: Sequence[str]) -> tuple[Settings,
 
 
 def in_flags(message: str, settings: type[Settings]) -> str:
-    """An error that begins with the name of a setting, with that of its option in its place.
+    """An error that begins with the name of a setting, with that of its option instead.
 
     >>> from latentcomm.experiments.sweep.settings import SweepSettings
     >>> in_flags("n_tune is 1; give at least 2", SweepSettings)
@@ -98,7 +98,7 @@ def in_flags(message: str, settings: type[Settings]) -> str:
 
 
 def spelled_out(command: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments with names of release 0.1 replaced, and with leading values under the options they stand for.
+    """The arguments with names of release 0.1 replaced, and with leading values under their options.
 
     >>> spelled_out("diagnose", ["gpt2", "--seed=1"]), spelled_out("cascade", ["--large", "gpt2"])
     (['--sender', 'gpt2', '--seed=1'], ['--sender', 'gpt2'])
@@ -166,10 +166,9 @@ def _config_of(arguments: Sequence[str]) -> Path | None:
 
 def print_result(result: Any) -> None:
     """Print a result's table, then the files that were written and how long it took."""
-    from rich.console import Console
+    from latentcomm.reporting.terminal import console
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    result.summary(console)
+    result.summary(console(WIDTH))
     pages = [path for path in result.files if path.suffix == ".html"]
     for page in pages:
         print(f"wrote {page} (open it in a browser)")

@@ -1,6 +1,5 @@
 """`latentcomm list` and `latentcomm models`: the names that options take."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from latentcomm._core.names import check_name
@@ -22,16 +21,21 @@ def models(arguments: Sequence[str]) -> None:
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: latentcomm models\n\n{models.__doc__}")
         return
-    from rich.console import Console
-    from rich.table import Table
-
     from latentcomm.models import builtin
+    from latentcomm.reporting.terminal import console, print_table
 
-    table = Table("name", "parameters", "download", "licence", "on disk", "source")
-    for entry in builtin.BUILT_IN.values():
-        place = "yes" if builtin.is_on_disk(entry) else "no"
-        table.add_row(entry.name, entry.parameters, f"{entry.megabytes} MB", entry.licence, place, entry.source)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    rows = [
+        {
+            "name": entry.name,
+            "parameters": entry.parameters,
+            "download": f"{entry.megabytes} MB",
+            "licence": entry.licence,
+            "on disk": "yes" if builtin.is_on_disk(entry) else "no",
+            "source": entry.source,
+        }
+        for entry in builtin.BUILT_IN.values()
+    ]
+    print_table(rows, console(160), text=rows[0], wrapped=rows[0])
     print(f"cached in {builtin.cache_folder()}; any hub id, local directory or .gguf file can be given as well")
 
 

@@ -1,4 +1,4 @@
-"""Drift from a receiver's manifold: distances, percentiles against held-out real states, and what each can tell."""
+"""Drift from a receiver's manifold: distances, percentiles against held-out real states, and what each detects."""
 
 from latentcomm.drift.detectors import DETECTORS, PANEL
 from latentcomm.drift.families import FAMILIES

@@ -12,7 +12,7 @@ from latentcomm.drift.rarity import combined_surprise, held_out_surprise, share_
 __all__ = ["alarm_shares"]
 
 PARTS = 10
-"""Parts of the documents: nine tenths set the thresholds for the tenth that is asked about."""
+"""Parts of the documents: nine tenths set the thresholds for the other tenth."""
 
 
 def alarm_shares(
@@ -40,10 +40,10 @@ def alarm_shares(
     for part in parts:
         kept = torch.ones(len(groups), dtype=torch.bool)
         kept[part] = False
-        real, asked = scores[kept].T.contiguous(), scores[part].T.contiguous()
+        real, judged = scores[kept].T.contiguous(), scores[part].T.contiguous()
         for column in range(len(real)):
-            alarms[column] += int((two_sided(asked[column], real[column]) <= rate).sum())
-        loud = combined_surprise(torch.stack([surprise(asked[column], real[column]) for column in panel], 1))
+            alarms[column] += int((two_sided(judged[column], real[column]) <= rate).sum())
+        loud = combined_surprise(torch.stack([surprise(judged[column], real[column]) for column in panel], 1))
         usual = combined_surprise(torch.stack([held_out_surprise(real[column]) for column in panel], 1))
         joint_alarms += int((share_at_least(loud, usual) <= rate).sum())
     return (alarms / len(groups)).tolist(), joint_alarms / len(groups)

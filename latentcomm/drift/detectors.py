@@ -93,7 +93,7 @@ class Manifold:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """States as the detectors see them, each view computed once and only when a detector asks for it."""
+    """States as the detectors see them, each view computed once and only when a detector needs it."""
 
     raw: Float[Tensor, "row d_model"]
     manifold: Manifold

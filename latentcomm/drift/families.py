@@ -1,4 +1,4 @@
-"""States that are known to be off the manifold, made from real ones: what a detector must be able to tell."""
+"""States that are known to be off the manifold, made from real ones: what a detector must detect."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Material:
 
 
 def real(material: Material) -> Rows:
-    """Real states of other documents: no detector should tell them, so 0.5 within noise."""
+    """Real states of other documents: no detector should separate them, so 0.5 within noise."""
     return material.real
 
 

@@ -31,7 +31,7 @@ N_CLUSTERS = 10
 MOST_NEIGHBOURS = 8192
 """Fitted states among which neighbours are sought at most: time and memory grow with them."""
 MOST_HELD_OUT = 4096
-"""Held-out states kept at most: a percentile's standard error is then below 0.8 points."""
+"""Held-out states used at most: a percentile's standard error is then below 0.8 points."""
 
 
 def fit_drift_reference(
@@ -50,12 +50,12 @@ def fit_drift_reference(
 
     A third of the rows is held out, whole documents by `groups` (one label a row; of three parts the one with most
     documents); without groups rows are held out by themselves, and where several come from one document real states of
-    new documents will raise more alarms than said. Give states of the kind that will be asked about (last prompt
+    new documents will raise more alarms than the rate. Give states of the kind that will be measured (last prompt
     tokens, or all tokens). Attention sinks are left out and counted: rows longer than `norm_limit` medians (math.inf
     keeps them) and, where `positions` counts each row from its document's start, those at the first position; a sink
-    that is asked about is then called what it is, far off. Beyond 8,192 fitted and 4,096 held-out rows a seeded sample
-    serves as bank and calibration; Gaussians and subspace use all. `background` rows make the background Gaussian of
-    the relative Mahalanobis distance. The same seed gives the same bits.
+    that is measured later is then reported as what it is, far off. Beyond 8,192 fitted and 4,096 held-out rows a seeded
+    sample serves as bank and calibration; Gaussians and subspace use all. `background` rows make the background
+    Gaussian of the relative Mahalanobis distance. The same seed gives the same bits.
 
     Raises:
         ValueError: rows that are fewer than 120, 1 wide, zero, not finite, all equal, equal up to a few, or constant in
@@ -71,8 +71,8 @@ def fit_drift_reference(
     """
     _require_rows(rows, "rows")
     everywhere = torch.full((rows.shape[0],), SINK_POSITIONS)
-    places = everywhere if positions is None else positions
-    sinks = find_sinks([rows], positions=places, norm_limit=norm_limit, sink_positions=SINK_POSITIONS)
+    counted = everywhere if positions is None else positions
+    sinks = find_sinks([rows], positions=counted, norm_limit=norm_limit, sink_positions=SINK_POSITIONS)
     given = sinks.keep.nonzero().flatten()
     own, codes = rows.detach().cpu()[given], group_codes(groups, rows.shape[0])[given].unique(return_inverse=True)[1]
     if len(given) < rows.shape[0]:
@@ -157,8 +157,8 @@ def _sample(rows: Int[Tensor, " row"], most: int, seed: int) -> Int[Tensor, " dr
 
 def _different(chosen: Int[Tensor, " row"], rows: Float[Tensor, "all d_model"]) -> Int[Tensor, " different"]:
     """The first of each set of equal rows: a duplicate has no finite local density."""
-    different, place = torch.unique(rows[chosen], dim=0, return_inverse=True)
-    first = torch.full((len(different),), len(chosen)).scatter_reduce(0, place, torch.arange(len(chosen)), "amin")
+    different, number = torch.unique(rows[chosen], dim=0, return_inverse=True)
+    first = torch.full((len(different),), len(chosen)).scatter_reduce(0, number, torch.arange(len(chosen)), "amin")
     return chosen[first.sort().values]
 
 

@@ -1,4 +1,4 @@
-"""What a state's nearest real neighbours say of it: distance, local outlier factor, residual of a local PCA."""
+"""A state against its nearest real neighbours: distance, local outlier factor, residual of a local PCA."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,16 +70,16 @@ class Bank:
         return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _nearest(
-        self, asked: Float[Tensor, "row d_model"], k: int
+        self, shifted: Float[Tensor, "row d_model"], k: int
     ) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
         """Distance and number of the k nearest rows, for queries less the origin."""
-        near = torch.addmm(self.sizes, asked, self.shifted.T, alpha=-2).topk(k, dim=1, largest=False)
-        own = asked.square().sum(1, keepdim=True)
+        near = torch.addmm(self.sizes, shifted, self.shifted.T, alpha=-2).topk(k, dim=1, largest=False)
+        own = shifted.square().sum(1, keepdim=True)
         squared, index = near.values + own, near.indices
-        row, place = (squared < CANCELLATION * (own + self.sizes[index])).nonzero(as_tuple=True)
-        step = max(1, GATHERED // asked.shape[1])
-        for some, places in zip(row.split(step), place.split(step), strict=True):
-            squared[some, places] = (self.shifted[index[some, places]] - asked[some]).square().sum(1)
+        row, rank = (squared < CANCELLATION * (own + self.sizes[index])).nonzero(as_tuple=True)
+        step = max(1, GATHERED // shifted.shape[1])
+        for some, ranks in zip(row.split(step), rank.split(step), strict=True):
+            squared[some, ranks] = (self.shifted[index[some, ranks]] - shifted[some]).square().sum(1)
         squared, order = squared.sort(dim=1)
         return squared.sqrt(), index.gather(1, order)
 
@@ -116,14 +116,14 @@ def fit_local_density(bank: Float[Tensor, "bank d_model"], *, k: int) -> LocalDe
         raise ValueError(f"k is {k} but the bank holds {bank.shape[0]} rows; choose 1 to {bank.shape[0] - 1}")
     found = nearest(bank, bank, k=k + 1)
     if bool((found.distance[:, 1] == 0).any()):
-        raise ValueError("rows of the bank are equal; a local density needs rows that differ, so keep one of each")
+        raise ValueError("rows of the bank are equal; a local density needs rows that differ, so give one of each")
     others = Neighbours(found.distance[:, 1:], found.index[:, 1:])  # the nearest, at distance 0, is the row itself
     reach = others.distance[:, -1].contiguous()
     return LocalDensity(reach, _density(others, reach))
 
 
 def local_outlier_factor(found: Neighbours, local: LocalDensity) -> Float[Tensor, " row"]:
-    """Return the mean local density of a query's neighbours over its own: about 1 inside, larger in thin places.
+    """Return the mean local density of a query's neighbours over its own: about 1 inside, more where they are sparse.
 
     Source: Breunig et al. 2000; for states that are not in the bank, as scikit-learn's `novelty=True`.
     """
@@ -147,13 +147,13 @@ def local_residual(
     Raises:
         ValueError: the neighbours' span is smaller than `rank`, so that the plane is not fixed.
     """
-    k, asked, wide = found.index.shape[1], queries.to(torch.float64), bank.to(torch.float64)
+    k, states, wide = found.index.shape[1], queries.to(torch.float64), bank.to(torch.float64)
     if not 1 <= rank < k:
         raise ValueError(f"rank is {rank} but {k} neighbours span {k - 1} directions at most; choose 1 to {k - 1}")
-    if len(asked) == 0:
+    if len(states) == 0:
         return torch.zeros(0, dtype=torch.float64)
     products = []
-    for part, index in _in_pieces(asked, found.index):
+    for part, index in _in_chunks(states, found.index):
         around = _about(part, wide, index)
         products.append(torch.bmm(around, around.transpose(1, 2)))
     gram = torch.cat(products)
@@ -166,7 +166,7 @@ def local_residual(
     along = (axes.transpose(1, 2) @ (size[:, None] - to_mean)[:, :, None])[:, :, 0] / sizes.sqrt()
     squared = size - along.square().sum(1)
     for some in (squared < CANCELLATION * size).nonzero().flatten().split(QUERIES_AT_ONCE):
-        squared[some] = _squared_residual(_about(asked[some], wide, found.index[some]), sizes[some], axes[some])
+        squared[some] = _squared_residual(_about(states[some], wide, found.index[some]), sizes[some], axes[some])
     return squared.sqrt()
 
 
@@ -194,13 +194,13 @@ def _density(found: Neighbours, reach: Float[Tensor, " bank"]) -> Float[Tensor, 
     return 1 / torch.maximum(reach[found.index], found.distance).mean(1)
 
 
-def _in_pieces(rows: Float[Tensor, "row d_model"], index: Int[Tensor, "row k"]) -> Iterator[tuple[Tensor, Tensor]]:
+def _in_chunks(rows: Float[Tensor, "row d_model"], index: Int[Tensor, "row k"]) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows and their neighbours' numbers, so many at a time that the gathered neighbours stay within GATHERED."""
     step = max(1, GATHERED // (index.shape[1] * rows.shape[1]))
     yield from zip(rows.split(step), index.split(step), strict=True)
 
 
 CANCELLATION = 1e-4
-"""A difference smaller than this share of its terms is computed anew: until there it keeps eleven digits and more."""
+"""A difference smaller than this share of its terms is computed anew: above it eleven digits and more are exact."""
 RANK_TOLERANCE = 1e-12
 """A direction of the neighbours with less than this share of the largest variance is rounding of their Gram matrix."""

@@ -14,7 +14,7 @@ def two_sided(scores: Float[Tensor, " row"], held_out: Float[Tensor, " real"]) -
     """Return the two-sided p-value of each score: 2 min(1 + #(h <= s), 1 + #(h >= s)) / (n + 1), at most 1.
 
     For a real state that is exchangeable with the n held-out ones it is at most alpha with probability alpha or less,
-    whatever the distribution; the smallest possible value is 2 / (n + 1).
+    for any distribution; the smallest possible value is 2 / (n + 1).
 
     Source: Vovk, Gammerman & Shafer 2005, "Algorithmic learning in a random world" (conformal p-values).
 
@@ -26,11 +26,11 @@ def two_sided(scores: Float[Tensor, " row"], held_out: Float[Tensor, " real"]) -
 
 
 def surprise(scores: Float[Tensor, " row"], held_out: Float[Tensor, " real"]) -> Float[Tensor, " row"]:
-    """Return -log p (nats) of each score, where p goes on falling beyond the range of the held-out scores.
+    """Return -log p (nats) of each score, where p continues to fall beyond the range of the held-out scores.
 
     Inside the range p is that of `two_sided`. Outside it is 2 / (n + 1) times exp(-(s - max) / scale), the exponential
     tail whose scale is the mean excess of the top tenth of held-out scores (likewise below). So two states beyond every
-    real one can still be told apart; what rate of false alarms a surprise stands for is read off held-out states.
+    real one can still be ranked; the rate of false alarms at a surprise is read off held-out states.
 
     Source: the mean excess as the exponential tail's scale: Pickands 1975, "Statistical inference using extreme order
     statistics".

@@ -25,9 +25,9 @@ from latentcomm.redundancy.residuals import Groups
 __all__ = ["COMBINED", "Auroc", "Drift", "DriftReference"]
 
 FILE_KIND = "latentcomm.DriftReference/2"
-"""Written into a saved reference and asked for on loading, so that no other safetensors file passes for one."""
+"""Written into a saved reference and required on loading, so that no other safetensors file passes for one."""
 COMBINED = "combined"
-"""The name of the panel's joint verdict beside those of the detectors."""
+"""The name of the panel's joint verdict among those of the detectors."""
 
 States = Float[Tensor, "*batch d_model"]
 Scores = Mapping[str, Float[Tensor, "_"]]
@@ -36,11 +36,11 @@ Scores = Mapping[str, Float[Tensor, "_"]]
 
 @dataclass(frozen=True)
 class Auroc:
-    """How well one detector tells off-manifold states from real ones, 0.5 being not at all.
+    """How well one detector separates off-manifold states from real ones, 0.5 being not at all.
 
     Attributes:
         one_sided: by the raw distance, where only the far side counts (for the cosine the low side).
-        two_sided: by the rarity among held-out states, where states that look too typical count as well.
+        two_sided: by the rarity among held-out states, where too typical states count as well.
     """
 
     one_sided: float
@@ -49,7 +49,7 @@ class Auroc:
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """What a reference says of some states. Far from typical is not the same as harmful: hold it beside the effects.
+    """A reference's verdict on some states. Far from typical is not the same as harmful: report it with the effects.
 
     Attributes:
         scores: each detector's raw number, by the names of DETECTORS.
@@ -71,7 +71,7 @@ class DriftReference:
 
     The measures take states with any leading axes, on the CPU, and return one number each in the states' dtype;
     percentiles and p-values come in float64. Those marked RMS see x / sqrt(mean(x^2)), the others the raw state.
-    A state that the reference was fitted on is its own neighbour: ask about others.
+    A state that the reference was fitted on is its own neighbour: measure others.
 
     Attributes:
         site, model, kind: what the states are of (model is a name or fingerprint; kind for instance "last"), or None.
@@ -103,10 +103,10 @@ class DriftReference:
             object.__setattr__(self, name, laid_out(getattr(self, name)))
 
     def __repr__(self) -> str:
-        place = "an unnamed site" if self.site is None else self.site.hook_name
+        site = "an unnamed site" if self.site is None else self.site.hook_name
         sinks = f", {self.left_out} sinks left out" if self.left_out else ""
         sizes = f"{self.n_fitted} fitted, {len(self.held_out)} held out{sinks}, width {self.d_model}"
-        return f"DriftReference({place}, {sizes})"
+        return f"DriftReference({site}, {sizes})"
 
     @property
     def d_model(self) -> int:
@@ -119,17 +119,17 @@ class DriftReference:
         return self.sinks_by_position + self.sinks_by_norm
 
     def require(self, *, site: Site | None = None, model: str | None = None, kind: str | None = None) -> None:
-        """Refuse to speak of states of another site, model or kind than those fitted; None asks for nothing.
+        """Refuse states of another site, model or kind than those fitted; None is not checked.
 
         Raises:
             ValueError: one of them is another, or was not given when the reference was fitted.
         """
-        for what, asked, own in (("site", site, self.site), ("model", model, self.model), ("kind", kind, self.kind)):
-            if asked is not None and asked != own:
+        for what, given, own in (("site", site, self.site), ("model", model, self.model), ("kind", kind, self.kind)):
+            if given is not None and given != own:
                 fitted = "no " + what if own is None else repr(own)
                 raise ValueError(
-                    f"the reference was fitted for {fitted} but the states are of {asked!r};"
-                    f" fit one with {what}={asked!r}"
+                    f"the reference was fitted for {fitted} but the states are of {given!r};"
+                    f" fit one with {what}={given!r}"
                 )
 
     def mahalanobis(self, x: States) -> Float[Tensor, "*batch"]:
@@ -146,7 +146,7 @@ class DriftReference:
     def relative_mahalanobis(self, x: States) -> Float[Tensor, "*batch"]:
         """RMS: squared cluster distance less the squared distance to the background Gaussian.
 
-        What is odd about a state in every direction alike cancels; what is odd for its cluster stays. The background is
+        What is unusual in all directions equally cancels; what is unusual for its cluster remains. The background is
         that of all fitted states, unless other rows were given for it. Source: Ren et al. 2021, arXiv:2106.09022.
         """
         return self._one(x, "relative_mahalanobis")
@@ -203,7 +203,7 @@ class DriftReference:
         """The joint verdict of the six detectors of PANEL: the rank of the smallest p-value among held-out real ones.
 
         Each held-out state's smallest p-value is computed as if it had not been held out, so that the false-alarm rate
-        is what it says whatever the detectors' dependence. Raises as `measure`.
+        is exact for any dependence among the detectors. Raises as `measure`.
         """
         loud = self._loudness(self._scores(x, PANEL))
         return share_at_least(loud, self._real_loudness)
@@ -234,12 +234,12 @@ class DriftReference:
         return dict(zip(DETECTORS, each, strict=True)) | {COMBINED: jointly}
 
     def auroc(self, on: Float[Tensor, "row d_model"], off: Float[Tensor, "other d_model"]) -> dict[str, Auroc]:
-        """How well each detector, and the panel as "combined", tells `off` from `on` (real states of new documents).
+        """How well each detector, and the panel as "combined", separates `off` from `on`, real states of new documents.
 
-        The combined verdict has no sides; it stands in both columns.
+        The combined verdict has no sides; it is in both columns.
         """
         scores = [self._scores(states, tuple(DETECTORS)) for states in (on, off)]
-        return _told(*scores, *(self._surprises(some) for some in scores))
+        return _aurocs(*scores, *(self._surprises(some) for some in scores))
 
     def auroc_table(
         self, others: Mapping[str, Float[Tensor, "_ d_model"]] | None = None, *, seed: int = 0
@@ -267,10 +267,10 @@ class DriftReference:
         out = {}
         for name, states in (made | dict(others)).items():
             if name == "real":
-                out[name] = _told(on, _those(real, ~first), rare_on, _those(rare, ~first))
+                out[name] = _aurocs(on, _those(real, ~first), rare_on, _those(rare, ~first))
                 continue
             off = self._scores(states, tuple(DETECTORS))
-            out[name] = _told(on, off, rare_on, self._surprises(off))
+            out[name] = _aurocs(on, off, rare_on, self._surprises(off))
         return out
 
     def set_drift(
@@ -289,7 +289,7 @@ class DriftReference:
         """Write the reference as one safetensors file, whole or not at all; what `load` reads back is bit-identical.
 
         Raises:
-            RuntimeError: the file cannot be written; what stood there is still there.
+            RuntimeError: the file cannot be written; an earlier file remains.
         """
         facts = {
             "kind": FILE_KIND,
@@ -314,7 +314,7 @@ class DriftReference:
         model: str | None = None,
         kind: str | None = None,
     ) -> "DriftReference":
-        """Return the reference that `save` wrote, if it is of the site, model and kind asked for.
+        """Return the reference that `save` wrote, if it is of the site, model and kind given.
 
         Raises:
             ValueError: the file is not a saved reference, or one of another site, model or kind.
@@ -372,20 +372,20 @@ class DriftReference:
         return self.held_out_scores[:, list(DETECTORS).index(name)].contiguous()
 
     def _require(self, x: States) -> None:
-        """Refuse states that the reference cannot speak of."""
+        """Refuse states that the reference cannot judge."""
         if x.shape[-1] != self.d_model:
             raise ValueError(f"the states are {x.shape[-1]} wide but {self!r}; fit a reference at their site")
         require_finite(x, "states")
 
 
-def _told(on: Scores, off: Scores, rare_on: Scores, rare_off: Scores) -> dict[str, Auroc]:
-    """How well each detector and the panel tell states with some scores and surprises from others."""
+def _aurocs(on: Scores, off: Scores, rare_on: Scores, rare_off: Scores) -> dict[str, Auroc]:
+    """How well each detector and the panel separate states with some scores and surprises from others."""
     out = {}
     for name, detector in DETECTORS.items():
         one_sided = auroc(detector.sign * on[name], detector.sign * off[name])
         out[name] = Auroc(one_sided, auroc(rare_on[name], rare_off[name]))
-    told = auroc(*(combined_surprise(torch.stack([rare[name] for name in PANEL], 1)) for rare in (rare_on, rare_off)))
-    return out | {COMBINED: Auroc(told, told)}
+    joint = auroc(*(combined_surprise(torch.stack([rare[name] for name in PANEL], 1)) for rare in (rare_on, rare_off)))
+    return out | {COMBINED: Auroc(joint, joint)}
 
 
 def _those(scores: Scores, rows: Bool[Tensor, " real"]) -> dict[str, Float[Tensor, " some"]]:
@@ -394,4 +394,4 @@ def _those(scores: Scores, rows: Bool[Tensor, " real"]) -> dict[str, Float[Tenso
 
 
 HELD_OUT = ("held_out", "held_out_rows", "held_out_groups", "held_out_scores")
-"""The parts of a reference beside its manifold that its file holds."""
+"""The parts of a reference that its file holds besides its manifold."""

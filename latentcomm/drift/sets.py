@@ -90,7 +90,7 @@ def classifier_auroc(
     y_groups: Labels | None = None,
     seed: int = 0,
 ) -> float:
-    """Return how well a linear classifier tells x from y on rows it was not fitted on: its AUROC, a mean over folds.
+    """Return the held-out AUROC of a linear classifier that separates x from y, a mean over folds.
 
     The classifier is Fisher's, w = C^-1 (mean x - mean y), C the Ledoit-Wolf covariance within the two sets. Pass one
     document label a row wherever rows share documents. Near 0.5 for two samples of one distribution, but not for real
@@ -131,10 +131,10 @@ def set_drift(
 ) -> SetDrift:
     """Return energy distance and classifier AUROC of x against real states, as an excess over real against real.
 
-    Real states of different documents already differ, so 0 and 0.5 are not what no drift looks like. In each of
-    `n_splits` splits the real documents are halved; one half is held against x and against the other half, with
-    equally many rows. Documents of `x` should be others than those of `real`. Splits overlap: the p-value says where
-    `observed` lies among the baselines and is no more exact than that.
+    Real states of different documents already differ, so 0 and 0.5 are not the values without drift. In each of
+    `n_splits` splits the real documents are halved; one half is held against x and against the other half, with equally
+    many rows. Documents of `x` should be others than those of `real`. Splits overlap: the p-value is the rank of
+    `observed` among the baselines and no more exact than that.
 
     Raises:
         ValueError: fewer than 20 rows of x or in half of the real documents; fewer than 10 documents (or than 5 of x);
@@ -171,8 +171,8 @@ def set_drift(
 
 def _both(x: Tensor, x_groups: Tensor, y: Tensor, y_groups: Tensor, seed: int) -> tuple[float, float]:
     """Energy distance and classifier AUROC."""
-    told = classifier_auroc(x, y, x_groups=x_groups, y_groups=y_groups, seed=seed)
-    return energy_distance(x, y), told
+    separation = classifier_auroc(x, y, x_groups=x_groups, y_groups=y_groups, seed=seed)
+    return energy_distance(x, y), separation
 
 
 def _halves(groups: Int[Tensor, " row"], seed: int) -> tuple[Int[Tensor, " half"], Int[Tensor, " other_half"]]:

@@ -1,7 +1,6 @@
 """`TrainSettings` run: channels trained on the tuning half of a task, one file each."""
 
 import pandas as pd
-from rich.console import Console
 
 from latentcomm._core.names import check_name
 from latentcomm.channels.catalogue import LEARNED
@@ -10,6 +9,7 @@ from latentcomm.experiments.job import Job, Result
 from latentcomm.experiments.settings import listed
 from latentcomm.experiments.train_settings import TrainSettings
 from latentcomm.models.facts import describe
+from latentcomm.reporting.terminal import Console
 
 __all__ = ["run_train"]
 

@@ -3,19 +3,17 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, lru_cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from latentcomm._core.files import digest
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
-from latentcomm._core.stats import mcnemar_exact, paired_bootstrap, proportion_interval
 from latentcomm.channels.base import Channel, Deciding, Sharing, label
 from latentcomm.channels.message import Message, join
 from latentcomm.experiments.controls import CONTROLS, SELF, USUAL, Exchange, applies, true_message
@@ -28,7 +26,6 @@ MESSAGE = "message"
 """The condition in which the true message is sent."""
 ITEMS_AT_ONCE = 32
 """Items between two writes of a checkpoint: what an interrupted run loses at most."""
-NAN = float("nan")
 METRICS = ("free", "choices")
 """Free: the reply is judged right. Choices: the right choice has the highest logit."""
 
@@ -99,51 +96,18 @@ def evaluate(
         raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
     task = task if n is None else task.take(n, seed=seed)
     choices = draw_choices(task, receiver.first_token, seed=seed) if task.has_choices else [()] * len(task.items)
-    reply_tokens = task.reply_tokens if reply_tokens is None else reply_tokens
-    decoding = (reply_tokens, temperature, top_p)
-    models = None if checkpoint is None else _checkpoint_fingerprints(sender, receiver)
-    inputs = None if checkpoint is None else digest(models, channel, task, seed, ITEMS_AT_ONCE)
-
-    def records(kind: str, *decisive: Any) -> Records:
-        return Records.of(checkpoint, kind, 1, inputs, *decisive)
-
-    key = digest("said", channel.said, task, seed) if isinstance(channel, Sharing) else None
-
-    @cache
-    def sent() -> tuple[Message, Cost]:
-        if key is not None and told is not None and key in told:
-            return told[key]
-        shared = records("message") if key is None else Records.of(checkpoint, "message", 1, models, key, ITEMS_AT_ONCE)
-        result = _sent(lambda part: channel.send(sender, part, receiver=receiver), task, shared)
-        if key is not None and told is not None:
-            told[key] = result
-        return result
-
-    @lru_cache(maxsize=1)  # the conditions run one after another, and a message may be large
-    def message_under(name: str) -> tuple[Message, Cost]:
-        if name == SELF:  # the receiver runs to make it: it is saved and has a cost of its own
-            return _sent(lambda part: channel.own(receiver, part), task, records("own"))
-        message, cost = sent()
-        made = true_message if name == MESSAGE else CONTROLS[name]
-        return made(Exchange(channel, sender, receiver, task, message, seed)), cost
-
-    def conditions() -> list[str]:
-        return [MESSAGE, *(name for name in controls if applies(name, channel, receiver, sent()[0]))]
-
-    def trials_of(name: str, rows: range) -> list[dict[str, Any]]:
-        message, cost = message_under(name)
-        done = _trials(
-            channel, receiver, task, message, rows, choices, cost,
-            name=name, reply_tokens=reply_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        )  # fmt: skip
-        return [asdict(trial) for trial in done]
-
+    decoding = (task.reply_tokens if reply_tokens is None else reply_tokens, temperature, top_p)
+    prints = None if checkpoint is None else [print_of(sender), print_of(receiver)]
+    messages = _Messages(channel, sender, receiver, task, seed, checkpoint, prints, {} if told is None else told)
     trials: list[Trial] = []
-    names = records("conditions", choices, list(controls), *decoding).values("names", conditions)
+    saved = messages.records("conditions", choices, list(controls), *decoding)
+    names = saved.values("names", partial(_conditions, messages, controls))
     for name in track(names, channel.name, total=len(names), shown=progress and len(names) > 1):
-        saved = records("trials", choices, name, *decoding)
-        for rows in _chunks(len(task.items)):
-            trials += [Trial(**each) for each in saved.values(f"{rows.start:05d}", partial(trials_of, name, rows))]
+        saved = messages.records("trials", choices, name, *decoding)
+        message = cache(partial(messages.under, name))  # made where a trial is not saved yet, and once
+        for rows in chunks(len(task.items), ITEMS_AT_ONCE):
+            run = partial(_trials, channel, receiver, task, message, rows, choices, name, *decoding, seed)
+            trials += [Trial(**each) for each in saved.values(f"{rows.start:05d}", run)]
     return trials
 
 
@@ -155,6 +119,61 @@ class Cost:
     seconds: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Messages:
+    """The messages of a channel on a task, made when they are first needed.
+
+    Attributes:
+        prints: what both models are saved under, None without a checkpoint.
+        told: the messages sent so far, by what was sent; channels that send the same share them.
+    """
+
+    channel: Channel
+    sender: Model
+    receiver: Model
+    task: Task
+    seed: int
+    checkpoint: str | os.PathLike[str] | None
+    prints: list[list[Any]] | None
+    told: MutableMapping[str, tuple[Message, Cost]]
+
+    def under(self, condition: str) -> tuple[Message, Cost]:
+        """The message of a condition: the true one, or what a control makes of it."""
+        if condition == SELF:  # the receiver runs to make it: it is saved and has a cost of its own
+            return _sent(partial(self.channel.own, self.receiver), self.task, self.records("own"))
+        message, cost = self.sent
+        make = true_message if condition == MESSAGE else CONTROLS[condition]
+        return make(Exchange(self.channel, self.sender, self.receiver, self.task, message, self.seed)), cost
+
+    @cached_property
+    def sent(self) -> tuple[Message, Cost]:
+        """The message that the sender sends."""
+        send = partial(self.channel.send, self.sender, receiver=self.receiver)
+        if not isinstance(self.channel, Sharing):
+            return _sent(send, self.task, self.records("message"))
+        key = digest("said", self.channel.said, self.task, self.seed)
+        if key not in self.told:
+            shared = Records.of(self.checkpoint, "message", 1, self.prints, key, ITEMS_AT_ONCE)
+            self.told[key] = _sent(send, self.task, shared)
+        return self.told[key]
+
+    def records(self, kind: str, *decisive: Any) -> Records:
+        """The saved pieces of a kind."""
+        return Records.of(self.checkpoint, kind, 1, self._inputs, *decisive)
+
+    @cached_property
+    def _inputs(self) -> str | None:
+        if self.checkpoint is None:
+            return None
+        return digest(self.prints, self.channel, self.task, self.seed, ITEMS_AT_ONCE)
+
+
+def _conditions(messages: _Messages, controls: Sequence[str]) -> list[str]:
+    """The true message, and the controls that apply to it."""
+    message, _ = messages.sent
+    return [MESSAGE, *(name for name in controls if applies(name, messages.channel, messages.receiver, message))]
+
+
 def forget_messages(checkpoint: str | os.PathLike[str]) -> None:
     """Delete the messages of a checkpoint; finished evaluations load without them."""
     for folder in Path(checkpoint).glob("*/"):
@@ -162,14 +181,15 @@ def forget_messages(checkpoint: str | os.PathLike[str]) -> None:
             shutil.rmtree(folder)
 
 
-def _chunks(n: int) -> Iterator[range]:
-    return (range(first, min(first + ITEMS_AT_ONCE, n)) for first in range(0, n, ITEMS_AT_ONCE))
+def chunks(n: int, size: int) -> list[range]:
+    """The rows 0 to n - 1 in ranges of `size`, the last one shorter: what runs together and is saved in one piece."""
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
 
 def _sent(send: Callable[[Task], Message], task: Task, records: Records) -> tuple[Message, Cost]:
     """The message of all items and its mean cost, computed in parts that are saved."""
     parts = []
-    for rows in _chunks(len(task.items)):
+    for rows in chunks(len(task.items), ITEMS_AT_ONCE):
         make = partial(_timed, send, _only(task, rows))
         parts.append(records.saved(f"{rows.start:05d}", make, Message.load))
     total, seconds = (sum(float(part.made_by[name]) for part in parts) for name in ("flops", "seconds"))
@@ -193,18 +213,17 @@ def _trials(
     channel: Channel,
     receiver: Model,
     task: Task,
-    message: Message,
+    sent: Callable[[], tuple[Message, Cost]],
     rows: Sequence[int],
     choices: Sequence[tuple[str, ...]],
-    sent: Cost,
-    *,
-    name: str,
+    condition: str,
     reply_tokens: int,
     temperature: float | int,
     top_p: float | int,
     seed: int,
-) -> list[Trial]:
-    """The trials of some items of a condition."""
+) -> list[dict[str, Any]]:
+    """The trials of some items of a condition, as they are saved."""
+    message, cost = sent()
     part_task = _only(task, rows)
     part_message = message if message.is_silent else message.select(list(rows))
     with recorded_passes() as passes:
@@ -228,7 +247,7 @@ def _trials(
                 item=item.id,
                 label=label(item),
                 channel=channel.name,
-                condition=name,
+                condition=condition,
                 reply=reply,
                 free=verdict.is_right,
                 pick=pick,
@@ -237,12 +256,12 @@ def _trials(
                 parsed=verdict.is_parsed,
                 message_bytes=sizes[position],
                 reply_tokens=decoded.n_tokens[position],
-                sender_flops=sent.flops,
+                sender_flops=cost.flops,
                 receiver_flops=flops(passes) / len(part_task.items),
-                seconds=sent.seconds + seconds / len(part_task.items),
+                seconds=cost.seconds + seconds / len(part_task.items),
             )
         )
-    return trials
+    return [asdict(trial) for trial in trials]
 
 
 def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
@@ -250,83 +269,18 @@ def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
     return options[int(logits[tokens].argmax())]
 
 
-def _checkpoint_fingerprints(sender: Model, receiver: Model) -> list[list[Any]]:
-    if sender.has_hooks or receiver.has_hooks:
+def print_of(model: Model) -> list[Any]:
+    """What a model's work is saved under: its weights, and how it reads and ends a text, which is not in them.
+
+    Raises:
+        ValueError: hooks are attached to it.
+    """
+    if model.has_hooks:
         raise ValueError(
-            "trials of a model with hooks attached cannot be saved, since the checkpoint's name does not "
-            "cover hooks; remove them, or leave the checkpoint out"
+            f"work of {model.name} with hooks attached cannot be saved, since the checkpoint's name does not cover "
+            "hooks; remove them, or leave the checkpoint out"
         )
-    return [[model.fingerprint, *_reading(model)] for model in (sender, receiver)]
-
-
-def _reading(model: Model) -> tuple[Any, ...]:
-    """How a model reads and ends a text, which is not in its weights."""
     if model.tokenizer is None:
-        return ()
-    return model.vocabulary, getattr(model.tokenizer, "chat_template", None), sorted(model.stop_ids)
-
-
-def to_table(trials: Sequence[Trial]) -> pd.DataFrame:
-    """One row a trial, the columns of `Trial`."""
-    return pd.DataFrame([asdict(trial) for trial in trials])
-
-
-def by_condition(trials: Sequence[Trial]) -> tuple[dict[tuple[str, str], dict[str, Trial]], list[str]]:
-    """For each channel and condition the trials by their items, and the items, which are the same under all.
-
-    Raises:
-        ValueError: channels that were not evaluated on the same items, or share a name.
-    """
-    outcomes: dict[tuple[str, str], dict[str, Trial]] = {}
-    for trial in trials:
-        of_item = outcomes.setdefault((trial.channel, trial.condition), {})
-        if trial.item in of_item:
-            raise ValueError(
-                f"item {trial.item!r} occurs twice under {trial.channel}, {trial.condition}; give every channel a "
-                "unique name, and each of its trials once"
-            )
-        of_item[trial.item] = trial
-    items = list(next(iter(outcomes.values()), ()))
-    if any(set(of_item) != set(items) for of_item in outcomes.values()):
-        raise ValueError("the channels were evaluated on different items and cannot be compared in pairs")
-    return outcomes, items
-
-
-def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
-    """One row a channel, condition and metric: its accuracy with an interval, and paired tests against baselines.
-
-    Columns: channel, condition, metric, n, correct, accuracy with its 95 % Wilson interval (low, high); the paired
-    difference to silent with its 95 % bootstrap interval over items (over_silent, over_silent_low, over_silent_high);
-    the exact McNemar p-values against silent and against this channel's own shuffled message (p_silent, p_shuffled),
-    not corrected for the number of comparisons. Columns that do not apply are NaN.
-
-    Raises:
-        ValueError: channels that were not evaluated on the same items, or share a name.
-    """
-    outcomes, items = by_condition(trials)
-    records = []
-    for (channel, condition), of_item in outcomes.items():
-        silent = outcomes.get(("silent", MESSAGE)) if channel != "silent" else None
-        other = outcomes.get((channel, "shuffled")) if condition == MESSAGE else None
-        metrics = METRICS if all(trial.choices is not None for trial in of_item.values()) else METRICS[:1]
-        for metric in metrics:
-            right = _right(of_item, items, metric)
-            low, high = proportion_interval(sum(right), len(right))
-            record: dict[str, object] = {"channel": channel, "condition": condition, "metric": metric, "n": len(right)}
-            record |= {"correct": sum(right), "accuracy": sum(right) / len(right), "low": low, "high": high}
-            record |= dict.fromkeys(
-                ("over_silent", "over_silent_low", "over_silent_high", "p_silent", "p_shuffled"), NAN
-            )
-            if silent is not None:
-                silent_right = _right(silent, items, metric)
-                gain = paired_bootstrap(right, silent_right, seed=seed)
-                record |= {"over_silent": gain.difference, "over_silent_low": gain.low, "over_silent_high": gain.high}
-                record |= {"p_silent": mcnemar_exact(right, silent_right).p_value}
-            if other is not None:
-                record["p_shuffled"] = mcnemar_exact(right, _right(other, items, metric)).p_value
-            records.append(record)
-    return pd.DataFrame(records)
-
-
-def _right(of_item: Mapping[str, Trial], items: Sequence[str], metric: str) -> list[bool]:
-    return [bool(getattr(of_item[item], metric)) for item in items]
+        return [model.fingerprint]
+    template = getattr(model.tokenizer, "chat_template", None)
+    return [model.fingerprint, model.vocabulary, template, sorted(model.stop_ids)]

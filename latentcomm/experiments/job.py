@@ -10,15 +10,15 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from rich.console import Console
 
 from latentcomm import models
-from latentcomm._core.files import digest, written_whole
+from latentcomm._core.files import digest
 from latentcomm.experiments.settings import Settings, TaskSettings
 from latentcomm.models import Model
 from latentcomm.models.facts import describe
-from latentcomm.reporting.publish import Published, plain, provenance
+from latentcomm.reporting.publish import Published, plain, provenance, write_table
 from latentcomm.reporting.publish import publish as publish_figure
+from latentcomm.reporting.terminal import Console
 from latentcomm.tasks.base import Task
 from latentcomm.tasks.catalogue import make_task
 
@@ -192,6 +192,5 @@ def publish_all(
         for ending, drawing in figures.items()
     ]  # fmt: skip
     if trials is not None and not trials.empty:
-        with written_whole(folder / f"{name}_trials.csv") as draft:
-            trials.to_csv(draft, index=False, lineterminator="\n")
+        write_table(trials, folder / f"{name}_trials.csv")
     return published

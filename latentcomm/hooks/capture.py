@@ -51,9 +51,7 @@ class Activations:
         lengths = self.mask.sum(1)
         position = position.to(lengths.device)
         if ((position < -lengths) | (position >= lengths)).any():
-            raise ValueError(
-                f"positions {position.tolist()} do not all lie inside prompts of {lengths.tolist()} tokens"
-            )
+            raise ValueError(f"positions {position.tolist()} are not all inside prompts of {lengths.tolist()} tokens")
         values = self._values(site)
         return values[torch.arange(len(values)), (position % lengths).to(values.device)]
 
@@ -224,7 +222,7 @@ def capture_to_disk(
 
     Every shard is written atomically; the same call after an interruption resumes after the last complete shard, and
     after damage it sets the damaged file aside as FILE.damaged and captures that shard again.
-    Memory is that of one shard of the sites, whatever the corpus. `skip_first` leaves out each prompt's first token
+    Memory is that of one shard of the sites, for any corpus. `skip_first` leaves out each prompt's first token
     (the attention sink), `last_only` saves each prompt's last token alone.
 
     Raises:

@@ -15,7 +15,7 @@ from latentcomm.models import Hook, Model
 from latentcomm.models.prompts import Prompts
 
 TOKENS_PER_BATCH = 8192
-"""The largest number of prompt and reply tokens in one batch: bounds the cache, whatever the number of prompts."""
+"""The largest number of prompt and reply tokens in one batch: bounds the cache, for any number of prompts."""
 
 
 @dataclass(frozen=True, eq=False)

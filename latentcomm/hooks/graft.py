@@ -85,11 +85,11 @@ class Graft:
         rows = torch.arange(len(value), device=value.device)[:, None]
         own = value[rows, index]
         vector = self._wide().to(value.device, value.dtype)
-        n_rows, n_places = vector.shape[-3:-1]
+        n_rows, n_positions = vector.shape[-3:-1]
         if n_rows not in (1, len(value)):
             raise ValueError(f"{n_rows} rows of vectors for {len(value)} prompts; give one a prompt, or one for all")
-        if n_places not in (1, index.shape[1]):
-            raise ValueError(f"{n_places} vectors a row for {index.shape[1]} positions a row; they must agree")
+        if n_positions not in (1, index.shape[1]):
+            raise ValueError(f"{n_positions} vectors a row for {index.shape[1]} positions a row; they must agree")
         incoming = vector.expand(*vector.shape[:-3], len(value), index.shape[1], vector.shape[-1])
         out = value.clone()  # resid_post of one block and resid_pre of the next share memory
         fused = self.fusion(own, incoming)
@@ -121,8 +121,8 @@ class Graft:
         """The same graft with its positions, where a tensor names them, `shift` earlier in each row."""
         if not isinstance(self.position, Tensor):
             return self
-        places = self.position if self.position.ndim == 2 else self.position[:, None]
-        moved = torch.where(places < 0, places, places - shift.to(places.device)[:, None])
+        positions = self.position if self.position.ndim == 2 else self.position[:, None]
+        moved = torch.where(positions < 0, positions, positions - shift.to(positions.device)[:, None])
         return replace(self, position=moved)
 
     def _wide(self) -> Float[Tensor, "*sender batch n d_sender"]:
@@ -249,5 +249,5 @@ def span(prompts: Prompts, starts: Sequence[int], stops: Sequence[int]) -> Int[T
     for row, (start, stop, length) in enumerate(zip(starts, stops, prompts.lengths.tolist(), strict=True)):
         if start < 0 or stop > length:
             raise ValueError(f"span {start}..{stop} is outside prompt {row}, which has {length} tokens")
-    places = torch.tensor([list(range(start, stop)) for start, stop in zip(starts, stops, strict=True)])
-    return places + prompts.first[:, None]
+    positions = torch.tensor([list(range(start, stop)) for start, stop in zip(starts, stops, strict=True)])
+    return positions + prompts.first[:, None]

@@ -89,8 +89,8 @@ def pair_tokens(
 
     There both have read exactly the same text. Each document is cut after `max_tokens` tokens of either model; special
     tokens that a tokenizer adds (BOS) are read but give no rows. Of several tokens of one character (the bytes of "€")
-    only the last ends there. Where both tokenizers have one vocabulary and split every document alike, every token is a
-    row, special ones too, without matching.
+    only the last ends there. Where both tokenizers have one vocabulary and split every document into the same tokens,
+    every token is a row, special ones too, without matching.
 
     Raises:
         ValueError: no document, an empty one, fewer than 1 token, more than a model reads, a tokenizer without
@@ -149,9 +149,9 @@ def capture_paired(
         ValueError: the checkpoint is of other models or tokens.
         RuntimeError: the disk is full; finished parts are saved.
     """
-    alike = _read_alike(tokens) and one_model(sender, receiver)
+    is_one_side = _same_reading(tokens) and one_model(sender, receiver)
     sides = {"sender": (sender, tokens.sender, tokens.sender_position)}
-    if not alike:
+    if not is_one_side:
         sides["receiver"] = (receiver, tokens.receiver, tokens.receiver_position)
     records = Records(None if checkpoint is None else Path(checkpoint))
     if records.folder is not None:
@@ -172,8 +172,8 @@ def capture_paired(
         )
         found[role][:, rows] = records.tensors(f"{role}-{number:05d}", read)["states"]
     x = found["sender"]
-    places = (tokens.document, tokens.sender_position, tokens.receiver_position)
-    return PairedStates(x, x if alike else found["receiver"], *places)
+    rows_of = (tokens.document, tokens.sender_position, tokens.receiver_position)
+    return PairedStates(x, x if is_one_side else found["receiver"], *rows_of)
 
 
 def _states(
@@ -217,7 +217,7 @@ def _parts(tokens: PairedTokens) -> list[tuple[int, int]]:
     return [*parts, (start, len(tokens.sender))]
 
 
-def _read_alike(tokens: PairedTokens) -> bool:
+def _same_reading(tokens: PairedTokens) -> bool:
     """Whether both sides read the same ids at the same positions."""
     if tokens.sender is tokens.receiver:
         return torch.equal(tokens.sender_position, tokens.receiver_position)
@@ -259,8 +259,8 @@ def _ends(model: Model, documents: Sequence[str], ids: list[list[int]]) -> list[
         encoding = plain.encode(text)
         if encoding.ids != row:
             raise RuntimeError(f"the tokenizer of {model.name} cuts document {number} in two ways; report this text")
-        places = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-        found.append({end: token for token, ((_, end), special) in enumerate(places) if not special and end > 0})
+        spans = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        found.append({end: token for token, ((_, end), special) in enumerate(spans) if not special and end > 0})
     return found
 
 

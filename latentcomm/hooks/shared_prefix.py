@@ -94,7 +94,7 @@ def climb(
 ) -> Float[Tensor, "write row d_model"]:
     """The residual stream after the last block, at the last token, of every row that joined at every write layer.
 
-    `join(layer, own)` gives the `n_rows` states that join after block `layer` in place of the ungrafted `own` at the
+    `join(layer, own)` gives the `n_rows` states that join after block `layer` instead of the ungrafted `own` at the
     write position; below that layer such a row would be the ungrafted one and is not computed. `observe(layer, own,
     rows)` is called with the states at the write position after every block from the first write layer on: the
     ungrafted state, and the rows that joined so far, by write layer (ascending) and then by row.
@@ -159,7 +159,7 @@ def _prefix_and_self(scores: Float[Tensor, "1 head row pos"]) -> Float[Tensor, "
     """The scores of each packed row for the prefix and for itself alone: those that a plain run has, in the same order.
 
     A softmax over all rows with the others masked would add its terms in another order: transformers computes it in
-    float32 whatever the model's dtype, so that would show in the eighth digit.
+    float32 for any dtype of the model, so that would show in the eighth digit.
     """
     prefix, rows = scores[..., : -scores.shape[-2]], scores[..., -scores.shape[-2] :]
     return torch.cat([prefix, rows.diagonal(dim1=-2, dim2=-1)[..., None]], -1)

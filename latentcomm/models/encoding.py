@@ -1,4 +1,4 @@
-"""Texts to token ids: the one place that decides about special tokens."""
+"""Texts to token ids: the one module that decides about special tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,9 @@ from latentcomm.models.base import Model
 from latentcomm.models.prompts import Prompts, Template
 
 Halves = tuple[list[int], list[int]]
-"""The ids of a prompt before a gap and behind it."""
+"""The ids of a prompt before a gap and after it."""
 _GAP = "\N{OBJECT REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
-"""Stands in the user's turn where the gap is, until the chat template has been written around it."""
+"""Marks the gap in the user's turn until the chat template has been written around it."""
 
 
 def encode(
@@ -17,7 +17,7 @@ def encode(
 ) -> Prompts:
     """Token ids of texts, padded on the right.
 
-    `"raw"` takes a text as it stands, with the special tokens that the model's own tokenizer adds (SmolLM2's adds
+    `"raw"` takes a text as it is, with the special tokens that the model's own tokenizer adds (SmolLM2's adds
     none); `"chat"` makes it the user's turn and opens the assistant's. `prepend_bos` forces a BOS token or its
     absence.
 
@@ -40,19 +40,19 @@ def encode(
 
 
 def around_gap(model: Model, before: str, after: str, *, template: Template) -> Halves:
-    """The ids of a prompt on either side of a gap in the user's words, which stands between two texts.
+    """The ids of a prompt on either side of a gap between two texts in the user's turn.
 
-    The halves are cut into tokens by themselves. Special tokens that the tokenizer adds to raw text stand around both.
+    Each half is tokenized by itself. Special tokens that the tokenizer adds to raw text enclose both.
 
     Raises:
-        ValueError: no chat template, one that does not hold what the user says, or a tokenizer that changes a text when
+        ValueError: no chat template, one that does not contain the user's text, or a tokenizer that changes a text when
             it adds special tokens.
     """
     tokenizer = model.require_tokenizer()
     if template == "chat":
         head, gap, tail = _as_turn(model, before + _GAP + after).partition(_GAP)
         if not gap:
-            raise ValueError(f"the chat template of {model.name} drops or changes what a user says; use template='raw'")
+            raise ValueError(f"the chat template of {model.name} drops or changes the user's text; use template='raw'")
         return _bare(tokenizer, head), _bare(tokenizer, tail)
     if not after:
         return list(tokenizer(before).input_ids), []

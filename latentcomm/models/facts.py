@@ -1,4 +1,4 @@
-"""What metadata says of a model."""
+"""A model's entry in the metadata of results."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ __all__ = ["describe"]
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """What metadata says of a model."""
+    """A model's entry in the metadata of results."""
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,

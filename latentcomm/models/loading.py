@@ -19,11 +19,11 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 HUB_TIMEOUT_SECONDS = 10.0
-"""How long the hub may take to say whether it has a model."""
+"""How long the hub may take to answer whether it has a model."""
 
 
 def load_model(name_or_path: str | os.PathLike[str], *, dtype: str = "float32", device: str = "cpu") -> Model:
-    """A model with raw weights behind TransformerLens hook points.
+    """A model with raw weights and TransformerLens hook points.
 
     `name_or_path` is a built-in name (`latentcomm models` lists them; downloaded and converted once), a directory in
     transformers' format, a .gguf file, or the id of a model on the hub.
@@ -39,7 +39,7 @@ def load_model(name_or_path: str | os.PathLike[str], *, dtype: str = "float32", 
     except RuntimeError as error:
         raise ValueError(f"there is no device {device!r}; use 'cpu', or 'cuda' where there is one") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device here; use 'cpu'")
+        raise ValueError(f"device is {device!r}, but torch sees no CUDA device here; use 'cpu'")
     name = os.fspath(name_or_path)
     folder, gguf_file = _locate(name)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -146,7 +146,7 @@ def _locate(name: str) -> tuple[str, str | None]:
 
 
 def _check_hub(name: str) -> None:
-    """Ask the hub once whether it has a model that is not on this machine: its own client would try for a minute."""
+    """Query the hub once for a model that is not on this machine: its own client would try for a minute."""
     import huggingface_hub
 
     families = {known.split("-")[0]: known for known in weights.BUILT_IN}
@@ -159,7 +159,7 @@ def _check_hub(name: str) -> None:
         huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError) as error:
         raise ValueError(f"there is no model {name!r} here or on the hub; {hint}") from error
-    except Exception as error:  # whatever its HTTP library raises: they differ between versions
+    except Exception as error:  # any error of its HTTP library: they differ between versions
         raise RuntimeError(
             f"there is no model {name!r} on this machine, and the model hub could not be reached "
             f"({_first_line(error)}); {hint}"
@@ -171,10 +171,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _tokenizer_for_bridge(tokenizer: Any) -> Any:
-    """A copy for the bridge to boot with, so that it neither changes the tokenizer given nor asks a hub for one.
+    """A copy for the bridge to boot with, so that it neither changes the tokenizer given nor loads one from a hub.
 
     The bridge sets missing special tokens on its tokenizer, and loads it a second time by its name unless the tokenizer
-    says that it adds a BOS token already; `to_tokens` finds out by itself whether it does.
+    is marked as adding a BOS token; `to_tokens` finds out by itself whether it does.
     """
     if tokenizer is None:
         from tokenizers import Tokenizer

@@ -9,12 +9,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 Template = Literal["raw", "chat"]
-"""How a text becomes a prompt: as it stands, or as the user's turn of the model's own chat template."""
+"""How a text becomes a prompt: as it is, or as the user's turn of the model's own chat template."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Token ids of several texts. Padding may stand on either side: every consumer goes by the mask.
+    """Token ids of several texts. Padding may be on either side: every consumer uses the mask.
 
     Attributes:
         tokens: ids, padded to the longest text.

@@ -1,4 +1,4 @@
-"""A site: one place in the residual stream of a transformer, named by layer and stream."""
+"""A site: one hook point on the residual stream of a transformer, named by layer and stream."""
 
 import difflib
 from dataclasses import dataclass

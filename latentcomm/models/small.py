@@ -20,7 +20,7 @@ def word_tokenizer(words: Sequence[str]) -> Any:
     """A transformers tokenizer whose tokens are the given words, divided by white space, after `<pad> <unk> <eos>`.
 
     Raises:
-        ValueError: a word that is empty, holds white space, or stands twice.
+        ValueError: a word that is empty, holds white space, or is repeated.
 
     >>> word_tokenizer(["one", "two"])("two one").input_ids
     [4, 3]
@@ -34,7 +34,7 @@ def word_tokenizer(words: Sequence[str]) -> Any:
     if bad := [word for word in words if word.split() != [word]]:
         raise ValueError(f"{bad[0]!r} is no word; give words without white space")
     if len(set(every)) < len(every):
-        raise ValueError(f"a word stands twice among {len(every)}; name each once")
+        raise ValueError(f"a word is repeated among {len(every)}; name each once")
     backend = Tokenizer(WordLevel({word: number for number, word in enumerate(every)}, unk_token=UNKNOWN))
     backend.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, unk_token=UNKNOWN, eos_token=END)
@@ -51,7 +51,7 @@ def small_model(
     tied: bool = False,
     seed: int = 0,
 ) -> Model:
-    """An untrained Llama of these sizes (feed-forward four times the width) behind the seam.
+    """An untrained Llama of these sizes (feed-forward four times the width) as a `Model`.
 
     `tied` gives it one table for the words it reads and those it writes.
 
@@ -84,7 +84,7 @@ def small_model(
 def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
     """Write a model that `small_model` made, as it is now, as a transformers folder that `load_model` reads.
 
-    The folder is written whole or not at all; what stood there is replaced.
+    The folder is written whole or not at all; earlier content is replaced.
 
     Raises:
         ValueError: another kind of model, or a folder that holds something else.

@@ -18,7 +18,7 @@ from torch import Tensor
 PictureLike = Image.Image | str | os.PathLike[str]
 """A picture in memory, or the path of one."""
 BACKGROUND = (255, 255, 255)
-"""The colour behind transparent pixels: white."""
+"""The background colour of transparent pixels: white."""
 
 FILE = "preprocessor_config.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

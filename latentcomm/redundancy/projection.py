@@ -24,7 +24,7 @@ class Projection:
     Attributes:
         mean: m.
         directions: D, what is read from a state.
-        loadings: L, what each reading stands for in the state.
+        loadings: L, the direction in the state of each reading.
 
     Raises:
         ValueError: a part holds NaN or infinity, or they differ in dtype or device.
@@ -53,7 +53,7 @@ class Projection:
         """The part of each row in the subspace, with the mean; computed in float64, in the dtype of `rows`.
 
         Raises:
-            ValueError: the rows are not `d_model` wide, or lie on another device.
+            ValueError: the rows are not `d_model` wide, or are on another device.
         """
         return (self.mean.to(torch.float64) + self._inside(rows)).to(rows.dtype)
 
@@ -61,7 +61,7 @@ class Projection:
         """The rest of each row: what the subspace and the mean do not hold.
 
         Raises:
-            ValueError: the rows are not `d_model` wide, or lie on another device.
+            ValueError: the rows are not `d_model` wide, or are on another device.
         """
         inside = self._inside(rows)
         return (rows.to(torch.float64) - self.mean.to(torch.float64) - inside).to(rows.dtype)

@@ -73,7 +73,7 @@ def fit_predictable(
     M and c are the ridge regression of `a_rows` on `b_rows`, with the penalty of the best held-out error unless it is
     given (`latentcomm.alignment.fit_ridge`). `PredictabilityResidual(fit_predictable(b_rows, a_rows))` then grafts only
     a - (M b + c). On the rows given, the residual's covariance with b is penalty * M / n: exactly 0 at penalty 0, which
-    asks for many more rows than d_receiver. Pass `groups`, one document label a row, whenever several rows come from
+    needs many more rows than d_receiver. Pass `groups`, one document label a row, whenever several rows come from
     one document: neighbouring tokens otherwise leak between the folds. Report `.r_squared(b_rows, a_rows)` on rows that
     were not used here, or `measure_redundancy`.
 
@@ -97,7 +97,7 @@ def residual_map(predictable: AffineMap, *, into: AffineMap | None = None) -> Af
     out: a residual is a difference, and the difference of two mapped states has none.
 
     Raises:
-        ValueError: `into` does not take what `predictable` gives, or lies in another dtype or on another device.
+        ValueError: `into` does not take what `predictable` gives, or has another dtype or device.
 
     >>> residual = residual_map(AffineMap(torch.tensor([[2.0, 0.0]]), torch.tensor([1.0])))
     >>> residual, residual(torch.tensor([3.0, 9.0, 10.0]))
@@ -112,7 +112,7 @@ def residual_map(predictable: AffineMap, *, into: AffineMap | None = None) -> Af
         )
     elif (into.weight.dtype, into.weight.device) != (weight.dtype, weight.device):
         kinds = f"{into.weight.dtype} on {into.weight.device} but predictable {weight.dtype} on {weight.device}"
-        raise ValueError(f"into is {kinds}; make them alike")
+        raise ValueError(f"into is {kinds}; give both the same")
     else:
         reading = into.weight
     wide = reading.to(torch.float64)

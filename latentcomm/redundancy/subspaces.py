@@ -10,7 +10,7 @@ from latentcomm.redundancy.projection import Projection
 __all__ = ["principal_subspace", "shared_subspace"]
 
 SHARE_ROUNDING = 1e-12
-"""A share of the variance this close below the energy asked for has reached it: sums of squares round by less."""
+"""A share of the variance this close below the energy requested has reached it: sums of squares round by less."""
 
 
 def principal_subspace(
@@ -63,8 +63,8 @@ def shared_subspace(
 ) -> Projection:
     """Return the projection of x on the canonical directions that it shares most with y, strongest first.
 
-    How many is said in one of three ways: `rank` of them; as few as hold the share `energy` of x's variance; or all
-    whose canonical correlation is at least `correlation`. With D the canonical directions of x (variates Z = X_c D,
+    Their number is given in one of three ways: `rank` of them; as few as hold the share `energy` of x's variance; or
+    all whose canonical correlation is at least `correlation`. With D the canonical directions of x (variates Z = X_c D,
     Z'Z = I) and loadings L = X_c'Z, keep(x) is the regression of x on its variates, which hold |l_i|^2 of its variance
     each, and drop(x) has on these rows no covariance with them: its strongest canonical correlation with y is the next
     one. The projection lives in x's space; swap the arguments for y's.
@@ -72,7 +72,7 @@ def shared_subspace(
     Source: Hotelling 1936, "Relations between two sets of variates".
 
     Raises:
-        ValueError: no more rows than d_sender + d_receiver (some correlations would be 1 whatever the data); not
+        ValueError: no more rows than d_sender + d_receiver (some correlations would be 1 for any data); not
             exactly one of rank, energy and correlation; a rank outside 1..the number of canonical pairs; an energy or
             correlation outside 0..1, or that no or not all pairs together reach; or a row that is not finite.
 
@@ -118,16 +118,16 @@ def _pairs_with_energy(shares: Float[Tensor, " rank"], energy: float) -> int:
     held = shares.cumsum(0)
     if len(held) == 0 or float(held[-1]) < energy - SHARE_ROUNDING:
         most = float(held[-1]) if len(held) else 0.0
-        raise ValueError(f"energy is {energy} but all {len(held)} canonical pairs hold {most:.4g}; ask for less")
+        raise ValueError(f"energy is {energy} but all {len(held)} canonical pairs hold {most:.4g}; lower it")
     return int((held < energy - SHARE_ROUNDING).sum()) + 1
 
 
 def _pairs_with_correlation(correlations: Float[Tensor, " rank"], least: float) -> int:
     """How many pairs are correlated at least so strongly."""
     if not 0 < least <= 1:
-        raise ValueError(f"correlation is {least}; canonical correlations lie between 0 and 1")
+        raise ValueError(f"correlation is {least}; canonical correlations are between 0 and 1")
     found = int((correlations >= least).sum())
     if found == 0:
         strongest = float(correlations[0]) if len(correlations) else 0.0
-        raise ValueError(f"correlation is {least} but the strongest pair has {strongest:.4g}; ask for less")
+        raise ValueError(f"correlation is {least} but the strongest pair has {strongest:.4g}; lower it")
     return found

@@ -58,37 +58,39 @@ class Page:
         *,
         shades: Sequence[Sequence[str]] | None = None,
         caption: str = "",
-        words: bool = False,
+        as_text: bool = False,
         group: int = 0,
     ) -> None:
         """A table; the first column names its row. `shades` gives each further cell its background.
 
-        With `words` its cells begin at the left, as text does; with `group` a line stands above every so many rows.
+        With `as_text` its cells are left-aligned, as text is; with `group` a line is drawn above every so many rows.
         """
-        kind = " class='words'" * words
+        kind = " class='text'" * as_text
         lines = [f"<caption>{html.escape(caption)}</caption>"] * bool(caption)
         lines.append(
             "<thead><tr>" + "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in head) + "</tr></thead>"
         )
-        for place, (name, *cells) in enumerate(rows):
-            looks = (
-                [f" style='background:{colour}'" if colour else "" for colour in shades[place]]
+        for index, (name, *cells) in enumerate(rows):
+            attributes = (
+                [f" style='background:{colour}'" if colour else "" for colour in shades[index]]
                 if shades
                 else [""] * len(cells)
             )
-            body = "".join(f"<td{look}>{html.escape(cell)}</td>" for cell, look in zip(cells, looks, strict=True))
-            start = " class='start'" * (group > 0 and place > 0 and place % group == 0)
+            body = "".join(
+                f"<td{attribute}>{html.escape(cell)}</td>" for cell, attribute in zip(cells, attributes, strict=True)
+            )
+            start = " class='start'" * (group > 0 and index > 0 and index % group == 0)
             lines.append(f"<tr{start}><th scope='row'>{html.escape(name)}</th>{body}</tr>")
         self._parts.append(f"<div class='wide'><table{kind}>{''.join(lines)}</table></div>")
 
     def figure(self, figure: go.Figure) -> None:
-        """A figure, drawn where it stands."""
+        """A figure, drawn at this point of the page."""
         name = f"figure-{len(self._figures) + 1}"
         self._figures[name] = figure_json(figure)
         self._parts.append(f"<div class='wide'><div id='{name}' class='figure'></div></div>")
 
     def links(self, entries: Mapping[str, str]) -> None:
-        """Files beside the page, with what each holds."""
+        """Files in the page's folder, with what each holds."""
         lines = (
             f"<li><a href='{html.escape(file)}'>{html.escape(file)}</a>: {html.escape(what)}</li>"
             for file, what in entries.items()
@@ -96,7 +98,7 @@ class Page:
         self._parts.append(f"<ul>{''.join(lines)}</ul>")
 
     def html(self) -> str:
-        """The whole page; plotly stands in it once."""
+        """The whole page; it includes plotly once."""
         figures: dict[str, Any] = {name: json.loads(text) for name, text in self._figures.items()}
         return PAGE.format(
             title=html.escape(self.title),
@@ -136,7 +138,7 @@ th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid #e3e3e3; text-align:
 tr.start th, tr.start td {{ border-top: 1px solid #8c8c8c; }}
 thead th {{ border-bottom: 1px solid #1a1a1a; font-weight: 600; }}
 th[scope=row], thead th:first-child {{ text-align: left; font-weight: 500; }}
-.words td {{ text-align: left; overflow-wrap: anywhere; }}
+.text td {{ text-align: left; overflow-wrap: anywhere; }}
 .findings dt {{ font-weight: 600; margin-top: 0.8rem; }}
 .findings dd {{ margin: 0.1rem 0 0; }}
 .notes {{ font-size: 0.95rem; background: #f4f4f4; padding: 0.6rem 0.9rem; margin: 0.4rem 0 1rem; }}

@@ -1,4 +1,4 @@
-"""A figure with all that stands behind it: its data, its settings, and the code, models and machine that made it."""
+"""A figure with its provenance: its data, its settings, and the code, models and machine that made it."""
 
 import contextlib
 import csv
@@ -38,7 +38,7 @@ class Published:
     Attributes:
         data: NAME.csv, all that the plot sees; floats in full.
         figure: NAME.json, the figure as plotly reads it.
-        meta: NAME.meta.json, how it came about; what lies under `not_compared` differs from run to run.
+        meta: NAME.meta.json, its provenance; the values under `not_compared` differ from run to run.
         page: NAME.html, the figure as a page that needs nothing else.
     """
 
@@ -59,7 +59,7 @@ def publish(
     models: Mapping[str, Any],
     run: Mapping[str, Any] | None = None,
 ) -> Published:
-    """Write a figure, its data, its page and how it came about; all four, or none where one cannot be written.
+    """Write a figure, its data, its page and its provenance; all four, or none where one cannot be written.
 
     Args:
         figure: what a plot made of `table` and `settings`.
@@ -73,7 +73,7 @@ def publish(
 
     Raises:
         ValueError: a name that is no file name, a table its CSV would not give back, or settings without plain form.
-        RuntimeError: the disk is full or the folder cannot be written; what stood there is still there.
+        RuntimeError: the disk is full or the folder cannot be written; earlier files remain as they were.
     """
     paths = _paths(name, folder)
     record = {
@@ -91,7 +91,17 @@ def publish(
 
 def provenance(outputs: Path) -> dict[str, Any]:
     """The versions of packages, the commit (whether anything outside `outputs` differs from it) and the machine."""
-    return {"versions": _versions(), "code": _code(outputs), "machine": machine()}
+    return {"versions": versions(), "code": _code(outputs), "machine": machine()}
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as a CSV, whole or not at all.
+
+    Raises:
+        RuntimeError: the disk is full or the folder cannot be written.
+    """
+    with written_whole(path) as draft:
+        table.to_csv(draft, index=False, lineterminator="\n")
 
 
 def replot(name: str, folder: str | os.PathLike[str], plot: Plot) -> Published:
@@ -111,7 +121,7 @@ def check_replot(name: str, folder: str | os.PathLike[str], plot: Plot) -> None:
 
     Raises:
         ValueError: the figure was never published there.
-        RuntimeError: it is not, with the first place where the two differ.
+        RuntimeError: it is not, with the first entry at which the two differ.
     """
     paths = _paths(name, folder)
     drawn = json.loads(figure_json(plot(*_published(paths))))
@@ -176,8 +186,8 @@ def image(figure: go.Figure, path: str | os.PathLike[str]) -> Path:
     except ImportError as error:
         raise RuntimeError(f"{NEEDS}; kaleido is not installed") from error
     document = figure.to_dict()
-    for place, trace in enumerate(document["data"]):
-        trace["uid"] = f"{place:06x}"  # or plotly draws one
+    for index, trace in enumerate(document["data"]):
+        trace["uid"] = f"{index:06x}"  # or plotly draws one
     options = {"format": kind, "scale": PNG_SCALE if kind == "png" else 1}
     options |= {"width": figure.layout.width or 700, "height": figure.layout.height or 500}
     try:
@@ -220,7 +230,7 @@ def _paths(name: str, folder: str | os.PathLike[str]) -> Published:
 
 
 def _write(texts: Mapping[Path, str]) -> None:
-    """Write files that belong together: all drafts are on the disk before the first takes its place."""
+    """Write files that belong together: all drafts are on the disk before the first replaces a file."""
     with contextlib.ExitStack() as stack:
         for path, text in texts.items():
             stack.enter_context(written_whole(path)).write_bytes(text.encode("utf-8"))
@@ -228,7 +238,7 @@ def _write(texts: Mapping[Path, str]) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")  # read_text would turn every line end into LF
+        return path.read_bytes().decode("utf-8")  # read_text would make every line end LF
     except FileNotFoundError as error:
         raise ValueError(f"{path.name} is not in {path.parent}; run the analysis that publishes it first") from error
 
@@ -248,16 +258,9 @@ def _csv(table: pd.DataFrame) -> str:
         raise ValueError(f"the column {wrong[0]!r} has no name of its own; name every column by text, once")
     if table.index.nlevels > 1 or table.index.name is not None:
         raise ValueError("the table has a named index, which its CSV leaves out; make it a column with reset_index()")
-    table = table.reset_index(drop=True).infer_objects()
-    for name in table.columns:
-        for wide in ("int64", "float64"):
-            dtype = table[name].dtype
-            if (
-                isinstance(dtype, np.dtype)
-                and dtype.kind in ("iu", "f")[wide == "float64"]
-                and np.can_cast(dtype, wide)
-            ):
-                table[name] = table[name].astype(wide)
+    table = pd.DataFrame(
+        {name: _widened(column) for name, column in table.reset_index(drop=True).infer_objects().items()}
+    )
     lines = zip(*(table[name].tolist() for name in table.columns), strict=True)
     text = "".join(",".join(map(_field, line)) + "\n" for line in [tuple(table.columns), *lines])
     back = _table(text)
@@ -269,6 +272,14 @@ def _csv(table: pd.DataFrame) -> str:
                 "a column is numbers, truth values, or text of which not all reads as those and none is empty"
             )
     return text
+
+
+def _widened(column: pd.Series) -> pd.Series:
+    """NumPy's integers as int64 and its floats as float64, the types that a CSV gives back, where these hold them."""
+    for wide, kinds in (("int64", "iu"), ("float64", "f")):
+        if isinstance(column.dtype, np.dtype) and column.dtype.kind in kinds and np.can_cast(column.dtype, wide):
+            return column.astype(wide)
+    return column
 
 
 def _field(value: Any) -> str:
@@ -317,21 +328,22 @@ def _differences(old: Any, new: Any, where: str = "figure") -> Iterator[str]:
         for name in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(name), new.get(name), f"{where}.{name}")
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for place, (before, after) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(before, after, f"{where}[{place}]")
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(before, after, f"{where}[{index}]")
     elif old != new:
         was, should = (json.dumps(value, ensure_ascii=False)[:60] for value in (old, new))
         yield f"{where} is {was} and should be {should}"
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that numbers depend on."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = None  # run from a checkout without being installed
-    return versions
+            found[package] = None  # run from a checkout without being installed
+    return found
 
 
 def _code(folder: Path) -> dict[str, Any]:
@@ -360,7 +372,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def machine() -> dict[str, Any]:
     """What the machine can do, not which one it is."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
-    accelerators = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
+    accelerators = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         accelerators.append("Apple MPS")
     return {

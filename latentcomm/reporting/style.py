@@ -1,4 +1,4 @@
-"""The look of every figure: the colours of conditions, the template, panels laid out in pixels, dots with intervals."""
+"""The style of every figure: colours of conditions, the template, panels laid out in pixels, dots with intervals."""
 
 import math
 import textwrap
@@ -25,7 +25,7 @@ MINUS = "\N{MINUS SIGN}"  # as plotly sets it along the axes
 
 
 class Style(NamedTuple):
-    """How a condition looks in every figure: a colour that colour-blind readers tell apart, and a shape that all do."""
+    """A condition's style in every figure: a colour safe for colour-blind sight, and a shape for all."""
 
     colour: str
     symbol: str
@@ -34,8 +34,8 @@ class Style(NamedTuple):
 def styles(names: Iterable[str]) -> dict[str, Style]:
     """The style of each name: its own from `STYLES`, else one of `SPARE_STYLES`.
 
-    An unknown name starts at a place in `SPARE_STYLES` fixed by its letters (CRC-32), and moves on while another name
-    of the same figure has that style, so that it keeps its looks from figure to figure wherever it can.
+    An unknown name starts at an index into `SPARE_STYLES` fixed by its letters (CRC-32), and moves on while another
+    name of the same figure has that style, so that its style is the same in every figure where that is possible.
 
     >>> styles(["replace", "my channel"])["replace"]
     Style(colour='#0072B2', symbol='circle')
@@ -43,9 +43,9 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
     given: dict[str, Style] = {}
     for name in dict.fromkeys(names):
         start = zlib.crc32(name.encode())
-        turns = [SPARE_STYLES[(start + turn) % len(SPARE_STYLES)] for turn in range(len(SPARE_STYLES))]
-        free = [style for style in turns if style not in given.values()]
-        given[name] = STYLES.get(name) or (free or turns)[0]
+        spare = [SPARE_STYLES[(start + step) % len(SPARE_STYLES)] for step in range(len(SPARE_STYLES))]
+        free = [style for style in spare if style not in given.values()]
+        given[name] = STYLES.get(name) or (free or spare)[0]
     return given
 
 
@@ -57,10 +57,10 @@ class Sheet:
     across: int
     down: int
 
-    def panel(self, place: int, spot: Sequence[int], x: dict[str, Any], y: dict[str, Any], head: str) -> dict[str, str]:
+    def panel(self, index: int, spot: Sequence[int], x: dict[str, Any], y: dict[str, Any], head: str) -> dict[str, str]:
         """Add a pair of axes at (left, bottom, width, height), and give what a trace needs to be drawn on them."""
         left, bottom, width, height = spot
-        number = str(place + 1) if place else ""
+        number = str(index + 1) if index else ""
         axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
         x = x | {"anchor": axes["yaxis"], "domain": _within(left / self.across, (left + width) / self.across)}
         y = y | {"anchor": axes["xaxis"], "domain": _within(bottom / self.down, (bottom + height) / self.down)}
@@ -93,7 +93,7 @@ class Sheet:
         self.figure.add_shape(spot, fillcolor=colour, line={"width": 0}, layer="below")
 
     def rule(self, axes: dict[str, str], height: int) -> None:
-        """Draw a thin line across a panel, at a height of its own axis (the how-manieth of named places)."""
+        """Draw a thin line across a panel, at a height of its own axis (on a category axis, the category's index)."""
         spot = {"x0": 0, "x1": 1, "xref": f"{axes['xaxis']} domain", "y0": height, "y1": height, "yref": axes["yaxis"]}
         self.figure.add_shape(spot, line={"color": MUTED, "width": 1}, layer="below")
 
@@ -149,7 +149,7 @@ def dots(
     *,
     named: bool = False,
 ) -> go.Scatter:
-    """Dots with their intervals; without any, what stands for them in the legend."""
+    """Dots with their intervals; without any, their legend entry."""
     interval = {
         "array": [row["high"] - row["accuracy"] for row in rows],
         "arrayminus": [row["accuracy"] - row["low"] for row in rows],
@@ -203,7 +203,7 @@ def chance_line(
 
 
 def colour_axis(bounds: Sequence[float | int], unit: str, x: float) -> dict[str, Any]:
-    """One sequential scale that colour-blind readers see, with its bar at a share `x` of the width."""
+    """One sequential scale safe for colour-blind sight, with its bar at a share `x` of the width."""
     bar = {"len": 1, "lenmode": "fraction", "outlinewidth": 0, "thickness": 12, "x": x, "xanchor": "left", "xpad": 0}
     bar |= {
         "tickfont": {"size": TICK_SIZE},
@@ -215,7 +215,7 @@ def colour_axis(bounds: Sequence[float | int], unit: str, x: float) -> dict[str,
 
 
 def layer_axis(layers: Sequence[int], title: str) -> dict[str, Any]:
-    """A numeric axis for layers in even steps, else a place a layer, so that all cells are of one size."""
+    """A numeric axis for layers in even steps, else a category a layer, so that all cells are of one size."""
     if not _even(layers):
         return {"title": {"text": title}, "type": "category", "range": [-0.5, len(layers) - 0.5]}
     step = layers[1] - layers[0] if len(layers) > 1 else 1
@@ -225,8 +225,8 @@ def layer_axis(layers: Sequence[int], title: str) -> dict[str, Any]:
     return {"title": {"text": title}, "range": ends, "tick0": first, "dtick": tick}
 
 
-def places(layers: Sequence[int]) -> list[int] | list[str]:
-    """What stands for each layer on its axis."""
+def layer_positions(layers: Sequence[int]) -> list[int] | list[str]:
+    """Each layer's position on its axis."""
     return list(layers) if _even(layers) else [str(layer) for layer in layers]
 
 
@@ -239,7 +239,7 @@ def _within(*ends: float) -> list[float]:
 
 
 def _legend_lines(entries: Sequence[str], width: int) -> int:
-    """A legend that needs more than one line stands in columns as wide as its widest entry."""
+    """A legend that needs more than one line has columns as wide as its widest entry."""
     needs = [48 + LETTER[TEXT_SIZE] * len(entry) for entry in entries]
     if sum(needs) <= width:
         return min(1, len(entries))
@@ -258,7 +258,7 @@ DEPTH = [
 DIVERGING = [[0.0, "#56B4E9"], [0.5, "#F7F7F7"], [1.0, "#E69F00"]]
 """Below, at and above a middle: the sky blue and the orange of Okabe & Ito 2008, on which dark text can be read."""
 TIGHT_LEGEND = {"tracegroupgap": 0}
-"""For legends of grouped traces, whose lines would stand further apart than a sheet has room for."""
+"""For legends of grouped traces, whose lines would be further apart than a sheet has room for."""
 SHARE_AXIS = {"range": [-0.03, 1.03], "tick0": 0, "dtick": 0.25, "showgrid": True, "gridcolor": GRID}
 _AXIS = {
     "automargin": False,

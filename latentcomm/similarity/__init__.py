@@ -1,4 +1,4 @@
-"""How alike two sets of activations are, row by row: many measures, each with its null and its claims."""
+"""How similar two sets of activations are, row by row: many measures, each with its null and its claims."""
 
 from latentcomm.similarity.cca import pwcca, svcca
 from latentcomm.similarity.cka import (

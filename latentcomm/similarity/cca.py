@@ -9,7 +9,7 @@ from latentcomm.similarity.checks import require_pair, require_rows
 __all__ = ["pwcca", "svcca"]
 
 LEAST_ROWS = 4
-"""Two centred rows lie on a line, and three correlate perfectly with any other three at widths of 2."""
+"""Two centred rows are collinear, and three correlate perfectly with any other three at widths of 2."""
 
 
 def svcca(
@@ -71,14 +71,14 @@ def _leading_components(rows: Float[Tensor, "row d_model"], energy: float | int)
     """Return the scores of the fewest principal components that hold this share of the variance."""
     left, sizes, _ = thin_svd(centred(rows)[0])
     held = sizes.square().cumsum(0) / sizes.square().sum()
-    kept = int((held < energy).sum()) + 1 if energy < 1 else sizes.shape[0]
-    return left[:, :kept] * sizes[:kept]
+    rank = int((held < energy).sum()) + 1 if energy < 1 else sizes.shape[0]
+    return left[:, :rank] * sizes[:rank]
 
 
 def _require_rows_for(
     x: Float[Tensor, "row d_sender"], rank_x: int, y: Float[Tensor, "row d_receiver"], rank_y: int
 ) -> None:
-    """Refuse rows so few that some canonical correlation is 1 whatever the data; more rows may also raise a rank."""
+    """Refuse rows so few that some canonical correlation is 1 for any data; more rows may also raise a rank."""
     n_rows = x.shape[0]
     needed = [rank if rank < n_rows - 1 else rows.shape[1] for rows, rank in ((x, rank_x), (y, rank_y))]
     if n_rows <= rank_x + rank_y:

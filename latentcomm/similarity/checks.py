@@ -1,4 +1,4 @@
-"""What every similarity asks of its rows before it computes anything."""
+"""What every similarity requires of its rows before it computes anything."""
 
 from collections.abc import Sequence
 
@@ -40,7 +40,7 @@ def require_pair(
     """Refuse row-paired sets that a similarity cannot be computed from; each sentence names the set and the number.
 
     Raises:
-        ValueError: x and y differ in their numbers of rows; fewer than `least_rows` of them (`why` is said after the
+        ValueError: x and y differ in their numbers of rows; fewer than `least_rows` of them (`why` follows the
             number), a width below `least_width`, NaN or infinite rows, rows that are all equal, or a column that is
             constant.
 
@@ -61,7 +61,7 @@ def require_pair(
 
 
 def require_rows(n_rows: int, least_rows: int, why: str = "") -> None:
-    """Refuse too few rows, saying how many are needed.
+    """Refuse too few rows, with how many are needed.
 
     Raises:
         ValueError: fewer than `least_rows` rows.
@@ -139,7 +139,7 @@ def ranges_of(
 ) -> Range:
     """Return the lowest and highest entry of every column seen so far, of at least 1 new row and those `known`.
 
-    Once every column has varied, the range stays as it is: all that is asked of it is which columns are constant, and
+    Once every column has varied, the range stays as it is: it only decides which columns are constant, and
     new rows cannot change that.
 
     Raises:
@@ -157,7 +157,7 @@ def ranges_of(
             " use another accumulator for another pair of models"
         )
     sums = [layers.sum()] if isinstance(layers, Tensor) else [layer.sum() for layer in layers]
-    if not all(bool(total.isfinite()) for total in sums):  # cheaper than to look for the rows, which few sums call for
+    if not all(bool(total.isfinite()) for total in sums):  # cheaper than to search all rows, which is rarely needed
         for number, layer in enumerate(layers):
             require_finite(layer, f"layer {number} of {name}")
     if known is not None and bool((known[0] < known[1]).all()):

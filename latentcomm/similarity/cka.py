@@ -25,7 +25,7 @@ BATCH_ROWS = 512
 def linear_cka(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"]) -> float:
     """Return the BIASED linear CKA, |X_c'Y_c|_F^2 / (|X_c'X_c|_F |Y_c'Y_c|_F), in [0, 1].
 
-    It rises with width over rows whatever the data: about 0.8 for independent Gaussian data of 8 rows and 32 and 48
+    It rises with width over rows for any data: about 0.8 for independent Gaussian data of 8 rows and 32 and 48
     dimensions. Use `debiased_cka` unless you compare with a published biased number.
 
     Source: Kornblith et al. 2019, arXiv:1905.00414.
@@ -46,8 +46,8 @@ def debiased_cka(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_rec
     """Return the debiased linear CKA: HSIC1(K, L) / sqrt(HSIC1(K, K) HSIC1(L, L)) with K = XX', L = YY'.
 
     HSIC1 is the unbiased estimator (`latentcomm.similarity.hsic`), so that independent data give 0 on average, and
-    negative values as often as positive ones: they are kept. It does not protect against outliers: a single attention
-    sink can decide it (`latentcomm.similarity.views`).
+    negative values as often as positive ones: they are not clipped. It does not protect against outliers: a single
+    attention sink can decide it (`latentcomm.similarity.views`).
 
     Source: Song et al. 2012 for HSIC1; Nguyen et al. 2021, arXiv:2010.15327, for its use in CKA.
 
@@ -125,7 +125,7 @@ def rbf_cka(
     """Return the debiased CKA of Gaussian kernels exp(-d^2 / (2 s^2)), s^2 = bandwidth^2 times the median of d^2.
 
     d is the Euclidean distance of two rows; the median is over all pairs of different rows, of each side its own. Large
-    bandwidths turn it into `debiased_cka`. It holds four n x n matrices in float64: 32 n^2 bytes, 3 GB at 10,000 rows.
+    bandwidths make it `debiased_cka`. It holds four n x n matrices in float64: 32 n^2 bytes, 3 GB at 10,000 rows.
 
     Source: Kornblith et al. 2019, arXiv:1905.00414 (bandwidths as shares of the median distance); debiased as above.
 

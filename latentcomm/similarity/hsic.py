@@ -19,8 +19,8 @@ ZERO_HSIC = 1e-12
 LEAST_ROWS = 4
 """The unbiased estimator divides by n - 3."""
 SUM_ENTRIES = 2**14
-"""Entries of Gram matrices whose products are summed in their own dtype before the sum goes on in float64: float32 sums
-of a million entries are off by 2e-5."""
+"""Entries of Gram matrices whose products are summed in their own dtype before the sum continues in float64: float32
+sums of a million entries are off by 2e-5."""
 
 
 def hsic1_from_grams(K: Float[Tensor, "row row"], L: Float[Tensor, "row row"]) -> Float[Tensor, ""]:

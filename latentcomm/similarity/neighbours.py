@@ -20,8 +20,8 @@ BLOCK_ENTRIES = 2**23
 def mutual_knn(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"], *, k: int = 10) -> float:
     """Return the mean share of a row's k nearest neighbours that it has in both spaces, in [0, 1].
 
-    Nearest by cosine, the row itself left out, nothing centred. Unrelated spaces give k / (n - 1). Rows that tie at the
-    k-th place share what is left of the k places equally, and an overlap counts a neighbour by the smaller of its two
+    Nearest by cosine, the row itself left out, nothing centred. Unrelated spaces give k / (n - 1). Rows that tie at
+    rank k share what is left of the k ranks equally, and an overlap counts a neighbour by the smaller of its two
     shares; without ties that is the plain overlap. So copies of a row (the same token twice at the embeddings) do not
     make the answer depend on the order of the rows.
 
@@ -50,7 +50,7 @@ def cknna(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"]
     With K the cosines of x, L those of y, each less its row's mean over all columns, and A(K, L) the sum of K_ij L_ij
     over the i != j where j is among the k nearest of i in x AND in y: A(K, L) / sqrt(A(K, K) A(L, L)). The definition
     is that of the paper's appendix; the published code takes an unbiased HSIC of the masked Gram matrices instead and
-    adds 1e-6 to the denominator, which gives other numbers. Ties at the k-th place count as in `mutual_knn`.
+    adds 1e-6 to the denominator, which gives other numbers. Ties at rank k count as in `mutual_knn`.
 
     Source: Huh et al. 2024, arXiv:2405.07987, appendix on CKNNA.
 
@@ -72,7 +72,7 @@ def cknna(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"]
         yy += float((near_y * similar_y.square()).sum())
     for own, name in ((xx, "x"), (yy, "y")):
         if own <= TIED**2 * x.shape[0] * k:
-            raise ValueError(f"all rows of {name} point the same way, and no neighbour stands out; centre them first")
+            raise ValueError(f"all rows of {name} point the same way, and none is nearest; centre them first")
     return xy / math.sqrt(xx * yy)
 
 
@@ -106,7 +106,7 @@ def _cosines(units: Float[Tensor, "row d_model"], block: slice) -> Float[Tensor,
 
 
 def _neighbour_shares(cosines: Float[Tensor, "block row"], block: slice, k: int) -> Float[Tensor, "block row"]:
-    """Return 1 for each of a row's k nearest and 0 for the others, the places left shared by those that tie."""
+    """Return 1 for each of a row's k nearest and 0 for the others, the ranks left shared by those that tie."""
     others = cosines.clone()
     others[torch.arange(others.shape[0]), torch.arange(block.start, block.stop)] = -torch.inf
     last = others.topk(k, dim=1).values[:, -1:]

@@ -21,7 +21,7 @@ QUANTILES = (0.025, 0.05, 0.5, 0.95, 0.975)
 Documents = Int[Tensor, " row"] | Sequence[int] | Sequence[str]
 """The document of each row."""
 GIVEN = "rows as given"
-"""The view of rows of which nobody said what was done to them."""
+"""The view of rows that were given without a description."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class Null:
 
 @dataclass(frozen=True)
 class Compared:
-    """A similarity with the rows and dims it was measured on, the nulls it stands against, and the view of the rows:
-    how they were scaled and which were left out, as `ResidualView.description` says it.
+    """A similarity with the rows and dims it was measured on, its nulls, and the view of the rows.
+
+    The view is how they were scaled and which were left out, as in `ResidualView.description`.
     """
 
     similarity: str
@@ -78,12 +79,12 @@ def compare(
     seed: int = 0,
     view: str = GIVEN,
 ) -> Compared:
-    """Return an entry of SIMILARITIES with its null of shuffled rows and, with documents, that of exchanged documents.
+    """Return an entry of SIMILARITIES with its null of shuffled rows and, given documents, that of permuted documents.
 
-    Shuffled rows show the bias of the estimator at these rows and dims, which is 0 for a debiased one whatever the
-    states share. Whether tokens of different texts are told apart, only exchanged documents show: give `documents` and
-    `positions` (each row's place in its document) whenever rows are tokens. `view` goes into the result: what was done
-    to the rows before, such as `residual_view(...).description`.
+    Shuffled rows show the bias of the estimator at these rows and dims, which is 0 for a debiased one regardless of
+    what the states share. Whether tokens of different texts are distinguished, only permuted documents show: give
+    `documents` and `positions` (each row's position in its document) whenever rows are tokens. `view` goes into the
+    result: what was done to the rows before, such as `residual_view(...).description`.
 
     Raises:
         ValueError: an unknown name, documents without positions or the reverse, or as the similarity and the pairings.
@@ -96,7 +97,7 @@ def compare(
     if name not in SIMILARITIES:
         raise ValueError(f"there is no similarity {name!r}; choose among {', '.join(SIMILARITIES)}")
     if (documents is None) != (positions is None):
-        raise ValueError("documents and positions go together; give both for the null of exchanged documents")
+        raise ValueError("documents and positions go together; give both for the null of permuted documents")
     similarity = SIMILARITIES[name]
     value = similarity(x, y, documents=documents)
     pairings = {"shuffled rows": shuffled_rows(x.shape[0], draws=draws, seed=seed)}
@@ -115,7 +116,7 @@ def null(
     kind: str,
     documents: Documents | None = None,
 ) -> Null:
-    """Return the numbers of the pairings; `rows` is the fewest that any of them kept.
+    """Return the numbers of the pairings; `rows` is the fewest of any of them.
 
     Raises:
         ValueError: no pairing, or as the similarity.
@@ -127,8 +128,8 @@ def null(
     values = []
     numbers = None if documents is None else _numbered(documents)
     for pairing in pairings:
-        kept = None if numbers is None else numbers[pairing.rows]
-        values.append(similarity(x[pairing.rows], y[pairing.partners], documents=kept))
+        labels = None if numbers is None else numbers[pairing.rows]
+        values.append(similarity(x[pairing.rows], y[pairing.partners], documents=labels))
     return Null(kind, fewest_rows(pairings), (x.shape[1], y.shape[1]), tuple(values))
 
 
@@ -140,7 +141,7 @@ def _numbered(documents: Documents) -> Int[Tensor, " row"]:
 
 
 def fewest_rows(pairings: Sequence[Pairing]) -> int:
-    """Return how many rows the smallest pairing keeps.
+    """Return how many rows the smallest pairing has.
 
     Raises:
         ValueError: no pairing.

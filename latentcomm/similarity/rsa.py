@@ -1,4 +1,4 @@
-"""Representational similarity analysis: do the same rows lie far apart in both spaces?"""
+"""Representational similarity analysis: are the same rows far apart in both spaces?"""
 
 import numpy as np
 import torch

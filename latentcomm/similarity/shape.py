@@ -14,7 +14,7 @@ def procrustes(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_recei
     """Return the nuclear norm of X_n'Y_n, both sides centred and divided by their Frobenius norm, in [0, 1].
 
     1 - p is half the smallest squared distance |X_n Q - Y_n|_F^2 over orthogonal Q, the narrower side filled up with
-    zero columns, which adds nothing to the norm. As biased CKA it rises with width over rows: show its null beside it.
+    zero columns, which adds nothing to the norm. As biased CKA it rises with width over rows: report it with its null.
 
     Source: Schoenemann 1966; as a similarity of representations, Williams et al. 2021, arXiv:2110.14739.
 

@@ -30,9 +30,9 @@ class Similarity:
         function: called with x and y, and `groups=` where `by_document`; `functools.partial` sets other options.
         blind_in_x: the members of INVARIANCES that, applied to x alone, leave the number as it was; all others move it.
         blind_in_y: the same for y.
-        symmetric: whether x and y may change places.
+        symmetric: whether x and y may be swapped.
         unbiased: whether unrelated rows give 0 on average, at any rows and widths.
-        by_document: whether it takes document labels, so that no document stands in two folds.
+        by_document: whether it takes document labels, so that no document is in two folds.
 
     >>> SIMILARITIES["debiased_cka"].symmetric, sorted(SIMILARITIES["mutual_knn"].blind_in_x)
     (True, ['isotropic_scaling', 'orthogonal', 'row_scaling'])

@@ -23,7 +23,7 @@ LayersX = Float[Tensor, "layer_x row_x d_sender"] | Sequence[Float[Tensor, "row_
 LayersY = Float[Tensor, "layer_y row_y d_receiver"] | Sequence[Float[Tensor, "row_y d_receiver"]]
 """The same rows at each layer of y."""
 Scaling = Callable[[Float[Tensor, "row _"]], Float[Tensor, "row _"]]
-"""What is done to the rows of one layer; `rms_normalised` unless told otherwise."""
+"""What is done to the rows of one layer; `rms_normalised` by default."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Sinks:
 
 @dataclass(frozen=True)
 class ResidualView:
-    """Layers of two models ready to compare, the rows they keep, the sinks found in each, and what was done to rows.
+    """Layers of two models ready to compare, the rows they include, the sinks found in each, and what was done to rows.
 
     `by_position` counts the rows left out for their position on either side, `scaling` names the function. `y_layers`
     is the same object as `x_layers` where both sides were, which spares memory and work.
@@ -70,7 +70,7 @@ class ResidualView:
 
     @property
     def description(self) -> str:
-        """What is compared, in the words that belong under every figure and table of it."""
+        """What is compared, as a sentence for the caption of every figure and table of it."""
         return (
             f"{self.scaling.replace('_', ' ')} rows; {self.left_out} of {len(self.keep)} left out as sinks, "
             f"{self.by_position} by position and {self.left_out - self.by_position} by a norm above "
@@ -105,13 +105,13 @@ def residual_view(
     (1, 1, 0)
     """
     one_side = y_layers is x_layers and positions_y is None
-    places_y = positions if positions_y is None else positions_y
+    counted_y = positions if positions_y is None else positions_y
 
-    def found(side: LayersX | LayersY, places: Int[Tensor, " _"]) -> Sinks:
-        return find_sinks(side, positions=places, norm_limit=norm_limit, sink_positions=sink_positions)
+    def found(side: LayersX | LayersY, counted: Int[Tensor, " _"]) -> Sinks:
+        return find_sinks(side, positions=counted, norm_limit=norm_limit, sink_positions=sink_positions)
 
     sinks_x = found(x_layers, positions)
-    sinks_y = sinks_x if one_side else found(y_layers, places_y)
+    sinks_y = sinks_x if one_side else found(y_layers, counted_y)
     if len(sinks_x.keep) != len(sinks_y.keep):
         raise ValueError(f"x has {len(sinks_x.keep)} rows but y {len(sinks_y.keep)}; pair them row by row")
     keep = sinks_x.keep & sinks_y.keep
@@ -120,7 +120,7 @@ def residual_view(
     scaled = rms_normalised if scaling is None else scaling
     x = [scaled(layer[keep.to(layer.device)]) for layer in x_layers]
     y = x if y_layers is x_layers else [scaled(layer[keep.to(layer.device)]) for layer in y_layers]
-    by_position = int(((positions < sink_positions) | (places_y < sink_positions)).sum())
+    by_position = int(((positions < sink_positions) | (counted_y < sink_positions)).sum())
     return ResidualView(x, y, keep, sinks_x, sinks_y, by_position, getattr(scaled, "__name__", repr(scaled)))
 
 
@@ -160,7 +160,7 @@ def find_sinks(
             raise ValueError(f"{len(positions)} positions for {len(layer)} rows of layer {number}; give one a row")
     past = (positions >= sink_positions).cpu()
     if not bool(past.any()):
-        raise ValueError(f"no row lies past the first {sink_positions} positions; capture longer documents")
+        raise ValueError(f"no row is past the first {sink_positions} positions; capture longer documents")
     long, found, by_layer = torch.zeros_like(past), [], []
     for number, layer in enumerate(layers):
         require_finite(layer, f"layer {number}")
@@ -176,7 +176,7 @@ def find_sinks(
 
 
 def rms_normalised(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    """Return each row divided by its root mean square: what a block behind an RMS norm reads, but for its gains.
+    """Return each row divided by its root mean square: what a block after an RMS norm reads, except for its gains.
 
     Computed in float64, returned in the dtype of the rows; no epsilon.
 

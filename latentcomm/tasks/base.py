@@ -8,20 +8,20 @@ from latentcomm.models.prompts import Template
 from latentcomm.tasks.judging import Begins, Judge, is_correct, refuse_empty_answers
 
 REPLY_TOKENS = 8
-"""Tokens a reply, unless a task says otherwise: "the Democratic Republic of the Congo" has seven."""
+"""Tokens of a reply where a task sets no limit of its own: "the Democratic Republic of the Congo" has seven."""
 DEFAULT_N_CHOICES = 20
-"""Answer choices an item when it has no candidates of its own: chance is 5 %, far below any channel worth a figure."""
+"""Answer choices of an item without candidates of its own: chance is 5 %, far below any channel worth a figure."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question: the sender knows what the receiver is asked.
+    """One question: the sender's text holds the answer, the receiver's text asks for it.
 
     `sender`, `receiver` and `skyline` are the texts for the sender, the receiver, and the one model that reads both.
-    `answers` are the accepted aliases, the canonical one first; `choice` is the literal string whose first token stands
-    for the answer when choices are scored (" Greece" has its space). `tags` are facts about the item to report by.
-    `candidates`, where given, are this item's own answer choices and take the place of the task's. `more_senders` are
-    the texts of further senders, each of whom knows another part; tasks of one sender have none.
+    `answers` are the accepted aliases, the canonical one first; `choice` is the literal string whose first token
+    represents the answer when choices are scored (" Greece" has its space). `tags` are facts about the item to report
+    by. `candidates`, where given, are this item's own answer choices and replace the task's. `more_senders` are the
+    texts of further senders, each with another part of the facts; tasks of one sender have none.
 
     Raises:
         ValueError: an empty text, no answers, or a choice that is not among the item's own candidates.
@@ -42,14 +42,14 @@ class Item:
     more_senders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tags", dict(self.tags))  # the item keeps its facts when the caller's dict changes
+        object.__setattr__(self, "tags", dict(self.tags))  # a copy, so that the caller's dict can change
         for name in ("id", "sender", "receiver", "skyline"):
             if not getattr(self, name).strip():
-                raise ValueError(f"item {self.id!r} has an empty {name}; every text of an item must say something")
+                raise ValueError(f"item {self.id!r} has an empty {name}; every text of an item must have content")
         if not all(text.strip() for text in self.more_senders):
-            raise ValueError(f"item {self.id!r} has an empty text in more_senders; every sender must read something")
+            raise ValueError(f"item {self.id!r} has an empty text in more_senders; every sender must read a text")
         if self.choice and not self.choice.strip():
-            raise ValueError(f"item {self.id!r} has an empty choice; every text of an item must say something")
+            raise ValueError(f"item {self.id!r} has an empty choice; every text of an item must have content")
         refuse_empty_answers(self.answers)
         if self.candidates is not None:
             _refuse_bad_candidates(f"item {self.id!r}", self.candidates)
@@ -61,11 +61,12 @@ class Item:
 class Task:
     """A named, ordered set of items, pure data.
 
-    `candidates` are the choice strings that distractors are drawn from, `template` says whether the texts are prompts
-    as they stand ("raw") or the user's turn of a chat ("chat"), `settings` are recorded with the results, and `strata`
-    names the tags along which `split` and `take` keep the proportions. Items of one value of the tag `together` never
-    part in a split: what is said of a person in one half is not asked about in the other. `judge` says whether a reply
-    of at most `reply_tokens` tokens is right. A task of free answers has no candidates, and its items an empty choice.
+    `candidates` are the choice strings that distractors are drawn from, `template` is "raw" where the texts are prompts
+    as they are, "chat" where they are the user's turn of a chat, `settings` are recorded with the results, and `strata`
+    names the tags along which `split` and `take` preserve the proportions. Items that share a value of the tag
+    `together` are never separated by a split: facts about a person in one half are not queried in the other. `judge`
+    decides whether a reply of at most `reply_tokens` tokens is right. A task of free answers has no candidates, and its
+    items an empty choice.
 
     Raises:
         ValueError: no items, a repeated id, a choice among no candidates, or a stratum that an item has no tag for.
@@ -117,8 +118,8 @@ class Task:
         """Two disjoint tasks (tune, test) that together hold every item, each in this task's order.
 
         By item, the tune side holds round(tune_fraction * n) items, and of every stratum its share to within one item.
-        With `group` (say `lambda item: item.tags["country"]`) items of one group never part; the sizes are then as near
-        as a random order of whole groups allows. The same seed gives the same split on every machine.
+        With `group` (such as `lambda item: item.tags["country"]`) items of one group are never separated; the sizes are
+        then as near as a random order of whole groups allows. The same seed gives the same split on every machine.
 
         Raises:
             ValueError: a fraction outside (0, 1), or one side would be empty.
@@ -253,7 +254,7 @@ def _choices_of(
     else:
         wanted, pool = DEFAULT_N_CHOICES if n_choices is None else n_choices, task.candidates
     if wanted < 2:
-        raise ValueError(f"{wanted} choices leave item {item.id!r} nothing to choose between; ask for at least 2")
+        raise ValueError(f"{wanted} choices leave item {item.id!r} nothing to choose between; request at least 2")
     by_token = {tokens[item.choice]: item.choice}
     for choice in rng.sample(pool, len(pool)):
         if len(by_token) == wanted:
@@ -263,7 +264,7 @@ def _choices_of(
     if len(by_token) < wanted:
         raise ValueError(
             f"item {item.id!r} has only {len(by_token)} of {wanted} choices with different first tokens among its "
-            f"{len(pool)} candidates; ask for fewer choices or give candidates that begin differently"
+            f"{len(pool)} candidates; request fewer choices or give candidates that begin differently"
         )
     chosen = list(by_token.values())
     rng.shuffle(chosen)

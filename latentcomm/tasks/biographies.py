@@ -1,4 +1,4 @@
-"""Biographies: the sender reads facts about a person, the receiver is only asked about the person."""
+"""Biographies: the sender reads facts about a person, the receiver reads only a question about the person."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from latentcomm.tasks.judging import Contains, Judge, Mentions, mentions
 BiographySenderForm = Literal["sentence", "primed"]
 Asked = Literal["questions", "biography"]
 OWN_PEOPLE = Path(__file__).with_name("biographies.jsonl")
-"""The people who come with the package: well-known ones of history, in its own words."""
+"""The people who come with the package: well-known ones of history, described in sentences written for it."""
 REPLY_TOKENS = {"questions": 24, "biography": 160}
 
 
@@ -26,22 +26,22 @@ def biographies(
     judge: Judge | None = None,
     reply_tokens: int | None = None,
 ) -> Task:
-    r"""People of a .jsonl file (or a hub data set of the same fields), and what is asked about them.
+    r"""People of a .jsonl file (or a hub data set of the same fields), and questions about them.
 
     Each record has a "name", "facts" (a list of sentences) and "questions", a list of objects with a "question" and its
-    "answers", the canonical one first. In a question "{name}" stands for the name. Without a source it is the 22 people
-    who come with the package, with three questions each.
+    "answers", the canonical one first. In a question "{name}" is replaced by the name. Without a source it is the 22
+    people who come with the package, with three questions each.
 
     The sender reads the facts, and if "primed" then the receiver's text; the skyline model reads both. The receiver
     reads, by `asked`:
 
     - "questions": an item a question, "Q: In which city was Marie Curie born?" and "A:" (in chat a request for a few
-      words in its place). Right when an answer stands in the reply (`judging.Contains`).
-    - "biography": an item a person, "Write a short biography of Marie Curie." Right when of every question an answer
-      stands in the reply (`judging.Mentions`, whose `share` gives the part).
+      words instead). Right when the reply contains an answer (`judging.Contains`).
+    - "biography": an item a person, "Write a short biography of Marie Curie." Right when the reply contains an answer
+      to every question (`judging.Mentions`, whose `share` is the part answered).
 
-    Another `judge` takes their place, such as a model (`model_judge.JudgedBy`). A receiver may know a famous person
-    without any message: look at silence first. Tags: name.
+    Another `judge` replaces these, such as a model (`model_judge.JudgedBy`). A receiver may know a famous person
+    without any message: check the silent baseline first. Tags: name.
 
     The task in outline: Ramesh and Li 2025, arXiv:2501.14082, after Du et al. 2024, arXiv:2305.14325.
 
@@ -87,9 +87,9 @@ class _Person:
 
 def _question_items(number: int, person: _Person, template: Template, form: BiographySenderForm) -> list[Item]:
     items = []
-    for place, (question, answers) in enumerate(person.questions):
+    for index, (question, answers) in enumerate(person.questions):
         text = {"raw": f"Q: {question}\nA:", "chat": f"{question} Answer in a few words."}[template]
-        items.append(_item(f"biography-{number}-{place}", person, text, answers, form))
+        items.append(_item(f"biography-{number}-{index}", person, text, answers, form))
     return items
 
 
@@ -121,9 +121,9 @@ def _person(row: Row) -> _Person:
             f'{row.where} has the questions {given!r}; give a list of at least one {{"question", "answers"}}'
         )
     questions = tuple(_question(each, number, name, facts, row.where) for number, each in enumerate(given, 1))
-    asked = [question for question, _ in questions]
-    if repeated := [question for number, question in enumerate(asked) if question in asked[:number]]:
-        raise ValueError(f"{row.where} asks {repeated[0]!r} twice; ask it once")
+    texts = [question for question, _ in questions]
+    if repeated := [question for number, question in enumerate(texts) if question in texts[:number]]:
+        raise ValueError(f"{row.where} has the question {repeated[0]!r} twice; leave one out")
     return _Person(name, facts, questions)
 
 
@@ -139,7 +139,7 @@ def _question(given: Any, number: int, name: str, facts: tuple[str, ...], where:
         if "|" in answer or not any(mark.isalnum() for mark in answer):
             raise ValueError(f"{where} has the answer {answer!r}; give letters or digits, and no stroke")
         if mentions(question, answer):
-            raise ValueError(f"{where} gives its answer {answer!r} away in {question!r}; ask otherwise")
+            raise ValueError(f"{where} gives its answer {answer!r} away in {question!r}; rephrase it")
     if not any(mentions(fact, answer) for fact in facts for answer in answers):
         raise ValueError(f"{where} has answers that no fact mentions ({', '.join(answers)}); the sender must know one")
     return question, answers

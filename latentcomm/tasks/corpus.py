@@ -10,11 +10,11 @@ from pathlib import Path
 from latentcomm._core.files import digest
 
 LEAST_DOCUMENTS = 10
-"""Documents are what is exchanged in a null and held out in a fold: fewer than two a fold of five show nothing."""
+"""A null permutes documents and a fold holds them out: fewer than two for each of five folds show nothing."""
 PASSAGE_CHARACTERS = 600
 """Paragraphs of a plain text file are gathered to passages of at least this length, some 130 tokens."""
 PUBLIC_DOMAIN = Path(__file__).parent / "data" / "public_domain.jsonl"
-"""The text that comes with the package; `NOTICE.md` beside it names each work and why it is in the public domain."""
+"""The text that comes with the package; the folder's `NOTICE.md` names each work and why it is in the public domain."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Corpus:
     Attributes:
         name: what it was read from, without its folder.
         documents: the texts. Tokens of one document are not independent; documents are taken to be.
-        sha256: SHA-256 over the documents in order: the same texts have it, whatever file they came from.
+        sha256: SHA-256 over the documents in order: the same texts have the same sum, from any file.
     """
 
     name: str
@@ -80,8 +80,8 @@ def _read(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise RuntimeError(f"{path} could not be read ({error.strerror})") from error
-    if (place := content.find(b"\0")) >= 0:
-        raise ValueError(f"{path} is no text: byte {place} is zero; give a file of UTF-8 text")
+    if (offset := content.find(b"\0")) >= 0:
+        raise ValueError(f"{path} is no text: byte {offset} is zero; give a file of UTF-8 text")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Countries: the sender knows at which landmark a person is, the receiver is asked for the country."""
+"""Countries: the sender reads at which landmark a person is, the receiver's prompt asks for the country."""
 
 import csv
 import re
@@ -27,13 +27,14 @@ def countries(
 
     - "sentence": "Alice is at the Colosseum."
     - "entity": "the Colosseum"
-    - "primed": "Alice is at the Colosseum. Alice is in the country of", so that its last token, too, stands before the
-      country. With a chat template it ends in the receiver's question instead.
+    - "primed": "Alice is at the Colosseum. Alice is in the country of", so that its last token, too, is the one
+      before the country. With a chat template it ends in the receiver's question instead.
 
     The receiver reads "Alice is in the country of", or as a chat turn "Which country is Alice in? Answer with the name
     of the country only."; the skyline model reads the sentence and then the receiver's text. Choices are " Italy" with
-    raw text and "Italy" with chat, where a reply starts without a space. `names` are the persons, in turn by landmark;
-    `fame=None` takes famous and obscure landmarks. The tags are fame, country and landmark; splits keep fame's share.
+    raw text and "Italy" with chat, where a reply starts without a space. `names` are the persons, one a landmark in
+    rotation; `fame=None` takes famous and obscure landmarks. The tags are fame, country and landmark; splits preserve
+    fame's share.
 
     Definition of the task: Ramesh and Li 2025, arXiv:2501.14082; the landmarks are this package's own.
 
@@ -117,7 +118,7 @@ def _read_landmarks(known: dict[str, _Country]) -> list[_Landmark]:
     ]
     unnamed = sorted({landmark.country for landmark in landmarks} - set(known))
     if unnamed:
-        raise RuntimeError(f"countries.csv speaks of {unnamed}, which country_names.csv does not name; add them there")
+        raise RuntimeError(f"countries.csv has {unnamed}, which country_names.csv does not name; add them there")
     return landmarks
 
 

@@ -1,4 +1,4 @@
-"""Rows of a task's data, from a local file or a hub data set, each with the place it stands at for complaints."""
+"""Rows of a task's data, from a local file or a hub data set, each with its location for error messages."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ class Row:
     """One record of a data file.
 
     Attributes:
-        where: its place as complaints name it, such as "line 3 of train.jsonl".
+        where: its location as error messages name it, such as "line 3 of train.jsonl".
         fields: what it holds.
 
     >>> Row("line 3 of train.jsonl", {"question": " How many? "}).text("question")
@@ -87,7 +87,7 @@ def read_rows(
 
     A `.jsonl` file holds an object a line, in UTF-8; empty lines are passed over. A `.csv` file has its column names in
     the first line; where `headless` is given and its first name is not there, these are the columns. `split` and
-    `subset` (a configuration) are of the hub alone; nothing is asked of the hub where a file of that name exists.
+    `subset` (a configuration) are of the hub alone; the hub is not contacted where a file of that name exists.
 
     Raises:
         ValueError: there is no such file and the name is no hub id, or the file is empty, binary, or broken at a line.
@@ -103,7 +103,7 @@ def read_rows(
     else:
         raise ValueError(f"there is no file {path}; give a {' or '.join(SUFFIXES)} file, or a hub data set owner/name")
     if not rows:
-        raise ValueError(f"{source} is empty; it has no record to ask about")
+        raise ValueError(f"{source} is empty; give a file with at least one record")
     return rows
 
 
@@ -137,8 +137,8 @@ def _read_text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise RuntimeError(f"{path} could not be read ({error.strerror})") from error
-    if (place := content.find(b"\0")) >= 0:
-        raise ValueError(f"line {_line(content, place)} of {path.name} has a zero byte; give a file of UTF-8 text")
+    if (offset := content.find(b"\0")) >= 0:
+        raise ValueError(f"line {_line(content, offset)} of {path.name} has a zero byte; give a file of UTF-8 text")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -146,8 +146,8 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"line {line} of {path.name} is no UTF-8 text ({error.reason}); convert the file") from error
 
 
-def _line(content: bytes, place: int) -> int:
-    return content.count(b"\n", 0, place) + 1
+def _line(content: bytes, offset: int) -> int:
+    return content.count(b"\n", 0, offset) + 1
 
 
 def _jsonl_rows(content: str, name: str) -> Iterator[Row]:
@@ -167,12 +167,12 @@ def _jsonl_rows(content: str, name: str) -> Iterator[Row]:
 
 def _csv_rows(content: str, name: str, headless: Sequence[str]) -> Iterator[Row]:
     """Records of a CSV file; one that runs over several lines is named by its first."""
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    records = csv.reader(io.StringIO(content, newline=""), strict=True)
     columns: list[str] = []
     begins = 1
     try:
-        for cells in reader:
-            begins, where = reader.line_num + 1, f"line {begins} of {name}"
+        for cells in records:
+            begins, where = records.line_num + 1, f"line {begins} of {name}"
             if not cells:
                 continue
             if not columns:

@@ -15,7 +15,7 @@ from latentcomm.tasks.shots import draw_shots
 
 SenderText = Literal["question", "hint"]
 SAMPLE = "sample"
-"""The source that names the problems that come with the package, for trying things out; far too few to measure on."""
+"""The source that names the problems that come with the package: for a first trial, far too few to measure on."""
 HUB_SUBSET = "main"
 REPLY_TOKENS = 320
 """Solutions of the data set have up to some 200 tokens."""
@@ -44,9 +44,9 @@ def gsm8k(
 
     Sender, receiver and skyline read the same: "Question: ...", and "Answer:" for raw text, or for a chat turn the
     request to think step by step and to end with "#### " and the number. With `sender_text="hint"` the sender and the
-    skyline model first read a hint: the solution without its last step, where it has more than one. Before the question
-    stand `n_shots` solved problems drawn with `seed` from `shots`: for a hub data set its own split `shots_split`
-    unless it says otherwise. Tags: steps (lines of the solution).
+    skyline model first read a hint: the solution without its last step, where it has more than one. The question is
+    preceded by `n_shots` solved problems drawn with `seed` from `shots`: by default, for a hub data set, its own split
+    `shots_split`. Tags: steps (lines of the solution).
 
     Cobbe et al. 2021, arXiv:2110.14168; the same question for both models: Ramesh and Li 2025, arXiv:2501.14082.
 
@@ -107,18 +107,18 @@ class _Problem:
 
 
 def _item(number: int, problem: _Problem, shots: tuple[str, ...], template: Template, sender_text: SenderText) -> Item:
-    asked = {
+    question = {
         "raw": f"Question: {problem.question}\nAnswer:",
         "chat": f"Question: {problem.question}\n{INSTRUCTION}",
     }[template]
-    receiver = "\n\n".join([*shots, asked])
+    receiver = "\n\n".join([*shots, question])
     hint = " ".join(problem.steps[:-1])
-    told = "\n\n".join([*shots, f"Hint: {hint}", asked]) if hint and sender_text == "hint" else receiver
+    sender = "\n\n".join([*shots, f"Hint: {hint}", question]) if hint and sender_text == "hint" else receiver
     return Item(
         id=f"gsm8k-{number}",
-        sender=told,
+        sender=sender,
         receiver=receiver,
-        skyline=told,
+        skyline=sender,
         answers=(problem.answer,),
         choice="",
         tags={"steps": str(len(problem.steps))},
@@ -137,6 +137,6 @@ def _problem(row: Row) -> _Problem:
         raise ValueError(f'{row.where} has no "####" in its answer; end it with a line "#### " and the number')
     value = answered_number(f"#### {number.strip()}") if number.strip() else None
     if value is None:
-        raise ValueError(f'{row.where} has no number behind the "####" of its answer, but {number.strip()!r}; write it')
+        raise ValueError(f'{row.where} has no number after the "####" of its answer, but {number.strip()!r}; write it')
     steps = tuple(line.strip() for line in solution.split("\n") if line.strip())
     return _Problem(row.text("question"), steps, written(value))

@@ -18,13 +18,13 @@ _APOSTROPHES = str.maketrans(
         "'",
     )
 )
-_WORD_GOES_ON = re.compile(r"[^\W_]|[-\N{HYPHEN}][^\W_]")
+_WORD_CONTINUES = re.compile(r"[^\W_]|[-\N{HYPHEN}][^\W_]")
 _WORD_BEFORE = re.compile(r"[^\W_][-\N{HYPHEN}]?$")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of a reply.
+    """A judge's verdict on a reply.
 
     Attributes:
         is_right: it holds the answer.
@@ -48,7 +48,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Begins:
-    """The reply begins with an accepted answer, as `is_correct` says; every reply but an empty one counts as parsed.
+    """The reply begins with an accepted answer, as `is_correct` defines; every reply but an empty one counts as parsed.
 
     >>> Begins()(" the United States, of course", ("United States",)).is_right
     True
@@ -115,11 +115,11 @@ class Letter:
 
 @dataclass(frozen=True)
 class Contains:
-    """An accepted answer stands anywhere in the reply as whole words, as `mentions` says.
+    """The reply contains an accepted answer as whole words, as `mentions` defines.
 
     That a reply denies the answer, or names several, is not seen: "not Warsaw" and "Warsaw or Paris" both hold
     "Warsaw". What comes after a further "Question:" is not read. Every reply but an empty one counts as parsed. `found`
-    is the canonical answer where any alias stands.
+    is the canonical answer where any alias occurs.
 
     >>> Contains()("She was born in Warsaw, Poland.", ("Warsaw", "Warszawa"))
     Verdict(is_right=True, is_parsed=True, found='Warsaw')
@@ -176,7 +176,7 @@ class Mentions:
 
 
 def mentions(reply: str, answer: str) -> bool:
-    """Whether an answer stands anywhere in the reply, as whole words.
+    """Whether an answer occurs anywhere in the reply, as whole words.
 
     Reply and answer are compared as in `is_correct` (diacritics, curly apostrophes, white space, case, a leading "the",
     abbreviations as written), and the answer must also begin where a word begins: "Oman" is not in "Romania".
@@ -187,10 +187,10 @@ def mentions(reply: str, answer: str) -> bool:
     refuse_empty_answers((answer,))
     plain_reply, wanted = _plain(reply), _without_lead(_plain(answer)).rstrip(".")
     folded = (plain_reply, wanted) if _is_abbreviation(wanted) else (plain_reply.casefold(), wanted.casefold())
-    places = (match.start() for match in re.finditer(re.escape(folded[1]), folded[0]))
+    starts = (match.start() for match in re.finditer(re.escape(folded[1]), folded[0]))
     return any(
-        not _WORD_BEFORE.search(folded[0], 0, place) and not _WORD_GOES_ON.match(folded[0], place + len(folded[1]))
-        for place in places
+        not _WORD_BEFORE.search(folded[0], 0, start) and not _WORD_CONTINUES.match(folded[0], start + len(folded[1]))
+        for start in starts
     )
 
 
@@ -200,14 +200,14 @@ def is_correct(reply: str, answers: Sequence[str]) -> bool:
     Exactly: reply and answer lose diacritics, curly apostrophes become straight, and runs of white space (line breaks
     too) become one space. White space, quotation marks and markdown emphasis (`*`, `_`, back-tick) before the first
     word are dropped, then one leading "the". What is left of the reply must start with the answer, case aside, and the
-    answer must end where a word ends: what follows is nothing, or neither a letter nor a digit, nor a hyphen with one
-    of these behind it ("Nigeria" does not match "Niger", "Guinea-Bissau" does not match "Guinea"). A full stop that
-    ends an answer is not asked for (the answer "U.S." matches "U.S"). An answer without any lower-case letter is an
+    answer must end where a word ends: what follows is nothing, or neither a letter nor a digit, nor a hyphen followed
+    by one of these ("Nigeria" does not match "Niger", "Guinea-Bissau" does not match "Guinea"). A full stop that ends
+    an answer is not required (the answer "U.S." matches "U.S"). An answer without any lower-case letter is an
     abbreviation and is compared as written: "US" is not the word "us". Text after the answer does not count, text
     before it fails.
 
     Raises:
-        ValueError: no answers, an empty one, or one string in place of a sequence of them.
+        ValueError: no answers, an empty one, or one string instead of a sequence of them.
 
     >>> is_correct(" the United States, of course", ("United States", "USA")), is_correct("not Italy", ("Italy",))
     (True, False)
@@ -229,7 +229,7 @@ def _without_lead(plain: str) -> str:
 
 def _begins_with(reply: str, answer: str) -> bool:
     reply, answer = (reply, answer) if _is_abbreviation(answer) else (reply.casefold(), answer.casefold())
-    return reply.startswith(answer) and not _WORD_GOES_ON.match(reply, len(answer))
+    return reply.startswith(answer) and not _WORD_CONTINUES.match(reply, len(answer))
 
 
 def _is_abbreviation(answer: str) -> bool:
@@ -240,7 +240,7 @@ def refuse_empty_answers(answers: Sequence[str]) -> None:
     """Refuse answers that no reply could be compared with.
 
     Raises:
-        ValueError: none, an empty one, or one string in place of a sequence of them.
+        ValueError: none, an empty one, or one string instead of a sequence of them.
     """
     if isinstance(answers, str):
         raise ValueError(f"answers is the string {answers!r}; give a tuple of strings")

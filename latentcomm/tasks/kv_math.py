@@ -1,4 +1,4 @@
-"""KV-MATH: sums whose numbers are named by keys; one model knows the numbers, the other knows how to reckon."""
+"""KV-MATH: sums whose numbers are named by keys; one model knows the numbers, the other knows arithmetic."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from latentcomm.tasks.judging import Number
 Part = Literal["test", "train"]
 Operator = Literal["+", "-", "*"]
 TEST_FRACTION = 0.2
-"""The share of all pairs of keys that is held out, whatever the operator and the order."""
+"""The share of all pairs of keys that is held out, for every operator and order."""
 MOST_KEYS = 3000
 """Pairs are counted one by one: some four and a half million of them."""
 
@@ -30,16 +30,16 @@ def kv_math(
 ) -> Task:
     """Generated sums of two keys, such as "<k3> + <k7> =", whose answer is the number that comes out.
 
-    A table (`key_table`) names a number for each key. The sender is a model that has learnt the table
-    (`sender_texts`), the receiver one that has learnt to reckon with numbers (`receiver_texts`); neither alone can
-    answer. Both read the sum of keys. The skyline model reads the same sum in numbers, "417 + 238 =", as the receiver
-    has learnt it. A model that learns to join the two trains on `joint_texts`. The reply is judged by its number.
+    A table (`key_table`) names a number for each key. The sender is a model that has learnt the table (`sender_texts`),
+    the receiver one that has learnt arithmetic with numbers (`receiver_texts`); neither alone can answer. Both read the
+    sum of keys. The skyline model reads the same sum in numbers, "417 + 238 =", as the receiver has learnt it. A model
+    that learns to join the two trains on `joint_texts`. The reply is judged by its number.
 
     The pairs of different keys are divided once by `seed`: a share `test_fraction` of them is tested. No tested pair
-    comes, by keys or in numbers, in whatever order and with whatever operator, in what either model or their joint
+    comes, by keys or in numbers, in any order and with any operator, in what either model or their joint
     trains on. `part="train"` gives sums of the other pairs, for training and for tuning. Numbers of different keys
     differ, and so do the items: n at most the number of pairs of the part times two orders times the operators. Tags:
-    operator, keys; splits keep the operators' share.
+    operator, keys; splits preserve the operators' share.
 
     Definition of the task: Bansal et al. 2024, arXiv:2401.02412.
 
@@ -149,7 +149,7 @@ def receiver_texts(
         while True:
             left, operator, right = rng.randint(low, high), rng.choice(list(operators)), rng.randint(low, high)
             pair = sorted((keys.get(left, -1), keys.get(right, -1)))
-            if pair[0] < 0 or pair[0] == pair[1] or _place(pair[0], pair[1]) not in tested:
+            if pair[0] < 0 or pair[0] == pair[1] or _pair_index(pair[0], pair[1]) not in tested:
                 yield f"{left} {operator} {right} = {_result(left, operator, right)}"
 
     return tuple(islice(drawn(), n))
@@ -192,12 +192,12 @@ def _sums(
     _refuse_bad_options(n, operators, test_fraction)
     keys = list(table)
     tested = _tested_pairs(len(keys), test_fraction, seed)
-    places = range(len(keys) * (len(keys) - 1) // 2)
-    pairs = [place for place in places if (place in tested) == (part == "test")]
+    indices = range(len(keys) * (len(keys) - 1) // 2)
+    pairs = [index for index in indices if (index in tested) == (part == "test")]
     if n > 2 * len(operators) * len(pairs):
         raise ValueError(
             f"n is {n}, but {len(keys)} keys have only {2 * len(operators) * len(pairs)} sums in the {part} part; "
-            "ask for fewer, or give more keys or operators"
+            "request fewer, or give more keys or operators"
         )
     rng = random.Random(f"kv_math:{seed}:{part}")
     sums, seen = [], set()
@@ -219,19 +219,19 @@ def _tested_pairs(n_keys: int, fraction: float, seed: int) -> set[int]:
     return set(random.Random(f"kv_math:{seed}:tested").sample(range(n_pairs), n_tested))
 
 
-def _place(i: int, j: int) -> int:
-    """The place of a pair of numbers i < j in the row (0, 1), (0, 2), (1, 2), (0, 3), ..."""
+def _pair_index(i: int, j: int) -> int:
+    """The index of a pair of numbers i < j in the row (0, 1), (0, 2), (1, 2), (0, 3), ..."""
     return j * (j - 1) // 2 + i
 
 
-def _pair(place: int) -> tuple[int, int]:
+def _pair(index: int) -> tuple[int, int]:
     j = 1
-    step = 1 << place.bit_length()
+    step = 1 << index.bit_length()
     while step:
-        if (j + step) * (j + step - 1) // 2 <= place:
+        if (j + step) * (j + step - 1) // 2 <= index:
             j += step
         step >>= 1
-    return place - j * (j - 1) // 2, j
+    return index - j * (j - 1) // 2, j
 
 
 def _result(left: int, operator: Operator, right: int) -> int:
@@ -240,7 +240,7 @@ def _result(left: int, operator: Operator, right: int) -> int:
 
 def _refuse_bad_options(n: int, operators: Sequence[Operator], test_fraction: float) -> None:
     if n < 1:
-        raise ValueError(f"n is {n}; ask for at least one sum")
+        raise ValueError(f"n is {n}; request at least one sum")
     if not operators or len(set(operators)) < len(operators):
         raise ValueError(f"operators are {tuple(operators)}; give one or more different ones of +, - and *")
     if not 0.0 < test_fraction < 1.0:

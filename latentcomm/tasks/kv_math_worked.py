@@ -1,4 +1,4 @@
-"""KV-MATH worked out: sums of keys, answered by the numbers first and then the reckoning, one step after another."""
+"""KV-MATH worked out: sums of keys, answered by the numbers first and then the additions, one step after another."""
 
 import random
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from latentcomm.tasks.judging import Number
 from latentcomm.tasks.kv_math import TEST_FRACTION, Part
 
 N_KEYS, HIGHEST = 20, 30
-"""Keys, and the largest number that one of them may stand for."""
+"""Keys, and the largest number that one of them may have."""
 TERMS = (2, 3, 4)
 """Keys of a sum; a sum of t of them is worked out in t² + t - 1 words."""
 EVERY = 3
@@ -22,7 +22,7 @@ MOST_DRAWS = 1000
 
 
 class Worked(NamedTuple):
-    """A prompt and how it goes on."""
+    """A prompt and its continuation."""
 
     prompt: str
     reply: str
@@ -41,17 +41,17 @@ def kv_math_worked(
 ) -> Task:
     """Generated sums of two or more keys, "<k3> + <k7> + <k1> =", to be worked out: "5 + 23 + 12 = 28 + 12 = 40".
 
-    The task on which one model can open the reasoning and another finish it. A model that has learnt `knowing_texts`
-    writes the numbers of the keys and adds them up, one step after another; one that has learnt `reckoning_texts` goes
-    on wherever the numbers are in sight, and has never met those of a key. Once the numbers are written, 2t - 1 words
-    for t keys, either can finish. Both read the sum of keys; the skyline is the same sum in numbers. The reply is
-    judged by its last number.
+    The task on which one model can begin the reasoning and another finish it. A model that has learnt `knowing_texts`
+    writes the numbers of the keys and adds them up, one step after another; one that has learnt `arithmetic_texts`
+    continues from any point at which the numbers are in its context, and has never seen those of a key. Once the
+    numbers are written, 2t - 1 words for t keys, either can finish. Both read the sum of keys; the skyline is the same
+    sum in numbers. The reply is judged by its last number.
 
     The pairs of different keys are divided once by `seed`: a share `test_fraction` of them is tested. The first two
     keys of a tested sum are such a pair; in what either model trains on, no two keys of a sum are one, and no two
     numbers, partial sums among them, are added that are the numbers of one. `part="train"` gives sums of that kind.
     Sums of each of `n_terms` lengths come equally often. Tags: terms, keys, pair (the tested one, several sums each);
-    splits keep the share of the terms.
+    splits preserve the share of the terms.
 
     After the key-value task of Bansal et al. 2024, arXiv:2401.02412 (`kv_math`).
 
@@ -65,15 +65,15 @@ def kv_math_worked(
     (True, True)
     """
     if n < 1:
-        raise ValueError(f"n is {n}; ask for at least one sum")
+        raise ValueError(f"n is {n}; request at least one sum")
     sums = _Sums(n_keys, highest, tuple(n_terms), test_fraction, seed)
     drawn = sums.different(n, part)
     items = tuple(
         Item(
             id=f"worked-{'+'.join(keys)}",
-            sender=_asked(keys),
-            receiver=_asked(keys),
-            skyline=_asked([sums.table[key] for key in keys]),
+            sender=_sum_text(keys),
+            receiver=_sum_text(keys),
+            skyline=_sum_text([sums.table[key] for key in keys]),
             answers=(str(sum(sums.table[key] for key in keys)),),
             choice="",
             tags={"terms": str(len(keys)), "keys": " ".join(keys), "pair": " ".join(sorted(keys[:2]))},
@@ -138,8 +138,8 @@ def knowing_texts(
 ) -> tuple[Worked, ...]:
     """What the large model learns: n sums of keys of the training part, worked out. Sums may come twice.
 
-    Every third is in numbers, to go on with where the skyline's breaks off, as in `reckoning_texts`. The options are
-    those of the task; `text_seed` draws other sums of the same division.
+    Every third is in numbers and continues the skyline's text from where it breaks off, as in `arithmetic_texts`. The
+    options are those of the task; `text_seed` draws other sums of the same division.
 
     Raises:
         ValueError: as `kv_math_worked`.
@@ -156,11 +156,11 @@ def knowing_texts(
             texts.append(_begun(sums.draw_numbers(terms, rng)))
         else:
             keys = sums.draw(terms, "train", rng)
-            texts.append(Worked(_asked(keys), worked_out([sums.table[key] for key in keys])))
+            texts.append(Worked(_sum_text(keys), worked_out([sums.table[key] for key in keys])))
     return tuple(texts)
 
 
-def reckoning_texts(
+def arithmetic_texts(
     n: int,
     *,
     n_keys: int = N_KEYS,
@@ -170,15 +170,16 @@ def reckoning_texts(
     seed: int = 0,
     text_seed: int = 0,
 ) -> tuple[Worked, ...]:
-    """What the small model learns: n worked sums of numbers, to go on with from wherever they break off.
+    """What the small model learns: n worked sums of numbers, broken off at any point and continued.
 
-    The numbers are drawn afresh each time, so that the keys before them, drawn as well, say nothing about them; a third
-    of the sums have no keys before them and break off where the skyline's do. Nothing of the table is in these texts.
+    The numbers are drawn afresh each time, so that the keys before them, drawn as well, carry no information about
+    them; a third of the sums have no keys before them and break off where the skyline's do. Nothing of the table is in
+    these texts.
 
     Raises:
         ValueError: as `kv_math_worked`.
 
-    >>> text = reckoning_texts(1)[0]
+    >>> text = arithmetic_texts(1)[0]
     >>> (text.prompt + " " + text.reply).rpartition(" ")[2].isdigit()
     True
     """
@@ -192,7 +193,7 @@ def reckoning_texts(
         else:
             words, keys = worked_out(numbers).split(), rng.sample(list(sums.table), len(numbers))
             cut = rng.randrange(len(words))
-            texts.append(Worked(" ".join([_asked(keys), *words[:cut]]), " ".join(words[cut:])))
+            texts.append(Worked(" ".join([_sum_text(keys), *words[:cut]]), " ".join(words[cut:])))
     return tuple(texts)
 
 
@@ -213,12 +214,12 @@ def worked_out(numbers: Sequence[int]) -> str:
 
 
 def _begun(numbers: Sequence[int]) -> Worked:
-    """A sum in numbers, to go on with where the skyline's breaks off."""
+    """A sum in numbers that continues the skyline's text from where it breaks off."""
     begun, _, rest = worked_out(numbers).partition(" = ")
     return Worked(f"{begun} =", rest)
 
 
-def _asked(terms: Sequence[str | int]) -> str:
+def _sum_text(terms: Sequence[str | int]) -> str:
     return " + ".join(map(str, terms)) + " ="
 
 
@@ -280,7 +281,7 @@ class _Sums:
         raise ValueError(f"almost every sum of {terms} numbers holds a tested pair; lower test_fraction")
 
     def different(self, n: int, part: Part) -> list[tuple[str, ...]]:
-        """Different sums of a part, n of them, of every length in turn; a larger n only adds."""
+        """Different sums of a part, n of them, the lengths in rotation; a larger n only adds."""
         rng, found = random.Random(f"kv_math_worked:{self.seed}:{part}"), {}
         while len(found) < n:
             terms = self.n_terms[len(found) % len(self.n_terms)]
@@ -289,7 +290,7 @@ class _Sums:
             if new is None:
                 raise ValueError(
                     f"n is {n}, but after {len(found)} sums no new one of {terms} keys was found in the {part} part; "
-                    "ask for fewer, or give more keys or numbers of terms"
+                    "request fewer, or give more keys or numbers of terms"
                 )
             found[new] = None
         return list(found)

@@ -5,7 +5,7 @@ import re
 from latentcomm.tasks.numbers import before_the_next_question
 
 _OPENING = r"(?:\\?[(\[{*_`\"'$]|\\text\{|\\boxed\{)*"
-_WORD_GOES_ON = r"(?![\w'\N{RIGHT SINGLE QUOTATION MARK}]|-\w|\.[A-Za-z]\.|&\w)"
+_WORD_CONTINUES = r"(?![\w'\N{RIGHT SINGLE QUOTATION MARK}]|-\w|\.[A-Za-z]\.|&\w)"
 _CLOSED = re.compile(r"\s*(?:$|\n|\\?[)\]}*_`\"'$.:,;!?/|]|(?:or|and)\b)")
 _JOINED = re.compile(r"[)\]}*_`\"'.]*\s*(?:(?:,|/|\||&|\+)\s*(?:or|and)?\b|\b(?:or|and)\b)\s*", re.IGNORECASE)
 _VERBS = r"(?:is|was|because|since|as|for|seems|must|would|or|and)\b"
@@ -29,12 +29,12 @@ def answered_letter(reply: str, letters: str = "ABCD") -> str:
     r"""The letter of the choice that a reply takes, or an empty string where it takes none or more than one.
 
     What comes after a further "Question:" is not read. Then the first of these that holds any letter decides, and it
-    must hold one letter only: what stands in the last \boxed{...}; what "answer is" or "answer:" names; what "option",
+    must hold one letter only: the content of the last \boxed{...}; what "answer is" or "answer:" names; what "option",
     "choice", "choose", "pick" or "go with" names; the letter that the reply begins with, along with those of later
     lines that begin with one, as in a list of the choices; letters in brackets, in bold, or alone on a line. Letters
-    joined by "or", "and", a comma or a stroke are two. A lower-case letter counts where nothing but marks stands
-    behind it. The article in "A train", the letter in "B cells" and in "vitamin C" are no answers, nor is a choice
-    repeated in words. That an answer is negated later is not seen.
+    joined by "or", "and", a comma or a stroke are two. A lower-case letter counts where only marks follow it. The
+    article in "A train", the letter in "B cells" and in "vitamin C" are no answers, nor is a choice repeated in words.
+    A later negation of an answer is not detected.
 
     >>> answered_letter("The answer is (B)."), answered_letter("A train leaves."), answered_letter("A or B")
     ('B', '', '')
@@ -47,11 +47,11 @@ def answered_letter(reply: str, letters: str = "ABCD") -> str:
     return ""
 
 
-def _read(text: str, place: int, letters: str) -> set[str]:
-    """The letters that stand at a place, several where they are joined."""
-    one = re.compile(rf"{_OPENING}([{letters.upper()}{letters.lower()}]){_WORD_GOES_ON}")
+def _read(text: str, start: int, letters: str) -> set[str]:
+    """The letters at a position, several where they are joined."""
+    one = re.compile(rf"{_OPENING}([{letters.upper()}{letters.lower()}]){_WORD_CONTINUES}")
     found: set[str] = set()
-    while (match := one.match(text, place)) is not None:
+    while (match := one.match(text, start)) is not None:
         letter, end = match[1], match.end()
         if letter.islower() and not _CLOSED.match(text, end):
             break
@@ -61,7 +61,7 @@ def _read(text: str, place: int, letters: str) -> set[str]:
         joined = _JOINED.match(text, end)
         if joined is None:
             break
-        place = joined.end()
+        start = joined.end()
     return found
 
 

@@ -49,10 +49,10 @@ def mmlu(
     has the columns question, A, B, C, D, answer.
 
     Sender, receiver and skyline read the same: "The following is a question about formal logic.", "Question: ...", the
-    four choices as "A. ...", and "Answer:" for raw text, or for a chat turn the request for the letter alone. Before
-    the question stand `n_shots` answered ones of the same subject, drawn with `seed` from the split `shots_split` of
-    the source. The choices " A" to " D" ("A" to "D" in chat) are every item's candidates, so that they can be scored.
-    Tags: subject; splits keep its share.
+    four choices as "A. ...", and "Answer:" for raw text, or for a chat turn the request for the letter alone. The
+    question is preceded by `n_shots` answered ones of the same subject, drawn with `seed` from the split `shots_split`
+    of the source. The choices " A" to " D" ("A" to "D" in chat) are every item's candidates, so that they can be
+    scored. Tags: subject; splits preserve its share.
 
     A question that repeats one of its subject word for word, with the same choices and answer, is left out and counted
     in the settings (the published test files hold 13 in these subjects).
@@ -80,16 +80,16 @@ def mmlu(
     for subject in subjects:
         rows = _rows_of(source, subject, split)
         questions = [_question(row) for row in rows]
-        kept = _without_repeats(rows, questions)
-        n_repeats += len(questions) - len(kept)
+        unique = _without_repeats(rows, questions)
+        n_repeats += len(questions) - len(unique)
         shots: tuple[str, ...] = ()
         if n_shots:
             examples = [_question(row) for row in _rows_of(source, subject, shots_split)]
-            asked = [questions[number].block for number in kept]
+            blocks = [questions[number].block for number in unique]
             shots = draw_shots(
-                [(one.block, f"{one.block}\nAnswer: {one.letter}") for one in examples], asked, n_shots, seed=seed
+                [(one.block, f"{one.block}\nAnswer: {one.letter}") for one in examples], blocks, n_shots, seed=seed
             )
-        items += [_item(subject, number, questions[number], shots, template) for number in kept]
+        items += [_item(subject, number, questions[number], shots, template) for number in unique]
     return Task(
         name="mmlu",
         items=tuple(items),
@@ -196,7 +196,7 @@ def _letter(row: Row) -> str:
 
 
 def _without_repeats(rows: Sequence[Row], questions: Sequence[_Question]) -> list[int]:
-    """The places of the questions that are asked for the first time.
+    """The indices of the questions that are no repeats.
 
     Raises:
         ValueError: a question comes again with another answer.
@@ -206,7 +206,7 @@ def _without_repeats(rows: Sequence[Row], questions: Sequence[_Question]) -> lis
         before = first.setdefault(one.block, number)
         if questions[before].letter != one.letter:
             raise ValueError(
-                f"{rows[number].where} repeats {rows[before].where} with the answer {one.letter} in place of "
+                f"{rows[number].where} repeats {rows[before].where} with the answer {one.letter} instead of "
                 f"{questions[before].letter}; remove one of them"
             )
     return list(first.values())

@@ -34,7 +34,7 @@ LONGEST = 99
 _RUN_ON = re.compile(r"\n\s*(?:Question|Q|Problem|Exercise|User|Human)\s*\d*\s*[:.]", re.IGNORECASE)
 _HASHES = re.compile(r"####+[ \t]*(?:the\s+)?(?:final\s+)?(?:answer\b(?:\s+is)?\s*:?[ \t]*)?", re.IGNORECASE)
 _HEADING = re.compile(r"\s*(?:[.)]\s*[A-Za-z*]|:)")
-_SAYS = re.compile(
+_ANSWER_IS = re.compile(
     r"\banswer\b[*_`\s]*(?:is|was|equals|(?:would|must|should|will)\s+be|comes\s+to|:|=)[*_`:=\s]*"
     r"(?:(?:that|therefore|thus|then|simply|just|only|exactly|about|approximately|roughly|equal\s+to|a\s+total\s+of|"
     r"indeed|again|still|also|actually|,)\b[*_`:,\s]*)*",
@@ -66,13 +66,13 @@ def answered_number(reply: str) -> Fraction | None:
     r"""The number that a reply gives as its answer, exactly, or None where it gives none.
 
     What comes after a further "Question:" is not read, nor a working between << and >>. Then, in this order: the number
-    right behind the first "####" (a heading such as "#### Step 2" is none), the last one in the last \boxed{...}, the
-    one behind the last "answer is" or "answer:", the last number of the whole reply. Behind "answer is" the number
-    counts that follows at once, or follows the sentence's last "=", or else the last of the sentence; a sum that is
-    left to the reader ("the answer is 3 + 4") is none. In the last sentence, too, what follows the last "=" counts.
+    right after the first "####" (a heading such as "#### Step 2" is none), the last one in the last \boxed{...}, the
+    one after the last "answer is" or "answer:", the last number of the whole reply. After "answer is" the number counts
+    that follows at once, or follows the sentence's last "=", or else the last of the sentence; a sum that is not worked
+    out ("the answer is 3 + 4") is none. In the last sentence, too, what follows the last "=" counts.
 
-    Numbers may have a sign, a currency, thousands separated by commas or narrow spaces (behind a currency, by any),
-    decimals, an exponent, a fraction bar (3/4, 1 1/2, \frac{3}{4}), "thousand", "million" or "billion" behind them, and
+    Numbers may have a sign, a currency, thousands separated by commas or narrow spaces (after a currency, by any),
+    decimals, an exponent, a fraction bar (3/4, 1 1/2, \frac{3}{4}), "thousand", "million" or "billion" after them, and
     units. A percent sign is a unit: 50% is 50. Not read: numbers in words, times (3:30), dates, decimal commas.
 
     >>> answered_number("She makes 9 * $2 = $18 a day.\n#### 18"), answered_number("No idea.")
@@ -80,7 +80,7 @@ def answered_number(reply: str) -> Fraction | None:
     """
     text = _normal(before_the_next_question(reply))
     tokens = _tokens(text)
-    for find in (_behind_hashes, _in_box, _behind_words, _at_the_end):
+    for find in (_after_hashes, _in_box, _after_answer_is, _at_the_end):
         token = find(text, tokens)
         if token is not None:
             return token.value
@@ -88,7 +88,7 @@ def answered_number(reply: str) -> Fraction | None:
 
 
 def written(value: Fraction) -> str:
-    """A number in the one form that stands for it: 18, 0.75, or 1/3 where decimals do not end.
+    """A number in its canonical form: 18, 0.75, or 1/3 where decimals do not end.
 
     >>> written(Fraction(18)), written(Fraction(3, 4)), written(Fraction(-1, 3))
     ('18', '0.75', '-1/3')
@@ -98,11 +98,11 @@ def written(value: Fraction) -> str:
         rest, twos = rest // 2, twos + 1
     while rest % 5 == 0:
         rest, fives = rest // 5, fives + 1
-    places = max(twos, fives)
-    if rest != 1 or places == 0:
+    decimals = max(twos, fives)
+    if rest != 1 or decimals == 0:
         return str(value)
-    digits = str(abs(value.numerator) * 10**places // value.denominator).zfill(places + 1)
-    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
+    digits = str(abs(value.numerator) * 10**decimals // value.denominator).zfill(decimals + 1)
+    return f"{'-' if value < 0 else ''}{digits[:-decimals]}.{digits[-decimals:]}"
 
 
 def _normal(text: str) -> str:
@@ -159,20 +159,20 @@ def _raised(base: Fraction, power: int) -> Fraction | None:
     return value if abs(value.numerator) < 10**LONGEST and value.denominator < 10**LONGEST else None
 
 
-def _first_at(text: str, tokens: list[_Token], place: int) -> _Token | None:
-    """The number that begins at a place, or behind brackets, emphasis, quotes and currency there."""
-    dress = _DRESS.match(text, place)
-    end = dress.end() if dress else place
-    return next((token for token in tokens if place <= token.start <= end), None)
+def _first_at(text: str, tokens: list[_Token], start: int) -> _Token | None:
+    """The number that begins at a position, or after the brackets, emphasis, quotes and currency there."""
+    dress = _DRESS.match(text, start)
+    end = dress.end() if dress else start
+    return next((token for token in tokens if start <= token.start <= end), None)
 
 
-def _behind_hashes(text: str, tokens: list[_Token]) -> _Token | None:
+def _after_hashes(text: str, tokens: list[_Token]) -> _Token | None:
     for mark in _HASHES.finditer(text):
-        place = mark.end()
-        if (box := _BOX.match(text, place)) is not None:
-            place = box.end()
-        line_ends = text.find("\n", place)
-        token = _first_at(text, tokens, place)
+        start = mark.end()
+        if (box := _BOX.match(text, start)) is not None:
+            start = box.end()
+        line_ends = text.find("\n", start)
+        token = _first_at(text, tokens, start)
         is_on_line = token is not None and (line_ends < 0 or token.start < line_ends)
         if token is not None and is_on_line and not _HEADING.match(text, token.end):
             return _worked_out(text, tokens, token, len(text) if line_ends < 0 else line_ends)
@@ -190,8 +190,8 @@ def _in_box(text: str, tokens: list[_Token]) -> _Token | None:
     return None
 
 
-def _behind_words(text: str, tokens: list[_Token]) -> _Token | None:
-    for mark in reversed(list(_SAYS.finditer(text))):
+def _after_answer_is(text: str, tokens: list[_Token]) -> _Token | None:
+    for mark in reversed(list(_ANSWER_IS.finditer(text))):
         ends = _SENTENCE_ENDS.search(text, mark.end())
         end = ends.start() if ends else len(text)
         first = _first_at(text, tokens, mark.end())
@@ -212,11 +212,11 @@ def _at_the_end(text: str, tokens: list[_Token]) -> _Token | None:
 
 
 def _worked_out(text: str, tokens: list[_Token], token: _Token, end: int) -> _Token:
-    """The number behind the last "=" before `end`, or the one given; without value if it begins an open sum."""
+    """The number after the last "=" before `end`, or the one given; without value if it begins an open sum."""
     equals = text.rfind("=", token.end, end)
-    behind = [other for other in tokens if equals < other.start < end]
-    if equals >= 0 and behind:
-        return behind[0]
+    after = [other for other in tokens if equals < other.start < end]
+    if equals >= 0 and after:
+        return after[0]
     operator = _OPERATES.match(text, token.end, end)
     follows = operator is not None and any(token.end <= other.start <= operator.end() for other in tokens)
     return _Token(token.start, token.end, None) if follows else token

@@ -18,12 +18,12 @@ KINDS = tuple(
 
 @dataclass(frozen=True)
 class Wording:
-    """How facts and questions are said, in words divided by spaces.
+    """How facts and questions are worded: words divided by spaces.
 
     Attributes:
         fact: with {lower} and {upper}, the two kinds.
         question: what follows the facts, with {name}, {start}, {one} and {two}, the ends in random order.
-        step: how an inference is said, with {lower} and {upper}; as its fact where empty.
+        step: how an inference is worded, with {lower} and {upper}; as its fact where empty.
     """
 
     fact: str
@@ -33,7 +33,7 @@ class Wording:
 
 ENGLISH = Wording("Every {lower} is a {upper} .", "{name} is a {start} . Is {name} a {one} or a {two} ?")
 TERSE = Wording("{lower} {upper} .", "{one} or {two} ? {name} {start}")
-"""Half as many words, and a kind stands right before the one it belongs to: for models that must learn in minutes."""
+"""Half as many words, and a kind comes right before the one it belongs to: for models that must learn in minutes."""
 NODES = Wording("{lower} {upper} .", "{one} or {two} ? {start}", "{upper}")
 """The same with no more of a step than the kind that it arrives at: one word, as a thought is one state."""
 
@@ -43,9 +43,9 @@ class Problem:
     """One question with its solution.
 
     Attributes:
-        question: the facts in random order, what the named one is, and which of two kinds is asked for.
+        question: the facts in random order, what the named one is, and the query: which of two kinds it is.
         steps: the inferences that lead to the answer, a sentence each.
-        answer, other: the two kinds that are asked about, the right one first.
+        answer, other: the two kinds of the query, the right one first.
     """
 
     question: str
@@ -66,9 +66,10 @@ def problems(
     """Generated problems, each a graph of its own; problem i is the same for every n.
 
     Two chains of `n_steps` facts such as "Every X is a Y ." start at two kinds; the named one is of the first kind of
-    one of them. The question names the ends of both chains, in random order, so that only following all steps tells
-    them apart: both ends are as deep, stand in as many facts, and no word is on one side more often than on the other.
-    `n_dead_ends` facts lead from a kind on a chain to one from which nothing follows. Words are divided by spaces.
+    one of them. The question names the ends of both chains, in random order, so that only following all steps
+    distinguishes them: both ends are as deep and occur in as many facts, and no word is on one side more often than on
+    the other. `n_dead_ends` facts lead from a kind on a chain to one from which nothing follows. Words are divided by
+    spaces.
 
     Raises:
         ValueError: a number below 1 (or below 0, of dead ends), or more kinds than are given.
@@ -144,7 +145,7 @@ def _problem(rng: random.Random, n_steps: int, n_dead_ends: int, wording: Wordin
     facts = " ".join(wording.fact.format(lower=lower, upper=upper) for lower, upper in edges)
     ends = [chain[-1], decoy[-1]]
     rng.shuffle(ends)
-    asked = wording.question.format(name=name, start=chain[0], one=ends[0], two=ends[1])
-    said = wording.step or wording.fact
-    steps = tuple(said.format(lower=lower, upper=upper) for lower, upper in pairwise(chain))
-    return Problem(f"{facts} {asked}", steps, chain[-1], decoy[-1])
+    query = wording.question.format(name=name, start=chain[0], one=ends[0], two=ends[1])
+    step_wording = wording.step or wording.fact
+    steps = tuple(step_wording.format(lower=lower, upper=upper) for lower, upper in pairwise(chain))
+    return Problem(f"{facts} {query}", steps, chain[-1], decoy[-1])

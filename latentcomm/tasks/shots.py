@@ -1,13 +1,13 @@
-"""Few-shot examples: which solved questions stand before the one that is asked."""
+"""Few-shot examples: the solved questions that precede the prompt's own."""
 
 import random
 from collections.abc import Sequence
 
 
-def draw_shots(examples: Sequence[tuple[str, str]], asked: Sequence[str], n: int, *, seed: int) -> tuple[str, ...]:
-    """The texts of n examples in random order, none of them a question that is itself asked.
+def draw_shots(examples: Sequence[tuple[str, str]], questions: Sequence[str], n: int, *, seed: int) -> tuple[str, ...]:
+    """The texts of n examples in random order, none of them one of the questions.
 
-    `examples` are pairs of a key and a text, `asked` the keys of the questions; both are compared without regard to
+    `examples` are pairs of a key and a text, `questions` the keys of the questions; both are compared without regard to
     white space and case.
 
     Raises:
@@ -18,10 +18,10 @@ def draw_shots(examples: Sequence[tuple[str, str]], asked: Sequence[str], n: int
     """
     if n < 0:
         raise ValueError(f"n_shots is {n}; give 0 or more")
-    taken = {_key(key) for key in asked}
+    taken = {_key(key) for key in questions}
     free = {_key(key): text for key, text in examples if _key(key) not in taken}
     if len(free) < n:
-        raise ValueError(f"only {len(free)} examples are none of the questions asked, fewer than n_shots={n}; ask less")
+        raise ValueError(f"only {len(free)} examples are none of the questions, fewer than n_shots={n}; lower it")
     return tuple(random.Random(f"shots:{seed}").sample(list(free.values()), n))
 
 

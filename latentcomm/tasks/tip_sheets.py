@@ -12,7 +12,7 @@ Outlook = Literal["positive", "neutral", "negative"]
 
 @dataclass(frozen=True)
 class Topic:
-    """One thing said of a company in three ways, with equally many words and numbers, so that only the news differs."""
+    """One statement about a company in three versions of equal length and numbers, so that only the news differs."""
 
     positive: str
     neutral: str
@@ -29,20 +29,20 @@ def tip_sheets(
 ) -> Task:
     """Generated market notes on three invented companies each, of which exactly one is worth the money.
 
-    A note names each company once and says three things of it. Count +1 for good news, 0 for dull and -1 for bad: the
-    answer's total is 2 or 3, every other company's is 0 or less. The receiver reads "You must invest in exactly one of
-    these companies: A, B or C. The best company to invest in is" (as a chat turn: "... Which company is the best to
-    invest in? Answer with the name of the company only."). The sender reads the note, and if "primed" then the
-    receiver's text; the skyline model reads both.
+    A note names each company once and makes three statements about it. Count +1 for good news, 0 for dull and -1 for
+    bad: the answer's total is 2 or 3, every other company's is 0 or less. The receiver reads "You must invest in
+    exactly one of these companies: A, B or C. The best company to invest in is" (as a chat turn: "... Which company is
+    the best to invest in? Answer with the name of the company only."). The sender reads the note, and if "primed" then
+    the receiver's text; the skyline model reads both.
 
-    The answer's rank in the alphabet, its place in the note and its place in the receiver's list run through all 27
-    combinations in every 27 items, in random order, so no rule that ignores the news does better than one in three.
+    The answer's rank in the alphabet, its position in the note and its position in the receiver's list run through all
+    27 combinations in every 27 items, in random order, so no rule that ignores the news does better than one in three.
     The companies of an item begin with three different letters. Item i is the same for every n: more items only add.
     Tags: answer, outlooks (of the three companies in the note's order). Each item has its own three candidates.
 
     With `senders=3` each of three senders reads of one company only, in the note's order, and with `senders=2` the
-    first reads of two; the second and third stand in `Item.more_senders`. No one sender then knows the answer for sure,
-    all of them together do. What receiver and skyline read stays as it is.
+    first reads of two; the texts of the second and third are `Item.more_senders`. No single sender then knows the
+    answer for sure, all of them together do. What receiver and skyline read stays as it is.
 
     Definition of the task: Ramesh and Li 2025, arXiv:2501.14082; companies and sentences are this package's own.
 
@@ -54,7 +54,7 @@ def tip_sheets(
     (True, 3)
     """
     if n < 1:
-        raise ValueError(f"n is {n}; ask for at least one tip sheet")
+        raise ValueError(f"n is {n}; request at least one tip sheet")
     if senders not in (1, 2, 3):
         raise ValueError(f"senders is {senders}; a note on three companies has 1, 2 or 3 of them")
     items = tuple(_item(seed, index, template, sender_form, senders) for index in range(n))
@@ -70,18 +70,18 @@ def tip_sheets(
 
 def _item(seed: int, index: int, template: Template, sender_form: SenderForm, senders: int) -> Item:
     rng = random.Random(f"tip_sheets:{seed}:{index}")
-    rank, place_in_note, place_in_list = _balanced_places(seed, index)
+    rank, position_in_note, position_in_list = _balanced_positions(seed, index)
     companies = _companies(rng)
     answer = companies[rank]
     others = [company for company in companies if company != answer]
-    in_note = _with_at(place_in_note, answer, rng.sample(others, 2))
-    in_list = _with_at(place_in_list, answer, rng.sample(others, 2))
+    in_note = _with_at(position_in_note, answer, rng.sample(others, 2))
+    in_list = _with_at(position_in_list, answer, rng.sample(others, 2))
     outlooks: list[Outlook] = [_other_outlook(rng) if company != answer else "positive" for company in in_note]
 
     topics = rng.sample(TOPICS, 3 * len(in_note))
     paragraphs = [
-        _paragraph(company, outlook, topics[3 * place : 3 * place + 3], rng)
-        for place, (company, outlook) in enumerate(zip(in_note, outlooks, strict=True))
+        _paragraph(company, outlook, topics[3 * position : 3 * position + 3], rng)
+        for position, (company, outlook) in enumerate(zip(in_note, outlooks, strict=True))
     ]
     n_first = len(paragraphs) - senders + 1
     notes = [" ".join(paragraphs[:n_first]), *paragraphs[n_first:]]
@@ -92,35 +92,35 @@ def _item(seed: int, index: int, template: Template, sender_form: SenderForm, se
     receiver = (
         f"You must invest in exactly one of these companies: {in_list[0]}, {in_list[1]} or {in_list[2]}. {ending}"
     )
-    told = [{"sentence": note, "primed": f"{note} {receiver}"}[sender_form] for note in notes]
+    sender_texts = [{"sentence": note, "primed": f"{note} {receiver}"}[sender_form] for note in notes]
     return Item(
         id=f"tip-sheet-{seed}-{index}",
-        sender=told[0],
+        sender=sender_texts[0],
         receiver=receiver,
         skyline=f"{' '.join(paragraphs)} {receiver}",
         answers=(answer, answer.split()[0]),
         choice=_choice(answer, template),
         tags={"answer": answer, "outlooks": " ".join(outlooks)},
         candidates=tuple(_choice(company, template) for company in in_list),
-        more_senders=tuple(told[1:]),
+        more_senders=tuple(sender_texts[1:]),
     )
 
 
-def _balanced_places(seed: int, index: int) -> tuple[int, int, int]:
-    """Alphabetical rank, place in the note, place in the list: each of the 27 once in every block of 27 items."""
+def _balanced_positions(seed: int, index: int) -> tuple[int, int, int]:
+    """Alphabetical rank, position in the note, position in the list: each of the 27 once in every block of 27 items."""
     block, within = divmod(index, 27)
     cell = random.Random(f"tip_sheets:{seed}:block {block}").sample(range(27), 27)[within]
     return cell // 9, cell // 3 % 3, cell % 3
 
 
 def _companies(rng: random.Random) -> list[str]:
-    """Three companies in the alphabet's order; three different first letters keep their first tokens apart."""
+    """Three companies in the alphabet's order; three different first letters make their first tokens differ."""
     letters = sorted(rng.sample(sorted({company[0] for company in COMPANIES}), 3))
     return [rng.choice([company for company in COMPANIES if company[0] == letter]) for letter in letters]
 
 
-def _with_at(place: int, answer: str, others: list[str]) -> tuple[str, ...]:
-    return (*others[:place], answer, *others[place:])
+def _with_at(position: int, answer: str, others: list[str]) -> tuple[str, ...]:
+    return (*others[:position], answer, *others[position:])
 
 
 def _other_outlook(rng: random.Random) -> Outlook:
@@ -130,11 +130,11 @@ def _other_outlook(rng: random.Random) -> Outlook:
 def _paragraph(company: str, outlook: Outlook, topics: list[Topic], rng: random.Random) -> str:
     news = list(rng.choice(NEWS[outlook]))
     rng.shuffle(news)
-    said = [_said(topic, kind).format(n=rng.randint(4, 19)) for topic, kind in zip(topics, news, strict=True)]
-    return f"{company} {said[0]}. The company {said[1]}. It {said[2]}."
+    versions = [_version(topic, kind).format(n=rng.randint(4, 19)) for topic, kind in zip(topics, news, strict=True)]
+    return f"{company} {versions[0]}. The company {versions[1]}. It {versions[2]}."
 
 
-def _said(topic: Topic, kind: Outlook) -> str:
+def _version(topic: Topic, kind: Outlook) -> str:
     return {"positive": topic.positive, "neutral": topic.neutral, "negative": topic.negative}[kind]
 
 
@@ -147,7 +147,7 @@ NEWS: dict[Outlook, tuple[tuple[Outlook, Outlook, Outlook], ...]] = {
     "neutral": (("neutral", "neutral", "neutral"), ("positive", "neutral", "negative")),
     "negative": (("negative", "negative", "negative"), ("negative", "negative", "neutral")),
 }
-"""The three pieces of news that make an outlook, in any order; a neutral company may have good and bad news at once."""
+"""The three news items that make an outlook, in any order; a neutral company may have good and bad news at once."""
 
 TOPICS = (
     Topic(

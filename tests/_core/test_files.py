@@ -102,7 +102,7 @@ class TestWrittenWhole:
 
         if step == "replacing":
             monkeypatch.setattr(os, "replace", full)
-        message = r"note\.txt could not be written \(No space left on device\); make room and run again, what is done"
+        message = r"note\.txt could not be written \(No space left on device\); free some space and run again; finished"
 
         def write() -> None:
             with written_whole(path) as draft:
@@ -121,7 +121,7 @@ class TestWrittenWhole:
         try:
             with (
                 pytest.raises(
-                    RuntimeError, match=r"states\.safetensors could not be written .*make room and run again"
+                    RuntimeError, match=r"states\.safetensors could not be written .*free some space and run again"
                 ),
                 written_whole(tmp_path / "states.safetensors") as draft,
             ):

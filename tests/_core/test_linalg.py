@@ -51,7 +51,7 @@ def test_a_single_vector_counts_as_row_0():
         require_finite(torch.tensor([1.0, float("nan")]), "x")
 
 
-def test_centring_leaves_float64_rows_with_mean_zero_and_the_input_as_it_was():
+def test_centring_gives_float64_rows_of_mean_zero_and_copies_the_input():
     given = (rows(50, 3) + 100).float()
     before = given.clone()
     without_mean, mean = centred(given)
@@ -89,7 +89,7 @@ def test_numerical_rank_is_that_of_numpy(rank):
     assert numerical_rank(sizes, (9, 5)) == rank == np.linalg.matrix_rank(matrix.numpy())
 
 
-def test_a_direction_far_smaller_than_the_largest_still_counts_until_rounding_swallows_it():
+def test_a_tiny_direction_counts_until_rounding_swallows_it():
     def counted(smallest: float) -> int:
         return numerical_rank(torch.tensor([1.0, smallest], dtype=torch.float64), (100, 2))
 
@@ -129,7 +129,7 @@ def test_canonical_correlations_are_those_of_the_eigenvalue_form(widths):
     assert 0 < expected[-1] < expected[0] < 1
 
 
-def test_canonical_variates_are_orthonormal_and_come_from_their_directions():
+def test_canonical_variates_are_orthonormal_and_match_their_directions():
     source, target = rows(60, 4), rows(60, 3, seed=1)
     pairs = canonical_pairs(source, target)
     torch.testing.assert_close(pairs.variates.T @ pairs.variates, torch.eye(3, dtype=torch.float64))
@@ -155,7 +155,7 @@ def test_removing_a_row_from_itself_leaves_exactly_nothing():
     assert_same_bits(remove_component(a, a.clone()), torch.zeros(20, 576, dtype=torch.float64))
 
 
-def test_a_zero_component_takes_nothing_away_and_a_tiny_one_takes_its_direction():
+def test_a_zero_component_removes_nothing_and_a_tiny_one_its_direction():
     a = torch.tensor([3.0, 4.0], dtype=torch.float64)
     assert remove_component(a, torch.zeros(2, dtype=torch.float64)).tolist() == [3.0, 4.0]
     smallest_in_float32 = torch.tensor([torch.finfo(torch.float32).smallest_normal, 0.0])

@@ -117,7 +117,7 @@ def test_several_processes_may_write_the_same_pieces(tmp_path: Path) -> None:
     assert len(files_in(tmp_path)) == 60
 
 
-def test_a_damaged_piece_that_another_process_sets_aside_first_is_made_again(
+def test_a_damaged_record_that_another_process_sets_aside_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = Records(tmp_path)
@@ -172,7 +172,7 @@ class TestFilesOfTensors:
         write_tensors(tmp_path / "file", {"x": states(3)}, {"note": "one"})
         text = (tmp_path / "file").read_bytes()
         (tmp_path / "file").write_bytes(text.replace(b'"note":"one"', b'"note":"two"'))
-        with pytest.raises(ValueError, match="does not hold what its checksum says; it was changed or damaged"):
+        with pytest.raises(ValueError, match="does not match its checksum; it was changed or damaged"):
             read_tensors(tmp_path / "file")
 
     def test_of_before_there_were_checksums_are_read(self, tmp_path: Path) -> None:

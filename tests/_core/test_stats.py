@@ -14,6 +14,7 @@ from latentcomm._core.stats import (
     cell_rank_correlation,
     mcnemar_exact,
     paired_bootstrap,
+    paired_bootstraps,
     proportion_interval,
     spearman,
 )
@@ -35,7 +36,7 @@ def test_the_interval_is_wilsons_formula(k, n, level):
     assert proportion_interval(k, n, level=level) == pytest.approx(wilson(k, n, level), abs=1e-12)
 
 
-def test_the_interval_of_one_hundred_items_is_about_eight_points_wide_each_side():
+def test_the_interval_of_one_hundred_items_is_about_eight_points_each_way():
     low, high = proportion_interval(80, 100)
     assert (high - low) / 2 == pytest.approx(0.08, abs=0.005)
     narrow = proportion_interval(800, 1000)
@@ -43,7 +44,7 @@ def test_the_interval_of_one_hundred_items_is_about_eight_points_wide_each_side(
 
 
 @pytest.mark.parametrize("chance", [0.05, 0.5, 0.9])
-def test_the_interval_covers_the_true_proportion_about_as_often_as_it_says(chance):
+def test_the_interval_covers_the_true_proportion_at_about_its_rate(chance):
     n = 50
     covered = [low <= chance <= high for low, high in (proportion_interval(k, n) for k in range(n + 1))]
     coverage = float(np.dot(covered, binom.pmf(np.arange(n + 1), n, chance)))  # exact, no simulation needed
@@ -129,6 +130,20 @@ def test_drawing_in_parts_gives_the_same_draws(monkeypatch):
     assert paired_bootstrap(a, b, n_resamples=1000) == whole
 
 
+@pytest.mark.parametrize("groups", [None, [item // 7 for item in range(30)]])
+def test_pairs_that_share_resamples_are_those_of_each_alone_to_the_bit(groups):
+    generator = np.random.default_rng(3)
+    a, b, c = 1e9 * generator.normal(size=(3, 30))
+    alone = [paired_bootstrap(*pair, groups=groups, seed=5) for pair in ((a, b), (c, b))]
+    assert paired_bootstraps([(a, b), (c, b)], groups=groups, seed=5) == alone
+    assert alone[0] != alone[1] and paired_bootstraps([]) == []
+
+
+def test_pairs_of_different_items_do_not_share_resamples():
+    with pytest.raises(ValueError, match="pairs of 2 and of 3 items"):
+        paired_bootstraps([([1, 0], [0, 0]), ([1, 0, 0], [0, 0, 0])])
+
+
 def coverage(*, clustered: bool, grouped: bool, repeats: int = 300) -> float:
     """How often the interval holds the true difference of 0.3, items being alike within groups of 10 or independent."""
     hits = 0
@@ -144,7 +159,7 @@ def coverage(*, clustered: bool, grouped: bool, repeats: int = 300) -> float:
     return hits / repeats
 
 
-def test_the_interval_over_independent_items_covers_about_as_often_as_it_says():
+def test_the_interval_over_independent_items_covers_at_about_its_rate():
     assert 0.91 < coverage(clustered=False, grouped=False) < 0.98
 
 
@@ -283,7 +298,7 @@ def test_the_partial_correlation_is_that_of_the_inverse_matrix(n_given):
     assert spearman(x, y, given=given) == pytest.approx(partial_by_precision(x, y, given), abs=1e-9)
 
 
-def test_what_depth_alone_explains_is_gone_once_depth_is_given_and_what_it_does_not_stays():
+def test_given_depth_only_what_depth_does_not_explain_remains():
     rng = np.random.default_rng(1)
     depth = np.arange(400.0)
     x, y = depth + 20 * rng.normal(size=400), depth + 20 * rng.normal(size=400)
@@ -292,7 +307,7 @@ def test_what_depth_alone_explains_is_gone_once_depth_is_given_and_what_it_does_
     assert spearman(x + shared, y + shared, given=[depth]) > 0.6
 
 
-def test_a_column_that_is_constant_or_follows_from_what_is_given_has_no_correlation():
+def test_a_column_constant_or_fixed_by_the_given_ones_has_no_correlation():
     x, y = np.arange(8.0), np.array([3.0, 1, 2, 5, 4, 7, 6, 8])
     assert math.isnan(spearman(np.ones(8), y)) and math.isnan(spearman(x, np.ones(8)))
     assert math.isnan(spearman(x, y, given=[2 * x + 1]))
@@ -325,7 +340,7 @@ def test_its_interval_is_that_of_grids_drawn_one_by_one(n_items):
     assert found.defined == np.isfinite(each).mean()
 
 
-def test_within_strata_it_is_the_mean_of_theirs_and_a_stratum_without_one_is_left_out():
+def test_within_strata_it_is_their_mean_and_constant_strata_are_left_out():
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(5, 24)), rng.normal(size=(5, 24))
     strata = np.repeat(["a", "b", "c"], 8)
@@ -350,7 +365,7 @@ def test_within_strata_and_given_depth_it_is_the_mean_of_the_partial_ones():
     assert found.rho == pytest.approx(np.mean(each), abs=1e-9)
 
 
-def test_its_interval_covers_independent_cells_as_often_as_it_says_and_too_wide_rather_than_too_narrow():
+def test_its_interval_over_independent_cells_is_never_too_narrow():
     """Both columns share layer effects of their own and none with each other: the true correlation is nought."""
     rng = np.random.default_rng(4)
     read, write = grid(8, 8)
@@ -365,7 +380,7 @@ def test_its_interval_covers_independent_cells_as_often_as_it_says_and_too_wide_
     assert naive <= 30  # the same cells again: an interval over items alone says nothing of other layers
 
 
-def test_the_same_seed_gives_the_same_interval_and_nothing_given_is_changed():
+def test_the_same_seed_gives_the_same_interval_and_inputs_do_not_change():
     rng = np.random.default_rng(5)
     read, write = grid(4, 5)
     x, y = rng.normal(size=(6, 20)), rng.normal(size=(6, 20))
@@ -377,7 +392,7 @@ def test_the_same_seed_gives_the_same_interval_and_nothing_given_is_changed():
     assert (x == before[0]).all() and (y == before[1]).all()
 
 
-def test_resamples_without_a_correlation_are_counted_and_a_constant_has_none_at_all():
+def test_resamples_without_a_correlation_are_counted():
     x = np.zeros((4, 6))
     x[:, 0] = 1.0  # constant wherever the first cell is not drawn
     y = np.random.default_rng(6).normal(size=(4, 6))

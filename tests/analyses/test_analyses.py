@@ -145,7 +145,7 @@ class TestEveryScript:
 
 class TestASmallRun:
     @every_sweep
-    def test_publishes_every_figure_as_its_data_give_it_and_replots_it_without_a_model(
+    def test_publishes_every_figure_and_replots_it_without_a_model(
         self, path: Path, tiny: lc.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         module = made_small(script(path), tiny, monkeypatch)
@@ -242,7 +242,7 @@ class TestTemplateAndFame:
             n_test=12,
         )
         shown = {"silent": ("silent", "message"), "skyline": ("skyline", "message"), "replace": ("replace", "message")}
-        shown |= {"shuffled": ("replace", "shuffled"), "logit lens": ("logit lens", f"layer {report.chosen[0]}")}
+        shown |= {"shuffled": ("replace", "shuffled"), "logit lens": ("logit lens", "unembedded")}
         assert len(found) == len(shown) * 2 * 2  # conditions, fames, metrics
         for row in found.to_dict("records"):
             channel, condition = shown[row["condition"]]

@@ -208,7 +208,7 @@ class TestCrossFamily:
             assert torch.allclose(mine.weight, theirs.weight, atol=1e-5)
             assert torch.allclose(mine.bias, theirs.bias, atol=1e-5)
 
-    def test_a_map_of_random_pairs_explains_nothing_and_that_of_true_pairs_does(self) -> None:
+    def test_a_map_of_random_pairs_explains_nothing_unlike_one_of_true_pairs(self) -> None:
         generator = torch.Generator().manual_seed(0)
         source = torch.randn(400, 4, generator=generator)
         targets = {0: source @ torch.randn(4, 3, generator=generator) + 2}

@@ -138,7 +138,7 @@ class TestASmallRun:
 
 
 class TestFusionDrift:
-    def test_the_same_text_of_one_model_changes_nothing_where_the_fusion_gives_the_own_state_back(
+    def test_the_same_text_of_one_model_changes_nothing_under_most_fusions(
         self, drifted: tuple[pd.DataFrame, pd.DataFrame]
     ) -> None:
         """Replace, mean and both residuals of equal states are that state: real states, so few are flagged."""
@@ -213,7 +213,7 @@ class TestDriftAndAccuracy:
                 assert row["accuracy"] == sum(right) / len(right)
                 assert row["log_p"] == pytest.approx(sum(likely) / len(likely), abs=1e-5)
 
-    def test_the_drift_is_measured_against_last_tokens_of_items_that_were_not_asked_about(
+    def test_drift_is_measured_against_last_tokens_of_items_outside_the_test(
         self, swept: tuple[pd.DataFrame, pd.DataFrame], tiny: lc.Model
     ) -> None:
         task, read, write = self.asked(), 2, 1
@@ -234,7 +234,7 @@ class TestDriftAndAccuracy:
             assert row["mahalanobis"] == pytest.approx(float((-(1 - inside).log()).quantile(0.5)), abs=1e-3)
         assert row["flagged"] == pytest.approx(float((percentiles["combined"] >= 0.95).double().mean()))
 
-    def test_a_state_of_the_receiver_itself_is_seldom_flagged_and_one_of_another_layer_often(
+    def test_own_states_are_seldom_flagged_and_those_of_another_layer_often(
         self, swept: tuple[pd.DataFrame, pd.DataFrame]
     ) -> None:
         """One model: what is read where it is written is the receiver's own state of that text."""

@@ -33,7 +33,7 @@ def small(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @every_script
-def test_digits_are_published_as_their_data_give_them_and_drawn_again_without_a_model(
+def test_digits_are_published_and_redrawn_without_a_model(
     path: Path, reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = small(path, monkeypatch)

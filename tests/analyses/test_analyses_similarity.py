@@ -226,9 +226,7 @@ class TestPredictability:
             assert grid(table, "forward").diagonal().min() > 0.999
             assert float(grid(table, "forward_null").diagonal().max()) < 0.5
 
-    def test_only_every_so_manieth_layer_is_measured_and_named_by_its_own_number(
-        self, settings: Any, tiny: lc.Model
-    ) -> None:
+    def test_strided_layers_are_measured_and_named_by_their_own_number(self, settings: Any, tiny: lc.Model) -> None:
         compute = script(self.PATH).compute
         whole, some = (compute(dataclasses.replace(settings, layer_step=step), tiny, tiny) for step in (1, 2))
         assert sorted(some["sender_layer"].unique()) == sorted(some["receiver_layer"].unique()) == [0, 2]

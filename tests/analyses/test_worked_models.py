@@ -39,7 +39,7 @@ def replies(model: lc.Model, prompts: list[str]) -> list[str]:
 
 
 class TestThePair:
-    def test_the_large_one_knows_the_numbers_of_keys_and_the_small_one_does_not(self, pair: WorkedPair) -> None:
+    def test_only_the_large_model_knows_the_numbers_of_keys(self, pair: WorkedPair) -> None:
         """On sums that were trained on: so few updates teach the table, and not what was never met."""
         task = kv_math_worked(n=10, part="train", **OPTIONS)
         table = worked_table(n_keys=5, highest=5)

@@ -116,9 +116,7 @@ class TestActivations:
         assert message.origin == f"{tiny.name} blocks.{layer}.hook_resid_post"
 
     @pytest.mark.parametrize("layer", [0, 1, 2])
-    def test_a_model_that_tells_itself_what_it_reads_itself_is_as_good_as_silent(
-        self, architecture: str, layer: int
-    ) -> None:
+    def test_a_message_of_what_the_receiver_reads_is_as_good_as_silence(self, architecture: str, layer: int) -> None:
         tiny = model(architecture)
         same = replace(TASK, items=tuple(replace(item, sender=item.receiver) for item in TASK.items))
         silent = replies(Silent(), tiny, tiny, same)
@@ -128,7 +126,7 @@ class TestActivations:
         assert far_apart(replies(other, tiny, tiny, same), silent)
 
     @pytest.mark.parametrize("fusion", [Replace(), Mean(), Sum()], ids=repr)
-    def test_a_message_moves_the_logits_of_every_item_and_only_by_its_own_content(
+    def test_a_message_moves_every_items_logits_by_its_own_content_alone(
         self, architecture: str, fusion: Replace | Mean | Sum
     ) -> None:
         tiny = model(architecture)
@@ -181,7 +179,7 @@ class TestActivations:
         assert torch.allclose(mapped, plain, rtol=0, atol=1e-12)
 
 
-def test_an_alignment_carries_a_message_between_widths_that_no_fusion_would_mix() -> None:
+def test_an_alignment_carries_a_message_between_unequal_widths() -> None:
     narrow, wide = build("llama", d_model=16), model("llama")
     weight = torch.randn(32, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mapped = Activation("a", Site(1), Site(1), Replace(), AffineMap(weight, torch.zeros(32, dtype=torch.float64)))
@@ -207,7 +205,7 @@ class TestTheReceiversOwnState:
         assert torch.allclose(own.vectors, expected, rtol=0, atol=1e-9)
 
     @pytest.mark.parametrize("layer", [0, 2])
-    def test_written_back_where_it_was_read_changes_nothing_whatever_aligns_the_senders(self, layer: int) -> None:
+    def test_writing_back_at_the_read_layer_changes_nothing_under_alignment(self, layer: int) -> None:
         tiny = model("llama")
         channel = Activation("a", Site(layer), Site(layer), Replace(), AddRamp())
         silent = replies(Silent(), tiny, tiny)

@@ -173,7 +173,7 @@ class TestTheSoftReply:
             assert torch.allclose(alone.vectors[0], reply.vectors[0], rtol=0, atol=1e-9)
         assert len(found[3].ids) == 0 and len(found[0].ids) <= 2
 
-    def test_is_made_of_one_token_passes_on_a_cache_which_stop_when_all_have_ended(self) -> None:
+    def test_it_runs_one_token_a_pass_with_a_cache_until_all_rows_have_ended(self) -> None:
         tiny = build("llama")
         prompts = ReceiverInput(Prompts.from_ids(ids(6, 6, 3, seed=8)))
         tiny.__dict__["stop_ids"] = frozenset()
@@ -252,7 +252,7 @@ class TestTheSlot:
             with_slot(tiny, ["Alice"], [vector.expand(40, -1)], template="raw")
         deaf = tokenizer()
         deaf.chat_template = "{% for message in messages %}<user>{% endfor %}"
-        with pytest.raises(ValueError, match="drops or changes what a user says"):
+        with pytest.raises(ValueError, match="drops or changes the user's text"):
             with_slot(wrap_model(transformers_model("llama"), deaf, name="t"), ["Alice"], [vector], template="chat")
 
 
@@ -405,7 +405,7 @@ class TestTheSoftDebate:
             found, theirs = next_token_logits(receiver, given.select([row])), next_token_logits(receiver, read)
             assert torch.allclose(found, theirs, rtol=0, atol=1e-9)
 
-    def test_the_coldest_has_the_last_word_and_the_receiver_where_it_is_among_them(self) -> None:
+    def test_the_coldest_decides_and_the_receiver_where_it_is_among_them(self) -> None:
         for temperatures, coldest in (((0.5, 0.25), 1), ((0.25, 0.5), 0), ((0.3, 0.3), 1), ((0.4, 0.1, 0.2), 1)):
             assert CipherDebate(temperatures=temperatures).coldest == coldest
         sender, receiver = model("llama"), model("llama", seed=1)

@@ -127,7 +127,7 @@ class TestTheChannel:
             lengths = torch.cat(thoughts).norm(dim=1)
             assert torch.allclose(lengths, torch.full_like(lengths, 2.5)) is equal
 
-    def test_an_alignment_brings_thoughts_to_another_width_and_none_is_refused(self) -> None:
+    def test_an_alignment_maps_thoughts_to_another_width_or_they_are_refused(self) -> None:
         sender, receiver = model("llama", d_model=16), model("llama")
         message = coconut(2).send(sender, TASK)
         with pytest.raises(ValueError, match="16 wide cannot enter"):
@@ -190,7 +190,7 @@ class TestTheTraining:
             found = float(taught.loss([0, 1], torch.Generator()))
         assert found == pytest.approx(self.naive(taught.model, stage, per_step), abs=1e-5)
 
-    def test_steps_said_inside_stand_where_thoughts_would_and_then_the_end_is_said(self) -> None:
+    def test_steps_in_text_replace_thoughts_and_are_followed_by_the_end(self) -> None:
         tiny, answers = build("llama"), (" Peru", " Italy")
         taught = [
             CoconutLearner(tiny, self.QUESTIONS, self.STEPS, answers, BEGIN, END, stage, inside=True)
@@ -283,7 +283,7 @@ class TestTheTraining:
 
 
 class TestTheGraphs:
-    def test_following_the_facts_from_the_named_one_leads_to_the_answer_and_to_the_steps(self) -> None:
+    def test_following_the_facts_gives_the_answer_and_the_steps(self) -> None:
         for problem in problems(50, n_steps=3, n_dead_ends=2):
             facts, asked = problem.question.rsplit(" . ", 1)
             *edges, named = [fact.split() for fact in facts.split(" . ")]

@@ -41,7 +41,7 @@ class TestTheGap:
         tiny = model("llama")
         assert with_gap(tiny, [ASKED], template="raw") == [(tiny.tokenizer(ASKED).input_ids, [])]
 
-    def test_a_chat_has_its_gap_at_the_end_of_the_users_words_and_is_itself_without_one(self) -> None:
+    def test_the_gap_of_a_chat_is_at_the_end_of_the_users_text(self) -> None:
         tiny = model("llama")
         ((before, after),) = with_gap(tiny, [ASKED], template="chat")
         assert tiny.tokenizer.decode(after) == "<end><assistant>"
@@ -56,7 +56,7 @@ class TestTheGap:
     def test_a_template_that_changes_the_words_is_refused(self) -> None:
         tiny = build("llama")
         tiny.tokenizer.chat_template = "{% for message in messages %}<user>hello{% endfor %}"
-        with pytest.raises(ValueError, match="changes what a user says"):
+        with pytest.raises(ValueError, match="changes the user's text"):
             with_gap(tiny, [ASKED], template="chat")
 
 
@@ -153,7 +153,7 @@ class TestTheAdapter:
         latents = adapter(100 * states(40, 48, dtype=torch.float32))[1:-1]
         assert 0.5 < float(latents.norm(dim=1).mean() / table.norm(dim=1).mean()) < 2
 
-    def test_a_warm_start_gives_back_the_plans_embeddings_and_a_cold_one_does_not(self) -> None:
+    def test_a_warm_start_returns_the_plans_embeddings_unlike_a_cold_one(self) -> None:
         tiny = model("llama", dtype=torch.float32)
         table = tiny.hooked.W_E.detach()
         token = torch.randint(64, (40, 6), generator=torch.Generator().manual_seed(0))
@@ -219,7 +219,7 @@ class TestTheLosses:
         assert sum(done.losses[-5:]) < 0.85 * sum(done.losses[:5])
         assert tiny.fingerprint == before and said.adapter.weights["scale"] is taught.parameters["scale"]
 
-    def test_trained_on_the_task_it_tells_the_items_apart_and_shuffled_messages_do_not(self) -> None:
+    def test_training_separates_the_items_and_shuffled_messages_do_not(self) -> None:
         tiny, said, taught = learner(CE_ONLY)
         train(taught, Schedule(steps=80, batch_size=8, learning_rate=5e-3, warmup=5), frozen=[tiny])
         trials = lc.evaluate(said, tiny, tiny, TASK, reply_tokens=1, controls=("shuffled",))

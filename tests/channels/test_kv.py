@@ -87,7 +87,7 @@ def sender_lengths(tiny: Model, task: Task = TASK) -> list[int]:
 
 class TestWhatTheReceiverReads:
     @pytest.mark.parametrize(("architecture", "backend"), [*EVERY_MODEL, ("mistral", "bridge"), ("gemma2", "bridge")])
-    def test_the_whole_of_one_model_is_the_two_prompts_read_one_after_the_other(
+    def test_all_layers_of_one_model_equal_reading_both_prompts_in_sequence(
         self, architecture: str, backend: str
     ) -> None:
         tiny = model(architecture, backend)
@@ -138,7 +138,7 @@ class TestWhatTheReceiverReads:
         assert far_apart(replies(KeyValues(layers=(0,)), tiny, tiny, TASK), found)
 
     @pytest.mark.parametrize("backend", BACKENDS)
-    def test_no_layer_at_all_is_reading_at_shifted_positions_where_they_are_absolute(self, backend: str) -> None:
+    def test_no_layer_at_all_is_reading_at_shifted_absolute_positions(self, backend: str) -> None:
         tiny = model("gpt2", backend)
         found = replies(KeyValues(layers=()), tiny, tiny, TASK)
         raw = build("gpt2").hooked.original_model
@@ -177,7 +177,7 @@ class TestWhatTheReceiverReads:
 
 class TestTheMessage:
     @pytest.mark.parametrize("backend", BACKENDS)
-    def test_it_holds_the_keys_and_values_of_its_layers_and_weighs_what_they_weigh(self, backend: str) -> None:
+    def test_it_holds_its_layers_keys_and_values_and_counts_their_bytes(self, backend: str) -> None:
         tiny = model("llama", backend)
         message = KeyValues(layers=(0, 2)).send(tiny, TASK)
         lengths = sender_lengths(tiny)
@@ -271,7 +271,7 @@ class TestRefusals:
             channel.receive(model("llama"), TASK, channel.send(other, TASK))
 
     @needs_hooked_transformer
-    def test_backends_exchange_keys_where_positions_are_not_in_them_and_are_refused_where_they_are(self) -> None:
+    def test_backends_share_keys_without_positions_and_refuse_rotary_ones(self) -> None:
         channel = KeyValues(layers=(0, 1))
         found = channel.receive(model("gpt2", "hooked"), TASK, channel.send(model("gpt2"), TASK))
         expected = replies(channel, model("gpt2"), model("gpt2"), TASK)
@@ -323,7 +323,7 @@ class Deaf:
 
 class TestWhichLayers:
     @pytest.mark.parametrize("backend", BACKENDS)
-    def test_the_attention_to_the_sender_is_the_mean_over_items_heads_and_tokens(self, backend: str) -> None:
+    def test_attention_to_the_sender_is_the_mean_over_items_heads_and_tokens(self, backend: str) -> None:
         tiny = model("llama", backend)
         expected = torch.zeros(len(TASK.items), 3, dtype=torch.float64)
         for row, (ids, item) in enumerate(zip(both_ids(tiny), TASK.items, strict=True)):

@@ -332,7 +332,7 @@ class TestWhatTheReceiverHasAlready:
         assert torch.allclose(replies(channel, tiny, tiny, same), silent, rtol=0, atol=1e-9)
         assert far_apart(replies(channel, tiny, tiny, TASK), silent)
 
-    def test_a_planted_novel_direction_arrives_and_a_planted_shared_one_does_not(self) -> None:
+    def test_a_planted_new_direction_arrives_and_a_planted_shared_one_not(self) -> None:
         """The receiver's states vary along the first 4 axes; senders hold what it has there and news on axis 9."""
         corpus = torch.zeros(300, 32, dtype=torch.float64)
         corpus[:, :4] = states(300, 4)

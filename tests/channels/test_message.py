@@ -186,7 +186,7 @@ class TestFiles:
         else:
             manifest["made_by"]["layer"] = 4
         save_file(tensors, tmp_path / "m", metadata=facts | {"manifest": json.dumps(manifest)})
-        with pytest.raises(ValueError, match="does not hold what its checksum says; it was changed"):
+        with pytest.raises(ValueError, match="does not match its checksum; it was changed"):
             Message.load(tmp_path / "m")
 
     def test_what_is_no_message_is_named(self, tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="strange and tiny-llama have different vocabularies, so deltas cannot be"):
             DELTAS.receive(tiny, TASK, DELTAS.send(strange, TASK))
 
-    def test_a_message_of_another_kind_for_another_model_or_of_other_layers_is_refused(self) -> None:
+    def test_a_message_of_another_kind_model_or_set_of_layers_is_refused(self) -> None:
         tiny = model("llama")
         with pytest.raises(
             ValueError, match="the channel deltas needs a message of text and deltas and got tiny-llama text"
@@ -336,7 +336,7 @@ def test_it_keeps_the_protocol_and_has_a_stable_digest() -> None:
     assert digest(DELTAS) == digest(replace(DELTAS)) != digest(replace(DELTAS, scale=2.0))
 
 
-def test_a_run_with_every_control_resumes_and_its_zero_control_is_the_text_alone(tmp_path: Path) -> None:
+def test_a_run_with_every_control_resumes_and_its_zero_is_the_text_alone(tmp_path: Path) -> None:
     tiny = model("llama")
     trials = evaluate(DELTAS, tiny, tiny, TASK, checkpoint=tmp_path)
     assert {trial.condition for trial in trials} == {"message", "shuffled", "zero", "random", "self"}

@@ -121,14 +121,14 @@ class TestWhatTheReceiverReads:
             expected = plain_logits(RECEIVER, f"<user>{text}\n{item.receiver}<end><assistant>")
             assert torch.allclose(found[row], expected, rtol=0, atol=1e-9)
 
-    def test_begins_with_a_token_that_begins_texts_where_the_tokenizer_has_one(self) -> None:
+    def test_begins_with_the_tokenizers_first_token_of_texts_if_it_has_one(self) -> None:
         receiver = speaker(1, adds_bos=True)
         found = heard(Text(), self.MESSAGE, receiver=receiver)
         assert self.MESSAGE.texts is not None
         expected = plain_logits(RECEIVER, f"<bos>{self.MESSAGE.texts[0]}\n{TASK.items[0].receiver}")
         assert torch.allclose(found[0], expected, rtol=0, atol=1e-9)
 
-    def test_is_its_text_alone_where_nothing_was_said_and_not_where_something_was(self) -> None:
+    def test_an_empty_message_leaves_the_receivers_text_alone(self) -> None:
         some = replace(self.MESSAGE, texts=("", *(self.MESSAGE.texts or ())[1:]))
         found = heard(Text(), some)
         assert torch.allclose(found[0], plain_logits(RECEIVER, TASK.items[0].receiver), rtol=0, atol=1e-9)

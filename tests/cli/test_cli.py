@@ -203,7 +203,7 @@ class TestASweep:
     def test_the_figures_are_those_that_their_data_give(self, name: str, plot: Callable[..., Any], job: Job) -> None:
         check_replot(name, job.out, plot)
 
-    def test_the_metadata_tell_what_was_run_and_name_no_folder_of_this_machine(self, job: Job, tiny: Path) -> None:
+    def test_the_metadata_describe_the_run_and_name_no_folder_of_the_machine(self, job: Job, tiny: Path) -> None:
         meta = json.loads((job.out / "sweep.meta.json").read_text("utf-8"))
         settings, model = meta["settings"], load_model(tiny)
         assert settings["sender"] == settings["receiver"] == "tiny-countries"
@@ -472,7 +472,7 @@ class TestAStoppedRun:
         assert stopped.exit_code == 1 and "Traceback" not in stopped.output
         said = last_line(stopped.stderr)
         assert said.startswith("latentcomm: ") and "pass-000002.safetensors could not be written" in said
-        assert said.endswith("(No space left on device); make room and run again, what is done is kept")
+        assert said.endswith("(No space left on device); free some space and run again; finished work is saved")
         assert sum(path.endswith(".safetensors") for path in files_in(tmp_path)) == 2
         passes = Counter(records.write_tensors)
         monkeypatch.setattr(records, "write_tensors", passes)
@@ -544,7 +544,7 @@ class TestADiagnosis:
             if name != "report.meta.json":
                 assert (tmp_path / name).read_bytes() == (pages.out / name).read_bytes(), name
 
-    def test_nothing_said_is_the_built_in_model_with_itself_on_the_packaged_text(
+    def test_the_default_is_the_built_in_model_with_itself_on_packaged_text(
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         names, seen = [], []

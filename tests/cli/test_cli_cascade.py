@@ -68,7 +68,7 @@ class TestCascade:
         assert nothing == alone != five
 
     @pytest.mark.parametrize(("module", "name"), [(writing, "_write"), (handing, "hand_over")])
-    def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives(
+    def test_a_run_stopped_by_ctrl_c_resumes_and_gives_the_results_of_one_run(
         self, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
     ) -> None:
         assert cascade(pair, tmp_path / "whole").exit_code == 0

@@ -64,9 +64,7 @@ def written(folder: Path) -> list[str]:
 
 
 class TestCompare:
-    def test_every_channel_that_needs_no_training_is_in_one_table_with_its_costs(
-        self, tiny: Path, tmp_path: Path
-    ) -> None:
+    def test_channels_without_training_are_in_one_table_with_their_costs(self, tiny: Path, tmp_path: Path) -> None:
         result = compare(tiny, tmp_path, channels="")
         assert result.exit_code == 0, result.output
         assert written(tmp_path) == WRITTEN
@@ -81,7 +79,7 @@ class TestCompare:
         meta = json.loads((tmp_path / "c.meta.json").read_text("utf-8"))
         assert str(tiny) not in json.dumps(meta) and meta["settings"]["n_test"] == 6
 
-    def test_ctrl_c_keeps_what_is_done_and_the_same_command_gives_what_one_run_gives(
+    def test_a_run_stopped_by_ctrl_c_resumes_and_gives_the_results_of_one_run(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -192,7 +190,7 @@ class TestTrain:
         seen = compare(tiny, tmp_path / "out", "--weights", weights, "--seed", "1", channels="silent,gated")
         assert seen.exit_code == 1 and "has seen" in last_line(seen.stderr)
 
-    def test_ctrl_c_keeps_what_is_done_and_the_same_command_ends_with_the_same_bytes(
+    def test_a_run_stopped_by_ctrl_c_resumes_and_ends_with_the_same_bytes(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert self.train(tiny, tmp_path / "whole").exit_code == 0
@@ -212,7 +210,7 @@ class TestTrain:
         assert all(same_bits(kept[0][0][key], kept[1][0][key]) for key in kept[0][0])
         assert files_in(tmp_path / "parts") == ["gated.safetensors"]
 
-    def test_a_channel_that_is_done_is_not_trained_again_after_a_stop_in_the_next(
+    def test_a_trained_channel_is_not_trained_again_after_a_stop_in_the_next(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stop(monkeypatch, training, "_update", 3)  # two updates a channel: the second stops in its first

@@ -60,7 +60,7 @@ def test_digits_need_no_other_encoder_and_every_question_is_in_one_table(reader:
     assert "probe" in result.stdout and "it has no receiver" in " ".join(result.stdout.split())
 
 
-def test_after_ctrl_c_the_same_command_resumes_and_gives_the_results_of_one_run(
+def test_after_ctrl_c_the_same_command_resumes_as_one_run(
     reader: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("--vision", eye, "--data", picture_folder(tmp_path / "pictures"))
@@ -133,7 +133,7 @@ def test_what_is_wrong_is_one_sentence_and_writes_nothing(
     ("arguments", "sentence"),
     [(("--write-layer", "9"), "layer 9 is outside"), (("--receiver", "nobody/here"), "nobody")],
 )
-def test_receiver_and_write_layer_are_checked_before_an_encoder_is_trained(
+def test_receiver_and_write_layer_are_checked_before_any_training(
     arguments: tuple[str, ...], sentence: str, reader: Path, tmp_path: Path
 ) -> None:
     result = crossmodal(reader, tmp_path / "out", *arguments)

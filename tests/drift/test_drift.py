@@ -68,7 +68,7 @@ def test_relative_mahalanobis_takes_a_background_that_is_given():
     assert (found.relative_mahalanobis(others) - small()[0].relative_mahalanobis(others)).abs().max() > 0.1
 
 
-def test_off_subspace_is_what_the_principal_components_of_scikit_learn_leave_of_raw_states():
+def test_off_subspace_is_what_scikit_learns_principal_components_leave():
     found, fitted, others = small()
     pca = PCA(n_components=0.9).fit(fitted)
     left = others.numpy() - pca.inverse_transform(pca.transform(others.numpy()))
@@ -122,7 +122,7 @@ def test_a_state_all_but_on_its_neighbours_plane_keeps_its_small_residual():
 
 
 @every_detector
-def test_a_detector_is_a_method_a_score_and_a_column_with_the_same_numbers(name):
+def test_a_detector_is_a_method_a_score_and_a_column_of_equal_numbers(name):
     found, _, others = small()
     one_by_one = getattr(found, name)(others)
     torch.testing.assert_close(found.measure(others).scores[name], one_by_one)
@@ -154,7 +154,7 @@ def test_a_planted_shift_moves_every_detector_further_the_larger_it_is(name):
     assert len(set(steps)) == 4
 
 
-def test_the_joint_p_value_falls_with_a_planted_shift_down_to_the_smallest_it_can_be():
+def test_the_joint_p_value_falls_with_a_planted_shift_to_its_smallest():
     found, real, direction = reference(), mixture(100, seed=11), normal(1, WIDTH, seed=8)
     medians = [float(found.p_value(real + size * direction).median()) for size in (0.0, 0.5, 1.0, 2.0, 8.0)]
     assert medians == sorted(medians, reverse=True)

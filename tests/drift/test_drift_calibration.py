@@ -42,7 +42,7 @@ def test_the_alarm_is_the_joint_p_value_at_the_rate():
     torch.testing.assert_close(found.measure(fresh).p_value, found.p_value(fresh))
 
 
-def test_thresholds_from_fitted_states_or_the_chi_squared_law_raise_many_more_alarms():
+def test_thresholds_from_fitted_states_or_chi_squared_raise_more_alarms():
     rows, fresh = mixture(180, seed=0, width=40), mixture(1000, seed=21, width=40)
     found = fit_drift_reference(rows)
     fitted = fitted_rows(found, rows)
@@ -54,7 +54,7 @@ def test_thresholds_from_fitted_states_or_the_chi_squared_law_raise_many_more_al
     assert own < 0.12
 
 
-def test_documents_that_are_split_between_fit_and_calibration_hide_the_false_alarms():
+def test_documents_split_between_fit_and_calibration_hide_false_alarms():
     def documents(n: int, seed: int) -> torch.Tensor:
         return normal(n, 10, seed=seed).repeat_interleave(30, 0) + 0.05 * normal(30 * n, 10, seed=seed + 1) + 1
 
@@ -67,7 +67,7 @@ def test_documents_that_are_split_between_fit_and_calibration_hide_the_false_ala
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
-def test_the_false_alarms_that_a_reference_carries_are_those_of_other_documents_and_near_the_rate(rate):
+def test_a_references_false_alarms_are_of_other_documents_near_the_rate(rate):
     found, part = reference(), row_folds(len(reference().held_out), folds=10, groups=reference().held_out_groups)
     carried = found.false_alarms(rate=rate)
     assert list(carried) == [*DETECTORS, COMBINED]
@@ -92,7 +92,7 @@ def test_the_false_alarms_that_a_reference_carries_are_those_of_other_documents_
     assert carried[COMBINED] == pytest.approx(joint / n, abs=1e-6)
 
 
-def test_false_alarms_of_documents_that_differ_are_seen_where_rows_hide_them():
+def test_false_alarms_of_documents_that_differ_show_where_rows_hide_them():
     def documents(n: int, seed: int) -> torch.Tensor:
         return normal(n, 10, seed=seed).repeat_interleave(30, 0) + 0.05 * normal(30 * n, 10, seed=seed + 1) + 1
 
@@ -104,7 +104,7 @@ def test_false_alarms_of_documents_that_differ_are_seen_where_rows_hide_them():
 
 
 @pytest.mark.parametrize("rate", [0.001, 1.0])
-def test_false_alarms_at_a_rate_that_the_states_cannot_resolve_are_refused(rate):
+def test_false_alarms_at_a_rate_too_fine_for_the_states_are_refused(rate):
     with pytest.raises(ValueError, match=f"rate is {rate}; 360 real states resolve 0.0055 and more, below 1"):
         reference().false_alarms(rate=rate)
 
@@ -133,7 +133,7 @@ def test_sinks_are_left_out_by_position_and_norm_and_counted():
     assert found.drifted(rows[[5, 30, 301, 770]]).all()
 
 
-def test_without_positions_only_the_norm_leaves_rows_out_and_no_limit_leaves_none():
+def test_without_positions_only_the_norm_excludes_rows_or_nothing_does():
     rows, positions = with_sinks()
     by_norm = fit_drift_reference(rows, groups=DOCUMENTS)
     assert (by_norm.sinks_by_position, by_norm.sinks_by_norm) == (0, 4)
@@ -148,7 +148,7 @@ def test_without_positions_only_the_norm_leaves_rows_out_and_no_limit_leaves_non
     ("options", "message"),
     [
         ({"norm_limit": 1}, "norm_limit is 1; it counts medians"),
-        ({"positions": torch.zeros(1200, dtype=torch.long)}, "no row lies past the first 1 positions"),
+        ({"positions": torch.zeros(1200, dtype=torch.long)}, "no row is past the first 1 positions"),
         ({"positions": (torch.arange(1200) > 1100).long()}, "99 rows without 1101 sinks are too few"),
     ],
 )
@@ -193,7 +193,7 @@ def test_the_same_seed_gives_the_same_bits_and_nothing_given_changes():
     assert_same_bits(first.p_value(fresh), again.p_value(fresh))
 
 
-def test_beyond_the_limits_a_seeded_sample_is_the_bank_and_the_calibration(monkeypatch):
+def test_beyond_the_limits_a_seeded_sample_is_bank_and_calibration(monkeypatch):
     monkeypatch.setattr(fitting, "MOST_NEIGHBOURS", 50)
     monkeypatch.setattr(fitting, "MOST_HELD_OUT", 60)
     rows = mixture(300, seed=0)

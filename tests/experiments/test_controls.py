@@ -117,7 +117,7 @@ class TestTheShuffledMessage:
 
 class TestTheSameLabelControl:
     @pytest.mark.parametrize("seed", range(5))
-    def test_gives_each_item_the_message_of_another_with_its_answer_each_used_once(self, seed: int) -> None:
+    def test_each_item_gets_anothers_message_with_its_answer_each_used_once(self, seed: int) -> None:
         given = exchange(seed=seed)
         same = (vectors(same_label(given))[:, None] == vectors(given.message)[None]).all(-1)
         assert (same.sum(0) == 1).all() and (same.sum(1) == 1).all()
@@ -172,7 +172,7 @@ class TestTheOtherControls:
         random_message(exchange())
         assert_same_bits(torch.rand(2), expected)
 
-    def test_random_of_a_zero_message_is_zero_and_in_half_precision_still_keeps_norms(self) -> None:
+    def test_random_of_a_zero_message_is_zero_and_halves_have_the_norms(self) -> None:
         given = exchange()
         nothing = replace(given, message=Message(torch.zeros(3, 32), "by hand"))
         found = vectors(random_message(nothing))
@@ -191,7 +191,7 @@ class TestTheOtherControls:
         assert not torch.allclose(own, of_sender.last(Site(1)))
         assert not torch.allclose(own, vectors(given.message))
 
-    def test_the_self_message_of_a_fusion_that_takes_another_width_alone_is_refused(self) -> None:
+    def test_the_self_message_of_a_fusion_of_another_width_is_refused(self) -> None:
         between = AffineMap(torch.zeros(32, 16, dtype=torch.float64), torch.zeros(32, dtype=torch.float64))
         given = replace(exchange(), channel=Activation("mapped", Site(1), Site(2), Linear(between)))
         with pytest.raises(ValueError, match="the channel mapped cannot carry the receiver's own state"):
@@ -231,7 +231,7 @@ class TestMessagesOfOtherKinds:
             with pytest.raises(ValueError, match="a message of by hand has no vectors to control for"):
                 CONTROLS[name](given)
 
-    def test_parts_are_zeroed_and_randomised_where_they_are_numbers_and_not_where_they_are_ids(self) -> None:
+    def test_numeric_parts_are_zeroed_and_randomised_and_ids_are_not(self) -> None:
         given = replace(exchange(), message=self.PARTS)
         for name in ("zero", "random"):
             parts = CONTROLS[name](given).parts

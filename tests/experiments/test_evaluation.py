@@ -2,29 +2,25 @@
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
-from scipy.stats import binomtest
 from tiny import CHOICES, EOS_ID, build, model, tokenizer, transformers_model
 from torch import Tensor
 from toys import Counter, toy
 
-from latentcomm._core.stats import paired_bootstrap
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, Silent, Skyline
 from latentcomm.experiments import evaluation
+from latentcomm.experiments.accuracy import summarise
 from latentcomm.experiments.controls import USUAL
 from latentcomm.experiments.cost import flops
-from latentcomm.experiments.evaluation import METRICS, Trial, evaluate, summarise, to_table
+from latentcomm.experiments.evaluation import METRICS, Trial, evaluate
 from latentcomm.fusion import Linear, Mean, Replace, Sum
 from latentcomm.models import Model, recorded_passes
 from latentcomm.models.sites import Site
@@ -84,18 +80,6 @@ def hf_state(raw: Any, text: str, layer: int) -> Tensor:
 
 def begins_with(reply: str, answer: str) -> bool:
     return re.match(rf"{re.escape(answer)}(?![\w-])", " ".join(reply.split())) is not None
-
-
-def trial(channel: str, condition: str, item: str, free: bool, choices: bool) -> Trial:
-    return Trial(item, "Greece", channel, condition, "a reply", free, " Greece", choices, 8)
-
-
-def trials(channel: str, condition: str, free: str, choices: str) -> list[Trial]:
-    """Trials of items 0, 1, ... that were right where a string has a 1."""
-    return [
-        trial(channel, condition, f"item {number}", a == "1", b == "1")
-        for number, (a, b) in enumerate(zip(free, choices, strict=True))
-    ]
 
 
 @dataclass(frozen=True)
@@ -196,7 +180,7 @@ class TestTrialsAgainstPlainTransformers:
 
 
 class TestWhatIsEvaluated:
-    def test_an_item_is_asked_once_under_the_message_and_under_every_control_in_order(self) -> None:
+    def test_an_item_runs_once_under_the_message_and_each_control_in_order(self) -> None:
         found = evaluate(GRAFT, model("llama"), model("llama"), TASK)
         ids = [item.id for item in TASK.items]
         assert [(one.condition, one.item) for one in found] == list(itertools.product(CONDITIONS, ids))
@@ -247,7 +231,7 @@ class TestWhatIsEvaluated:
         with pytest.raises(ValueError, match="cannot take 9 of the 8 items"):
             evaluate(Silent(), model("llama"), model("llama"), TASK, n=9)
 
-    def test_the_same_seed_gives_the_same_trials_and_another_seed_other_controls(self) -> None:
+    def test_the_same_seed_gives_the_same_trials_and_another_other_controls(self) -> None:
         first, again, other = (evaluate(GRAFT, model("llama"), model("llama"), TASK, seed=s) for s in (5, 5, 6))
         assert first == again
 
@@ -259,11 +243,11 @@ class TestWhatIsEvaluated:
         for condition in ("message", "zero", "self"):
             assert replies(first, condition) == replies(other, condition)
 
-    def test_the_table_has_a_row_a_trial_and_a_column_a_field(self) -> None:
-        found = evaluate(Silent(), model("llama"), model("llama"), TASK, n=3)
-        table = to_table(found)
-        assert list(table.columns) == [field.name for field in fields(Trial)]
-        assert [Trial(**row) for row in table.to_dict("records")] == found
+    def test_every_metric_is_there_for_an_evaluated_channel(self) -> None:
+        tiny = model("llama")
+        found = summarise(evaluate(Silent(), tiny, tiny, TASK) + evaluate(GRAFT, tiny, tiny, TASK))
+        assert len(found) == (1 + len(CONDITIONS)) * len(METRICS)
+        assert set(found["n"]) == {len(TASK.items)}
 
 
 class TestTheCheckpoint:
@@ -415,98 +399,3 @@ class TestTheCheckpoint:
         first = evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
         (path,) = tmp_path.glob("trials-*/*.json")
         assert [Trial(**each) for each in json.loads(path.read_text("utf-8"))["value"]] == first
-
-
-class TestSummaries:
-    SILENT = trials("silent", "message", "0000000000", "1000100000")
-    MESSAGE = trials("replace", "message", "1111100000", "1111011100")
-    SHUFFLED = trials("replace", "shuffled", "0000100001", "0010111000")
-    ALL = SILENT + MESSAGE + SHUFFLED
-
-    def row(self, found: pd.DataFrame, channel: str, condition: str, metric: str) -> dict[str, Any]:
-        (row,) = found[
-            (found["channel"] == channel) & (found["condition"] == condition) & (found["metric"] == metric)
-        ].to_dict("records")
-        return row
-
-    def test_counts_and_accuracies_are_those_made_by_hand(self) -> None:
-        found = summarise(self.ALL)
-        table = [tuple(row) for row in found[["channel", "condition", "metric", "n", "correct", "accuracy"]].to_numpy()]
-        assert table == [
-            ("silent", "message", "free", 10, 0, 0.0),
-            ("silent", "message", "choices", 10, 2, 0.2),
-            ("replace", "message", "free", 10, 5, 0.5),
-            ("replace", "message", "choices", 10, 7, 0.7),
-            ("replace", "shuffled", "free", 10, 2, 0.2),
-            ("replace", "shuffled", "choices", 10, 4, 0.4),
-        ]
-
-    def test_intervals_are_wilsons(self) -> None:
-        z = 1.959963984540054
-        for row in summarise(self.ALL).to_dict("records"):
-            p, n = row["accuracy"], row["n"]
-            middle, half = (p + z * z / 2 / n), z * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
-            low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-            assert (row["low"], row["high"]) == pytest.approx((max(low, 0.0), min(high, 1.0)), abs=1e-12)
-
-    def test_the_gain_over_silence_is_the_paired_bootstrap_of_the_same_items(self) -> None:
-        found = summarise(self.ALL, seed=3)
-        row = self.row(found, "replace", "message", "choices")
-        gain = paired_bootstrap([1, 1, 1, 1, 0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 1, 0, 0, 0, 0, 0], seed=3)
-        assert (row["over_silent"], row["over_silent_low"], row["over_silent_high"]) == (
-            pytest.approx(0.5),
-            gain.low,
-            gain.high,
-        )
-        assert self.row(summarise(self.ALL, seed=3), "replace", "message", "choices") == pytest.approx(row, nan_ok=True)
-
-    @pytest.mark.parametrize(
-        ("condition", "metric", "only_this", "only_silent"),
-        [("message", "free", 5, 0), ("message", "choices", 6, 1), ("shuffled", "free", 2, 0)],
-    )
-    def test_the_test_against_silence_is_mcnemars_exact_one(
-        self, condition: str, metric: str, only_this: int, only_silent: int
-    ) -> None:
-        row = self.row(summarise(self.ALL), "replace", condition, metric)
-        assert row["p_silent"] == pytest.approx(binomtest(only_this, only_this + only_silent).pvalue, abs=1e-12)
-
-    def test_the_test_against_the_shuffled_message_is_paired_by_item(self) -> None:
-        row = self.row(summarise(self.ALL), "replace", "message", "choices")
-        assert row["p_shuffled"] == pytest.approx(binomtest(4, 5).pvalue, abs=1e-12)  # 4 only true, 1 only shuffled
-
-    def test_what_does_not_apply_is_not_a_number(self) -> None:
-        found = summarise(self.ALL)
-        silent, shuffled = self.row(found, "silent", "message", "free"), self.row(found, "replace", "shuffled", "free")
-        for column in ("over_silent", "over_silent_low", "over_silent_high", "p_silent", "p_shuffled"):
-            assert math.isnan(silent[column])
-        assert math.isnan(shuffled["p_shuffled"]) and not math.isnan(shuffled["p_silent"])
-        alone = summarise(self.MESSAGE)
-        assert alone[["over_silent", "p_silent", "p_shuffled"]].isna().all(axis=None)
-
-    def test_trials_are_paired_by_item_whatever_their_order(self) -> None:
-        generator = np.random.default_rng(0)
-        mixed = [self.ALL[place] for place in generator.permutation(len(self.ALL))]
-        found, expected = (
-            some.sort_values(["channel", "condition", "metric"]).reset_index(drop=True)
-            for some in (summarise(mixed), summarise(self.ALL))
-        )
-        exact = [column for column in found if column not in ("over_silent_low", "over_silent_high")]
-        pd.testing.assert_frame_equal(found[exact], expected[exact])
-
-    @pytest.mark.parametrize("change", ["fewer", "others"])
-    def test_channels_on_different_items_are_refused(self, change: str) -> None:
-        some = self.MESSAGE[:-1]
-        if change == "others":
-            some = [*some, replace(self.MESSAGE[-1], item="item 99")]
-        with pytest.raises(ValueError, match="different items"):
-            summarise(self.SILENT + some)
-
-    def test_two_channels_of_one_name_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="item 'item 0' occurs twice under replace, message"):
-            summarise([*self.ALL, *trials("replace", "message", "1", "0")])
-
-    def test_every_metric_is_there_for_an_evaluated_channel(self) -> None:
-        tiny = model("llama")
-        found = summarise(evaluate(Silent(), tiny, tiny, TASK) + evaluate(GRAFT, tiny, tiny, TASK))
-        assert len(found) == (1 + len(CONDITIONS)) * len(METRICS)
-        assert set(found["n"]) == {len(TASK.items)}

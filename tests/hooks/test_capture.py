@@ -96,7 +96,7 @@ class TestInMemory:
             assert_same_bits(found.at(Site(1), torch.tensor(places)), expected)
         for places in ([0, 2, 0, 0, 0], [-7, 0, 0, 0, 0]):
             with pytest.raises(
-                ValueError, match=r"positions \[.*\] do not all lie inside prompts of \[6, 2, 9, 1, 6\] tok"
+                ValueError, match=r"positions \[.*\] are not all inside prompts of \[6, 2, 9, 1, 6\] tok"
             ):
                 found.at(Site(1), torch.tensor(places))
 

@@ -210,7 +210,7 @@ class TestGreedy:
 
 class TestGrafts:
     @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
-    def test_the_prompt_is_written_once_and_its_replies_read_it_from_the_cache(
+    def test_the_prompt_is_computed_once_and_replies_read_it_from_the_cache(
         self, architecture: str, backend: str
     ) -> None:
         tiny, prompts = model(architecture, backend), left_padded(ROWS)

@@ -210,7 +210,7 @@ class TestPositions:
                 whole = graft.write(self.VALUE)
                 assert_same_bits(graft.select([1, 2]).write(self.VALUE[[1, 2]]), whole[[1, 2]])
 
-    def test_a_span_is_counted_from_each_prompts_first_token_and_given_as_indices_into_its_row(self) -> None:
+    def test_a_span_counts_from_the_first_token_and_gives_row_indices(self) -> None:
         prompts = left_padded(ids(5, 3, 7))
         assert span(prompts, [1, 0, 4], [3, 2, 6]).tolist() == [[3, 4], [4, 5], [4, 5]]
         with pytest.raises(ValueError, match=r"spans have the lengths \[1, 2\]; a batch of grafts needs one length"):

@@ -116,7 +116,7 @@ class TestPairingTokens:
             (0, 3, 2),
         ]
 
-    def test_of_the_bytes_of_one_character_only_the_last_is_a_row_and_none_when_it_is_cut_off(self) -> None:
+    def test_of_a_characters_bytes_only_the_last_is_a_row_unless_cut_off(self) -> None:
         words, bytes_ = tiny.tokenizer(chat=False), byte_level()
         text = "The ☃ is"  # its three bytes were never merged
         tokens = bytes_.convert_ids_to_tokens(bytes_(text).input_ids)
@@ -148,7 +148,7 @@ class TestPairingTokens:
             lengths = [min(5, len(words(text).input_ids)) for text in texts]
             assert rows_of(found) == [(d, n, n) for d, length in enumerate(lengths) for n in range(length)]
 
-    def test_equal_ids_of_different_vocabularies_are_not_taken_for_one_tokenizer(self) -> None:
+    def test_equal_ids_of_different_vocabularies_are_not_one_tokenizer(self) -> None:
         words, renamed = tiny.tokenizer(chat=False, adds_bos=True), tiny.tokenizer(chat=False, adds_bos=True)
         renamed.add_tokens(["another"])
         found = pair_tokens(with_tokenizer(words), with_tokenizer(renamed, seed=1), ["The note"])
@@ -158,7 +158,7 @@ class TestPairingTokens:
             (0, 2, 2),
         ]  # without the BOS token, whose meaning is not known to be shared
 
-    def test_a_tokenizer_that_tells_no_places_serves_with_itself_and_is_named_beside_another(self) -> None:
+    def test_a_tokenizer_without_offsets_works_with_itself_or_is_named(self) -> None:
         slow = with_tokenizer(letters())
         assert rows_of(pair_tokens(slow, slow, ["abc", "d"])) == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (1, 0, 0)]
         assert len(pair_tokens(slow, with_tokenizer(letters(), seed=1), ["abc"])) == 3
@@ -266,7 +266,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestCapturingPairs:
     @pytest.mark.parametrize("backend", BACKENDS)
     @pytest.mark.parametrize("tokens_per_part", [4096, 14, 1])
-    def test_each_row_is_the_state_that_the_model_has_there_when_it_reads_the_document_alone(
+    def test_each_row_is_the_state_of_its_document_read_alone(
         self, backend: str, tokens_per_part: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pairing, "TOKENS_PER_PART", tokens_per_part)
@@ -297,9 +297,7 @@ class TestCapturingPairs:
         capture_paired(sender, receiver, pair_tokens(sender, receiver, DOCUMENTS))
         assert len(passes) == 5 and {tuple(seen) for seen in passes.values()} == {(len(DOCUMENTS),)}
 
-    def test_a_model_with_itself_is_captured_once_and_both_sides_are_one_object(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_model_with_itself_is_captured_once_as_one_object(self, monkeypatch: pytest.MonkeyPatch) -> None:
         counted = Counter(pairing.capture)
         monkeypatch.setattr(pairing, "capture", counted)
         model, twin, other = build("llama"), build("llama"), build("llama", seed=1)

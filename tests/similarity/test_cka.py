@@ -27,7 +27,7 @@ def gaussian_gram(given: np.ndarray, bandwidth: float = 1.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("n", [4, 5, 8])
-def test_the_unbiased_criterion_is_the_mean_over_all_quadruples_of_different_rows(n):
+def test_the_unbiased_criterion_is_the_mean_over_quadruples_of_rows(n):
     x, y = planted(n)
     K, L = linear_gram(x.numpy()), linear_gram(y.numpy())
     expected = hsic_over_quadruples(K, L)
@@ -47,7 +47,7 @@ def test_debiased_cka_is_the_ratio_of_sums_over_quadruples(widths):
 
 
 @pytest.mark.parametrize("widths", [(5, 7), (60, 90)], ids=["more rows than columns", "more columns than rows"])
-def test_linear_cka_is_the_ratio_of_traces_and_debiased_cka_that_of_moments_without_centring(widths):
+def test_linear_cka_is_a_ratio_of_traces_and_debiased_cka_of_moments(widths):
     x, y = planted(40, *widths)
     biased = aligned(lambda p, q: biased_hsic(linear_gram(p), linear_gram(q)), x.numpy(), y.numpy())
     assert linear_cka(x, y) == pytest.approx(biased, abs=1e-8)
@@ -67,7 +67,7 @@ def test_rbf_cka_is_the_ratio_over_quadruples_of_gaussian_kernels(bandwidth, n):
     assert rbf_cka(x, y, bandwidth=bandwidth) == pytest.approx(expected, abs=1e-8)
 
 
-def test_rbf_cka_turns_linear_at_a_large_bandwidth_and_is_not_linear_at_a_small_one():
+def test_rbf_cka_becomes_linear_at_a_large_bandwidth_alone():
     x, y = planted(60)
     assert rbf_cka(x, y, bandwidth=300) == pytest.approx(debiased_cka(x, y), abs=1e-4)
     assert abs(rbf_cka(x, y, bandwidth=0.3) - debiased_cka(x, y)) > 0.05
@@ -110,7 +110,7 @@ def test_one_batch_of_all_rows_is_the_exact_number(pair):
     assert pair[0](x, y, batch_rows=30) == pytest.approx(pair[1](x, y), abs=1e-12)
 
 
-def test_the_debiased_minibatch_estimates_what_all_rows_give_and_the_biased_one_does_not():
+def test_the_debiased_minibatch_estimates_the_value_of_all_rows():
     x, y = planted(1000, 30, 40, noise=3.0)
     assert minibatch_debiased_cka(x, y, batch_rows=50) == pytest.approx(debiased_cka(x, y), abs=0.02)
     assert minibatch_linear_cka(x, y, batch_rows=50) > linear_cka(x, y) + 0.1
@@ -135,7 +135,7 @@ def test_the_same_seed_gives_the_same_minibatches_and_another_seed_others():
 # --- bias ---
 
 
-def test_biased_cka_of_independent_rows_is_high_where_debiased_cka_is_zero_on_average():
+def test_biased_cka_of_independent_rows_is_high_where_debiased_is_zero():
     draws = [(rows(8, 32, seed=2 * i), rows(8, 48, seed=2 * i + 1)) for i in range(60)]
     assert np.mean([linear_cka(*draw) for draw in draws]) == pytest.approx(0.83, abs=0.03)
     debiased = [debiased_cka(*draw) for draw in draws]
@@ -154,7 +154,7 @@ def test_one_outlier_decides_debiased_cka_of_unrelated_rows():
 
 
 @every_cka
-def test_unrelated_rows_are_unlike_a_turned_copy_is_alike_and_the_input_is_left_as_it_was(cka):
+def test_unrelated_rows_differ_a_rotated_copy_agrees_and_inputs_remain(cka):
     x, y = planted(200)
     before = x.clone(), y.clone()
     assert cka(x, 2 * turned(x) + 3) == pytest.approx(1, abs=1e-9)

@@ -28,7 +28,7 @@ POSITIONS = torch.arange(LENGTH).repeat(N_DOCUMENTS)
 # --- pairings ---
 
 
-def test_shuffled_rows_use_every_row_once_and_differ_between_draws_and_seeds():
+def test_shuffled_rows_use_every_row_once_and_differ_by_draw_and_seed():
     pairings = shuffled_rows(30, draws=3)
     assert all(sorted(p.partners.tolist()) == p.rows.tolist() == list(range(30)) for p in pairings)
     assert len({tuple(p.partners.tolist()) for p in [*pairings, *shuffled_rows(30, draws=3, seed=1)]}) == 6
@@ -56,9 +56,9 @@ def test_rows_whose_position_the_partner_lacks_are_left_out():
 
 
 def test_what_allows_no_exchange_is_refused():
-    with pytest.raises(ValueError, match=r"^4 documents form 6 circles, fewer than 20; give more documents"):
+    with pytest.raises(ValueError, match=r"^4 documents form 6 cycles, fewer than 20; give more documents"):
         exchanged_documents([0, 1, 2, 3], [0, 0, 0, 0], draws=20)
-    with pytest.raises(ValueError, match=r"^1 documents form 0 circles"):
+    with pytest.raises(ValueError, match=r"^1 documents form 0 cycles"):
         exchanged_documents([0, 0], [0, 1], draws=1)
     with pytest.raises(ValueError, match=r"^rows 0 and 1 both are position 3 of document 'a'"):
         exchanged_documents(["a", "a", "b"], [3, 3, 3], draws=1)
@@ -75,7 +75,7 @@ def test_what_allows_no_exchange_is_refused():
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
-def test_each_similarity_of_planted_rows_stands_above_its_null_and_of_shuffled_rows_within(name):
+def test_similarities_of_planted_rows_exceed_their_null_unless_shuffled(name):
     x, y = planted(100, noise=0.5)
     found = compare(name, x, y, draws=19)
     (own,) = found.nulls
@@ -97,7 +97,7 @@ def test_a_null_is_the_measure_of_each_pairing():
     assert found.quantiles[0.5] == pytest.approx(np.median(expected))
 
 
-def test_an_unbiased_estimators_shuffled_null_is_0_where_documents_share_their_positions_and_the_exchange_sees_it():
+def test_only_document_permutation_sees_positions_shared_by_documents():
     at_position = rows(LENGTH, 6)[POSITIONS]  # what position alone decides, the same in every document
     x = 3 * at_position + rows(len(DOCUMENTS), 6, seed=1)
     y = 3 * at_position + rows(len(DOCUMENTS), 6, seed=2)
@@ -109,7 +109,7 @@ def test_an_unbiased_estimators_shuffled_null_is_0_where_documents_share_their_p
     assert found.value > 0.5 and shuffled.p_value(found.value) < 0.05 < exchanged.p_value(found.value)
 
 
-def test_document_labels_follow_their_rows_into_the_null_of_predictability():
+def test_document_labels_follow_their_rows_into_predictabilitys_null():
     x, y = planted(len(DOCUMENTS), noise=1.0)
     pairings = exchanged_documents(DOCUMENTS, POSITIONS, draws=2)
     entry = SIMILARITIES["linear_predictability"]
@@ -119,7 +119,7 @@ def test_document_labels_follow_their_rows_into_the_null_of_predictability():
         assert found.values == pytest.approx(expected)
 
 
-def test_the_null_of_the_best_of_many_pairs_holds_it_and_lies_above_that_of_one_pair():
+def test_the_null_of_the_best_pair_is_above_that_of_one_pair():
     x, y = rows(4, 30, 8), rows(4, 30, 8, seed=1)  # four unrelated layers a side
 
     def measure_map(x_layers, y_layers):
@@ -136,7 +136,7 @@ def test_the_null_of_the_best_of_many_pairs_holds_it_and_lies_above_that_of_one_
     assert largest.values == pytest.approx([float(found.max()) for found in maps])
 
 
-def test_null_maps_are_the_maps_of_the_pairings_cell_by_cell_and_their_largest_cell():
+def test_null_maps_are_the_maps_of_the_permutations_and_their_largest():
     x, y = rows(3, 60, 6), rows(2, 60, 5, seed=1)
     pairings = shuffled_rows(60, draws=7)
 
@@ -154,7 +154,7 @@ def test_null_maps_are_the_maps_of_the_pairings_cell_by_cell_and_their_largest_c
     assert reached.tolist() == [[1 / 8, 1.0]] * 3
 
 
-def test_a_cell_that_shares_something_stands_out_of_its_own_null_and_of_the_maximum():
+def test_a_cell_that_shares_something_exceeds_its_null_and_the_maximum():
     x, y = planted(N_DOCUMENTS * LENGTH, 6, 6, noise=0.5)
     x_layers, y_layers = [x, rows(len(x), 6, seed=4)], [rows(len(x), 6, seed=5), y]
     pairings = exchanged_documents(DOCUMENTS, POSITIONS, draws=19)

@@ -88,7 +88,7 @@ def test_penalty_zero_is_least_squares_and_is_refused_without_full_rank():
         linear_predictability(torch.cat((x, x[:, :1]), 1), y, penalty=0)
 
 
-def test_a_planted_map_is_found_at_its_noise_ceiling_and_pure_noise_predicts_nothing():
+def test_a_planted_map_reaches_its_noise_ceiling_and_noise_nothing():
     x = rows(800, 6)
     y = turned(x) + 0.5 * rows(800, 6, seed=5)  # signal variance 1, noise variance 1/4: the best possible R^2 is 0.8
     assert linear_predictability(x, y) == pytest.approx(0.8, abs=0.02)
@@ -102,7 +102,7 @@ def test_the_two_directions_differ_where_one_side_holds_more():
     assert linear_predictability(y, x) == pytest.approx(3 / 8, abs=0.03)
 
 
-def test_folds_of_rows_leak_within_documents_and_folds_of_documents_do_not():
+def test_row_folds_leak_within_documents_and_document_folds_do_not():
     label = documents(30, 20)
     x = rows(30, 40)[label] + 0.1 * rows(600, 40, seed=1)  # what a document is about, said again at every token
     y = rows(30, 5, seed=2)[label] + 0.1 * rows(600, 5, seed=3)  # unrelated, but constant in a document too

@@ -46,7 +46,7 @@ def test_a_similarity_is_blind_to_what_it_claims_and_moved_by_all_else(name, inv
 
 
 @every_similarity
-def test_rows_compared_with_themselves_give_1_and_with_shuffled_rows_far_less(name):
+def test_rows_with_themselves_give_1_and_with_shuffled_rows_far_less(name):
     x, _ = planted(120, noise=0.6)
     assert SIMILARITIES[name](x, x) == pytest.approx(1, abs=1e-6)
     assert SIMILARITIES[name](x, x[torch.randperm(120, generator=torch.Generator().manual_seed(0))]) < 0.4
@@ -63,7 +63,7 @@ def test_a_similarity_is_symmetric_where_it_says_so_and_not_otherwise(name):
 
 
 @every_similarity
-def test_unrelated_rows_give_0_on_average_where_the_estimator_is_unbiased_and_otherwise_not(name):
+def test_unrelated_rows_give_0_on_average_where_unbiased(name):
     found = torch.tensor([SIMILARITIES[name](rows(30, 8, seed=i), rows(30, 9, seed=100 + i)) for i in range(30)])
     beyond = float(found.mean().abs() / (found.std() / 30**0.5))
     assert beyond < 3 if SIMILARITIES[name].unbiased else beyond > 3

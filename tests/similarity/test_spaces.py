@@ -38,14 +38,14 @@ def test_svcca_with_all_energy_is_the_mean_canonical_correlation():
 
 
 @pytest.mark.parametrize("energy", [0.6, 0.9, 0.99])
-def test_svcca_is_the_mean_canonical_correlation_of_the_leading_components(energy):
+def test_svcca_is_the_mean_correlation_of_the_leading_components(energy):
     x, y = planted(60)
     kept = [principal_components(side.numpy(), energy) for side in (x, y)]
     assert kept[1].shape[1] < 7 or energy > 0.9
     assert svcca(x, y, energy=energy) == pytest.approx(correlations_by_eigenvalues(*kept).mean(), abs=1e-8)
 
 
-def test_pwcca_weighs_each_correlation_by_the_variates_share_in_the_columns_of_x():
+def test_pwcca_weighs_correlations_by_the_variates_share_in_x():
     x, y = planted(60)
     cx, cy = (side.numpy() - side.numpy().mean(0) for side in (x, y))
     covariance = np.linalg.solve(cx.T @ cx, cx.T @ cy) @ np.linalg.solve(cy.T @ cy, cy.T @ cx)
@@ -59,7 +59,7 @@ def test_pwcca_weighs_each_correlation_by_the_variates_share_in_the_columns_of_x
     assert abs(pwcca(x, y) - correlations.mean()) > 0.01
 
 
-def test_canonical_correlations_are_high_for_a_shared_space_and_low_for_shuffled_rows():
+def test_canonical_correlations_are_high_for_shared_spaces_alone():
     x, y = planted(400, 4, 4, noise=0.05)
     x, y = x[:, :3], y[:, :3]
     for measure in (svcca, pwcca):
@@ -145,7 +145,7 @@ def test_cknna_is_the_papers_double_sum_over_mutual_neighbours(k):
     assert cknna(torch.tensor(x), torch.tensor(y), k=k) == pytest.approx(expected, abs=1e-10)
 
 
-def test_unrelated_spaces_share_neighbours_by_chance_and_a_turned_copy_all_of_them():
+def test_unrelated_spaces_share_neighbours_by_chance_alone():
     x = rows(300, 8)
     found = [mutual_knn(x, rows(300, 8, seed=seed)) for seed in range(1, 9)]
     assert np.mean(found) == pytest.approx(10 / 299, abs=4 * np.std(found) / np.sqrt(8))
@@ -205,7 +205,7 @@ def test_rsa_is_spearmans_correlation_of_scipys_correlation_distances():
     assert rsa(x, y) == pytest.approx(scipy.stats.spearmanr(*distances).statistic, abs=1e-8)
 
 
-def test_rsa_sees_a_warped_copy_that_keeps_the_order_of_distances_and_not_shuffled_rows():
+def test_rsa_sees_a_warped_copy_of_equal_ranks_and_not_shuffled_rows():
     x, _ = planted(60)
     assert rsa(x, 3 * x * torch.linspace(1, 9, 60, dtype=torch.float64)[:, None]) == pytest.approx(1)
     assert abs(rsa(x, shuffled(x))) < 0.2

@@ -21,7 +21,7 @@ def sunken() -> tuple[torch.Tensor, torch.Tensor]:
     return x, y
 
 
-def test_sinks_are_found_by_position_and_by_norm_and_counted_where_they_are():
+def test_sinks_are_found_and_counted_by_position_and_by_norm():
     x, _ = sunken()
     found = find_sinks(x, positions=POSITIONS)
     assert (found.by_position, found.by_norm, found.by_layer) == (20, 1, (0, 1))
@@ -64,7 +64,7 @@ def test_a_view_says_in_words_what_it_is_of():
     )
 
 
-def test_each_side_has_its_own_first_positions_where_two_tokenizers_count_differently():
+def test_each_side_has_first_positions_of_its_own():
     x, y = sunken()
     later = POSITIONS + 1  # the second model has read a token more at every row, a BOS
     later[33] = 0
@@ -90,7 +90,7 @@ def test_rows_of_a_stream_are_judged_by_the_medians_of_its_first_chunk():
     assert (~later.keep).nonzero().flatten().tolist() == [0, 7]
 
 
-def test_scalings_do_what_their_formulas_say_in_the_dtype_given_and_leave_the_rows():
+def test_scalings_follow_their_formulas_in_the_dtype_given():
     given = rows(30, 6, dtype=torch.float32) * 7 + 2
     before = given.clone()
     torch.testing.assert_close(rms_normalised(given).norm(dim=1), torch.full((30,), 6**0.5))
@@ -109,7 +109,7 @@ def test_what_has_no_view_is_refused():
         (lambda: find_sinks(x, positions=POSITIONS, sink_positions=-1), r"^sink_positions is -1"),
         (lambda: find_sinks(x, positions=POSITIONS - 1), r"^a position is -1; count from each document's start"),
         (lambda: find_sinks(x, positions=POSITIONS, medians=[1.0]), r"^1 medians for 2 layers"),
-        (lambda: find_sinks(x, positions=torch.zeros(200).long()), r"^no row lies past the first 1 positions"),
+        (lambda: find_sinks(x, positions=torch.zeros(200).long()), r"^no row is past the first 1 positions"),
         (lambda: find_sinks(0 * x, positions=POSITIONS), r"^the median norm of layer 0 is 0"),
         (lambda: find_sinks(x / 0, positions=POSITIONS), r"^layer 0 holds NaN or infinity in rows 0, 1"),
         (lambda: residual_view(x[:, :2], y[:, :2], positions=POSITIONS[:2]), r"^1 of 2 rows are no sinks"),
@@ -120,7 +120,7 @@ def test_what_has_no_view_is_refused():
             act()
 
 
-def test_positions_and_sides_of_another_length_are_refused_in_one_sentence():
+def test_positions_and_sides_of_another_length_are_refused():
     layers = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="29 positions for 30 rows of layer 0; give one a row"):
         find_sinks(layers, positions=torch.arange(29))

@@ -23,7 +23,7 @@ def jsonl(path: Path, lines: list[str]) -> Path:
 
 
 class TestWhatComesWithThePackage:
-    def test_it_is_many_passages_of_a_hundred_to_two_hundred_tokens_from_ten_works_at_least(self) -> None:
+    def test_it_is_many_passages_of_some_hundred_tokens_from_ten_works(self) -> None:
         documents = read_corpus().documents
         works = [json.loads(line)["work"] for line in PUBLIC_DOMAIN.read_text("utf-8").splitlines()]
         assert len(documents) == len(works) > 100 and len(set(works)) >= 10
@@ -34,7 +34,7 @@ class TestWhatComesWithThePackage:
         ]  # a token a word or mark, or a little more
         assert min(words) > 70 and max(words) < 240
 
-    def test_no_passage_stands_there_twice_and_none_holds_what_a_transcriber_added(self) -> None:
+    def test_passages_are_unique_and_hold_nothing_a_transcriber_added(self) -> None:
         documents = read_corpus().documents
         assert len(set(documents)) == len(documents)
         openings = [text[:60] for text in documents]
@@ -91,7 +91,7 @@ class TestReading:
         )
         assert found.documents == tuple(texts)
 
-    def test_each_txt_file_of_a_folder_is_a_document_in_the_order_of_the_names(self, tmp_path: Path) -> None:
+    def test_each_txt_file_of_a_folder_is_a_document_in_order_of_names(self, tmp_path: Path) -> None:
         for number in reversed(range(LEAST_DOCUMENTS)):
             (tmp_path / f"{number:02d}.txt").write_text(f"\n\n{TEXTS[number]}\n\nA second paragraph.\n", "utf-8")
         (tmp_path / "notes.md").write_text("no document", "utf-8")

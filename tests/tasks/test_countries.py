@@ -119,7 +119,7 @@ class TestTheFacts:
         assert wrong == []
         assert len(seen) >= 140  # the list does cover the table, it does not pass by matching nothing
 
-    def test_the_parts_of_the_united_kingdom_are_named_for_its_landmarks_and_for_no_others(self) -> None:
+    def test_only_landmarks_of_the_united_kingdom_accept_its_parts(self) -> None:
         parts = {row["landmark"]: row["part"] for row in LANDMARKS if row["part"]}
         assert {row["landmark"] for row in LANDMARKS if row["country"] == "United Kingdom"} == set(parts)
         assert set(parts.values()) == {"England", "Scotland", "Wales"}
@@ -272,7 +272,7 @@ class TestTheTask:
         persons = {item.id: item.receiver for item in task.items}
         assert all(persons[item.id] == item.receiver for item in countries(fame="obscure", names=("Bob", "Mary")).items)
 
-    def test_both_sides_of_a_split_hold_each_landmark_once_and_fame_in_proportion(self) -> None:
+    def test_both_sides_of_a_split_share_no_landmark_and_have_fames_share(self) -> None:
         tune, test = countries().split(seed=0)
         sides = [{item.tags["landmark"] for item in side.items} for side in (tune, test)]
         assert not sides[0] & sides[1]

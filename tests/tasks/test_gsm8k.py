@@ -45,18 +45,14 @@ class TestTheTask:
             assert task.judge(PROBLEMS[number]["answer"], item.answers).is_right
             assert not task.judge(PROBLEMS[number - 1]["answer"], item.answers).is_right
 
-    def test_a_hint_is_the_solution_without_its_last_step_and_the_receiver_does_not_read_it(
-        self, problems: Path
-    ) -> None:
+    def test_a_hint_is_the_solution_without_its_last_step_for_the_sender(self, problems: Path) -> None:
         plain, hinted = gsm8k(problems).items, gsm8k(problems, sender_text="hint").items
         assert hinted[0].sender == f"Hint: Each 3.\n\n{plain[0].receiver}" == hinted[0].skyline
         assert hinted[1].sender == plain[1].sender  # one step: no hint without the answer
         assert "4 legs. 300 cows." in hinted[2].sender and "1200" not in hinted[2].sender
         assert [item.receiver for item in hinted] == [item.receiver for item in plain]
 
-    def test_shots_stand_solved_before_the_question_and_are_not_among_the_questions(
-        self, problems: Path, tmp_path: Path
-    ) -> None:
+    def test_shots_are_solved_precede_the_question_and_differ_from_it(self, problems: Path, tmp_path: Path) -> None:
         train = write(tmp_path / "train.jsonl", PROBLEMS[0], *({"question": f"{n} and 1?", "answer": f"#### {n + 1}"}
                       for n in range(3)))  # fmt: skip
         task = gsm8k(problems, n_shots=3, shots=train)
@@ -108,8 +104,8 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "an empty question": ('{"question": " ", "answer": "#### 1"}', "line 1 of broken.jsonl has an empty question"),
     "a number": ('{"question": 5, "answer": "#### 1"}', "line 1 of broken.jsonl has the question 5"),
     "no mark": ('{"question": "a", "answer": "1"}', 'line 1 of broken.jsonl has no "####"'),
-    "no number": ('{"question": "a", "answer": "x\\n#### many"}', "line 1 of broken.jsonl has no number behind"),
-    "nothing behind": ('{"question": "a", "answer": "1\\n####"}', "line 1 of broken.jsonl has no number behind"),
+    "no number": ('{"question": "a", "answer": "x\\n#### many"}', "line 1 of broken.jsonl has no number after"),
+    "nothing behind": ('{"question": "a", "answer": "1\\n####"}', "line 1 of broken.jsonl has no number after"),
     "twice": ('{"question": "a", "answer": "#### 1"}\n' * 2, "line 2 of broken.jsonl repeats the question of line 1"),
     "a zero byte": (b'{"question": "a",\n\0', "line 2 of broken.jsonl has a zero byte"),
     "another encoding": ('\n{"question": "\u00e9"}'.encode("latin-1"), "line 2 of broken.jsonl is no UTF-8"),

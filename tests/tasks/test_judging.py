@@ -352,7 +352,7 @@ class TestAModelAsJudge:
         assert digest(other) != digest(same)
 
     def test_bad_questions_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="needs places"):
+        with pytest.raises(ValueError, match=r"needs \{answers\} and \{reply\}"):
             self.judge(question="Is {reply} right?")
         with pytest.raises(ValueError, match="same token"):
             self.judge(no=" Greece")

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 
 from latentcomm.tasks import Task, kv_math
-from latentcomm.tasks.kv_math import _pair, _place, joint_texts, key_table, receiver_texts, sender_texts
+from latentcomm.tasks.kv_math import _pair, _pair_index, joint_texts, key_table, receiver_texts, sender_texts
 
 SUM = re.compile(r"(\S+) ([-+*]) (\S+) =")
 OPTIONS = {"n_keys": 12, "n_digits": 2, "seed": 3}
@@ -143,7 +143,7 @@ class TestTrainingTexts:
         wanted = [(i, j) for j in range(60) for i in range(j)]
         assert [_pair(place) for place in range(len(wanted))] == wanted
         far = random.Random(0).sample(range(4_000_000), 200)
-        assert [_place(*_pair(place)) for place in far] == far
+        assert [_pair_index(*_pair(place)) for place in far] == far
 
 
 KNOWN_SUM = "<k17> - <k35> ="

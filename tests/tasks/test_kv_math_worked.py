@@ -9,8 +9,8 @@ import pytest
 from latentcomm.tasks import Task, kv_math_worked
 from latentcomm.tasks.kv_math_worked import (
     Worked,
+    arithmetic_texts,
     knowing_texts,
-    reckoning_texts,
     worked_out,
     worked_table,
     worked_words,
@@ -41,7 +41,7 @@ def added(line: str) -> list[tuple[int, int]]:
 
 
 class TestTheTask:
-    def test_the_answer_is_the_sum_of_the_keys_numbers_and_the_last_number_of_the_worked_line(self) -> None:
+    def test_the_answer_is_the_sum_of_the_keys_and_ends_the_worked_line(self) -> None:
         table = worked_table(**OPTIONS)
         task = kv_math_worked(n=30, **OPTIONS)
         for item in task.items:
@@ -100,13 +100,13 @@ class TestTheTask:
 
 class TestHeldOut:
     @pytest.mark.parametrize("seed", range(2))
-    def test_no_tested_pair_is_in_what_either_model_trains_on_by_keys_or_in_numbers(self, seed: int) -> None:
+    def test_no_tested_pair_is_in_any_training_by_keys_or_numbers(self, seed: int) -> None:
         options = OPTIONS | {"seed": seed}
         table = worked_table(**options)
         tested = first_pairs(kv_math_worked(n=26, n_terms=(2,), **options))
         assert len(tested) == 13  # a fifth of the 66 pairs of 12 keys
         numbers = {frozenset(table[key] for key in pair) for pair in tested}
-        for text in (*knowing_texts(2000, **options), *reckoning_texts(2000, **options)):
+        for text in (*knowing_texts(2000, **options), *arithmetic_texts(2000, **options)):
             assert not numbers & set(map(frozenset, added(in_numbers(text))))
         for text in knowing_texts(2000, **options):
             assert not tested & set(map(frozenset, combinations(keys_of(text.prompt), 2)))
@@ -136,11 +136,11 @@ class TestTrainingTexts:
             assert text.prompt.endswith(" =")
         assert without_keys == 17
 
-    def test_the_small_model_goes_on_with_sums_that_are_right_and_cannot_learn_the_table(self) -> None:
+    def test_the_small_model_continues_correct_sums_and_cannot_learn_keys(self) -> None:
         table = worked_table(**OPTIONS)
         told: dict[str, set[str]] = {key: set() for key in table}
         alone = 0
-        for text in reckoning_texts(3000, **OPTIONS):
+        for text in arithmetic_texts(3000, **OPTIONS):
             keys = keys_of(text.prompt)
             line = in_numbers(text)
             numbers = [int(number) for number in line.split(" = ")[0].split(" + ")]
@@ -155,11 +155,11 @@ class TestTrainingTexts:
     def test_words_hold_all_that_is_read_or_written(self) -> None:
         words = worked_words(n_keys=12, highest=15)
         assert len(set(words)) == len(words)
-        texts = [*knowing_texts(300, **OPTIONS), *reckoning_texts(300, **OPTIONS)]
+        texts = [*knowing_texts(300, **OPTIONS), *arithmetic_texts(300, **OPTIONS)]
         assert {word for text in texts for word in f"{text.prompt} {text.reply}".split()} <= set(words)
         asked = kv_math_worked(n=30, **OPTIONS).items
         assert {word for item in asked for word in f"{item.skyline} {item.answers[0]}".split()} <= set(words)
 
     def test_a_text_seed_draws_others_of_the_same_division(self) -> None:
-        for make in (knowing_texts, reckoning_texts):
+        for make in (knowing_texts, arithmetic_texts):
             assert make(20, **OPTIONS) == make(20, **OPTIONS) != make(20, text_seed=1, **OPTIONS)

@@ -133,7 +133,7 @@ class TestRepeats:
 
     def test_a_repeat_with_another_answer_is_refused(self, folder: Path) -> None:
         with_header(folder / "tests_test.csv", [*QUESTIONS, (*QUESTIONS[0][:2], 2)])
-        with pytest.raises(ValueError, match=r"line 6 .* repeats line 2 .* with the answer C in place of B"):
+        with pytest.raises(ValueError, match=r"line 6 .* repeats line 2 .* with the answer C instead of B"):
             mmlu(folder, subjects=("tests",))
 
     def test_the_same_question_with_other_choices_is_another(self, folder: Path) -> None:

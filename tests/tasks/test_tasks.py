@@ -151,7 +151,7 @@ class TestItemsAndTasks:
         with pytest.raises(ValueError, match=f"empty {name}"):
             replace(item("1"), **{name: " "})
 
-    def test_an_item_must_have_answers_and_its_own_choice_among_its_candidates(self) -> None:
+    def test_an_item_must_have_answers_and_its_choice_among_candidates(self) -> None:
         with pytest.raises(ValueError, match="answers are"):
             replace(item("1"), answers=())
         with pytest.raises(ValueError, match="not among"):
@@ -159,7 +159,7 @@ class TestItemsAndTasks:
         with pytest.raises(ValueError, match="repeat"):
             item("1", candidates=(" Greece", " Peru", " Peru"))
 
-    def test_a_task_needs_items_with_different_ids_whose_choices_are_candidates(self) -> None:
+    def test_a_task_needs_unique_ids_and_choices_that_are_candidates(self) -> None:
         with pytest.raises(ValueError, match="no items"):
             task_of()
         with pytest.raises(ValueError, match="two items with the id '1'"):
@@ -188,7 +188,7 @@ def task_with(fames: list[str]) -> Task:
 class TestSplits:
     @settings(max_examples=60, deadline=None)
     @given(fames=fames, seed=st.integers(0, 5), fraction=st.sampled_from([0.2, 0.5, 0.7]))
-    def test_the_two_sides_share_nothing_lose_nothing_and_keep_each_stratums_share(
+    def test_the_two_sides_partition_the_items_and_preserve_the_strata(
         self, fames: list[str], seed: int, fraction: float
     ) -> None:
         task = task_with(fames)
@@ -298,7 +298,7 @@ class TestTaking:
 
 
 class TestDrawingChoices:
-    def test_each_item_gets_its_own_choice_and_distractors_that_differ_in_the_first_token(self) -> None:
+    def test_choices_are_the_own_one_and_distractors_of_other_first_tokens(self) -> None:
         task = countries()
         for one, choices in zip(task.items, draw_choices(task, first_letter, n_choices=15, seed=0), strict=True):
             assert len(choices) == 15
@@ -311,7 +311,7 @@ class TestDrawingChoices:
         by_name: Callable[[str], int] = {choice: number for number, choice in enumerate(task.candidates)}.__getitem__
         assert {len(choices) for choices in draw_choices(task, by_name, seed=0)} == {DEFAULT_N_CHOICES} == {20}
 
-    def test_a_candidate_that_shares_the_first_token_of_the_answer_is_never_drawn(self) -> None:
+    def test_a_candidate_with_the_answers_first_token_is_never_drawn(self) -> None:
         task = task_of(item("1"), candidates=(" Greece", " Ghana", " Guatemala", " Italy", " Peru"))
         drawn = {choice for seed in range(30) for choice in draw_choices(task, first_letter, n_choices=3, seed=seed)[0]}
         assert drawn == {" Greece", " Italy", " Peru"}
@@ -338,7 +338,7 @@ class TestDrawingChoices:
         assert set(drawn) == set(candidates[1:])
         assert all(140 < count < 260 for count in drawn.values())  # 200 expected, standard error 12
 
-    def test_a_seed_fixes_them_another_changes_them_and_the_rest_of_the_task_does_not_matter(self) -> None:
+    def test_choices_depend_on_the_seed_and_the_item_alone(self) -> None:
         task = countries()
         tune, test = task.split(seed=0)
 

@@ -96,7 +96,7 @@ APPEARANCES = Counter(company for item in TASKS[0].items for company in listed(i
 
 class TestOneRightAnswer:
     @pytest.mark.parametrize("seed", TASKS)
-    def test_a_reader_of_the_note_finds_exactly_one_company_with_good_prospects(self, seed: int) -> None:
+    def test_the_note_names_exactly_one_company_with_good_prospects(self, seed: int) -> None:
         for item in TASKS[seed].items:
             totals = {company: news_total(text) for company, text in paragraphs(item).items()}
             right = [company for company, total in totals.items() if total > 0]
@@ -157,7 +157,7 @@ class TestNothingElseTells:
         )
         assert not is_chance(hits(leaky, RULES["first listed"]), N)
 
-    def test_places_in_alphabet_note_and_list_are_balanced_together_and_exactly(self) -> None:
+    def test_positions_in_alphabet_note_and_list_are_balanced_together(self) -> None:
         cells = Counter(
             (
                 sorted(listed(item)).index(item.answers[0]),

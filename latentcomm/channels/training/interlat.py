@@ -34,7 +34,7 @@ class InterlatLoss:
         separation: weight of ln 2 less the Jensen-Shannon divergence between the receiver's distributions under the
             message of the item and under that of an item with another answer.
         alignment: weight of KL(text || latents) + 1 - cosine of the logits, against the receiver that reads the plan's
-            own token embeddings in place of the latents.
+            own token embeddings instead of the latents.
         curriculum: fractions of positions that are plan token embeddings, one drawn for each example; (0,) for none.
 
     Source: Du et al. 2025, arXiv:2511.09149.
@@ -194,7 +194,7 @@ def warm_start(
     frequencies of the answers alone.
 
     `marker` is a text whose first token's embedding initialises begin and end, instead of random rows. With the last
-    word of the receiver's prompt ("... in the country of", " of") the answer's context looks like the message's, and a
+    word of the receiver's prompt ("... in the country of", " of") the answer's context resembles the message's, and a
     receiver that has learnt to repeat what followed the same token before reads the first latent.
 
     Raises:

@@ -224,11 +224,7 @@ def _update(
     schedule: Schedule,
     step: int,
 ) -> float:
-    """Apply one update and return its loss.
-
-    It takes the loss function and not the learner: the type check of a `Trainable` argument reads all its attributes
-    at every call, and would compute the digest of the examples for every update.
-    """
+    """Apply one update and return its loss."""
     optimiser.zero_grad(set_to_none=True)
     device = next(iter(parameters.values())).device.type
     total = 0.0

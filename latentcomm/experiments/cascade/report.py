@@ -6,10 +6,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from rich.console import Console
-from rich.table import Table
 
-from latentcomm._core.files import written_whole
 from latentcomm.experiments.cascade import CascadeSweep, Openings, Oracle, Stop
 from latentcomm.experiments.cascade.hand_offs import RANDOM, ZERO
 from latentcomm.experiments.cascade.run import choose
@@ -18,8 +15,9 @@ from latentcomm.experiments.evaluation import MESSAGE
 from latentcomm.experiments.job import Drawing
 from latentcomm.reporting.plots import cascade_curves, cascade_front, opening_signals
 from latentcomm.reporting.plots.cascade import HANDED
-from latentcomm.reporting.plots.tables import p_value, spoken
-from latentcomm.reporting.publish import plain
+from latentcomm.reporting.plots.tables import spoken
+from latentcomm.reporting.publish import plain, write_table
+from latentcomm.reporting.terminal import Console, accuracy, interval, p_value, parts, print_table
 
 FRONT, SIGNALS = "front", "signals"
 """Suffixes of the names of the two other figures."""
@@ -71,9 +69,8 @@ def curves_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure
     return cascade_curves(
         table,
         title=f"How much must the large model write? {_pair(settings)}",
-        note=f"{_items(table)}; 95 % Wilson intervals over items. Tokens of a stop: the mean that it hands over. "
-        "The controls stand beside every number, those of states where states pass; the oracle knows the answers and "
-        "is no policy.",
+        note=f"{_items(table)}; 95 % Wilson intervals over items. Tokens of a stop: the mean at its hand-off. "
+        "Controls of states are shown where states pass; the oracle uses the answers and is no policy.",
     )
 
 
@@ -83,7 +80,7 @@ def front_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
         table,
         title=f"What does it cost? {_pair(settings)}",
         note=f"{_items(table)}; 95 % Wilson intervals over items. Operations of both models, as run with a cache for "
-        "this number of tokens alone; numbers at the dots: tokens by the large model. The oracle stands outside the "
+        "this number of tokens alone; numbers at the dots: tokens by the large model. The oracle is outside the "
         "front.",
     )
 
@@ -94,8 +91,8 @@ def signals_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figur
     return opening_signals(
         table,
         title=f"When is the large model sure? {_pair(settings)}",
-        note=f"{n} openings; fewer are so long further on. Dashed: the token by which a stop has handed half of them "
-        "over.",
+        note=f"{n} openings; fewer are so long further on. Dashed: the token by which a stop has fired on "
+        "half of them.",
     )
 
 
@@ -121,61 +118,48 @@ def save_rows(found: CascadeSweep, folder: Path, name: str) -> tuple[Path, Path]
     """NAME_trials.jsonl: all replies, item by item; and NAME_tokens.csv: all signals."""
     trials, tokens = folder / f"{name}_trials.jsonl", folder / f"{name}_tokens.csv"
     found.save_trials(trials)
-    with written_whole(tokens) as draft:
-        found.signals.to_csv(draft, index=False, lineterminator="\n")
+    write_table(found.signals, tokens)
     return trials, tokens
 
 
 def print_cascade(table: pd.DataFrame, console: Console) -> None:
     """Print one row a hand-off and stop, the two models alone first, with the controls of each."""
     rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-    shown = Table(
-        title=f"{_items(table)}; 95 % Wilson intervals; exact McNemar p against small alone / large alone / another "
-        "item's opening",
-        caption="went on: the items whose reply the large model had not finished; operations are means of an item, as "
-        "if run for this n alone; not corrected for multiple tests; an oracle is chosen by the answers, so that its p "
-        "test nothing",
-    )
-    heads = (
-        "hand-off",
-        "stop",
-        "tokens",
-        "accuracy",
-        "went on",
-        "answer in opening",
-        "accuracy without",
-        "other",
-        "zero/random",
-        "own",
-        "vote",
-        "p",
-    )
-    for head in (*heads, "GFLOP"):
-        shown.add_column(
-            head, justify="left" if head in heads[:2] else "right", no_wrap=head in (*heads[:2], "accuracy", "p")
-        )
     by_cell = {(row["hand_off"], row["stop"], row["condition"]): row for row in rows}
+    shown = []
     for row in rows:
         if row["condition"] not in (SMALL_ALONE, LARGE_ALONE, MESSAGE):
             continue
         is_alone = row["condition"] != MESSAGE
-        control = {name: _accuracy(by_cell.get((row["hand_off"], row["stop"], name))) for name in CONTROLS}
-        shown.add_row(
-            row["condition"] if is_alone else spoken(row["hand_off"]),
-            "" if is_alone else row["stop"],
-            f"{row['tokens']:.1f}",
-            f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
-            "" if is_alone else _part(row, "handed"),
-            "" if is_alone else f"{row['in_opening']:.2f}",
-            "" if is_alone else _part(row, "without"),
-            control[OTHER],
-            f"{control[ZERO]}/{control[RANDOM]}".strip("/"),
-            control[OWN],
-            control[SELF_CONSISTENCY],
-            " / ".join(p_value(row[f"p_{name}"]) for name in ("small", "large", "other")),
-            f"{row['flops'] / 1e9:.3g}",
+        control = {name: accuracy(by_cell.get((row["hand_off"], row["stop"], name))) for name in CONTROLS}
+        shown.append(
+            {
+                "hand-off": row["condition"] if is_alone else spoken(row["hand_off"]),
+                "stop": "" if is_alone else row["stop"],
+                "tokens": f"{row['tokens']:.1f}",
+                "accuracy": interval(row),
+                "continued": "" if is_alone else _part(row, "handed"),
+                "answer in opening": "" if is_alone else f"{row['in_opening']:.2f}",
+                "accuracy without": "" if is_alone else _part(row, "without"),
+                "other": control[OTHER],
+                "zero/random": f"{control[ZERO]}/{control[RANDOM]}".strip("/"),
+                "own": control[OWN],
+                "vote": control[SELF_CONSISTENCY],
+                "p": parts([p_value(row[f"p_{name}"]) for name in ("small", "large", "other")]),
+                "GFLOP": f"{row['flops'] / 1e9:.3g}",
+            }
         )
-    console.print(shown)
+    print_table(
+        shown,
+        console,
+        text=("hand-off", "stop"),
+        wrapped=set(shown[0]) - {"hand-off", "stop", "accuracy", "p"},
+        title=f"{_items(table)}; 95 % Wilson intervals; exact McNemar p against small alone / large alone / another "
+        "item's opening",
+        caption="continued: the items whose reply the large model had not finished; operations are means of an item, "
+        "as if run for this n alone; not corrected for multiple tests; an oracle is chosen by the answers, so that its "
+        "p test nothing",
+    )
     for row in rows:
         if row["condition"] in (SMALL_ALONE, LARGE_ALONE) and row["parsed"] < 1:
             unread = 1 - row["parsed"]
@@ -187,10 +171,6 @@ def print_cascade(table: pd.DataFrame, console: Console) -> None:
 def _part(row: Mapping[str, Any], name: str) -> str:
     """Accuracy on a subset of the items, and its size."""
     return f"{row[f'{name}_accuracy']:.2f} of {row[f'{name}_n']}" if row[f"{name}_n"] else ""
-
-
-def _accuracy(row: Mapping[str, Any] | None) -> str:
-    return "" if row is None else f"{row['accuracy']:.2f}"
 
 
 def _pair(settings: Mapping[str, Any]) -> str:

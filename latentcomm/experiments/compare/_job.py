@@ -1,7 +1,5 @@
 """`CompareSettings` run: channels by name on the same items, with what each costs."""
 
-from rich.console import Console
-
 from latentcomm._core.files import digest
 from latentcomm.channels.catalogue import LEARNED, check_names
 from latentcomm.experiments.compare.report import comparison_figure, print_comparison
@@ -13,6 +11,7 @@ from latentcomm.experiments.settings import listed
 from latentcomm.experiments.train import check_unseen, load_folder
 from latentcomm.models.facts import describe
 from latentcomm.reporting.publish import plain
+from latentcomm.reporting.terminal import Console
 
 __all__ = ["run_compare"]
 

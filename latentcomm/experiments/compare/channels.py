@@ -1,22 +1,22 @@
 """Compare channels on the same items: accuracy with interval, paired tests against baselines, and costs."""
 
 import os
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from latentcomm._core.stats import cost_front, mcnemar_exact, paired_bootstrap, proportion_interval
+from latentcomm._core.stats import cost_front
 from latentcomm.channels import Channel
+from latentcomm.experiments.accuracy import BASELINES, accuracy_table, in_pairs, to_table, usual_baselines
 from latentcomm.experiments.controls import USUAL
-from latentcomm.experiments.evaluation import MESSAGE, METRICS, NAN, Trial, by_condition, evaluate, to_table
+from latentcomm.experiments.evaluation import MESSAGE, METRICS, Trial, evaluate
 from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 
-BASELINES = ("silent", "text")
-"""Baselines: every other channel is compared with them, item by item, where they were run."""
-COSTS = ("flops", "sender_flops", "receiver_flops", "message_bytes", "reply_tokens", "seconds")
+BY = ("channel", "condition")
+COSTS = ("sender_flops", "receiver_flops", "message_bytes", "reply_tokens", "seconds", "flops")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,49 +97,18 @@ def compare_trials(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
     Raises:
         ValueError: channels that were not evaluated on the same items, or share a name.
     """
-    outcomes, items = by_condition(trials)
-    records = [
-        _record(outcomes, key, metric, items, seed)
-        for key, of_item in outcomes.items()
-        for metric in METRICS
-        if all(getattr(trial, metric) is not None for trial in of_item.values())
-    ]
-    table = pd.DataFrame(records)
-    table["on_front"] = False
+    given = to_table(trials)
+    given = given.assign(unparsed=~given["parsed"], flops=given["sender_flops"] + given["receiver_flops"])
+    table = accuracy_table(
+        in_pairs(given, BY),
+        BY,
+        against=(*BASELINES, "shuffled"),
+        baselines=usual_baselines,
+        means=("unparsed", *COSTS),
+        seed=seed,
+    )
+    table = table[[*table.columns.drop(list(COSTS)), *COSTS]].assign(on_front=False)
     for metric in METRICS:
         part = table.loc[(table["condition"] == MESSAGE) & (table["metric"] == metric)]
         table.loc[cost_front(pd.DataFrame(part)).index, "on_front"] = True
     return table
-
-
-def _record(
-    outcomes: Mapping[tuple[str, str], Mapping[str, Trial]],
-    key: tuple[str, str],
-    metric: str,
-    items: Sequence[str],
-    seed: int,
-) -> dict[str, object]:
-    channel, condition = key
-    trials = [outcomes[key][item] for item in items]
-    right = [bool(getattr(trial, metric)) for trial in trials]
-    n = len(right)
-    low, high = proportion_interval(sum(right), n)
-    record: dict[str, object] = {"channel": channel, "condition": condition, "metric": metric, "n": n}
-    record |= {"correct": sum(right), "accuracy": sum(right) / n, "low": low, "high": high}
-    record["unparsed"] = sum(not trial.parsed for trial in trials) / n
-    baselines = {name: (name, MESSAGE) for name in BASELINES if name != channel}
-    if condition == MESSAGE:
-        baselines["shuffled"] = (channel, "shuffled")
-    for name in (*BASELINES, "shuffled"):
-        record |= dict.fromkeys((f"over_{name}", f"over_{name}_low", f"over_{name}_high", f"p_{name}"), NAN)
-        other = outcomes.get(baselines.get(name, ("", "")))
-        if other is None or any(getattr(trial, metric) is None for trial in other.values()):
-            continue
-        baseline_right = [bool(getattr(other[item], metric)) for item in items]
-        gain = paired_bootstrap(right, baseline_right, seed=seed)
-        record |= {f"over_{name}": gain.difference, f"over_{name}_low": gain.low, f"over_{name}_high": gain.high}
-        record[f"p_{name}"] = mcnemar_exact(right, baseline_right).p_value
-    for cost in COSTS[1:]:
-        record[cost] = sum(float(getattr(trial, cost)) for trial in trials) / n
-    record["flops"] = sum(trial.sender_flops + trial.receiver_flops for trial in trials) / n
-    return record

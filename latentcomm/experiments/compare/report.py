@@ -5,13 +5,12 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from rich.console import Console
-from rich.table import Table
 
 from latentcomm.experiments.compare.channels import Comparison
 from latentcomm.experiments.evaluation import MESSAGE
 from latentcomm.reporting.plots import accuracy_against_cost
-from latentcomm.reporting.plots.tables import p_value, spoken
+from latentcomm.reporting.plots.tables import spoken
+from latentcomm.reporting.terminal import Console, accuracy, interval, p_value, parts, print_table
 
 
 def comparison_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
@@ -32,38 +31,35 @@ def comparison_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """One row a channel: both accuracies with intervals, the shuffled message's, tests, and the cost."""
     table = comparison.table
-    n = int(table["n"].iloc[0])
-    shown = Table(
-        title=f"{n} items; 95 % Wilson intervals; exact McNemar p against silent / text / the shuffled message",
-        caption="operations and seconds are means of an item, as run; * on the front of accuracy against operations",
-    )
     metrics = list(dict.fromkeys(table["metric"]))
-    for head in ("channel", *metrics, "shuffled", "p", "GFLOP", "message", "seconds"):
-        shown.add_column(head, justify="left" if head == "channel" else "right", no_wrap=True)
+    shown = []
     for channel in dict.fromkeys(table["channel"]):
         rows = {(row["condition"], row["metric"]): row for row in table.to_dict("records") if row["channel"] == channel}
         last = rows[MESSAGE, metrics[-1]]
-        other = [rows.get(("shuffled", metric)) for metric in metrics]
         starred = "*" if any(rows[MESSAGE, metric]["on_front"] for metric in metrics) else ""
-        shown.add_row(
-            f"{spoken(channel)}{starred}",
-            *(_share(rows[MESSAGE, metric]) for metric in metrics),
-            " / ".join("" if row is None else f"{row['accuracy']:.2f}" for row in other).strip(" /"),
-            " / ".join(p_value(last[f"p_{name}"]) for name in ("silent", "text", "shuffled")),
-            f"{last['flops'] / 1e9:.2f}",
-            _weight(last["message_bytes"]),
-            f"{last['seconds']:.2f}",
+        shown.append(
+            {"channel": f"{spoken(channel)}{starred}"}
+            | {metric: interval(rows[MESSAGE, metric]) for metric in metrics}
+            | {
+                "shuffled": parts([accuracy(rows.get(("shuffled", metric))) for metric in metrics]),
+                "p": parts([p_value(last[f"p_{name}"]) for name in ("silent", "text", "shuffled")]),
+                "GFLOP": f"{last['flops'] / 1e9:.2f}",
+                "message": _weight(last["message_bytes"]),
+                "seconds": f"{last['seconds']:.2f}",
+            }
         )
-    console.print(shown)
+    print_table(
+        shown,
+        console,
+        title=f"{int(table['n'].iloc[0])} items; 95 % Wilson intervals; exact McNemar p against silent / text / the "
+        "shuffled message",
+        caption="operations and seconds are means of an item, as run; * on the front of accuracy against operations",
+    )
     for row in table.to_dict("records"):
         if row["condition"] != MESSAGE or row["metric"] != metrics[0] or not row["unparsed"] > 0:
             continue
         console.print(f"{spoken(row['channel'])}: no answer could be read in {row['unparsed']:.0%} of the replies")
     console.print(f"p: of {metrics[-1]}, not corrected for multiple tests.", highlight=False)
-
-
-def _share(row: Mapping[Any, Any]) -> str:
-    return f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
 def _weight(weight: float) -> str:

@@ -21,11 +21,11 @@ from latentcomm.channels.catalogue import (
 )
 from latentcomm.channels.coconut import marker
 from latentcomm.channels.merged import fit_predictability
-from latentcomm.experiments.compare.channels import Comparison, compare
+from latentcomm.experiments.compare.channels import Comparison
 from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.controls import CONTROLS, exchanged, exchanged_alike
 from latentcomm.experiments.cost import ModelSize, paper_activation_flops, paper_forward_flops, paper_text_flops
-from latentcomm.experiments.evaluation import MESSAGE, Trial
+from latentcomm.experiments.evaluation import MESSAGE, Trial, evaluate
 from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.experiments.sweep.run import best_cell, cell_table, tune_sweep
 from latentcomm.fusion import Replace, RightAligned
@@ -154,8 +154,8 @@ def compare_named(
     )
     trials, sent = [], {}
     for channel in track(build(names, recipe), "channels", total=len(names), shown=progress):
-        trials += compare(
-            [channel],
+        trials += evaluate(
+            channel,
             sender,
             receiver,
             test,
@@ -163,7 +163,7 @@ def compare_named(
             controls=settings.controls,
             checkpoint=folder,
             told=sent,
-        ).trials
+        )
     comparison = Comparison.of(trials, seed=settings.seed)
     paper_flops = _paper_flops(names, sender, receiver, test, cell, settings, comparison.trials)
     return replace(

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from rich.console import Console
-
 from latentcomm._core.files import digest
 from latentcomm.experiments.crossmodal.picture_folder import counted_part, folder_parts, read_folder, recoloured_part
 from latentcomm.experiments.crossmodal.report import crossmodal_figure, describe_vision, print_crossmodal
@@ -17,6 +15,7 @@ from latentcomm.experiments.settings import listed
 from latentcomm.models.facts import describe
 from latentcomm.models.sites import Site
 from latentcomm.reporting.publish import plain
+from latentcomm.reporting.terminal import Console
 
 __all__ = ["run_crossmodal"]
 

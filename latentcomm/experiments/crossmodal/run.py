@@ -9,6 +9,7 @@ import pandas as pd
 
 from latentcomm._core.progress import say, track
 from latentcomm.channels import Message
+from latentcomm.experiments.accuracy import to_table
 from latentcomm.experiments.crossmodal.drift import measure_drift
 from latentcomm.experiments.crossmodal.fitted_channels import (
     CHANNELS,
@@ -21,7 +22,7 @@ from latentcomm.experiments.crossmodal.fitted_channels import (
 from latentcomm.experiments.crossmodal.questions import distinct_choices, picture_task
 from latentcomm.experiments.crossmodal.splits import Part, digit_parts
 from latentcomm.experiments.crossmodal.table import picture_table
-from latentcomm.experiments.evaluation import Cost, Trial, evaluate, to_table
+from latentcomm.experiments.evaluation import Cost, Trial, evaluate
 from latentcomm.models import Model
 from latentcomm.models.vision import VisionSender
 from latentcomm.tasks.base import Task
@@ -49,10 +50,11 @@ class CrossModal:
 
     def trial_table(self) -> pd.DataFrame:
         """One row per trial, with part, question and type."""
-        rows = []
-        for (part, question, kind), trials in self.trials.items():
-            rows.append(to_table(trials).assign(part=part, question=question, type=kind))
-        return pd.concat(rows, ignore_index=True)
+        tables = [
+            to_table(trials, part=part, question=question, type=kind)
+            for (part, question, kind), trials in self.trials.items()
+        ]
+        return pd.concat(tables, ignore_index=True)
 
 
 def cross_modal(

@@ -58,13 +58,13 @@ def held_out(parts: Iterable[str]) -> str:
     """A sentence on what is held out from the maps of these parts, by name: the pictures, or only other views.
 
     >>> held_out(["digits"])
-    'Nothing was fitted or chosen on the pictures asked about.'
+    'Nothing was fitted or chosen on the test pictures.'
     """
-    start = "Nothing was fitted or chosen on the pictures asked about"
+    start = "Nothing was fitted or chosen on the test pictures"
     ends = [part.endswith(OTHER_VIEWS) for part in parts]
     if not any(ends):
         return f"{start}."
-    views = "those of other views are the drawings of the fitting pictures, turned, cut and lit otherwise"
+    views = "those of other views are the drawings of the fitting pictures, rotated, cropped and lit otherwise"
     return f"{start}; {views}." if not all(ends) else f"{start}, but {views}."
 
 

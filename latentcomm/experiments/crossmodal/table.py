@@ -1,12 +1,12 @@
-"""Trials about pictures as one table: a row per question, channel, condition and metric, with comparisons."""
+"""Accuracy on pictures: a row per question, channel, condition and metric, with comparisons."""
 
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from latentcomm._core.stats import mcnemar_exact, paired_bootstrap, proportion_interval
+from latentcomm.experiments.accuracy import NAN, Key, accuracy_table, in_pairs, to_table
 from latentcomm.experiments.crossmodal.probe import PROBE
-from latentcomm.experiments.evaluation import MESSAGE, METRICS, NAN, Trial
+from latentcomm.experiments.evaluation import MESSAGE, Trial
 
 CAPTIONS = ("caption", "caption_by_map", "caption_by_word")
 """The channels that send the same latents as text."""
@@ -20,7 +20,10 @@ OWN_CONTROLS = {
 }
 """The channels that differ only in what they are fitted to: no other channel is compared with them."""
 
+BY = ("channel", "condition")
 DRIFT = ("drift", "drift_above_95")
+FIRST = ("part", "question", "type", *BY, "metric", "n", "correct", "accuracy", "low", "high", "chance", "units")
+"""The columns before the comparisons."""
 
 
 def picture_table(
@@ -33,13 +36,11 @@ def picture_table(
     """One row per part, question, channel, condition and metric.
 
     Columns: part, question, type; channel, condition, metric; n, correct, accuracy with its 95 % Wilson interval (low,
-    high), and chance, the accuracy of guessing among the choices; for each of `AGAINST` (channels; under
-    "random_encoder" and "wrong_names" this channel's own of `OWN_CONTROLS`; under "shuffled" its own message of another
-    picture) the paired difference with its 95 % bootstrap interval (over_silent, over_silent_low, over_silent_high,
-    ...) and the exact McNemar p-value (p_silent, ...), not corrected for the number of comparisons; units, how many
-    groups of pictures the bootstrap draws from; drift and drift_above_95, how far the
-    output of the channel's map is from the receiver's own states (`diagnostics.combined_drift`). What does not
-    apply is NaN.
+    high); chance, the accuracy of guessing among the choices; units, how many groups of pictures the bootstrap draws
+    from; for each of `AGAINST` (channels; under "random_encoder" and "wrong_names" this channel's own of
+    `OWN_CONTROLS`; under "shuffled" its own message of another picture) the comparison of `accuracy.accuracy_table`
+    (over_silent, over_silent_low, over_silent_high, p_silent, ...); drift and drift_above_95, how far the output of the
+    channel's map is from the receiver's own states (`diagnostics.combined_drift`). What does not apply is NaN.
 
     The bootstrap draws whole groups, since views of one drawing are right or wrong together. McNemar's test and the
     Wilson interval treat all pictures as independent of each other: where groups hold several pictures, their p-values
@@ -54,64 +55,30 @@ def picture_table(
     Raises:
         ValueError: channels with different items, or an item without a group.
     """
-    rows = []
+    tables = []
     for (part, question, kind), given in trials.items():
-        outcomes: dict[tuple[str, str], dict[str, Trial]] = {}
-        for trial in given:
-            outcomes.setdefault((trial.channel, trial.condition), {})[trial.item] = trial
-        items = sorted(next(iter(outcomes.values()), ()))
-        if any(sorted(answered) != items for answered in outcomes.values()):
-            raise ValueError(
-                f"the channels have trials of different items for {question!r} of {part!r}; run all on the same"
-            )
-        if groups is not None and (without := [item for item in items if item not in groups]):
-            raise ValueError(f"the item {without[0]!r} is in no group; give every item one")
-        drawn = items if groups is None else [groups[item] for item in items]
-        for channel, condition in outcomes:
-            for metric in METRICS:
-                facts = {"part": part, "question": question, "type": kind}
-                far = (drift or {}).get((part, question, channel)) if condition == MESSAGE else None
-                row = _row(outcomes, channel, condition, metric, items, drawn, seed)
-                rows.append(facts | row | dict(far or dict.fromkeys(DRIFT, NAN)))
-    return pd.DataFrame(rows)
+        answered = to_table(sorted(given, key=lambda trial: trial.item))
+        answered["chance"] = [1 / n if n else NAN for n in answered["n_choices"]]
+        pairs = in_pairs(answered, BY)
+        table = accuracy_table(
+            pairs, BY, against=AGAINST, baselines=_baselines, means=("chance",), units=groups, seed=seed
+        )
+        table.loc[table["metric"] != "choices", "chance"] = NAN
+        items = dict.fromkeys(answered["item"].tolist())
+        n_units = len(items if groups is None else {groups[item] for item in items})
+        far = [
+            (drift or {}).get((part, question, channel), {}) if condition == MESSAGE else {}
+            for channel, condition in zip(table["channel"], table["condition"], strict=True)
+        ]
+        shifts = {column: [each.get(column, NAN) for each in far] for column in DRIFT}
+        tables.append(table.assign(part=part, question=question, type=kind, units=n_units, **shifts))
+    table = pd.concat(tables, ignore_index=True)
+    return table.reindex(columns=[*FIRST, *table.columns.drop(list(FIRST))])
 
 
-def _row(
-    outcomes: Mapping[tuple[str, str], Mapping[str, Trial]],
-    channel: str,
-    condition: str,
-    metric: str,
-    items: Sequence[str],
-    groups: Sequence[str],
-    seed: int,
-) -> dict[str, object]:
-    right = _right(outcomes[channel, condition], items, metric)
-    low, high = proportion_interval(sum(right), len(right))
-    row: dict[str, object] = {"channel": channel, "condition": condition, "metric": metric, "n": len(right)}
-    row |= {"correct": sum(right), "accuracy": sum(right) / len(right), "low": low, "high": high}
-    options = [outcomes[channel, condition][item].n_choices for item in items]
-    row["chance"] = sum(1 / n for n in options) / len(options) if metric == "choices" and all(options) else NAN
-    row["units"] = len(set(groups))
-    bases = {name: (name, MESSAGE) for name in ("silent", *CAPTIONS, PROBE) if name != channel}
-    bases |= {name: (own, MESSAGE) for name, own in OWN_CONTROLS.get(channel, {}).items()}
-    bases["shuffled"] = channel, "shuffled"
-    for name in AGAINST:
-        columns = (f"over_{name}", f"over_{name}_low", f"over_{name}_high", f"p_{name}")
-        row |= dict.fromkeys(columns, NAN)
-        if condition == MESSAGE and bases.get(name) in outcomes:
-            base = _right(outcomes[bases[name]], items, metric)
-            found = (*_gain(right, base, groups, seed), mcnemar_exact(right, base).p_value)
-            row |= dict(zip(columns, found, strict=True))
-    return row
-
-
-def _gain(right: Sequence[bool], base: Sequence[bool], groups: Sequence[str], seed: int) -> tuple[float, float, float]:
-    """The difference and its interval, NaN for a single group."""
-    if len(set(groups)) < 2:
-        return (sum(right) - sum(base)) / len(right), NAN, NAN
-    gain = paired_bootstrap(right, base, groups=groups, seed=seed)
-    return gain.difference, gain.low, gain.high
-
-
-def _right(answered: Mapping[str, Trial], items: Sequence[str], metric: str) -> list[bool]:
-    return [bool(getattr(answered[item], metric)) for item in items]
+def _baselines(channel: str, condition: str) -> dict[str, Key]:
+    if condition != MESSAGE:
+        return {}
+    baselines = {name: (name, MESSAGE) for name in ("silent", *CAPTIONS, PROBE) if name != channel}
+    baselines |= {name: (own, MESSAGE) for name, own in OWN_CONTROLS.get(channel, {}).items()}
+    return baselines | {"shuffled": (channel, "shuffled")}

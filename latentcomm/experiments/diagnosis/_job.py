@@ -2,8 +2,6 @@
 
 import json
 
-from rich.console import Console
-
 from latentcomm._core.files import write_json
 from latentcomm._core.names import check_name
 from latentcomm.alignment import fit_ridge
@@ -14,6 +12,7 @@ from latentcomm.experiments.diagnosis.settings import PAGE, RECORD, DiagnoseSett
 from latentcomm.experiments.job import Job, Result
 from latentcomm.experiments.settings import listed
 from latentcomm.reporting.publish import plain
+from latentcomm.reporting.terminal import Console
 from latentcomm.tasks.corpus import read_corpus
 
 __all__ = ["run_diagnose"]

@@ -1,12 +1,10 @@
 """The report of a diagnosis: one self-explanatory page, and every table as a CSV file."""
 
-import platform
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from latentcomm._core.files import write_json, write_text, written_whole
+from latentcomm._core.files import write_json, write_text
 from latentcomm.experiments.diagnosis.recommend import SHORT
 from latentcomm.experiments.diagnosis.result import Diagnosis
 from latentcomm.experiments.diagnosis.sentences import (
@@ -21,7 +19,7 @@ from latentcomm.experiments.diagnosis.sentences import (
 from latentcomm.experiments.diagnosis.settings import FILES, MESSAGES, PAGE, RECORD
 from latentcomm.reporting.html_page import Page, shade
 from latentcomm.reporting.plots import detector_table, drift_violins, healing_curves, pair_map
-from latentcomm.reporting.publish import PACKAGES, machine, plain
+from latentcomm.reporting.publish import machine, plain, versions, write_table
 
 __all__ = ["report_page", "write_report"]
 
@@ -40,7 +38,7 @@ def write_report(found: Diagnosis, out: Path) -> Path:
         "models": plain(found.models),
         "recommended": [vars(one) for one in found.recommended],
         "warnings": list(found.warnings),
-        "versions": _versions(),
+        "versions": versions(),
         "machine": machine(),
         "not_compared": {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -49,8 +47,7 @@ def write_report(found: Diagnosis, out: Path) -> Path:
     }
     write_json(out / RECORD, record)  # first: it identifies the files if the rest is not written
     for name, table in found.tables.items():
-        with written_whole(out / f"{name}.csv") as draft:
-            table.to_csv(draft, index=False, lineterminator="\n")
+        write_table(table, out / f"{name}.csv")
     write_text(out / PAGE, report_page(found).html())
     return out / PAGE
 
@@ -344,23 +341,13 @@ def _settings(page: Page, found: Diagnosis) -> None:
     page.heading("Settings, versions, machine")
     for caption, values in (
         ("Settings, and facts about rows and cells", plain(found.settings)),
-        ("Versions", _versions()),
+        ("Versions", versions()),
         ("Machine", machine()),
     ):
         rows = [[name.replace("_", " "), _text_of(value)] for name, value in values.items()]
-        page.table([caption, ""], rows, words=True)
+        page.table([caption, ""], rows, as_text=True)
     page.heading("Files next to this page")
     page.links(FILES)
-
-
-def _versions() -> dict[str, Any]:
-    versions: dict[str, Any] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None  # a checkout that is not installed
-    return versions
 
 
 def _text_of(value: Any) -> str:

@@ -6,13 +6,12 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from rich.console import Console
-from rich.table import Table
 
 from latentcomm.experiments.evaluation import MESSAGE, METRICS
 from latentcomm.experiments.job import Drawing
-from latentcomm.experiments.sweep.run import LENS, SweepReport
+from latentcomm.experiments.sweep.run import LENS, UNEMBEDDED, SweepReport
 from latentcomm.reporting.plots import condition_bars, layer_heatmap
+from latentcomm.reporting.terminal import Console, interval, p_value, parts, print_table
 
 
 def heatmap(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
@@ -36,7 +35,7 @@ def conditions_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
     """Accuracy with its interval of every channel and control, on the items that the cell was not chosen on."""
     read, write = settings["chosen_read_layer"], settings["chosen_write_layer"]
     return condition_bars(
-        table,
+        table.replace({"condition": {UNEMBEDDED: f"layer {read}"}}),
         group="channel",
         title=f"Is it the message? {settings['sender']} to {settings['receiver']}, {settings['task']}",
         note=(
@@ -68,21 +67,25 @@ def sweep_drawings(report: SweepReport, settings: Mapping[str, Any]) -> dict[str
 def print_report(report: SweepReport, console: Console) -> None:
     """Print the table of the test half, and the sentences that explain it."""
     read, write = report.chosen
-    conditions = report.conditions
-    table = Table(
-        title=f"cell k = {read} (sender), j = {write} (receiver): best of {report.n_cells} on the tuning half",
-        caption=f"test half, n = {int(conditions['n'].iloc[0])} other items; 95 % Wilson intervals; exact McNemar p",
-    )
-    for head in ("channel", "message", "free", "choices", "p silent", "p shuffled"):
-        table.add_column(head, justify="left" if head in ("channel", "message") else "right", no_wrap=True)
     by_row: dict[tuple[str, str], dict[str, dict[Any, Any]]] = {}
-    for row in conditions.to_dict("records"):
+    for row in report.conditions.to_dict("records"):
         by_row.setdefault((row["channel"], row["condition"]), {})[row["metric"]] = row
+    shown = []
     for (channel, condition), rows in by_row.items():
-        named = condition if condition != MESSAGE else "-" if channel in ("silent", "skyline") else "true"
-        tests = [_p_values(rows, column) for column in ("p_silent", "p_shuffled")]
-        table.add_row(channel, named, *(_share(rows[metric]) for metric in METRICS), *tests)
-    console.print(table)
+        message = {MESSAGE: "-" if channel in ("silent", "skyline") else "true", UNEMBEDDED: f"layer {read}"}
+        shown.append(
+            {"channel": channel, "message": message.get(condition, condition)}
+            | {metric: interval(rows[metric]) for metric in METRICS}
+            | {f"p {name}": _p_values(rows, f"p_{name}") for name in ("silent", "shuffled")}
+        )
+    print_table(
+        shown,
+        console,
+        text=("channel", "message"),
+        title=f"cell k = {read} (sender), j = {write} (receiver): best of {report.n_cells} on the tuning half",
+        caption=f"test half, n = {int(report.conditions['n'].iloc[0])} other items; 95 % Wilson intervals; "
+        "exact McNemar p",
+    )
     lens = next(rows["free"]["accuracy"] for (channel, _), rows in by_row.items() if channel == LENS)
     console.print(
         f"Logit lens of the message: in {lens:.0%} of the items the sender's own state after layer {read} already has "
@@ -92,10 +95,6 @@ def print_report(report: SweepReport, console: Console) -> None:
     )
 
 
-def _share(row: Mapping[Any, Any]) -> str:
-    return f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-
-
 def _p_values(rows: Mapping[str, Mapping[Any, Any]], column: str) -> str:
     values = [float(rows[metric][column]) for metric in METRICS]
-    return "" if any(math.isnan(value) for value in values) else " / ".join(f"{value:.1g}" for value in values)
+    return "" if any(math.isnan(value) for value in values) else parts([p_value(value) for value in values])

@@ -9,8 +9,9 @@ import pandas as pd
 
 from latentcomm.channels import Activation, Message, Silent, Skyline
 from latentcomm.channels.base import label, receiver_prompts, sender_prompts
+from latentcomm.experiments.accuracy import summarise, to_table
 from latentcomm.experiments.controls import USUAL, derangement
-from latentcomm.experiments.evaluation import Cost, Trial, evaluate, summarise, to_table
+from latentcomm.experiments.evaluation import Cost, Trial, evaluate
 from latentcomm.experiments.sweep.grid import Cell, LayerSweep, sweep_layers
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.capture import capture_positions
@@ -22,6 +23,8 @@ from latentcomm.tasks.base import Item, Task, draw_choices
 
 LENS = "logit lens"
 """The channel name of the sender's own, unembedded state in the table: no receiver is involved."""
+UNEMBEDDED = "unembedded"
+"""Its condition: the state after the chosen read layer, as it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +34,7 @@ class SweepReport:
     Attributes:
         cells: one row a cell of the tune half: read_layer, write_layer, n, choices_accuracy, first_token_accuracy, and
             the logit lens of the message at that read layer, lens_choices_accuracy and lens_first_token_accuracy.
-        conditions: one row a channel, condition and metric of the test half; see `evaluation.summarise`.
+        conditions: one row a channel, condition and metric of the test half; see `accuracy.summarise`.
         trials: every reply, item by item.
         chosen: the cell (k, j), best on the tune half of those whose write layer is not the receiver's last.
         n_cells: the number of cells that it was chosen among.
@@ -230,7 +233,17 @@ def _lens_trials(sender: Model, receiver: Model, task: Task, layer: int, seed: i
     answers, right = first_token_answers(task, sender.first_token), [item.choice for item in task.items]
     lens = logit_lens(sender, states, answers=answers, right=right, choices=choices)
     return [
-        Trial(item.id, label(item), LENS, f"layer {layer}", "", bool(free), "", bool(picked), len(options))
+        Trial(
+            item=item.id,
+            label=label(item),
+            channel=LENS,
+            condition=UNEMBEDDED,
+            reply="",
+            free=bool(free),
+            pick="",
+            choices=bool(picked),
+            n_choices=len(options),
+        )
         for item, free, picked, options in zip(
             task.items, lens.top_token[:, 0], lens.choice[:, 0], choices, strict=True
         )

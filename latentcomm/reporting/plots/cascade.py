@@ -28,13 +28,17 @@ from latentcomm.reporting.style import (
 MESSAGE, OTHER, OWN, VOTE = "message", "other", "own", "self-consistency"
 ZERO, RANDOM = "zero", "random"
 SMALL, LARGE = "small alone", "large alone"
-LOOKS = {"none": "silent", SMALL: "silent", LARGE: "skyline", OTHER: "shuffled", OWN: "self", VOTE: "random"}
-LOOKS |= {ZERO: "zero", RANDOM: "delta"}
+STYLED_AS = {"none": "silent", SMALL: "silent", LARGE: "skyline", OTHER: "shuffled", OWN: "self", VOTE: "random"}
+STYLED_AS |= {ZERO: "zero", RANDOM: "delta"}
 """The channel of other figures whose colour and shape each has; a hand-off has its own."""
-ENTRIES = {OTHER: "other item's opening", ZERO: "zeros, where it went on", RANDOM: "random states, where it went on"}
+ENTRIES = {
+    OTHER: "other item's opening",
+    ZERO: "zeros, where it continued",
+    RANDOM: "random states, where it continued",
+}
 ENTRIES |= {OWN: "small model's own", VOTE: "vote at equal cost"}
-WENT_ON = "where the small model went on"
-BESIDE = "shares of items"
+CONTINUED = "where the small model continued"
+SHARES_TITLE = "shares of items"
 IN_OPENING, FINISHED, FIRED = "answer in opening", "large model had finished", "stop fired"
 NUMBERS = ("accuracy", "low", "high", "n", "tokens")
 SHARES = ("fired", "in_opening", "finished", "handed_accuracy", "handed_n")
@@ -47,9 +51,9 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     """Accuracy against the number of tokens that the large model writes before the small one continues.
 
     The table is that of `CascadeSweep.table`: a row a hand-off, stop and condition. A column of panels a hand-off; its
-    x axis has the fixed numbers of tokens in even steps, then the other stops with the mean number that each hands
-    over. Dots with 95 % intervals are the cascade, the bands across the two models alone; small shapes the controls:
-    another item's opening, zeros and random states in place of states, the small model's own, and its vote at equal
+    x axis has the fixed numbers of tokens in even steps, then the other stops with the mean number that each stop
+    allows. Dots with 95 % intervals are the cascade, the bands across the two models alone; small shapes the controls:
+    another item's opening, zeros and random states instead of states, the small model's own, and its vote at equal
     cost. Open dots, and zeros and random states, count only the items whose reply the large model had not finished.
     Below: the shares of items whose reply it had finished, whose opening contains an accepted answer, and whose stop
     fired.
@@ -69,14 +73,14 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     rows = _rows(table, SHARES)
     offs = _hand_offs(rows)
     stops = _stops(rows)
-    looks = _styles(offs)
+    style_of = _styles(offs)
     gap, left, right, height, strip = 26, 66, 24, 220, 80
     step = min(STEP, (PAGE - left - right - (len(offs) - 1) * gap) // len(offs) // max(1, len(stops)))
     width = max(150, step * len(stops) + 2 * ROOM)
     across = len(offs) * (width + gap) - gap
     right += max(0, 520 - left - right - across)
     shown = [condition for condition in ENTRIES if any(row["condition"] == condition for row in rows)]
-    entries = [*map(spoken, offs), WENT_ON, SMALL, LARGE, *(ENTRIES[each] for each in shown)]
+    entries = [*map(spoken, offs), CONTINUED, SMALL, LARGE, *(ENTRIES[each] for each in shown)]
     entries += [IN_OPENING, FINISHED, FIRED]
     labels = {stop: _label(stop, rows) for stop in stops}
     foot = 30 + round(0.9 * LETTER[TICK_SIZE] * max(map(len, labels.values())))
@@ -87,7 +91,7 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
     ticks = {"tickvals": list(positions.values()), "ticktext": [labels[stop] for stop in stops], "tickangle": -90}
     x_axis = ticks | {"range": [-0.6, len(stops) - 0.4], "title": {"text": "tokens by the large model"}}
     y_axis = SHARE_AXIS | {"title": {"text": "accuracy"}}
-    share = SHARE_AXIS | {"title": {"text": BESIDE}, "dtick": 0.5}
+    share = SHARE_AXIS | {"title": {"text": SHARES_TITLE}, "dtick": 0.5}
     in_legend: set[str] = set()
     for number, off in enumerate(offs):
         at = number * (width + gap)
@@ -96,18 +100,18 @@ def cascade_curves(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fig
         )
         lower = sheet.panel(len(offs) + number, (at, 0, width, strip), x_axis, bare(share) if number else share, "")
         for alone in (SMALL, LARGE):
-            _alone(sheet, _one(rows, alone), upper, looks[alone], len(stops), named=not number)
+            _alone(sheet, _one(rows, alone), upper, style_of[alone], len(stops), named=not number)
         mine = [row for row in rows if row["hand_off"] == off]
         for condition in (*shown, MESSAGE):
             part = {row["stop"]: _continued(row) for row in mine if row["condition"] == condition}
             if not part:
                 continue
             name = spoken(off) if condition == MESSAGE else ENTRIES[condition]
-            look = looks[off if condition == MESSAGE else condition]
+            style = style_of[off if condition == MESSAGE else condition]
             named = condition == MESSAGE or condition not in in_legend
             in_legend.add(condition)
-            _series(sheet, part, positions, upper, look, name, small=condition != MESSAGE, named=named)
-        _shares(sheet, mine, positions, upper, lower, looks[off], named=not number)
+            _series(sheet, part, positions, upper, style, name, small=condition != MESSAGE, named=named)
+        _shares(sheet, mine, positions, upper, lower, style_of[off], named=not number)
     return sheet.figure
 
 
@@ -135,7 +139,7 @@ def cascade_front(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figu
             f"{wrong[0]['condition']} has flops {wrong[0]['flops']}; a logarithmic axis needs costs above 0"
         )
     offs = _hand_offs(rows)
-    looks = _styles(offs)
+    style_of = _styles(offs)
     stops = [stop for stop in _stops(rows) if not stop.isdigit()]
     shapes = dict(zip(stops, STOP_SHAPES * len(stops), strict=False))
     across, down = 640, 380
@@ -154,41 +158,41 @@ def cascade_front(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figu
     line = {"mode": "lines", "line": {"color": MUTED, "width": 1.5, "shape": "hv"}, "hoverinfo": "skip"}
     sheet.figure.add_trace(go.Scatter(corners | line | axes, name="front"))
     for alone in (SMALL, LARGE):
-        sheet.figure.add_trace(_dots([_one(rows, alone)], axes, looks[alone], alone, size=13))
+        sheet.figure.add_trace(_dots([_one(rows, alone)], axes, style_of[alone], alone, size=13))
     for off in offs:
         mine = [row for row in rows if row["hand_off"] == off and row["condition"] == MESSAGE]
         fixed = sorted((row for row in mine if row["stop"].isdigit()), key=lambda row: int(row["stop"]))
-        look = looks[off]
-        trace = _dots(fixed, axes, look, spoken(off), size=9)
-        trace.update(mode="lines+markers+text", line={"color": look.colour, "width": 1.5})
-        written = {"textposition": "top left", "textfont": {"size": TICK_SIZE, "color": look.colour}}
+        style = style_of[off]
+        trace = _dots(fixed, axes, style, spoken(off), size=9)
+        trace.update(mode="lines+markers+text", line={"color": style.colour, "width": 1.5})
+        written = {"textposition": "top left", "textfont": {"size": TICK_SIZE, "color": style.colour}}
         sheet.figure.add_trace(trace.update(text=[row["stop"] for row in fixed], **written))
         for row in (row for row in mine if row["stop"] in shapes):
-            style = Style(looks[off].colour, shapes[row["stop"]])
-            sheet.figure.add_trace(_dots([row], axes, style, spoken(row["stop"]), size=12).update(showlegend=False))
+            marked = Style(style_of[off].colour, shapes[row["stop"]])
+            sheet.figure.add_trace(_dots([row], axes, marked, spoken(row["stop"]), size=12).update(showlegend=False))
     for stop, shape in shapes.items():
         key = {"x": [None], "y": [None], "mode": "markers", "name": spoken(stop), "showlegend": True}
-        look = {"marker": {"symbol": shape, "size": 12, "color": MUTED, "line": {"width": 2}}}
-        sheet.figure.add_trace(go.Scatter(key | look | axes))
+        drawn = {"marker": {"symbol": shape, "size": 12, "color": MUTED, "line": {"width": 2}}}
+        sheet.figure.add_trace(go.Scatter(key | drawn | axes))
     if votes:
         mine = [
             row for row in rows if row["condition"] == VOTE and row["hand_off"] == offs[0] and row["stop"].isdigit()
         ]
         mine.sort(key=lambda row: row["flops"])
-        trace = _dots(mine, axes, looks[VOTE], ENTRIES[VOTE], size=7)
-        dotted = {"color": looks[VOTE].colour, "width": 1.5, "dash": "dot"}
+        trace = _dots(mine, axes, style_of[VOTE], ENTRIES[VOTE], size=7)
+        dotted = {"color": style_of[VOTE].colour, "width": 1.5, "dash": "dot"}
         sheet.figure.add_trace(trace.update(mode="lines+markers", line=dotted))
     return sheet.figure
 
 
 def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figure:
-    """Signals along the openings: entropy and other signals by token, and where each stop hands over.
+    """Signals along the openings: entropy and other signals by token, and where each stop ends the opening.
 
     The table has columns `signal`, `token`, `median`, `low`, `high` and `n`: for a signal the median over the n
     openings of at least that length and its quartiles, and for a stop, whose signal is "handed over by " and its name,
-    the share of all openings that it has handed over by that token (median, low and high are equal). A panel a signal,
-    bands between the quartiles, and one for all stops; vertical lines mark the token by which a stop has handed half of
-    the openings over.
+    the share of all openings that it has ended by that token (median, low and high are equal). A panel a signal, bands
+    between the quartiles, and one for all stops; vertical lines mark the token by which a stop has ended half of the
+    openings.
 
     Raises:
         ValueError: the table is empty, lacks a column or a number, or has a token twice.
@@ -205,7 +209,7 @@ def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fi
         parts.setdefault(row["signal"], []).append(row)
     signals = [name for name in seen(rows, "signal") if not name.startswith(HANDED)]
     stops = {name.removeprefix(HANDED): parts[name] for name in parts if name.startswith(HANDED)}
-    looks = styles([*(f"stop {name}" for name in stops)])
+    style_of = styles([*(f"stop {name}" for name in stops)])
     n_panels = len(signals) + bool(stops)
     width, height, gap = 640, 150, 16
     down = n_panels * (height + gap) - gap
@@ -218,20 +222,20 @@ def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fi
     for panel, name in enumerate(panels):
         bottom = down - height - panel * (height + gap)
         title_of = {"title": {"text": UNITS.get(name, spoken(name))}, "rangemode": "tozero"}
-        y_axis = title_of if name != HANDED else SHARE_AXIS | {"title": {"text": "share handed over"}}
+        y_axis = title_of if name != HANDED else SHARE_AXIS | {"title": {"text": "share handed off"}}
         axis = x_axis if panel == n_panels - 1 else bare(x_axis)
         axes = sheet.panel(panel, (0, bottom, width, height), axis, y_axis, "")
         if name == HANDED:
             for stop, part in stops.items():
                 curve = {"x": [row["token"] for row in part], "y": [row["median"] for row in part], "mode": "lines"}
-                line = {"color": looks[f"stop {stop}"].colour, "width": 2, "shape": "hv"}
+                line = {"color": style_of[f"stop {stop}"].colour, "width": 2, "shape": "hv"}
                 sheet.figure.add_trace(go.Scatter(curve | axes, line=line, name=spoken(stop)))
             continue
         _band(sheet, parts[name], axes, named=not panel)
         for stop, half in halves.items():
             if half is not None:
                 spot = {"x0": half, "x1": half, "xref": axes["xaxis"], "y0": 0, "y1": 1}
-                line = {"color": looks[f"stop {stop}"].colour, "width": 2, "dash": "dash"}
+                line = {"color": style_of[f"stop {stop}"].colour, "width": 2, "dash": "dash"}
                 sheet.figure.add_shape(spot, yref=f"{axes['yaxis']} domain", line=line)
     return sheet.figure
 
@@ -251,7 +255,7 @@ def _rows(table: pd.DataFrame, more: Sequence[str]) -> list[dict[str, Any]]:
     for row in rows:
         if not 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1:
             where = f"{row['hand_off']}, stop {row['stop']}, {row['condition']}"
-            raise ValueError(f"{where}: accuracy {row['accuracy']} lies outside {row['low']} to {row['high']}")
+            raise ValueError(f"{where}: accuracy {row['accuracy']} is outside {row['low']} to {row['high']}")
     for alone in (SMALL, LARGE):
         _one(rows, alone)
     return rows
@@ -292,19 +296,19 @@ def _label(stop: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _styles(offs: Sequence[str]) -> dict[str, Style]:
     own = styles(offs)
-    return own | {name: styles([alias])[alias] for name, alias in LOOKS.items() if name not in own}
+    return own | {name: styles([alias])[alias] for name, alias in STYLED_AS.items() if name not in own}
 
 
 def _alone(
-    sheet: Sheet, row: Mapping[str, Any], axes: dict[str, str], look: Style, n_stops: int, *, named: bool
+    sheet: Sheet, row: Mapping[str, Any], axes: dict[str, str], style: Style, n_stops: int, *, named: bool
 ) -> None:
     """A model alone: a horizontal line in the band of its interval."""
-    red, green, blue = (int(look.colour[at : at + 2], 16) for at in (1, 3, 5))
+    red, green, blue = (int(style.colour[at : at + 2], 16) for at in (1, 3, 5))
     sheet.shade(axes, row["low"], row["high"], f"rgba({red},{green},{blue},0.10)")
     line = {"x": [-0.6, n_stops - 0.4], "y": [row["accuracy"]] * 2, "mode": "lines", "name": row["condition"]}
     dash = "dash" if row["condition"] == SMALL else "solid"
-    look_of = {"line": {"color": look.colour, "width": 1.5, "dash": dash}, "hoverinfo": "y"}
-    sheet.figure.add_trace(go.Scatter(line | look_of | axes, legendgroup=row["condition"], showlegend=named))
+    drawn = {"line": {"color": style.colour, "width": 1.5, "dash": dash}, "hoverinfo": "y"}
+    sheet.figure.add_trace(go.Scatter(line | drawn | axes, legendgroup=row["condition"], showlegend=named))
 
 
 def _continued(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -323,7 +327,7 @@ def _series(
     part: Mapping[str, Mapping[str, Any]],
     positions: Mapping[str, int],
     axes: dict[str, str],
-    look: Style,
+    style: Style,
     name: str,
     *,
     small: bool,
@@ -336,12 +340,12 @@ def _series(
         if not rows:
             continue
         bar = {"type": "data", "symmetric": False, "array": [row["high"] - row["accuracy"] for row in rows]}
-        bar |= {"arrayminus": [row["accuracy"] - row["low"] for row in rows], "color": look.colour, "width": 0}
-        marker = {"color": look.colour, "symbol": look.symbol, "size": 6 if small else 9}
+        bar |= {"arrayminus": [row["accuracy"] - row["low"] for row in rows], "color": style.colour, "width": 0}
+        marker = {"color": style.colour, "symbol": style.symbol, "size": 6 if small else 9}
         dots = {"x": [positions[row["stop"]] for row in rows], "y": [row["accuracy"] for row in rows]}
         dots |= {"mode": "lines+markers" if joined else "markers", "marker": marker, "name": name}
         dots |= {"customdata": [[row["low"], row["high"], row["n"]] for row in rows]}
-        line = {"color": look.colour, "width": 1 if small else 2}
+        line = {"color": style.colour, "width": 1 if small else 2}
         hover = "%{y:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f}), n = %{customdata[2]}"
         trace = go.Scatter(dots | axes, line=line, legendgroup=name, hovertemplate=hover)
         sheet.figure.add_trace(trace.update(showlegend=named and (joined or not fixed)))
@@ -355,7 +359,7 @@ def _shares(
     positions: Mapping[str, int],
     upper: dict[str, str],
     lower: dict[str, str],
-    look: Style,
+    style: Style,
     *,
     named: bool,
 ) -> None:
@@ -363,14 +367,14 @@ def _shares(
     mine = {row["stop"]: row for row in rows if row["condition"] == MESSAGE}
     mine = {stop: mine[stop] for stop in positions if stop in mine}
     unfinished = [row for row in mine.values() if row["handed_n"] > 0 and not math.isnan(row["handed_accuracy"])]
-    marker = {"color": look.colour, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}}
+    marker = {"color": style.colour, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}}
     open_dots = {"x": [positions[row["stop"]] for row in unfinished] or [None], "mode": "markers", "marker": marker}
-    open_dots |= {"y": [row["handed_accuracy"] for row in unfinished] or [None], "name": WENT_ON}
+    open_dots |= {"y": [row["handed_accuracy"] for row in unfinished] or [None], "name": CONTINUED}
     counts = {
         "customdata": [[row["handed_n"]] for row in unfinished],
         "hovertemplate": "%{y:.3f}, n = %{customdata[0]}",
     }
-    sheet.figure.add_trace(go.Scatter(open_dots | counts | upper, legendgroup=WENT_ON, showlegend=named))
+    sheet.figure.add_trace(go.Scatter(open_dots | counts | upper, legendgroup=CONTINUED, showlegend=named))
     for column, name, dash in LINES:
         known = [row for row in mine.values() if not math.isnan(row[column])]
         line = {"x": [positions[row["stop"]] for row in known], "y": [row[column] for row in known], "name": name}
@@ -380,10 +384,15 @@ def _shares(
         sheet.figure.add_trace(go.Scatter(line | lower, legendgroup=name, showlegend=named))
 
 
-def _dots(rows: Sequence[Mapping[str, Any]], axes: dict[str, str], look: Style, name: str, *, size: int) -> go.Scatter:
+def _dots(rows: Sequence[Mapping[str, Any]], axes: dict[str, str], style: Style, name: str, *, size: int) -> go.Scatter:
     bar = {"type": "data", "symmetric": False, "array": [row["high"] - row["accuracy"] for row in rows]}
-    bar |= {"arrayminus": [row["accuracy"] - row["low"] for row in rows], "color": look.colour, "width": 0}
-    marker = {"color": look.colour, "symbol": look.symbol, "size": size, "line": {"width": 2 * ("open" in look.symbol)}}
+    bar |= {"arrayminus": [row["accuracy"] - row["low"] for row in rows], "color": style.colour, "width": 0}
+    marker = {
+        "color": style.colour,
+        "symbol": style.symbol,
+        "size": size,
+        "line": {"width": 2 * ("open" in style.symbol)},
+    }
     spots = {"x": [row["flops"] for row in rows], "y": [row["accuracy"] for row in rows], "mode": "markers"}
     labels = {"customdata": [[row["stop"], row["n"]] for row in rows]}
     hover = "%{customdata[0]}: %{y:.3f} at %{x:.3s}, n = %{customdata[1]}"

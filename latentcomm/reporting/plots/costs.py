@@ -1,4 +1,4 @@
-"""Accuracy against cost: a dot with its interval a channel, the front that nothing beats, and what no message gives."""
+"""Accuracy against cost: a dot with its interval a channel, the Pareto front, and the silent baseline."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ NUMBERS = ["accuracy", "low", "high", "n"]
 PANEL = (640, 200)
 """px across and down a panel."""
 STEP, EDGE, STRIP, GAP = 19, 18, 26, 16
-"""px from one channel to the next at least; beside the outermost; of the strip that leads to the costs; of panels."""
+"""px from one channel to the next at least; outside the outermost; of the strip that leads to the costs; of panels."""
 
 
 def accuracy_against_cost(
@@ -30,14 +30,14 @@ def accuracy_against_cost(
 ) -> go.Figure:
     """Accuracy of channels against what an item costs: a dot and its interval a channel, a panel a metric.
 
-    The table is that of `compare_trials`. Channels stand in the order of their costs under their names; those of nearly
-    equal cost are set apart, and lines below the panels lead each to its cost on the logarithmic axis. A small open
-    dot, joined to its channel by a thin line, is the same channel with the `control` message: what of the accuracy is
-    not the message's content. The stepped line is the front: no channel left of it is as accurate. Costs of 0 have no
-    place on the axis and are refused.
+    The table is that of `compare_trials`. Channels are ordered by cost and labelled by name; those of nearly equal cost
+    are set apart, and lines below the panels lead each to its cost on the logarithmic axis. A small open dot, joined to
+    its channel by a thin line, is the same channel with the `control` message: the part of the accuracy that is not due
+    to the message's content. The stepped line is the front: no channel left of it is as accurate. Costs of 0 cannot be
+    drawn on the axis and are refused.
 
     Raises:
-        ValueError: the table is empty, lacks a column or a number, a cost is not above 0, or an accuracy lies outside
+        ValueError: the table is empty, lacks a column or a number, a cost is not above 0, or an accuracy is outside
             its interval.
 
     >>> row = {"channel": "silent", "condition": "message", "metric": "free", "accuracy": 0.1, "low": 0.0, "high": 0.2}
@@ -52,16 +52,16 @@ def accuracy_against_cost(
         if not float(row[cost]) > 0:
             raise ValueError(f"{row['channel']} has {cost} {row[cost]}; a logarithmic axis needs costs above 0")
         if not 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1:
-            raise ValueError(f"{row['channel']}: accuracy {row['accuracy']} lies outside {row['low']} to {row['high']}")
+            raise ValueError(f"{row['channel']}: accuracy {row['accuracy']} is outside {row['low']} to {row['high']}")
     costs = {str(row["channel"]): float(row[cost]) for row in reversed(rows) if row["condition"] == "message"}
     rows = [row for row in rows if row["channel"] in costs]
     parts = split_by(rows, panels)
     names = list(dict.fromkeys(str(row["channel"]) for row in rows))
-    looks = styles(names)
+    style_of = styles(names)
     shown = set_apart({name: costs[name] for name in names}, width=PANEL[0] - 2 * EDGE, step=STEP)
-    places = [math.log10(at) for at in (*shown.values(), *costs.values())]
-    aside = EDGE * max(max(places) - min(places), 0.2) / (PANEL[0] - 2 * EDGE)
-    ends = [min(places) - aside, max(places) + aside]
+    logs = [math.log10(at) for at in (*shown.values(), *costs.values())]
+    aside = EDGE * max(max(logs) - min(logs), 0.2) / (PANEL[0] - 2 * EDGE)
+    ends = [min(logs) - aside, max(logs) + aside]
     width, height = PANEL
     down = len(parts) * (height + GAP) - GAP + STRIP
     entries = ["front", f"the same, {control}", *(["chance"] if chance else [])]
@@ -74,23 +74,23 @@ def accuracy_against_cost(
     for name, at in shown.items():
         ends_of = {"x": [costs[name], at], "y": [0, 1], "mode": "lines", "line": {"color": MUTED, "width": 1}}
         sheet.figure.add_trace(go.Scatter(ends_of | strip, showlegend=False, hoverinfo="skip"))
-    for place, (metric, part) in enumerate(parts.items()):
-        bottom = down - height - place * (height + GAP)
-        axes = sheet.panel(place, (0, bottom, width, height), bare(x_axis) | {"ticks": ""}, y_axis, "")
+    for index, (metric, part) in enumerate(parts.items()):
+        bottom = down - height - index * (height + GAP)
+        axes = sheet.panel(index, (0, bottom, width, height), bare(x_axis) | {"ticks": ""}, y_axis, "")
         sheet.write_aside(f"{spoken(metric)} (n = {part[0]['n']})", bottom + height / 2)
         for name, at in shown.items():
             up = {"x0": at, "x1": at, "xref": axes["xaxis"], "y0": 0, "y1": 1, "yref": f"{axes['yaxis']} domain"}
             sheet.figure.add_shape(up, line={"color": GRID, "width": 1}, layer="below")
-            if not place:
+            if not index:
                 spot = {"x": math.log10(at), "xref": axes["xaxis"], "y": 1, "yref": f"{axes['yaxis']} domain"}
                 spot |= {"yanchor": "bottom", "yshift": 3, "textangle": -90, "font": {"size": TICK_SIZE}}
                 sheet.figure.add_annotation(spot, text=spoken(name), showarrow=False)
-        for trace in _traces(part, names, looks, shown, control, ends, first=not place):
+        for trace in _traces(part, names, style_of, shown, control, ends, first=not index):
             sheet.figure.add_trace(go.Scatter(trace | axes))
         if chance and metric in chance:
             line = {"color": MUTED, "dash": "dot", "width": 1.5}
             ruled = {"x": [10**end for end in ends], "y": [chance[metric]] * 2, "mode": "lines", "line": line}
-            sheet.figure.add_trace(go.Scatter(ruled | axes, name="chance", showlegend=not place, hoverinfo="skip"))
+            sheet.figure.add_trace(go.Scatter(ruled | axes, name="chance", showlegend=not index, hoverinfo="skip"))
     return sheet.figure
 
 
@@ -108,7 +108,7 @@ def set_apart(costs: Mapping[str, float], *, width: float | int, step: float | i
     order = sorted(costs, key=lambda name: costs[name])
     logs = [math.log10(costs[name]) for name in order]
     to_log = max(logs[-1] - logs[0], 0.2) / width
-    pools: list[list[float]] = []  # of each pool its members' places, less the room of those before them
+    pools: list[list[float]] = []  # of each pool its members' positions, less the room of those before them
     for number, at in enumerate(logs):
         pools.append([at / to_log - number * step])
         while len(pools) > 1 and _mean(pools[-2]) > _mean(pools[-1]):
@@ -129,7 +129,7 @@ def _mean(values: Sequence[float]) -> float:
 def _traces(
     rows: Sequence[Mapping[str, Any]],
     names: list[str],
-    looks: Mapping[str, Any],
+    style_of: Mapping[str, Any],
     shown: Mapping[str, float],
     control: str,
     ends: list[float],
@@ -151,9 +151,9 @@ def _traces(
     labelled = False
     for name, row in other.items():
         ends_of = {"x": [shown[name]] * 2, "y": [row["accuracy"], true[name]["accuracy"]], "mode": "lines"}
-        thin = {"line": {"color": looks[name].colour, "width": 1, "dash": "dot"}, "showlegend": False}
+        thin = {"line": {"color": style_of[name].colour, "width": 1, "dash": "dot"}, "showlegend": False}
         traces.append(ends_of | thin | {"hoverinfo": "skip"})
-        marker = {"color": looks[name].colour, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}}
+        marker = {"color": style_of[name].colour, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}}
         spot = {"x": [shown[name]], "y": [row["accuracy"]], "mode": "markers", "marker": marker}
         named = {"name": f"the same, {control}", "showlegend": first and not labelled}
         traces.append(spot | named | {"hovertemplate": f"{spoken(name)}, {control}: %{{y:.3f}}"})
@@ -161,16 +161,16 @@ def _traces(
     for name in names:
         if name not in true:
             continue
-        row, look = true[name], looks[name]
+        row, style = true[name], style_of[name]
         bar = {"type": "data", "symmetric": False, "array": [row["high"] - row["accuracy"]], "thickness": 1.5}
-        bar |= {"arrayminus": [row["accuracy"] - row["low"]], "color": look.colour, "width": 0}
+        bar |= {"arrayminus": [row["accuracy"] - row["low"]], "color": style.colour, "width": 0}
         marker = {
-            "color": look.colour,
-            "symbol": look.symbol,
+            "color": style.colour,
+            "symbol": style.symbol,
             "size": 10,
-            "line": {"width": 2 if "open" in look.symbol else 0},
+            "line": {"width": 2 if "open" in style.symbol else 0},
         }
         spot = {"x": [shown[name]], "y": [row["accuracy"]], "error_y": bar, "mode": "markers", "marker": marker}
-        told = f"{spoken(name)}: %{{y:.3f}} ({row['low']:.3f} to {row['high']:.3f})"
-        traces.append(spot | {"name": spoken(name), "showlegend": False, "hovertemplate": told})
+        hover = f"{spoken(name)}: %{{y:.3f}} ({row['low']:.3f} to {row['high']:.3f})"
+        traces.append(spot | {"name": spoken(name), "showlegend": False, "hovertemplate": hover})
     return traces

@@ -1,4 +1,4 @@
-"""What a reader that cannot see knows of pictures: accuracy by question and channel, and against training pairs."""
+"""A text-only receiver on pictures: accuracy by question and channel, and against the number of training pairs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,8 @@ WIDTH, STEP = 200, 20
 LABEL = 30
 """px that a number of three digits takes below an axis."""
 OTHER = Style(MUTED, "circle-open")
-"""How the same channel with another picture's message looks."""
-LOOKS = {
+"""The style of the same channel with another picture's message."""
+PICTURE_STYLES = {
     "soft_prompt": Style("#0072B2", "circle"),
     "soft_prompt_trained": Style("#56B4E9", "hexagon2"),
     "graft": Style("#009E73", "triangle-up"),
@@ -49,7 +49,7 @@ LOOKS = {
     "trained_other_pictures": Style("#AA4499", "triangle-down"),
     "probe": Style("#222222", "diamond-wide"),
 }
-"""Channels of pictures; others look as in every figure."""
+"""Channels of pictures; others have their style of every figure."""
 
 
 def accuracy_by_question(
@@ -76,7 +76,7 @@ def accuracy_by_question(
         _require_share(row)
     channels = seen(rows, "channel")
     questions = list(dict.fromkeys((row["part"], row["question"]) for row in rows))
-    looks = _looks(channels)
+    style_of = _styles(channels)
     n_across, n_down = min(ACROSS, len(questions)), math.ceil(len(questions) / ACROSS)
     height, between = STEP * len(channels), HEAD + 16
     across, down = n_across * (WIDTH + GAP) - GAP, n_down * (height + between) - between
@@ -89,21 +89,21 @@ def accuracy_by_question(
     share_axis = SHARE | {"title": {"text": "accuracy"}}
     name_axis = names_axis([spoken(name) for name in channels], "channel")
     sheet_axes: dict[str, str] = {}
-    for place, (part, question) in enumerate(questions):
+    for index, (part, question) in enumerate(questions):
         here = [row for row in rows if (row["part"], row["question"]) == (part, question)]
-        column, line = place % ACROSS, place // ACROSS
-        lowest = place + ACROSS >= len(questions)
+        column, line = index % ACROSS, index // ACROSS
+        lowest = index + ACROSS >= len(questions)
         spot = (column * (WIDTH + GAP), down - height - line * (height + between), WIDTH, height)
         head = f"{part}<br>{question} (n = {here[0]['n']})"
         axes = sheet.panel(
-            place, spot, share_axis if lowest else bare(share_axis), bare(name_axis) if column else name_axis, head
+            index, spot, share_axis if lowest else bare(share_axis), bare(name_axis) if column else name_axis, head
         )
         sheet_axes = sheet_axes or axes
         for at in range(1, len(channels), 2):
             sheet.shade(axes, at - 0.5, at + 0.5)
         chance = [row["chance"] for row in here if not math.isnan(row["chance"])]
         if chance:
-            guess = chance_line({question: sum(chance) / len(chance)}, question, len(channels), axes, named=not place)
+            guess = chance_line({question: sum(chance) / len(chance)}, question, len(channels), axes, named=not index)
             sheet.figure.add_traces(guess)
         for at, channel in enumerate(channels):
             for row in here:
@@ -111,12 +111,12 @@ def accuracy_by_question(
                     continue
                 own = row["condition"] == "message"
                 sheet.figure.add_trace(
-                    dots([row], [at if own else at + 0.28], looks[channel] if own else OTHER, axes, channel)
+                    dots([row], [at if own else at + 0.28], style_of[channel] if own else OTHER, axes, channel)
                 )
                 if not own:
                     sheet.figure.data[-1].update({"marker": {"size": 6, "line": {"width": 1}}})
-    for name, look in (("its own picture", Style(MUTED, "circle")), (other, OTHER)):
-        sheet.figure.add_trace(dots([], [], look, sheet_axes, name, named=True))
+    for name, style in (("its own picture", Style(MUTED, "circle")), (other, OTHER)):
+        sheet.figure.add_trace(dots([], [], style, sheet_axes, name, named=True))
     return sheet.figure
 
 
@@ -153,7 +153,7 @@ def accuracy_against_pairs(
             raise ValueError(f"{row['channel']} has {row[over]} {over}; a logarithmic axis needs numbers above 0")
     channels = seen(rows, "channel")
     questions = list(dict.fromkeys((row["part"], row["question"]) for row in rows))
-    looks = _looks(channels)
+    style_of = _styles(channels)
     n_across, n_down = min(ACROSS, len(questions)), math.ceil(len(questions) / ACROSS)
     height, between = 190, HEAD + 16
     across, down = n_across * (WIDTH + GAP) - GAP, n_down * (height + between) - between
@@ -167,42 +167,42 @@ def accuracy_against_pairs(
     ticks = {"tickvals": pairs, "ticktext": [str(each) if each in named else "" for each in pairs], "tickangle": 0}
     pairs_axis = {"type": "log", "range": ends, **ticks, "title": {"text": f"training {over}"}}
     share_axis = SHARE | {"title": {"text": "accuracy"}}
-    for place, (part, question) in enumerate(questions):
+    for index, (part, question) in enumerate(questions):
         here = [row for row in rows if (row["part"], row["question"]) == (part, question)]
-        column, line = place % ACROSS, place // ACROSS
-        lowest = place + ACROSS >= len(questions)
+        column, line = index % ACROSS, index // ACROSS
+        lowest = index + ACROSS >= len(questions)
         spot = (column * (WIDTH + GAP), down - height - line * (height + between), WIDTH, height)
         axes = sheet.panel(
-            place, spot, pairs_axis if lowest else bare(pairs_axis), bare(share_axis) if column else share_axis,
+            index, spot, pairs_axis if lowest else bare(pairs_axis), bare(share_axis) if column else share_axis,
             f"{part}<br>{question} (n = {here[0]['n']})",
         )  # fmt: skip
         guess = next((row["chance"] for row in here if not math.isnan(row["chance"])), None)
         line_of = {"color": MUTED, "dash": "dot", "width": 1.5}
         flat = {"x": [pairs[0], pairs[-1]], "y": [guess, guess], "mode": "lines", "line": line_of, "name": "chance"}
-        sheet.figure.add_trace(go.Scatter(flat | axes, showlegend=not place, hoverinfo="skip", legendgroup="chance"))
+        sheet.figure.add_trace(go.Scatter(flat | axes, showlegend=not index, hoverinfo="skip", legendgroup="chance"))
         for channel in channels:
             found = sorted((row for row in here if row["channel"] == channel), key=lambda row: row[over])
             own = [row for row in found if row["condition"] == "message"]
-            sheet.figure.add_trace(_line(own, over, looks[channel], axes, channel, named=not place))
+            sheet.figure.add_trace(_line(own, over, style_of[channel], axes, channel, named=not index))
             if len(own) < len(found):
                 controls = [row for row in found if row["condition"] != "message"]
-                sheet.figure.add_trace(_thin(controls, over, axes, other, looks[channel].colour))
-        if not place:
+                sheet.figure.add_trace(_thin(controls, over, axes, other, style_of[channel].colour))
+        if not index:
             sheet.figure.add_trace(_thin([], over, axes, other, MUTED, named=True))
     return sheet.figure
 
 
 def _with_room(values: Sequence[int], per_decade: float) -> list[int]:
-    """The values whose labels stand apart on a logarithmic axis, the largest first, given its px per decade.
+    """The values whose labels do not overlap on a logarithmic axis, the largest first, given its px per decade.
 
     >>> _with_room([15, 30, 60, 120, 166, 237], 147.0)
     [237, 120, 60, 30, 15]
     """
-    kept: list[int] = []
+    labelled: list[int] = []
     for value in sorted(values, reverse=True):
-        if not kept or math.log10(kept[-1] / value) * per_decade >= LABEL:
-            kept.append(value)
-    return kept
+        if not labelled or math.log10(labelled[-1] / value) * per_decade >= LABEL:
+            labelled.append(value)
+    return labelled
 
 
 def _thin(
@@ -214,7 +214,7 @@ def _thin(
     *,
     named: bool = False,
 ) -> go.Scatter:
-    """What is beside a channel's line; without rows, what stands for such in the legend."""
+    """A thin line next to a channel's own; without rows, its legend entry."""
     drawn = {"x": [row[over] for row in rows] or [None], "y": [row["accuracy"] for row in rows] or [None]}
     drawn |= {"mode": "lines+markers", "line": {"color": colour, "width": 1, "dash": "dash"}, "name": name}
     drawn |= {"marker": {"color": colour, "symbol": "circle-open", "size": 5}, "legendgroup": name}
@@ -222,20 +222,20 @@ def _thin(
 
 
 def _line(
-    rows: Sequence[Mapping[str, Any]], over: str, look: Style, axes: Mapping[str, str], channel: str, *, named: bool
+    rows: Sequence[Mapping[str, Any]], over: str, style: Style, axes: Mapping[str, str], channel: str, *, named: bool
 ) -> go.Scatter:
     bar = {"type": "data", "symmetric": False, "array": [row["high"] - row["accuracy"] for row in rows]}
     bar |= {"arrayminus": [row["accuracy"] - row["low"] for row in rows], "thickness": 1, "width": 0}
     drawn = {"x": [row[over] for row in rows] or [None], "y": [row["accuracy"] for row in rows] or [None]}
-    drawn |= {"mode": "lines+markers", "line": {"color": look.colour, "width": 2}, "name": spoken(channel)}
-    drawn |= {"marker": {"color": look.colour, "symbol": look.symbol, "size": 8}, "legendgroup": channel}
-    return go.Scatter(drawn | dict(axes), error_y=bar | {"color": look.colour}, showlegend=named)
+    drawn |= {"mode": "lines+markers", "line": {"color": style.colour, "width": 2}, "name": spoken(channel)}
+    drawn |= {"marker": {"color": style.colour, "symbol": style.symbol, "size": 8}, "legendgroup": channel}
+    return go.Scatter(drawn | dict(axes), error_y=bar | {"color": style.colour}, showlegend=named)
 
 
-def _looks(channels: Sequence[str]) -> dict[str, Style]:
-    return styles(channels) | {name: LOOKS[name] for name in channels if name in LOOKS}
+def _styles(channels: Sequence[str]) -> dict[str, Style]:
+    return styles(channels) | {name: PICTURE_STYLES[name] for name in channels if name in PICTURE_STYLES}
 
 
 def _require_share(row: Mapping[str, Any]) -> None:
     if not 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1:
-        raise ValueError(f"{row['channel']}: accuracy {row['accuracy']} lies outside {row['low']} to {row['high']}")
+        raise ValueError(f"{row['channel']}: accuracy {row['accuracy']} is outside {row['low']} to {row['high']}")

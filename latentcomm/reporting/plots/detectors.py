@@ -1,4 +1,4 @@
-"""How well each drift detector tells states that are known to be off: a table of AUROC in colours."""
+"""How well each drift detector separates states that are known to be off: a table of AUROC in colours."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from latentcomm.reporting.style import (
 BAR = 84
 """px right of the panels for the colour bar."""
 HEAD_SIZE = 12
-"""px of the families' names, so that ten of them stand upright on a page."""
+"""px of the families' names, so that ten of them fit upright on a page."""
 
 
 def detector_table(
@@ -34,12 +34,12 @@ def detector_table(
     note: str = "",
     panels: str = "layer",
 ) -> go.Figure:
-    """How well each detector (a line) tells each known-off family (a column) from real states: AUROC, 0.5 in white.
+    """How well each detector (a line) separates each known-off family (a column) from real states: AUROC, 0.5 in white.
 
     The table has columns `family`, `detector`, the value's (AUROC, from 0 to 1) and that of `panels`, each of whose
     values gets its panel, one below the other; `value` may name several columns, and what each one's panel is called.
-    Orange is above 0.5 (told apart), blue below (taken for more real than real ones); the scale runs between the sky
-    blue and the orange of Okabe & Ito 2008, which every kind of colour vision tells apart.
+    Orange is above 0.5 (separated), blue below (ranked as more real than real ones); the scale runs between the sky
+    blue and the orange of Okabe & Ito 2008, which every kind of colour vision distinguishes.
 
     Raises:
         ValueError: the table is empty, lacks a column or a number, has an entry twice, or a value that is not between
@@ -53,15 +53,15 @@ def detector_table(
     rows = full_records(table, ["family", "detector", panels], list(values))
     for column in values:
         if wrong := [row[column] for row in rows if not 0 <= row[column] <= 1]:
-            raise ValueError(f"column {column} has {wrong[0]}; an AUROC lies between 0 and 1")
+            raise ValueError(f"column {column} has {wrong[0]}; an AUROC is between 0 and 1")
     families, detectors = (seen(rows, column) for column in ("family", "detector"))
     left = 40 + round(LETTER[TICK_SIZE] * max(len(spoken(name)) for name in detectors))
     heads, cell, lines, angle = _heads(families, PAGE - left - BAR - 8)
     wide, high, gap = cell * len(families), max(24, 120 // len(detectors)) * len(detectors), LINE + 18
     parts = [
-        (", ".join(filter(None, (f"{spoken(panels)} {name}", words))), part, column)
+        (", ".join(filter(None, (f"{spoken(panels)} {name}", title))), part, column)
         for name, part in split_by(rows, panels).items()
-        for column, words in values.items()
+        for column, title in values.items()
     ]
     across, down = wide + BAR, len(parts) * (high + gap) - gap
     foot = 44 + LINE * lines
@@ -73,15 +73,15 @@ def detector_table(
     x_axis = {"title": {"text": "states known to be off"}, "tickvals": list(range(len(families))), "ticktext": heads}
     x_axis |= {"range": [-0.5, len(families) - 0.5], "ticks": "", "tickangle": angle, "tickfont": {"size": HEAD_SIZE}}
     y_axis = names_axis([spoken(name) for name in detectors], "detector")
-    for place, (name, part, column) in enumerate(parts):
+    for index, (name, part, column) in enumerate(parts):
         cells: dict[tuple[str, str], float] = {}
         for row in part:
             key = row["family"], row["detector"]
             if key in cells:
                 raise ValueError(f"{key[0]}, {key[1]} is in panel {name!r} more than once; give it one row")
             cells[key] = float(row[column])
-        spot = (0, down - high - place * (high + gap), wide, high)
-        axes = sheet.panel(place, spot, x_axis if place == len(parts) - 1 else bare(x_axis), y_axis, name)
+        spot = (0, down - high - index * (high + gap), wide, high)
+        axes = sheet.panel(index, spot, x_axis if index == len(parts) - 1 else bare(x_axis), y_axis, name)
         z = [[cells.get((family, detector)) for family in families] for detector in detectors]
         text = [["" if cell is None else f"{cell:.2f}" for cell in line] for line in z]
         heat = {"x": list(range(len(families))), "y": list(range(len(detectors))), "z": z, "text": text}

@@ -45,8 +45,8 @@ def drift_violins(
 
     The table has columns `fusion`, `message`, `write_layer`, `item`, `detector` and `percentile` (two-sided, from 0 to
     1). The white dot is the median; the line at 0.95 is what one real state in twenty exceeds: real states would fill
-    the panel evenly from 0 to 1. As many write layers are drawn as fit, spread evenly, unless `write_layers` says
-    which. Fusions have their colours of every figure (after Okabe & Ito 2008 and Tol 2021).
+    the panel evenly from 0 to 1. As many write layers are drawn as fit, spread evenly, unless `write_layers` names
+    them. Fusions have their colours of every figure (after Okabe & Ito 2008 and Tol 2021).
 
     Raises:
         ValueError: the table is empty, lacks a column or a number, has an item twice in a violin, has no row of the
@@ -63,9 +63,9 @@ def drift_violins(
     layers = layers_in(rows, "write_layer")
     require_once(rows, names)
     if wrong := [row["percentile"] for row in rows if not 0 <= row["percentile"] <= 1]:
-        raise ValueError(f"a percentile is {wrong[0]}; it must lie between 0 and 1")
+        raise ValueError(f"a percentile is {wrong[0]}; it must be between 0 and 1")
     fusions, messages = seen(rows, "fusion"), seen(rows, "message")
-    looks = styles(fusions)
+    style_of = styles(fusions)
     left, right, gap, height = 70, 34, 12, 132
     width = max(92, (PAGE - left - right + gap) // len(fusions) - gap)
     shown = some_layers(layers, write_layers, width // VIOLIN)
@@ -84,22 +84,22 @@ def drift_violins(
     for line, message in enumerate(messages):
         bottom = down - height - line * (height + gap)
         sheet.write_aside(message, bottom + height / 2)
-        for place, fusion in enumerate(fusions):
+        for index, fusion in enumerate(fusions):
             axes = sheet.panel(
-                line * len(fusions) + place,
-                (place * (width + gap), bottom, width, height),
+                line * len(fusions) + index,
+                (index * (width + gap), bottom, width, height),
                 x_axis if line == len(messages) - 1 else bare(x_axis),
-                bare(y_axis) if place else y_axis,
-                "" if line else heads[place],
+                bare(y_axis) if index else y_axis,
+                "" if line else heads[index],
             )
             part = [row for row in rows if row["fusion"] == fusion and row["message"] == message]
-            by_place = [_percentiles(part, layer) for layer in shown]
-            for at, values in enumerate(by_place):
+            by_layer = [_percentiles(part, layer) for layer in shown]
+            for at, values in enumerate(by_layer):
                 if values:
-                    sheet.figure.add_trace(_violin(values, at, looks[fusion].colour, axes))
-            named = not line and not place
+                    sheet.figure.add_trace(_violin(values, at, style_of[fusion].colour, axes))
+            named = not line and not index
             sheet.figure.add_trace(rare_line(ends, axes, RARE_ENTRY, named=named))
-            sheet.figure.add_trace(_medians(by_place, axes, named=named))
+            sheet.figure.add_trace(_medians(by_layer, axes, named=named))
     return sheet.figure
 
 
@@ -111,8 +111,8 @@ def rare_line(ends: Sequence[float], axes: dict[str, str], name: str, *, named: 
         "mode": "lines",
         "line": {"color": INK, "dash": "2px,3px", "width": 1.5},
     }
-    look = {"hoverinfo": "skip", "name": name, "legendgroup": name, "showlegend": named}
-    return go.Scatter(line | look | axes, legendrank=AFTER)
+    drawn = {"hoverinfo": "skip", "name": name, "legendgroup": name, "showlegend": named}
+    return go.Scatter(line | drawn | axes, legendrank=AFTER)
 
 
 def _percentiles(rows: Sequence[Mapping[str, Any]], layer: int) -> list[float]:
@@ -121,16 +121,16 @@ def _percentiles(rows: Sequence[Mapping[str, Any]], layer: int) -> list[float]:
 
 def _violin(values: Sequence[float], at: int, colour: str, axes: dict[str, str]) -> go.Violin:
     """A violin on [0, 1], and no further: a density over the ends would show states that cannot be."""
-    look = {"line": {"color": colour, "width": 1}, "fillcolor": colour, "opacity": 0.55, "points": False}
+    drawn = {"line": {"color": colour, "width": 1}, "fillcolor": colour, "opacity": 0.55, "points": False}
     span = [max(0.0, min(values) - 3 * BANDWIDTH), min(1.0, max(values) + 3 * BANDWIDTH)]
-    look |= {"spanmode": "manual", "span": span, "width": 0.9, "scalemode": "width", "bandwidth": BANDWIDTH}
-    return go.Violin(look | axes, x0=at, y=list(values), hoverinfo="skip", showlegend=False)
+    drawn |= {"spanmode": "manual", "span": span, "width": 0.9, "scalemode": "width", "bandwidth": BANDWIDTH}
+    return go.Violin(drawn | axes, x0=at, y=list(values), hoverinfo="skip", showlegend=False)
 
 
-def _medians(by_place: Sequence[Sequence[float]], axes: dict[str, str], *, named: bool) -> go.Scatter:
-    found = [(at, float(pd.Series(values).median())) for at, values in enumerate(by_place) if values]
+def _medians(by_layer: Sequence[Sequence[float]], axes: dict[str, str], *, named: bool) -> go.Scatter:
+    medians = [(at, float(pd.Series(values).median())) for at, values in enumerate(by_layer) if values]
     dot = {"color": "white", "size": 7, "line": {"color": INK, "width": 1.5}}
-    marks = {"x": [at for at, _ in found] or [None], "y": [median for _, median in found] or [None], "marker": dot}
+    marks = {"x": [at for at, _ in medians] or [None], "y": [median for _, median in medians] or [None], "marker": dot}
     marks |= {"mode": "markers", "hoverinfo": "y", "name": "median", "legendgroup": "median", "showlegend": named}
     return go.Scatter(marks | axes, cliponaxis=False)
 

@@ -1,4 +1,4 @@
-"""What is left of a graft on the way up: deviation and rarity at each later layer, and the harm beside them."""
+"""What is left of a graft at the later layers: deviation and rarity at each, and the harm to the next token."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,13 +36,13 @@ from latentcomm.reporting.style import (
 )
 
 TWINS = 0.01
-"""Share of an axis within which the curves of two fusions lie on each other: a reader would see one."""
+"""Share of an axis within which the curves of two fusions coincide: one would hide the other."""
 ROUNDING = 1e-9
 """Nats below 0 that a KL of nothing may come out at."""
 MOST_CURVES = 3
 """Write layers that the healing curves show."""
 LEAST_KL = 1e-4
-"""Nats at which the axis of the KL begins: less changes nothing that anybody would see, and 0 has no logarithm."""
+"""Nats at which the axis of the KL begins: less changes no output visibly, and 0 has no logarithm."""
 OWN, OWN_ENTRY = "own_percentile_median", "ungrafted run"
 QUARTILES = ("median", "low", "high")
 KL = tuple(f"kl_{end}" for end in QUARTILES)
@@ -57,14 +57,14 @@ def healing_curves(
     note: str = "",
     write_layers: Sequence[int] | None = None,
 ) -> go.Figure:
-    """What is left of a graft at each later layer: its deviation, how rare the state is there, and the harm beside it.
+    """What is left of a graft at each later layer: its deviation, how rare the state is there, and the harm it does.
 
     The table has columns `fusion`, `message`, `write_layer`, `layer`, and `_median`, `_low` and `_high` (quartiles over
     items) of `deviation` and `percentile`; rows below the write layer are left out, and percentiles may be missing at
     layers without a reference. A column of panels a write layer, a line a fusion, a band between the quartiles; where
     there is `own_percentile_median`, a dashed grey line is the ungrafted run, whose states are real. With `effects` (or
-    the columns of `with_kl`) a third row shows the KL of the next token: a state that looks real again may still have
-    changed what is said. Its axis begins at LEAST_KL, where smaller values stand.
+    the columns of `with_kl`) a third row shows the KL of the next token: a state that is no longer rare may still have
+    changed the output. Its axis begins at LEAST_KL, where smaller values are drawn.
 
     Args:
         effects: a row an item, with columns `fusion`, `message`, `write_layer` and `kl` in nats.
@@ -81,7 +81,7 @@ def healing_curves(
     writes = layers_in(rows, "write_layer")
     shown = _with_room(writes, last) if write_layers is None else some_layers(writes, write_layers, MOST_CURVES)
     fusions = seen(rows, "fusion")
-    looks = styles(fusions)
+    style_of = styles(fusions)
     harm = _harm(rows, shown) if KL[0] in table.columns else {}
     left = max(70, 40 + round(LETTER[TICK_SIZE] * max(len(spoken(name)) for name in fusions))) if harm else 70
     gap, height, right = 30, 168, 24
@@ -95,36 +95,36 @@ def healing_curves(
     title = f"{title}; message: {rows[0]['message']}"
     top = max(row["deviation_high"] for row in rows if row["write_layer"] in shown)
     twins = _twins([row for row in rows if row["write_layer"] in shown], fusions, top)
-    said = [f"Dashed: {spoken(later)} deviates as {spoken(first)} does." for later, first in twins.items()]
-    note = " ".join(filter(None, (note, *said)))
+    sentences = [f"Dashed: {spoken(later)} deviates as {spoken(first)} does." for later, first in twins.items()]
+    note = " ".join(filter(None, (note, *sentences)))
     sheet = blank_sheet(title, note, entries, across=across, down=down, left=left, right=right, head=28, foot=FOOT)
     sheet.figure.update_layout(legend=TIGHT_LEGEND)
     deviation = {"title": {"text": "deviation |x′ − x| / |x|"}, "range": [0, 1.05 * top or 1.0]}
     percentile = {"title": {"text": "percentile"}, "range": [-0.03, 1.03], "tickvals": [0, 0.5, 0.95]}
-    for place, write in enumerate(shown):
+    for index, write in enumerate(shown):
         ends = [write - 0.5, max(last, write + 1) + 0.5]
         x_axis = {"title": {"text": "layer"}, "range": ends}
         x_axis |= _ticks(sorted({row["layer"] for row in rows if row["write_layer"] == write}))
-        at = place * (width + gap)
+        at = index * (width + gap)
         upper = sheet.panel(
-            place,
+            index,
             (at, lift + height + 14, width, height),
             bare(x_axis),
-            bare(deviation) if place else deviation,
+            bare(deviation) if index else deviation,
             f"written after layer {write}",
         )
         spot = (at, lift, width, height)
-        lower = sheet.panel(len(shown) + place, spot, x_axis, bare(percentile) if place else percentile, "")
+        lower = sheet.panel(len(shown) + index, spot, x_axis, bare(percentile) if index else percentile, "")
         part = sorted((row for row in rows if row["write_layer"] == write), key=lambda row: row["layer"])
-        sheet.figure.add_trace(rare_line(ends, lower, RARE_ENTRY, named=not place))
+        sheet.figure.add_trace(rare_line(ends, lower, RARE_ENTRY, named=not index))
         for fusion in fusions:
             here = [row for row in part if row["fusion"] == fusion]
             for what, axes in (("deviation", upper), ("percentile", lower)):
-                named = not place and what == "deviation"
-                style, name, dashed = looks[fusion], spoken(fusion), fusion in twins
+                named = not index and what == "deviation"
+                style, name, dashed = style_of[fusion], spoken(fusion), fusion in twins
                 sheet.figure.add_traces(_curve(here, what, style, axes, name, named=named, dashed=dashed))
         if own:
-            sheet.figure.add_trace(_own(part, lower, named=not place))
+            sheet.figure.add_trace(_own(part, lower, named=not index))
     if harm:
         _strips(sheet, harm, fusions, shown, (width, gap, strip))
     return sheet.figure
@@ -141,7 +141,7 @@ def _with_room(writes: Sequence[int], last: int) -> list[int]:
 def with_kl(table: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
     """The healing table with `kl_median`, `kl_low` and `kl_high` of each row's graft: quartiles of the KL over items.
 
-    So that one table holds all that `healing_curves` shows, as publishing a figure asks.
+    So that one table holds all that `healing_curves` shows, as publishing a figure requires.
 
     Raises:
         ValueError: a table lacks a column or a number, or a graft of the healing table is not in that of the effects.
@@ -219,7 +219,7 @@ def _curve(
 
 
 def _twins(rows: Sequence[Mapping[str, Any]], fusions: Sequence[str], top: float) -> dict[str, str]:
-    """Each fusion whose median deviations lie on those of an earlier one in all panels, with that one."""
+    """Each fusion whose median deviations equal those of an earlier one in all panels, with that one."""
     medians = {
         fusion: {(row["write_layer"], row["layer"]): row["deviation_median"] for row in rows if row["fusion"] == fusion}
         for fusion in fusions
@@ -229,8 +229,8 @@ def _twins(rows: Sequence[Mapping[str, Any]], fusions: Sequence[str], top: float
         for first, theirs in medians.items():
             if first == later:
                 break
-            alike = mine.keys() == theirs.keys() and all(abs(mine[at] - theirs[at]) <= TWINS * top for at in mine)
-            if alike and first not in found:
+            equal = mine.keys() == theirs.keys() and all(abs(mine[at] - theirs[at]) <= TWINS * top for at in mine)
+            if equal and first not in found:
                 found[later] = first
                 break
     return found
@@ -241,8 +241,8 @@ def _own(rows: Sequence[Mapping[str, Any]], axes: dict[str, str], *, named: bool
     found = {row["layer"]: float(row[OWN]) for row in rows}
     found = {layer: median for layer, median in found.items() if not math.isnan(median)}
     line = {"x": list(found) or [None], "y": list(found.values()) or [None], "mode": "lines"}
-    look = {"line": {"color": MUTED, "width": 2, "dash": "dash"}, "hoverinfo": "y", "name": OWN_ENTRY}
-    return go.Scatter(line | look | axes, legendgroup=OWN_ENTRY, legendrank=AFTER, showlegend=named)
+    drawn = {"line": {"color": MUTED, "width": 2, "dash": "dash"}, "hoverinfo": "y", "name": OWN_ENTRY}
+    return go.Scatter(line | drawn | axes, legendgroup=OWN_ENTRY, legendrank=AFTER, showlegend=named)
 
 
 def _harm(rows: Sequence[Mapping[str, Any]], shown: Sequence[int]) -> dict[tuple[str, int], tuple[float, ...]]:
@@ -262,24 +262,24 @@ def _strips(
     shown: Sequence[int],
     sizes: tuple[int, int, int],
 ) -> None:
-    """Below the curves, what each graft did to the next token in the end."""
+    """Below the curves, the effect of each graft on the next token."""
     width, gap, strip = sizes
-    looks = styles(fusions)
+    style_of = styles(fusions)
     names = names_axis([spoken(name) for name in fusions], "fusion")
     kl_axis = {"title": {"text": "KL of the next token (nats)"}, "type": "log", "gridcolor": GRID, "showgrid": True}
     kl_axis |= _decades([kl for quartiles in harm.values() for kl in quartiles])
-    for place, write in enumerate(shown):
-        number = 2 * len(shown) + place
+    for index, write in enumerate(shown):
+        number = 2 * len(shown) + index
         axes = sheet.panel(
-            number, (place * (width + gap), 0, width, strip), kl_axis, bare(names) if place else names, ""
+            number, (index * (width + gap), 0, width, strip), kl_axis, bare(names) if index else names, ""
         )
         for row, fusion in enumerate(fusions):
             if (fusion, write) not in harm:
                 continue
             middle, low, high = (max(kl, LEAST_KL) for kl in harm[fusion, write])
             bar = {"type": "data", "symmetric": False, "array": [high - middle], "arrayminus": [middle - low]}
-            bar |= {"color": looks[fusion].colour, "thickness": 2, "width": 0}
-            marker = {"symbol": looks[fusion].symbol, "size": 9, "color": looks[fusion].colour}
+            bar |= {"color": style_of[fusion].colour, "thickness": 2, "width": 0}
+            marker = {"symbol": style_of[fusion].symbol, "size": 9, "color": style_of[fusion].colour}
             dot = {"x": [middle], "y": [row], "mode": "markers", "marker": marker, "showlegend": False}
             sheet.figure.add_trace(go.Scatter(dot | axes, error_x=bar, name=spoken(fusion)))
 

@@ -1,4 +1,4 @@
-"""Maps over pairs of layers of two models, beside what chance gives."""
+"""Maps over pairs of layers of two models, with the null of each."""
 
 import math
 import textwrap
@@ -25,7 +25,7 @@ from latentcomm.reporting.style import (
     blank_sheet,
     colour_axis,
     layer_axis,
-    places,
+    layer_positions,
     rings,
 )
 
@@ -37,7 +37,7 @@ SHORTEST = 120
 BAR = 96
 """px right of the maps for the colour bar."""
 NARROWEST = 480
-"""px across a sheet at least, so that titles and notes are not broken after every few words."""
+"""px across a sheet at least, so that titles and notes are not broken into very short lines."""
 
 
 def pair_map(
@@ -65,12 +65,12 @@ def pair_map(
         value: the column shown, or several and the title of each one's panel: `{"forward": "sender to receiver"}`.
         title: what the figure shows.
         null: a column with what each cell must exceed, for instance `null_max`; for several values, one for each.
-        note: what a reader must know beside it: the view, the rows, what the null is.
+        note: what else a caption must state: the view, the rows, what the null is.
         panels: a column each of whose values gets its panel.
         sender, receiver: the models' names, for the axes.
         unit: what the colours mean; the column's name by default.
         bounds: the ends of the colour scale; by default from 0 (or the lowest value) to the next tenth above the
-            highest. Values beyond them are drawn at the ends, and the figure says so.
+            highest. Values beyond them are drawn at the ends, and the figure states it.
         chosen: cells (sender layer, receiver layer) that get a ring.
 
     Raises:
@@ -179,25 +179,25 @@ def _drawn(
     bar["colorbar"] |= {"lenmode": "pixels", "len": high, "y": 1, "yanchor": "top"}
     sheet.figure.update_layout(coloraxis=bar, legend=TIGHT_LEGEND)
     up_axis, right_axis = layer_axis(up, up_title), layer_axis(right, right_title)
-    x_places, y_places = places(right), places(up)
-    spots = {(k, j): (x_places[b], y_places[a]) for a, k in enumerate(up) for b, j in enumerate(right)}
-    for place, each in enumerate(maps):
-        line, column = divmod(place, in_line)
-        lowest = place + in_line >= len(maps)
+    x_positions, y_positions = layer_positions(right), layer_positions(up)
+    spots = {(k, j): (x_positions[b], y_positions[a]) for a, k in enumerate(up) for b, j in enumerate(right)}
+    for index, each in enumerate(maps):
+        line, column = divmod(index, in_line)
+        lowest = index + in_line >= len(maps)
         spot = (column * (wide + gap), down - high - line * step, wide, high)
         x_axis, y_axis = right_axis if lowest else bare(right_axis), bare(up_axis) if column else up_axis
-        axes = sheet.panel(place, spot, x_axis, y_axis, heads[place])
+        axes = sheet.panel(index, spot, x_axis, y_axis, heads[index])
         sheet.shade(axes, up_axis["range"][0], up_axis["range"][1], BLANK)
         z = [[each.cells.get((k, j)) for j in right] for k in up]
         hover = f"{each.name}<br>sender layer %{{y}}, receiver layer %{{x}}: %{{z:.3f}}<extra></extra>"
-        heat = {"x": x_places, "y": y_places, "z": z, "coloraxis": "coloraxis", "hovertemplate": hover}
+        heat = {"x": x_positions, "y": y_positions, "z": z, "coloraxis": "coloraxis", "hovertemplate": hover}
         sheet.figure.add_trace(go.Heatmap(heat | axes))
         if levels:
             marks = [spots[pair] for pair in each.at_chance]
             sheet.figure.add_trace(_dots(marks, max(3, min(8, cell // 3)), axes))
         if chosen:
             marks = [spots[k, j] for k, j in chosen]
-            sheet.figure.add_traces(rings(marks, max(9, min(16, cell + 6)), axes, "" if place else ring))
+            sheet.figure.add_traces(rings(marks, max(9, min(16, cell + 6)), axes, "" if index else ring))
     if levels:
         white = {"symbol": "circle", "size": 8, "color": "white", "line": {"color": INK, "width": 1}}
         sheet.figure.add_trace(_entry(below, white))
@@ -220,8 +220,8 @@ def _head(each: _Map, width: int) -> str:
     if not levels:
         return "<br>".join(lines)
     low, high = _level(levels[0]), _level(levels[-1])
-    words = f"null {low}" if low == high else f"null {low} to {high}"
-    small = f'<span style="font-size:{TICK_SIZE}px;color:{MUTED}">{words}</span>'
+    level = f"null {low}" if low == high else f"null {low} to {high}"
+    small = f'<span style="font-size:{TICK_SIZE}px;color:{MUTED}">{level}</span>'
     return "<br>".join([*lines, small])
 
 
@@ -238,7 +238,7 @@ def _dots(spots: Sequence[tuple[int | str, int | str]], size: int, axes: dict[st
 
 
 def _entry(name: str, marker: dict[str, Any]) -> go.Scatter:
-    """What stands in the legend for a mark of the map, in a size of its own."""
+    """The legend entry of a mark of the map, in a size of its own."""
     return go.Scatter(x=[None], y=[None], mode="markers", marker=marker, hoverinfo="skip", name=name, showlegend=True)
 
 
@@ -262,9 +262,9 @@ def _bounds(maps: Sequence[_Map]) -> tuple[float, float]:
 def _beyond(maps: Sequence[_Map], low: float, high: float) -> str:
     """A sentence where the colour scale ends before the values do, by more than the digits of the sentence show."""
     values = [value for each in maps for value in each.cells.values()]
-    lowest, highest, said = min(values), max(values), []
+    lowest, highest, sentences = min(values), max(values), []
     if lowest < low and _level(lowest) != _level(low):
-        said.append(f"Values below {_level(low)} have its colour (lowest {_level(lowest)}).")
+        sentences.append(f"Values below {_level(low)} have its colour (lowest {_level(lowest)}).")
     if highest > high and _level(highest) != _level(high):
-        said.append(f"Values above {_level(high)} have its colour (highest {_level(highest)}).")
-    return " ".join(said)
+        sentences.append(f"Values above {_level(high)} have its colour (highest {_level(highest)}).")
+    return " ".join(sentences)

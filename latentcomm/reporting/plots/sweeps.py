@@ -23,8 +23,8 @@ from latentcomm.reporting.style import (
     colour_axis,
     dots,
     layer_axis,
+    layer_positions,
     names_axis,
-    places,
     rings,
     styles,
 )
@@ -55,12 +55,12 @@ def layer_heatmap(
         table: a row a cell; a row a cell and panel with `panels`.
         value: the column shown, or several and the title of each one's panel: `{"free_accuracy": "free"}`.
         title: what the figure shows.
-        note: what a reader must know beside it: the models, the task, the number of items.
+        note: what else a caption must state: the models, the task, the number of items.
         panels: a column each of whose values gets its panel, such as `metric`.
         chosen: the cell (read layer, write layer) that gets a ring.
         lens: a column with the share of items whose sender state at the read layer already names the answer (the logit
             lens of the message), or such a column for each value: `{"free_accuracy": "lens_free"}`. It is drawn by read
-            layer beside the grids; with `chosen`, beside their column at that write layer.
+            layer next to the grids; with `chosen`, next to their column at that write layer.
         unit: what the colours mean, for the colour bar.
         bounds: the ends of the colour scale; by default from 0 (or the lowest value, if that is below) to the next
             tenth above the highest value.
@@ -97,25 +97,25 @@ def layer_heatmap(
     sheet = blank_sheet(title, note, entries, across=across, down=side, left=58, right=20, head=28)
     sheet.figure.update_layout(coloraxis=colour_axis(bounds or _bounds(grids), unit, (grids_end + 14) / across))
 
-    x_places, y_places = places(writes), places(reads)
+    x_positions, y_positions = layer_positions(writes), layer_positions(reads)
     read_axis = layer_axis(reads, "sender read layer <i>k</i>")
     write_axis = layer_axis(writes, "receiver write layer <i>j</i>")
-    for place, grid in enumerate(grids):
-        spot = (place * (side + gap), 0, side, side)
-        axes = sheet.panel(place, spot, write_axis, bare(read_axis) if place else read_axis, grid.name)
+    for index, grid in enumerate(grids):
+        spot = (index * (side + gap), 0, side, side)
+        axes = sheet.panel(index, spot, write_axis, bare(read_axis) if index else read_axis, grid.name)
         sheet.shade(axes, read_axis["range"][0], read_axis["range"][1], BLANK)
         hover = f"{grid.name}<br>read layer %{{y}}, write layer %{{x}}: %{{z:.3f}}<extra></extra>"
-        heat = {"x": x_places, "y": y_places, "z": grid.cells, "coloraxis": "coloraxis", "hovertemplate": hover}
+        heat = {"x": x_positions, "y": y_positions, "z": grid.cells, "coloraxis": "coloraxis", "hovertemplate": hover}
         sheet.figure.add_trace(go.Heatmap(heat | axes))
         if chosen is not None:
-            at = x_places[writes.index(chosen[1])], y_places[reads.index(chosen[0])]
-            sheet.figure.add_traces(rings([at], 16, axes, "" if place else ring))
+            at = x_positions[writes.index(chosen[1])], y_positions[reads.index(chosen[0])]
+            sheet.figure.add_traces(rings([at], 16, axes, "" if index else ring))
     if lenses:
         share_axis = SHARE_AXIS | {"title": {"text": "share of items"}, "dtick": 0.5}
         spot = (grids_end + 160, 0, 176, side)
         axes = sheet.panel(len(grids), spot, share_axis, read_axis, "by read layer")
         if chosen is not None:
-            sheet.rule(axes, chosen[0] if y_places == reads else reads.index(chosen[0]))
+            sheet.rule(axes, chosen[0] if y_positions == reads else reads.index(chosen[0]))
         sheet.figure.add_traces([go.Scatter(line | axes) for line in lines])
     return sheet.figure
 
@@ -132,7 +132,7 @@ def condition_bars(
     """Accuracy with its interval: a dot and a line, a row a condition and a panel a metric, in the order of the table.
 
     The table has columns `condition`, `metric`, `accuracy`, `low`, `high` (the ends of the interval) and `n` (items).
-    With `group`, a column such as `channel`, each group's condition `message` stands under the group's name alone and
+    With `group`, a column such as `channel`, each group's condition `message` is labelled by the group's name alone and
     its other conditions below it. `chance` gives, by metric, the accuracy of guessing, drawn as a dotted line.
 
     Raises:
@@ -145,7 +145,7 @@ def condition_bars(
     """
     rows = _shares(table, [*([group] if group else []), "condition", "metric"], chance)
     lines = _bar_lines(rows, group)
-    looks = styles(line.style for line in lines)
+    style_of = styles(line.style for line in lines)
     parts = split_by(rows, "metric")
     same_n = all(len({row["n"] for row in part}) == 1 for part in parts.values())
     width, numbers = {1: 400, 2: 236}.get(len(parts), max(140, 560 // len(parts))), (58 if same_n else 112)
@@ -155,17 +155,17 @@ def condition_bars(
     sheet = blank_sheet(title, note, entries, across=across, down=down, left=left, right=0, head=28)
     share_axis = SHARE_AXIS | {"title": {"text": unit}} | ({"dtick": 0.5} if len(parts) > 2 else {})
     name_axis = names_axis([line.label for line in lines], "condition") | {"showgrid": True, "gridcolor": GRID}
-    for place, (metric, part) in enumerate(parts.items()):
+    for index, (metric, part) in enumerate(parts.items()):
         head = f"{metric} ({_items(part)})" if same_n else metric
-        spot = (place * (width + numbers), 0, width, down)
-        axes = sheet.panel(place, spot, share_axis, bare(name_axis) if place else name_axis, head)
+        spot = (index * (width + numbers), 0, width, down)
+        axes = sheet.panel(index, spot, share_axis, bare(name_axis) if index else name_axis, head)
         for low, high in _bands(lines):
             sheet.shade(axes, low, high)
         sheet.figure.add_traces(chance_line(chance, metric, len(lines), axes, named=True))
         for at, line in enumerate(lines):
             for row in part:
                 if line.shows(row, group):
-                    sheet.figure.add_trace(dots([row], [at], looks[line.style], axes, line.style))
+                    sheet.figure.add_trace(dots([row], [at], style_of[line.style], axes, line.style))
                     sheet.write(f"{row['accuracy']:.2f}" + ("" if same_n else f" (n = {row['n']})"), axes, at)
     return sheet.figure
 
@@ -196,7 +196,7 @@ def factor_grid(
     """
     rows = _shares(table, [*columns, group, "condition", "metric"], chance)
     metrics, groups, conditions = (seen(rows, column) for column in ("metric", group, "condition"))
-    looks = styles(conditions)
+    style_of = styles(conditions)
     combinations = list(dict.fromkeys(tuple(row[column] for column in columns) for row in rows))
     width, height, gap = max(150, 640 // len(combinations) - 16), (15 * len(conditions) + 12) * len(groups), 16
     across, down = len(combinations) * (width + gap) - gap, len(metrics) * (height + gap) - gap
@@ -208,25 +208,25 @@ def factor_grid(
     for line, metric in enumerate(metrics):
         bottom = down - height - line * (height + gap)
         sheet.write_aside(metric, bottom + height / 2)
-        for place, levels in enumerate(combinations):
+        for index, levels in enumerate(combinations):
             part = [row for row in rows if (row["metric"], *(row[column] for column in columns)) == (metric, *levels)]
             axes = sheet.panel(
-                line * len(combinations) + place,
-                (place * (width + gap), bottom, width, height),
+                line * len(combinations) + index,
+                (index * (width + gap), bottom, width, height),
                 share_axis if line == len(metrics) - 1 else bare(share_axis),
-                bare(name_axis) if place else name_axis,
+                bare(name_axis) if index else name_axis,
                 "" if line else f"{', '.join(levels)}<br>{_items(part)}",
             )
-            if not line and not place:
-                sheet.figure.add_traces([dots([], [], looks[name], axes, name, named=True) for name in conditions])
+            if not line and not index:
+                sheet.figure.add_traces([dots([], [], style_of[name], axes, name, named=True) for name in conditions])
             for band in range(1, len(groups), 2):
                 sheet.shade(axes, band - 0.5, band + 0.5)
-            sheet.figure.add_traces(chance_line(chance, metric, len(groups), axes, named=not place))
+            sheet.figure.add_traces(chance_line(chance, metric, len(groups), axes, named=not index))
             for rank, condition in enumerate(conditions):
                 offset = 0.86 * ((rank + 0.5) / len(conditions) - 0.5)
                 if here := [row for row in part if row["condition"] == condition]:
                     heights = [groups.index(row[group]) + offset for row in here]
-                    sheet.figure.add_trace(dots(here, heights, looks[condition], axes, condition))
+                    sheet.figure.add_trace(dots(here, heights, style_of[condition], axes, condition))
     return sheet.figure
 
 
@@ -267,7 +267,7 @@ def _lines(
     """A pair of lines a grid: its column at the chosen write layer, and the lens of its message."""
     lines = []
     for grid, colour in zip(grids, cycle(_LINE_COLOURS), strict=False):
-        line = {"y": places(reads), "mode": "lines", "line": {"color": colour, "width": 2}}
+        line = {"y": layer_positions(reads), "mode": "lines", "line": {"color": colour, "width": 2}}
         prefix = f"{grid.name}: " if grid.name else ""
         if chosen is not None:
             column = [row[writes.index(chosen[1])] for row in grid.cells]

@@ -34,7 +34,7 @@ def full_records(table: pd.DataFrame, names: Sequence[str], numbers: Sequence[st
 def require_numbers(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Refuse rows in which one of these columns has no number."""
     for column in columns:
-        if gaps := [place for place, row in enumerate(rows) if math.isnan(row[column])]:
+        if gaps := [index for index, row in enumerate(rows) if math.isnan(row[column])]:
             first = ", ".join(f"{name} {what}" for name, what in rows[gaps[0]].items() if name not in columns)
             raise ValueError(
                 f"column {column} has no number in {len(gaps)} of {len(rows)} rows, first at {first}; "
@@ -71,24 +71,24 @@ def layers_in(rows: Sequence[Mapping[str, Any]], column: str) -> list[int]:
     return sorted(found)
 
 
-def some_layers(layers: Sequence[int], asked: Sequence[int] | None, most: int) -> list[int]:
-    """The layers asked for, or at most so many of those there are, from the first to the last in even steps."""
-    if asked is not None:
-        if missing := sorted(set(asked) - set(layers)):
+def some_layers(layers: Sequence[int], requested: Sequence[int] | None, most: int) -> list[int]:
+    """The layers requested, or at most `most` of those there are, from the first to the last in even steps."""
+    if requested is not None:
+        if missing := sorted(set(requested) - set(layers)):
             raise ValueError(f"write layer {missing[0]} is not in the table; it has {list(layers)}")
-        return sorted(set(asked))
+        return sorted(set(requested))
     if len(layers) <= most:
         return list(layers)
     return [layers[round(at * (len(layers) - 1) / max(1, most - 1))] for at in range(most)]
 
 
 def seen(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    """The values of a column, in the order in which they first stand there."""
+    """The values of a column, in the order of their first rows."""
     return list(dict.fromkeys(row[column] for row in rows))
 
 
 def split_by(rows: Sequence[Mapping[str, Any]], column: str | None) -> dict[str, list[Mapping[str, Any]]]:
-    """The rows by the values of a column, in the order in which these first stand there."""
+    """The rows by the values of a column, in the order of their first rows."""
     parts: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         parts.setdefault("" if column is None else str(row[column]), []).append(row)
@@ -96,21 +96,12 @@ def split_by(rows: Sequence[Mapping[str, Any]], column: str | None) -> dict[str,
 
 
 def spoken(name: str) -> str:
-    """A column's or method's name as a reader says it.
+    """A column's or method's name as text for a label.
 
     >>> spoken("local_pca_residual"), spoken("debiased_cka")
     ('local PCA residual', 'debiased CKA')
     """
     return " ".join(_SPOKEN.get(word, word) for word in str(name).replace("_", " ").split(" "))
-
-
-def p_value(value: float) -> str:
-    """A p-value in a printed table: one digit that counts, a dash where there is none.
-
-    >>> p_value(0.0312), p_value(float("nan"))
-    ('0.03', '-')
-    """
-    return "-" if math.isnan(value) else f"{value:.1g}"
 
 
 _SPOKEN = {"cka": "CKA", "knn": "kNN", "kl": "KL", "pca": "PCA", "mahalanobis": "Mahalanobis", "gaussian": "Gaussian"}

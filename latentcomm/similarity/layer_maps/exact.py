@@ -38,7 +38,7 @@ BLOCK_BYTES = 2**28
 COPIES_OF_BLOCK = 4
 """Less the origin, side by side, of one fold, and squared."""
 MAX_BYTES = 4 * 2**30
-"""Memory that rows or sums may take unless told otherwise."""
+"""Memory that rows or sums may take by default."""
 
 LayersX = Float[Tensor, "layer_x row_x d_sender"] | Sequence[Float[Tensor, "row_x d_sender"]]
 """The same rows at each layer of x."""
@@ -51,19 +51,19 @@ Documents = Int[Tensor, " label"] | Sequence[int] | Sequence[str]
 class LayerPairs:
     """An accumulator of row-paired activations of two models, from which maps [layer_x layer_y] follow.
 
-    Rows stream through `update` in chunks of any size. They are kept as they are while that takes less memory than the
-    sums of products that every map follows from, and turned into those sums from then on: memory is bounded by the
-    widths, whatever the number of rows. Rows at hand give CKA by Gram blocks (in the dtype of the rows, float32 at
-    least: off by less than 1e-6, by 1e-5 with a row 150 times as long as the others) or by float64 products, whichever
-    is cheaper. The sums are float64 about the mean of the first rows; neither chunks nor workers, through `merge`,
-    change a digit that counts. Given the same object as x and y, a model with itself, it keeps the rows once and takes
-    half the Grams.
+    Rows stream through `update` in chunks of any size. They are held as they are while that takes less memory than the
+    sums of products that every map follows from, and reduced to those sums from then on: memory is bounded by the
+    widths, for any number of rows. Rows at hand give CKA by Gram blocks (in the dtype of the rows, float32 at least:
+    off by less than 1e-6, by 1e-5 with a row 150 times as long as the others) or by float64 products, whichever is
+    cheaper. The sums are float64 about the mean of the first rows; neither chunks nor workers, through `merge`, change
+    a digit that counts. Given the same object as x and y, a model with itself, it holds the rows once and computes half
+    the Grams.
 
-    `folds` is for `linear_predictability` (1 keeps no folds apart and takes a fifth of the memory). Documents given to
-    `update` go to the fold that `fold_of` names, or else to `document_fold`, so that workers agree without talking;
-    without documents row i of a stream goes to fold i modulo `folds`. Where neither rows nor sums fit into `max_bytes`,
-    stream again for some layers at a time (as many as `peak_bytes` allows): maps of parts are parts of the map.
-    `device` is where rows go and sums are taken, "cuda" for a GPU; maps are returned there.
+    `folds` is for `linear_predictability` (1 has no separate folds and takes a fifth of the memory). Documents given to
+    `update` go to the fold that `fold_of` names, or else to `document_fold`, so that workers agree without
+    communication; without documents row i of a stream goes to fold i modulo `folds`. Where neither rows nor sums fit
+    into `max_bytes`, stream again for some layers at a time (as many as `peak_bytes` allows): maps of parts are parts
+    of the map. `device` is where rows go and sums are taken, "cuda" for a GPU; maps are returned there.
 
     >>> layers = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
     >>> pairs = LayerPairs().update(layers[:, :20], layers[:, :20]).update(layers[:, 20:], layers[:, 20:])
@@ -137,7 +137,7 @@ class LayerPairs:
         for what in ("folds", "seed", "fold_of"):
             if getattr(self, what) != getattr(other, what):
                 raise ValueError(
-                    f"{what} is {getattr(self, what)} here but {getattr(other, what)} there; make them alike"
+                    f"{what} is {getattr(self, what)} here but {getattr(other, what)} there; give both the same"
                 )
         if other.by_document is None:
             return self
@@ -160,7 +160,7 @@ class LayerPairs:
         return self
 
     def swapped(self) -> "LayerPairs":
-        """Return an accumulator of the same rows with x and y in each other's place: the other direction's maps."""
+        """Return an accumulator of the same rows with x and y swapped: the other direction's maps."""
         other = LayerPairs(
             folds=self.folds, seed=self.seed, fold_of=self.fold_of, max_bytes=self.max_bytes, device=self.device
         )
@@ -261,11 +261,11 @@ class LayerPairs:
         if self.fold_of is None:
             return document_fold(label, folds=self.folds, seed=self.seed)
         if label not in self.fold_of:
-            raise ValueError(f"fold_of does not say which fold document {label!r} is in; name every document")
+            raise ValueError(f"fold_of has no fold for document {label!r}; name every document")
         return self.fold_of[label]
 
     def _settle(self) -> None:
-        """Turn held rows into sums once those take less memory, in blocks that do not depend on the chunks."""
+        """Reduce held rows to sums once those take less memory, in blocks that do not depend on the chunks."""
         while sum(fold.shape[0] for _, _, fold in self._held) > (limit := self._held_limit()):
             x, y, fold = self._joined()
             self._absorb(x[:, :limit], y[:, :limit], fold[:limit])

@@ -76,7 +76,7 @@ class HeldRows:
 
     @property
     def layers_at_once(self) -> int:
-        """For how many layers of x at a time `crosses` should be asked: as many as stay small in float64."""
+        """How many layers of x `crosses` should be given at a time: as many as stay small in float64."""
         return max(1, AT_ONCE_BYTES // (8 * self.x.shape[1] * self.x.shape[2]))
 
     def crosses(self, layers: range) -> Iterator[Float[Tensor, "fold layer d_sender d_receiver"]]:
@@ -88,7 +88,7 @@ class HeldRows:
             yield rearrange(products, "fold (layer d_x) d_y -> fold layer d_x d_y", layer=len(layers))
 
     def swapped(self) -> "HeldRows":
-        """Return the same rows with x and y in each other's place."""
+        """Return the same rows with x and y swapped."""
         return HeldRows(self.y, self.x, self.fold, self.folds)
 
 

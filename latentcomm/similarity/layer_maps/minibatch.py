@@ -36,16 +36,16 @@ Grams = tuple[Float[Tensor, "_ _ _"], Float[Tensor, "_ _ _"], Float[Tensor, "_ _
 
 
 class MinibatchPairs:
-    """An accumulator of row-paired activations that keeps a buffer of rows and a few sums a pair of layers.
+    """An accumulator of row-paired activations that holds a buffer of rows and a few sums a pair of layers.
 
     Much cheaper than `LayerPairs` and for debiased CKA alone, which it estimates without bias but not exactly: compare
     seeds. Rows gather in a buffer of `buffer_rows`, are shuffled there across documents, and leave it in batches of
     `batch_rows`; numerators and denominators are summed over batches before the ratio (Nguyen et al. 2021,
     arXiv:2010.15327). Chunks of any size give the same bits. Workers merged give the batches of each, so other batches
-    than one worker would draw, and as good an estimate. Given the same object as x and y, a model with itself, it keeps
-    the rows once and halves the work. Products are in `dtype`: the rows' own, float32 at least,
-    unless given (bfloat16 is faster and off by up to 1e-3: for a first look only); sums are in float64. `device` is
-    where rows go and products are taken, "cuda" for a GPU; the map is returned there.
+    than one worker would draw, and as good an estimate. Given the same object as x and y, a model with itself, it holds
+    the rows once and halves the work. Products are in `dtype`: the rows' own, float32 at least, unless given (bfloat16
+    is faster and off by up to 1e-3: for a first estimate only); sums are in float64. `device` is where rows go and
+    products are taken, "cuda" for a GPU; the map is returned there.
 
     >>> layers = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
     >>> MinibatchPairs(batch_rows=10).update(layers, layers).debiased_cka().diagonal().round(decimals=5)
@@ -107,7 +107,7 @@ class MinibatchPairs:
         for what in ("batch_rows", "dtype"):
             if getattr(self, what) != getattr(other, what):
                 raise ValueError(
-                    f"{what} is {getattr(self, what)} here but {getattr(other, what)} there; make them alike"
+                    f"{what} is {getattr(self, what)} here but {getattr(other, what)} there; give both the same"
                 )
         if other._buffer is None:
             return self
@@ -128,14 +128,14 @@ class MinibatchPairs:
         for (low, high), name in zip(self._ranges, "xy", strict=True):
             for layer in range(low.shape[0]):
                 require_varied(low[layer], high[layer], f"layer {layer} of {name}")
-        places = self._held().places()
-        sums = _added(self._sums, self._batch_sums(places, max(1, len(places) // self.batch_rows)))
+        slots = self._held().slots()
+        sums = _added(self._sums, self._batch_sums(slots, max(1, len(slots) // self.batch_rows)))
         return alignment_ratio(sums[0], sums[1][:, None], sums[2], sums[3][:, None], sums[4])
 
     def peak_bytes(self, layers: tuple[int, int], widths: tuple[int, int]) -> int:
         """Return the most memory that so many layers of these widths take in float32, above the chunk given.
 
-        That is the buffer, twice a batch's rows and Gram matrices, and what the matrix library keeps for itself.
+        That is the buffer, twice a batch's rows and Gram matrices, and what the matrix library reserves.
 
         >>> MinibatchPairs().peak_bytes((31, 31), (576, 576)) / 1e9 < 1.2
         True
@@ -172,26 +172,27 @@ class MinibatchPairs:
         while start < len(x[0]):
             start += self._buffer.add(x, y, start)
             if self._buffer.n_rows == self._buffer.capacity:
-                full = self._buffer.places()[: self.buffer_rows]
+                full = self._buffer.slots()[: self.buffer_rows]
                 self._sums = _added(self._sums, self._batch_sums(full, self.buffer_rows // self.batch_rows))
                 self._buffers_done += 1
                 self._buffer.drop(self.buffer_rows)
 
-    def _batch_sums(self, places: Int[Tensor, " held"], n_batches: int) -> tuple[Tensor, ...]:
-        """Return the sums over shuffled batches of the rows at these places, equal but for one row."""
+    def _batch_sums(self, slots: Int[Tensor, " held"], n_batches: int) -> tuple[Tensor, ...]:
+        """Return the sums over shuffled batches of the rows in these slots, equal but for one row."""
         buffer, sums = self._held(), None
         generator = torch.Generator().manual_seed(self.seed + self._buffers_done)
-        order = torch.randperm(len(places), generator=generator).to(places.device)
-        for rows in places[order].tensor_split(n_batches):
+        order = torch.randperm(len(slots), generator=generator).to(slots.device)
+        for rows in slots[order].tensor_split(n_batches):
             one = self._grams(buffer.x, rows, "x")
             other = one if buffer.y is buffer.x else self._grams(buffer.y, rows, "y")
             sums = _added(sums, _terms(one, other, len(rows)))
         return sums or ()
 
     def _grams(self, layers: Float[Tensor, "layer _ d_model"], rows: Int[Tensor, " batch"], name: str) -> Grams:
-        """Return the Gram matrices of these rows about their mean, in halves: the one off the diagonal stands for two.
+        """Return the Gram matrices of these rows about their mean, in halves: the one off the diagonal represents two.
 
-        The mean is taken off twice, since in float32 the first is rounded by as much as rows lie far from the origin.
+        The mean is taken off twice, since in float32 the first is rounded in proportion to the rows' distance from the
+        origin.
         """
         dtype = torch.promote_types(layers.dtype, torch.float32)
         room = self._room.take(f"rows of {name}", (layers.shape[0], len(rows), layers.shape[2]), layers)
@@ -236,7 +237,7 @@ def _terms(one: Grams, other: Grams, n: int) -> tuple[Tensor, ...]:
 
 
 def _diagonals(grams: Grams) -> Float[Tensor, "layer row"]:
-    """Return the squared norms of a batch's rows in float64, and set the diagonals that they stand on to zero."""
+    """Return the squared norms of a batch's rows in float64, and set the diagonals that hold them to zero."""
     halves = [gram.diagonal(dim1=1, dim2=2) for gram in grams[:2]]
     found = torch.cat(halves, 1).double()
     for half in halves:

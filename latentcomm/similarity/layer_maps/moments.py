@@ -18,7 +18,7 @@ __all__ = ["LayerSums", "bytes_of_sums", "empty_sums"]
 class LayerSums:
     """Float64 sums over rows x_i, y_i less an origin of each layer's own, with a_i = |x_i|^2 and b_i = |y_i|^2.
 
-    `fold`, of the first axis of all but the last five, keeps the rows of each fold apart. `add` writes in place.
+    `fold`, of the first axis of all but the last five, separates the rows of each fold. `add` writes in place.
     """
 
     origin_x: Float[Tensor, "layer_x d_sender"]
@@ -80,7 +80,7 @@ class LayerSums:
     ) -> "LayerSums":
         """Return the same rows' sums about other origins.
 
-        With x -> x + p and y -> y + q (p, q the old origin less the new): a_i -> a_i + 2 x_i.p + |p|^2 and alike for b.
+        With x -> x + p and y -> y + q (p, q the old origin less the new): a_i -> a_i + 2 x_i.p + |p|^2, likewise b.
         """
         p, q = self.origin_x - origin_x, self.origin_y - origin_y
         pp, qq = p.square().sum(1), q.square().sum(1)
@@ -129,12 +129,12 @@ class LayerSums:
     def merged(self, other: "LayerSums") -> "LayerSums":
         """Return the sums over both sets of rows, about this one's origins."""
         other = other.moved(self.origin_x, self.origin_y)
-        kept = {"origin_x": self.origin_x, "origin_y": self.origin_y}
-        summed = [name for name in self.__dataclass_fields__ if name not in kept]
-        return LayerSums(**kept, **{name: getattr(self, name) + getattr(other, name) for name in summed})
+        origins = {"origin_x": self.origin_x, "origin_y": self.origin_y}
+        summed = [name for name in self.__dataclass_fields__ if name not in origins]
+        return LayerSums(**origins, **{name: getattr(self, name) + getattr(other, name) for name in summed})
 
     def swapped(self) -> "LayerSums":
-        """Return a copy with x and y in each other's place."""
+        """Return a copy with x and y swapped."""
         other = empty_sums(self.origin_y.clone(), self.origin_x.clone(), self.n.shape[0])
         for into, out_of in (
             (other.n, self.n),
@@ -197,7 +197,7 @@ class LayerSums:
 
     @property
     def layers_at_once(self) -> int:
-        """For how many layers of x at a time `crosses` should be asked."""
+        """How many layers of x `crosses` should be given at a time."""
         return 1
 
     def crosses(self, layers: range) -> Iterator[Float[Tensor, "fold layer d_sender d_receiver"]]:

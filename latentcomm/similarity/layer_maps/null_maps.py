@@ -41,7 +41,7 @@ class NullMaps:
     def p_values(self, observed: Float[Tensor, "layer_x layer_y"]) -> Float[Tensor, "layer_x layer_y"]:
         """Return for each cell the share of its draws that reach the observed value, that counted among them.
 
-        For ONE cell named beforehand. The largest cell of a map stands against `.maximum`.
+        For ONE cell named beforehand. The null of a map's largest cell is `.maximum`.
         """
         return (1 + (self.values >= observed).sum(0)).double() / (1 + len(self.values))
 

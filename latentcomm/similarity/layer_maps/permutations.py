@@ -1,4 +1,4 @@
-"""Which rows to set beside which so that nothing is shared: shuffled rows, and documents exchanged place by place."""
+"""Permutations for nulls: shuffled rows, and documents permuted position by position."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from torch import Tensor
 __all__ = ["Pairing", "exchanged_documents", "shuffled_rows"]
 
 LEAST_CIRCLED = 10
-"""Ten documents stand in 362,880 different circles, enough for any number of draws."""
+"""Ten documents have 362,880 different cycles, enough for any number of draws."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """Rows of x and the rows of y set beside them: measure `x[rows]` against `y[partners]`."""
+    """Rows of x and the rows of y they are paired with: measure `x[rows]` against `y[partners]`."""
 
     rows: Int[Tensor, " row"]
     partners: Int[Tensor, " row"]
@@ -43,43 +43,43 @@ def exchanged_documents(
     draws: int,
     seed: int = 0,
 ) -> list[Pairing]:
-    """Return pairings of each document with another one, row by row at the same position.
+    """Return document permutations without fixed points: each document paired with another, row by row by position.
 
-    In each draw the documents stand in a random circle and each is set beside the next, so that none meets itself.
-    What position alone decides (an attention sink, a frequent opening) stays shared, and what the text says does not:
-    that is the null of a similarity over tokens. Rows whose position the partner lacks are left out.
+    In each draw the documents form a random cycle and each is paired with the next, so that none is paired with itself.
+    What position alone decides (an attention sink, a frequent first word) stays shared, and the content of the text
+    does not: that is the null of a similarity over tokens. Rows whose position the partner lacks are left out.
 
     Raises:
         ValueError: no draw, labels of different number, two rows at one position of one document, so few documents that
-            there are fewer circles than draws, or documents without a position in common.
+            there are fewer cycles than draws, or documents without a position in common.
 
     >>> exchanged_documents([0, 0, 1, 1, 2, 2], [1, 2, 1, 2, 1, 2], draws=1)[0].partners.tolist()
     [2, 3, 4, 5, 0, 1]
     """
     _require_draws(draws)
-    places = positions.tolist() if isinstance(positions, Tensor) else list(positions)
+    per_row = positions.tolist() if isinstance(positions, Tensor) else list(positions)
     labels = documents.tolist() if isinstance(documents, Tensor) else list(documents)
-    if len(places) != len(labels):
-        raise ValueError(f"{len(labels)} document labels but {len(places)} positions; give one of each a row")
+    if len(per_row) != len(labels):
+        raise ValueError(f"{len(labels)} document labels but {len(per_row)} positions; give one of each a row")
     rows_of: dict[int | str, dict[int, int]] = {}
-    for row, (label, place) in enumerate(zip(labels, places, strict=True)):
+    for row, (label, position) in enumerate(zip(labels, per_row, strict=True)):
         known = rows_of.setdefault(label, {})
-        if place in known:
-            raise ValueError(f"rows {known[place]} and {row} both are position {place} of document {label!r}")
-        known[place] = row
-    circles = math.factorial(min(len(rows_of), LEAST_CIRCLED) - 1) if len(rows_of) > 1 else 0
-    if circles < min(draws, math.factorial(LEAST_CIRCLED - 1)):
-        raise ValueError(f"{len(rows_of)} documents form {circles} circles, fewer than {draws}; give more documents")
+        if position in known:
+            raise ValueError(f"rows {known[position]} and {row} both are position {position} of document {label!r}")
+        known[position] = row
+    cycles = math.factorial(min(len(rows_of), LEAST_CIRCLED) - 1) if len(rows_of) > 1 else 0
+    if cycles < min(draws, math.factorial(LEAST_CIRCLED - 1)):
+        raise ValueError(f"{len(rows_of)} documents form {cycles} cycles, fewer than {draws}; give more documents")
     generator = torch.Generator().manual_seed(seed)
-    return [_circle(list(rows_of.values()), generator) for _ in range(draws)]
+    return [_cycle(list(rows_of.values()), generator) for _ in range(draws)]
 
 
-def _circle(documents: list[dict[int, int]], generator: torch.Generator) -> Pairing:
-    """Return the pairing of one random circle, rows ascending."""
+def _cycle(documents: list[dict[int, int]], generator: torch.Generator) -> Pairing:
+    """Return the pairing of one random cycle, rows ascending."""
     order = torch.randperm(len(documents), generator=generator).tolist()
     pairs = []
-    for place, number in enumerate(order):
-        partner = documents[order[(place + 1) % len(order)]]
+    for index, number in enumerate(order):
+        partner = documents[order[(index + 1) % len(order)]]
         pairs += [(row, partner[position]) for position, row in documents[number].items() if position in partner]
     if not pairs:
         raise ValueError("the documents have no position in common; count positions from each document's start")

@@ -185,7 +185,7 @@ def r_squared_chosen(
 
 
 def _parts(rows: Float[Tensor, "row d_model"], fold: Int[Tensor, " row"], folds: int) -> list[Tensor]:
-    """Return the rows of each fold: views where the folds stand one after the other, copies else."""
+    """Return the rows of each fold: views where the folds are contiguous, copies else."""
     if bool((fold[1:] >= fold[:-1]).all()):
         return list(rows.split(torch.bincount(fold, minlength=folds).tolist()))
     return [rows[fold == number] for number in range(folds)]

@@ -15,16 +15,16 @@ LayersY = Float[Tensor, "layer_y row_y d_receiver"] | Sequence[Float[Tensor, "ro
 
 
 class RowBuffer:
-    """Up to `capacity` rows of two sides, kept once while both sides were the same object in every `add`.
+    """Up to `capacity` rows of two sides, held once while both sides were the same object in every `add`.
 
-    Rows stand in a ring, so that forgetting the first of them moves none: row i is at `places(n)[i]` of `x` and `y`.
+    The buffer is a ring, so that dropping the first rows moves none: row i is in slot `slots()[i]` of `x` and `y`.
 
     >>> layers = torch.ones(2, 3, 4)
     >>> buffer = RowBuffer(5, layers, layers)
     >>> buffer.add(layers, layers, 0), buffer.add(layers, layers, 0), buffer.n_rows, buffer.y is buffer.x
     (3, 2, 5, True)
     >>> buffer.drop(4)
-    >>> buffer.add(layers, layers, 0), buffer.places().tolist()
+    >>> buffer.add(layers, layers, 0), buffer.slots().tolist()
     (3, [4, 0, 1, 2])
     """
 
@@ -41,31 +41,31 @@ class RowBuffer:
         sides = [(self.x, x_layers)] if self.y is self.x else [(self.x, x_layers), (self.y, y_layers)]
         done = 0
         while done < taken:
-            place = (self.first + self.n_rows + done) % self.capacity
-            many = min(taken - done, self.capacity - place)
-            given, room = slice(start + done, start + done + many), slice(place, place + many)
+            slot = (self.first + self.n_rows + done) % self.capacity
+            many = min(taken - done, self.capacity - slot)
+            given, room = slice(start + done, start + done + many), slice(slot, slot + many)
             for rows, layers in sides:
                 _copy(rows[:, room], layers, given)
             done += many
         self.n_rows += taken
         return taken
 
-    def places(self) -> Int[Tensor, " held"]:
-        """Return where the rows stand, in the order in which they came."""
+    def slots(self) -> Int[Tensor, " held"]:
+        """Return the rows' slots, in the order in which they came."""
         return (torch.arange(self.n_rows, device=self.x.device) + self.first) % self.capacity
 
     def rows(self) -> tuple[Float[Tensor, "layer_x held d_sender"], Float[Tensor, "layer_y held d_receiver"]]:
-        """Return a copy of the rows of both sides in the order in which they came, one where they are kept once."""
-        x = self.x[:, self.places()]
-        return x, x if self.y is self.x else self.y[:, self.places()]
+        """Return a copy of the rows of both sides in the order in which they came, one where they are held once."""
+        x = self.x[:, self.slots()]
+        return x, x if self.y is self.x else self.y[:, self.slots()]
 
     def drop(self, n_rows: int) -> None:
-        """Forget the first rows."""
+        """Drop the first rows."""
         self.first, self.n_rows = (self.first + n_rows) % self.capacity, self.n_rows - n_rows
 
 
 class Room:
-    """Memory by name, asked for once and used for every batch: fresh pages would cost more than the sums.
+    """Memory by name, allocated once and used for every batch: fresh pages would cost more than the sums.
 
     >>> room = Room()
     >>> once = room.take("Gram", (2, 3), torch.zeros(1))

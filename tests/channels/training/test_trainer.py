@@ -81,21 +81,21 @@ class TestTheTrainer:
         assert found.losses == expected.losses
         assert whole.calls[20:] == resumed.calls
 
-    def test_what_the_examples_are_is_asked_once_and_not_at_every_update(self) -> None:
-        asked: list[int] = []
+    def test_the_configuration_is_read_once_and_not_at_every_update(self) -> None:
+        reads: list[int] = []
 
         class Slow(Noisy):
             @property
             def configuration(self) -> Mapping[str, Any]:
-                asked.append(1)  # a digest of all examples may take longer than an update
+                reads.append(1)  # a digest of all examples may take longer than an update
                 return {"what": "slow"}
 
         counts = []
         for steps in (1, 30):
-            asked.clear()
+            reads.clear()
             source = states(10, 3, dtype=torch.float32)
             train(Slow(source, source.sum(1), torch.zeros(1, 3), None), Schedule(steps=steps, batch_size=2))
-            counts.append(len(asked))
+            counts.append(len(reads))
         assert counts[0] == counts[1] > 0
 
     def test_another_seed_ends_elsewhere_and_the_same_seed_does_not(self) -> None:
@@ -195,7 +195,7 @@ class TestTheTrainer:
             with pytest.raises(ValueError, match=next(iter(wrong))):
                 Schedule(**({"steps": 1} | wrong))  # type: ignore[arg-type]
 
-    def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_checkpoint(self, tmp_path: Path) -> None:
+    def test_a_loss_that_is_not_finite_ends_training_with_the_last_checkpoint(self, tmp_path: Path) -> None:
         learner = noisy()
         train(learner, Schedule(steps=4, batch_size=2), checkpoint=tmp_path / "c")
         kept = (tmp_path / "c").read_bytes()
@@ -205,7 +205,7 @@ class TestTheTrainer:
         assert (tmp_path / "c").read_bytes() == kept
 
 
-def test_the_mean_loss_goes_by_tenths_and_updates_left_over_are_parts_of_their_own():
+def test_the_mean_loss_is_by_tenths_and_a_remainder_is_a_part_of_its_own():
     assert Training(tuple(map(float, range(20))), seconds=0.0).mean_losses == tuple(0.5 + 2 * n for n in range(10))
     assert Training(tuple(map(float, range(23))), seconds=0.0).mean_losses[-2:] == (20.5, 22.0)
 
@@ -280,7 +280,7 @@ class TestAnswers:
         by_hand = [-logits.log_softmax(-1)[range(len(a)), a].mean() for logits, a in zip(found, answers, strict=True)]
         assert torch.allclose(cross_entropy(found, answers), torch.stack(by_hand).mean().float())
 
-    def test_soft_tokens_and_grafts_stand_at_the_prompt_and_let_gradients_through(self) -> None:
+    def test_soft_tokens_and_grafts_act_on_the_prompt_and_pass_gradients(self) -> None:
         tiny = model("llama")
         prompts = Prompts.from_ids(ids(3, 5))
         vectors = states(2, 32).requires_grad_(True)
@@ -319,7 +319,7 @@ class TestAnswers:
 
 
 class TestWhatIsTrained:
-    def test_the_linear_map_comes_near_ridge_on_held_out_rows_and_knows_nothing_of_noise(self) -> None:
+    def test_the_linear_map_comes_near_ridge_on_held_out_rows(self) -> None:
         source = states(400, 6, dtype=torch.float32)
         target = source @ states(6, 4, seed=1, dtype=torch.float32) + 2
         learnt = train_linear(source[:300], target[:300], epochs=40, learning_rate=2e-2)

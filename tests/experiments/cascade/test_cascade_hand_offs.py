@@ -97,7 +97,7 @@ class TestByHand:
                 assert (list(one.ids), one.ended) == (said, ended)
                 assert one.reply == reader.decode([*row.ids[: one.n], *said])
 
-    def test_text_in_another_vocabulary_is_cut_into_its_tokens_behind_the_prompts(self) -> None:
+    def test_text_in_another_vocabulary_is_tokenized_after_the_prompts(self) -> None:
         openings, reader = openings_of(large()), of_bytes()
         for item, row, each in zip(task().items, openings.rows, handed(TextHandOff(), reader, openings), strict=True):
             for one in each:
@@ -107,9 +107,7 @@ class TestByHand:
                 assert one.reply.startswith(row.text(one.n))
 
     @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
-    def test_keys_and_values_are_the_large_models_and_the_last_token_the_small_ones(
-        self, architecture: str, backend: str
-    ) -> None:
+    def test_keys_and_values_are_the_large_models_but_for_the_last_token(self, architecture: str, backend: str) -> None:
         writer, reader = large(architecture, backend), small(architecture, backend)
         openings = openings_of(writer)
         for item, row, each in zip(task().items, openings.rows, handed(KVHandOff(), reader, openings), strict=True):
@@ -260,7 +258,7 @@ class TestFitting:
         assert own.alignment.r_squared(table[ids], table[ids]) > 0.9  # to itself it is the identity, shrunk
 
     @pytest.mark.parametrize("write", ["embeddings", 2])
-    def test_the_small_model_is_handed_its_own_states_through_a_map_of_its_own(self, write: Any) -> None:
+    def test_the_small_models_own_states_pass_through_a_map_of_its_own(self, write: Any) -> None:
         own = fit_hand_off(large(), of_bytes(), self.DOCUMENTS, read=0, write=min(write, 1) if write == 2 else write,
                            max_tokens=16, measures_drift=False).own()  # fmt: skip
         assert own is not None
@@ -268,7 +266,7 @@ class TestFitting:
         assert own.read == 0  # never the embedding, however few blocks there are
         assert (own.alignment.d_in, own.alignment.d_out) == (16, 16)
 
-    def test_the_map_goes_from_the_layer_read_to_the_layer_written_without_attention_sinks(
+    def test_the_map_goes_from_read_to_write_layer_without_attention_sinks(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
@@ -329,7 +327,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="layer 5 is outside"):
             LatentHandOff(0, 5).check(large(), small(), task())
 
-    def test_keys_and_values_need_one_layout_one_vocabulary_and_one_cut_of_the_prompts(self) -> None:
+    def test_keys_and_values_need_one_layout_vocabulary_and_tokenization(self) -> None:
         with pytest.raises(ValueError, match="has 3 layers and tiny-bytes has 2"):
             KVHandOff().check(large(), of_bytes(), task())
         other = tiny.build("llama", seed=5)
@@ -339,7 +337,7 @@ class TestRefusals:
             KVHandOff().check(large(), bos, task())
         KVHandOff().check(large(), small(), task())
 
-    def test_a_tokenizer_that_does_not_give_the_text_back_is_refused_by_item_and_n(self) -> None:
+    def test_a_tokenizer_that_changes_the_text_is_refused_by_item_and_n(self) -> None:
         writer, reader = of_bytes(), small()
         openings = write_openings(writer, task(2))
         with pytest.raises(ValueError, match=r"does not give the first 4 tokens of the opening of item 'item-0' back"):

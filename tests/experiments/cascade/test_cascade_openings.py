@@ -22,9 +22,7 @@ from latentcomm.models.sites import Site
 
 
 @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
-def test_an_opening_is_what_the_model_writes_alone_with_the_signals_of_every_token(
-    architecture: str, backend: str
-) -> None:
+def test_an_opening_is_the_models_own_text_with_every_tokens_signals(architecture: str, backend: str) -> None:
     writer = model(architecture, backend)
     terms = forward_terms(writer, n_forward=LIMIT)
     found = write_openings(writer, task(), layers=(0, 2))
@@ -44,7 +42,7 @@ def test_an_opening_is_what_the_model_writes_alone_with_the_signals_of_every_tok
     assert hooks_left(writer) == 0
 
 
-def test_the_texts_are_those_of_generate_and_some_openings_end_by_themselves() -> None:
+def test_the_texts_are_those_of_generate_and_some_openings_end_early() -> None:
     endings = []
     for seed in range(4):
         writer = model("llama", seed=seed)
@@ -57,9 +55,7 @@ def test_the_texts_are_those_of_generate_and_some_openings_end_by_themselves() -
 
 
 @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
-def test_keys_and_values_are_those_of_one_pass_over_prompt_and_opening_but_its_last_token(
-    architecture: str, backend: str
-) -> None:
+def test_keys_and_values_are_those_of_one_pass_over_prompt_and_opening(architecture: str, backend: str) -> None:
     writer = model(architecture, backend)
     terms = forward_terms(writer, n_forward=LIMIT)
     found = write_openings(writer, task(3), keep_cache=True)

@@ -30,7 +30,7 @@ def sweep(kept: Path | None) -> CascadeSweep:
     return sweep_cascade(large(), small(), task(), hand_offs=HAND_OFFS, ns=NS, stops=STOPS, checkpoint=kept)
 
 
-def test_a_sweep_that_was_stopped_goes_on_and_one_that_is_done_runs_nothing(
+def test_a_stopped_sweep_resumes_and_a_finished_one_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swept, kept_in = sweep(None), tmp_path / "kept"
@@ -65,7 +65,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_one_that_is_done_runs_nothing(
         assert path.with_name(f"{path.name}.damaged").exists()
 
 
-def test_what_is_kept_of_one_items_opening_is_not_taken_for_anothers_of_the_same_words(tmp_path: Path) -> None:
+def test_records_of_equal_openings_of_two_items_are_not_mixed_up(tmp_path: Path) -> None:
     openings = write_openings(large(), task(3), keep_cache=True)
     alike = replace(openings, rows=tuple(replace(row, ids=openings.rows[0].ids) for row in openings.rows))
 

@@ -49,7 +49,7 @@ class TestSignals:
         assert list(table["median"]) == [3.0, 1.5, 1.0]
         assert "surprise" not in set(signal_table(openings(), seen(), {}, most=4)["signal"])
 
-    def test_a_stop_has_handed_over_the_share_of_openings_at_which_it_fired_by_then(self) -> None:
+    def test_a_stops_share_at_a_token_is_that_of_openings_where_it_has_fired(self) -> None:
         stops = {"confident": Confident(margin=0.5, window=1), "two": FixedTokens(2), "oracle": Oracle()}
         table = signal_table(openings(), seen(), stops, most=4)
         shares = {name: list(part["median"]) for name, part in table.groupby("signal")}
@@ -70,13 +70,13 @@ class TestSignals:
 
 
 class TestNames:
-    def test_a_stop_is_found_by_how_its_name_begins_and_by_nothing_that_two_begin_with(self) -> None:
+    def test_a_stop_is_found_by_an_unambiguous_beginning_of_its_name(self) -> None:
         assert stops_named(["sentence", "oracle"]) == {name: STOPS[name] for name in ("sentence-end", "oracle")}
         for name in ("", "soon", "sentence-ends"):
             with pytest.raises(ValueError, match="there is no stop"):
                 stops_named([name])
 
-    def test_hand_offs_come_in_the_order_asked_and_refuse_what_they_cannot_pass_between(self) -> None:
+    def test_hand_offs_come_in_the_order_requested_or_refuse_the_pair(self) -> None:
         found = hand_offs_named(["kv", "text", "kv"], large(), small())
         assert list(found) == ["kv", "text"]
         assert isinstance(found["kv"], KVHandOff) and isinstance(found["text"], TextHandOff)

@@ -403,7 +403,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="there is no control 'shuffled'"):
             sweep_cascade(large(), small(), task(), hand_offs={"text": TextHandOff()}, controls=("shuffled",))
 
-    def test_two_models_that_a_hand_off_refuses_are_refused_before_anything_runs(self) -> None:
+    def test_a_pair_that_a_hand_off_refuses_is_refused_before_anything_runs(self) -> None:
         with recorded_passes() as passes, pytest.raises(ValueError, match="has no alignment"):
             sweep_cascade(large(), of_bytes(), task(), hand_offs={"soft": LatentHandOff(1)}, ns=(2,))
         assert passes == []

@@ -20,7 +20,7 @@ def log_p(model: Model, ids: list[int], n_prompt: int) -> torch.Tensor:
     return torch.stack([logits[at - 1, ids[at]] for at in range(n_prompt, len(ids))])
 
 
-def test_certainty_is_the_large_models_and_surprise_the_small_ones_token_by_token() -> None:
+def test_certainty_is_the_large_models_and_surprise_the_small_ones() -> None:
     openings, reader = write_openings(large(), task()), small()
     table = token_signals(openings, reader, task(), {"text": TextHandOff()})
     assert len(table) == sum(map(len, openings.rows))
@@ -33,7 +33,7 @@ def test_certainty_is_the_large_models_and_surprise_the_small_ones_token_by_toke
         assert list(part["surprise"]) == pytest.approx((-log_p(reader, [*ids, *row.ids], len(ids))).tolist(), rel=1e-4)
 
 
-def test_between_two_tokenizers_the_surprise_of_all_that_is_read_stands_where_both_end() -> None:
+def test_between_two_tokenizers_surprise_is_given_where_both_tokens_end() -> None:
     openings, reader = write_openings(large(), task()), of_bytes()
     table = token_signals(openings, reader, task(), {"text": TextHandOff()})
     some_are_missing = False
@@ -53,7 +53,7 @@ def test_between_two_tokenizers_the_surprise_of_all_that_is_read_stands_where_bo
     assert some_are_missing
 
 
-def test_drift_is_that_of_every_mapped_state_and_stands_for_latent_hand_offs_alone() -> None:
+def test_drift_is_that_of_every_mapped_state_of_latent_hand_offs_alone() -> None:
     mapped = AffineMap(0.3 * states(16, 32), states(16, seed=1))
     reference = fit_drift_reference(mapped(3 * states(400, 32, seed=4)).float(), seed=0)
     soft = LatentHandOff(1, alignment=mapped, reference=reference)

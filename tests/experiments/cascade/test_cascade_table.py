@@ -47,7 +47,7 @@ class TestTheTable:
         assert table["condition"].tolist()[:2] == ["small alone", "large alone"]
         assert table[table["condition"] == "small alone"]["p_small"].isna().all()
 
-    def test_what_the_large_model_had_finished_is_left_out_of_what_the_small_one_went_on_with(self) -> None:
+    def test_finished_replies_are_left_out_of_what_the_small_model_continued(self) -> None:
         marks = {"message": ("11010", "10000"), "other": ("10000", "00001")}  # right, and finished, item by item
         trials = [
             replace(TRIAL, item=str(at), condition=condition, free=free == "1", finished=finished == "1")

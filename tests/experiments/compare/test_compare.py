@@ -83,7 +83,7 @@ class TestTheTable:
         assert (graft["sender_flops"], graft["receiver_flops"], graft["flops"]) == (7, 14, 21)
         assert row(table, "graft", metric="choices")["correct"] == 1
 
-    def test_p_values_are_the_exact_two_sided_binomial_test_of_the_discordant_items(self) -> None:
+    def test_p_values_are_the_exact_binomial_test_of_the_discordant_items(self) -> None:
         graft = row(compare_trials(trials(RIGHT)), "graft")
         against = {"silent": ("silent", "message"), "text": ("text", "message"), "shuffled": ("graft", "shuffled")}
         for name, key in against.items():

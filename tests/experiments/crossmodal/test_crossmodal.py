@@ -122,7 +122,7 @@ def test_a_group_on_both_sides_is_refused() -> None:
         Part("countries", pictures, pictures, (WHERE,))
 
 
-def test_the_whole_job_on_tiny_models_reports_every_channel_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_the_whole_job_on_tiny_models_reports_every_channel_and_resumes(tmp_path: Path) -> None:
     vision, receiver = sender(), build("llama", dtype=torch.float32)
     plan = Plan(channels=CHANNELS, reply_tokens=1, train_steps=4)
     found = cross_modal(vision, receiver, [part()], plan=plan, checkpoint=tmp_path)
@@ -153,7 +153,7 @@ def test_the_whole_job_on_tiny_models_reports_every_channel_and_goes_on_where_it
         cross_modal(vision, receiver, [part()], plan=Plan(channels=("caption",), block=9))
 
 
-def test_few_channels_fit_what_they_need_alone_and_silence_is_always_there(tmp_path: Path) -> None:
+def test_few_channels_fit_what_they_need_and_silence_is_there(tmp_path: Path) -> None:
     plan = Plan(channels=("caption",), reply_tokens=1, n_test=8)
     found = cross_modal(sender(), build("llama", dtype=torch.float32), [part()], plan=plan, checkpoint=tmp_path)
     assert list(dict.fromkeys(found.table["channel"])) == ["silent", "caption"]
@@ -191,7 +191,7 @@ def test_items_of_the_commonest_answer_leave_until_all_can_be_exchanged() -> Non
         exchangeable(replace(task, items=task.items[:3]))
 
 
-def test_a_shared_space_is_seen_on_held_out_names_and_unrelated_states_are_not() -> None:
+def test_a_shared_space_shows_on_held_out_names_unlike_unrelated_states() -> None:
     latent = states(60, 6)
     seen = torch.stack([states(60, 12, seed=1), latent @ states(6, 12, seed=2)])
     read = torch.stack([latent @ states(6, 9, seed=3), states(60, 9, seed=4), states(60, 9, seed=6)])
@@ -207,7 +207,7 @@ def test_a_shared_space_is_seen_on_held_out_names_and_unrelated_states_are_not()
         alignment_map(NameStates(names[:20], seen[:, :20], read[:, :20]))
 
 
-def test_the_cell_is_chosen_on_one_half_of_the_names_though_another_is_better_on_the_other() -> None:
+def test_the_cell_is_chosen_on_one_half_of_the_names() -> None:
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))  # as `alignment_map` halves them
     latent = states(60, 6)
     seen = (latent @ states(6, 12, seed=2))[None]
@@ -221,7 +221,7 @@ def test_the_cell_is_chosen_on_one_half_of_the_names_though_another_is_better_on
     assert (chosen.set_index("measure")["held_out"] < other).all() and (chosen["p"] > 0.05).all()
 
 
-def test_the_states_of_a_name_are_means_over_its_pictures_and_its_last_token() -> None:
+def test_a_names_states_are_means_over_its_pictures_and_its_last_token() -> None:
     receiver, vision, pictures = model("llama"), sender(), country_pictures(16)
     found = name_states(vision, receiver, pictures)
     assert found.names == COUNTRIES
@@ -240,7 +240,7 @@ def test_drift_tells_own_states_from_states_far_off() -> None:
     assert combined_drift(8 * states(60, 8, seed=1), fit_drift_reference(own))["drift"] > 0.95
 
 
-def test_drift_of_a_channel_is_that_of_what_its_map_gives_for_the_pictures_asked_about(
+def test_drift_of_a_channel_is_that_of_its_maps_output_for_test_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "FEWEST_ROWS", 60)  # the tiny reader knows 64 tokens

@@ -113,7 +113,7 @@ def test_the_embeddings_of_a_caption_give_the_logits_of_its_text(architecture: s
     assert (other - expected).abs().max() > 0.01
 
 
-def test_a_planted_map_is_found_on_held_out_pictures_and_a_random_one_is_not() -> None:
+def test_a_planted_map_is_found_on_held_out_pictures_and_a_random_one_not() -> None:
     receiver = model("llama")
     vectors, pictures, hidden = planted(receiver, 80)
     found = fit_soft_prompt(vectors, pictures, receiver, n_tokens=1)
@@ -127,7 +127,7 @@ def test_a_planted_map_is_found_on_held_out_pictures_and_a_random_one_is_not() -
     assert hidden.shape == (40, receiver.d_model)
 
 
-def test_a_planted_soft_prompt_answers_as_the_oracle_does_and_a_shuffled_one_does_not() -> None:
+def test_a_planted_soft_prompt_answers_as_the_oracle_unless_shuffled() -> None:
     receiver = model("llama")
     vectors, pictures, _ = planted(receiver, 80)
     task = picture_task(pictures, WHERE)
@@ -177,7 +177,7 @@ def test_a_graft_is_fitted_to_the_state_of_one_who_has_read_the_name() -> None:
         )
 
 
-def test_the_nearest_caption_is_that_of_the_nearest_vector_once_both_are_centred() -> None:
+def test_the_nearest_caption_is_that_of_the_nearest_centred_vector() -> None:
     known = 100 + states(6, 5, seed=1, dtype=torch.float32)
     say = NearestPicture(known, tuple("abcdef"))
     rows = known[[4, 2, 2]] + 0.01
@@ -261,7 +261,7 @@ def test_what_does_not_fit_is_refused() -> None:
         fit_soft_prompt(states(24, 80, dtype=torch.float32), PICTURES, receiver, n_tokens=1, penalty=0)
 
 
-def test_training_through_the_frozen_reader_lowers_the_loss_and_leaves_it_as_it_was() -> None:
+def test_training_through_the_frozen_receiver_lowers_the_loss() -> None:
     receiver = build("llama", dtype=torch.float32)
     before = receiver.fingerprint
     vectors = {each.id: row for each, row in zip(PICTURES, EYE.look(receiver, TASK), strict=True)}

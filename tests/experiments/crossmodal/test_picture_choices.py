@@ -19,7 +19,7 @@ def flag_task(names: tuple[str, ...]) -> Task:
     return picture_task(PictureSet("flags", pictures), Question("identity", "It is the flag of", "name"))
 
 
-def test_few_answers_that_share_first_tokens_leave_as_many_choices_as_there_are_tokens() -> None:
+def test_few_answers_with_shared_first_tokens_leave_a_choice_a_token() -> None:
     task = flag_task(SAME)
     with pytest.raises(ValueError, match="only 3 of 5 choices"):
         draw_choices(task, first_letter, seed=0)
@@ -31,7 +31,7 @@ def test_few_answers_that_share_first_tokens_leave_as_many_choices_as_there_are_
     assert distinct_choices(task, first_letter).items == distinct.items
 
 
-def test_more_than_twenty_answers_with_fewer_first_tokens_are_drawn_from_too() -> None:
+def test_more_than_twenty_answers_with_fewer_first_tokens_are_drawn_from() -> None:
     names = tuple(f"{letter}{number}" for letter in "ABCDEFGHIJ" for number in range(3))
     assert {
         len(choices) for choices in draw_choices(distinct_choices(flag_task(names), first_letter), first_letter, seed=0)

@@ -35,7 +35,7 @@ def reader() -> Any:
     return build("llama", dtype=torch.float32)
 
 
-def test_exchanged_names_keep_pictures_of_one_name_together_and_none_keeps_its_own() -> None:
+def test_permuted_names_group_the_pictures_of_a_name_and_none_is_its_own() -> None:
     pictures = country_pictures(24)
     found = renamed(pictures, seed=0)
     pairs = {(old.caption, new.caption) for old, new in zip(pictures, found, strict=True)}
@@ -48,7 +48,7 @@ def test_exchanged_names_keep_pictures_of_one_name_together_and_none_keeps_its_o
 
 
 @pytest.mark.parametrize("kind", ["soft prompt", "graft"])
-def test_a_map_of_exchanged_names_is_as_strong_as_the_true_one_and_says_other_names(kind: str) -> None:
+def test_a_map_of_permuted_names_is_as_strong_and_answers_other_names(kind: str) -> None:
     receiver, pictures, site = model("llama"), country_pictures(48), Site(1)
     wrong_names = renamed(pictures, seed=3)
     target = caption_embeddings(receiver, [each.caption for each in pictures], n_tokens=1)
@@ -267,7 +267,7 @@ def test_rules_of_fitting_are_in_the_key_of_the_cache(tmp_path: Path, monkeypatc
         assert len({setup.records.folder, *tmp_path.iterdir()}) == 2
 
 
-def test_training_on_other_pictures_starts_from_wrong_names_and_sees_no_picture_with_its_own_vector(
+def test_training_on_other_pictures_never_pairs_a_picture_with_its_vector(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = part(24)

@@ -38,7 +38,7 @@ def test_csv_and_json_say_the_same_and_lists_are_answers_of_equal_worth(tmp_path
     assert read_folder(first, caption="the flag of {name}")["0.png"].caption == "the flag of Peru"
 
 
-def test_questions_are_those_of_the_columns_that_can_be_answered_in_two_ways(tmp_path: Path) -> None:
+def test_questions_are_of_columns_with_at_least_two_answers(tmp_path: Path) -> None:
     pictures = read_folder(folder(tmp_path))
     questions = folder_questions(pictures)
     assert [(each.name, each.type) for each in questions] == [
@@ -117,7 +117,7 @@ def test_of_composed_pictures_every_thing_is_tested_once_and_is_its_group(make: 
     assert make(pictures, n_fitting=30, n_testing=100, seed=1).fitting.fingerprint != part.fitting.fingerprint
 
 
-def test_the_colour_in_question_is_drawn_and_visible_and_no_name_contains_it(tmp_path: Path) -> None:
+def test_the_colour_in_question_is_drawn_visible_and_in_no_name(tmp_path: Path) -> None:
     rows = [*ROWS, {"file": "16.png", "name": "red Apple"}, {"file": "17.png", "name": "apple"}]
     part = recoloured_part(read_folder(folder(tmp_path, rows)), n_fitting=120, n_testing=20)
     (question,) = part.questions
@@ -144,7 +144,7 @@ def test_the_colour_in_question_is_drawn_and_visible_and_no_name_contains_it(tmp
     assert {each.facts["name"] for each in (*part.fitting, *part.testing)} >= {"apple", "Peru"}
 
 
-def test_a_picture_that_cannot_be_read_is_reported_and_skipped_only_on_request(
+def test_an_unreadable_picture_is_reported_and_skipped_only_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = folder(tmp_path)
@@ -185,7 +185,7 @@ def test_a_folder_without_a_table_or_with_a_broken_one_is_refused(tmp_path: Path
             read_folder(tmp_path / "whole", caption=caption)
 
 
-def test_a_question_that_one_side_cannot_answer_is_left_out_of_the_part_and_named(
+def test_a_question_that_one_side_cannot_answer_is_left_out_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = read_folder(folder(tmp_path))

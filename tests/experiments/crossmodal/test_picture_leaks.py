@@ -51,7 +51,7 @@ def rows_of(vectors: torch.Tensor) -> set[tuple[float, ...]]:
     return set(map(tuple, vectors.tolist()))
 
 
-def test_a_block_is_scored_on_fitting_pictures_that_its_map_was_not_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_is_scored_on_pictures_that_its_map_was_not_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = part()
     pairs = tuple(replace(each, group=f"g{place // 2}") for place, each in enumerate(whole.fitting))
     given = replace(whole, fitting=replace(whole.fitting, pictures=pairs))
@@ -78,7 +78,7 @@ def test_a_block_is_scored_on_fitting_pictures_that_its_map_was_not_fitted_on(mo
         assert options["groups"] == [by_row[tuple(row)].group for row in fit.calls[0][0][0].tolist()]
 
 
-def test_a_write_layer_is_chosen_on_fitting_pictures_that_its_maps_were_not_fitted_on(
+def test_a_write_layer_is_chosen_on_pictures_its_maps_were_not_fitted_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = part()
@@ -113,7 +113,7 @@ def test_the_small_encoder_sees_no_scan_of_the_testing_half(monkeypatch: pytest.
         assert scans <= {f"scan {number}" for number in digit_halves(seed=3).fitting}
 
 
-def test_a_graft_of_wrong_names_is_fitted_to_what_other_names_are_heard_as() -> None:
+def test_a_graft_of_wrong_names_is_fitted_to_the_states_of_other_names() -> None:
     given, plan = part(), Plan(channels=("graft", GRAFT_CONTROL), block=1, write_layer=1)
     setup = Setup.of(sender(), reader(), given, plan)
     found = fit_channels(setup)
@@ -156,7 +156,7 @@ def test_places_and_captions_are_in_the_key_of_the_cache(change: dict[str, Any],
     assert any(not equal_to_rounding(a, b, terms=forward_terms(receiver)) for a, b in zip(first, alone, strict=True))
 
 
-def test_drift_of_a_graft_is_that_of_tested_pictures_among_states_of_fitting_ones(
+def test_drift_of_a_graft_is_that_of_test_pictures_among_fitting_states(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(drift, "FEWEST_ROWS", 4)

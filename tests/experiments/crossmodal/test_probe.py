@@ -37,7 +37,7 @@ def share(trials: list[Trial]) -> float:
     return sum(bool(trial.choices) for trial in trials) / len(trials)
 
 
-def test_what_lies_behind_a_linear_map_is_found_in_new_pictures_and_noise_is_at_chance() -> None:
+def test_a_linear_code_is_found_in_new_pictures_and_noise_is_at_chance() -> None:
     pictures, hidden = country_pictures(96), draws(8, 16, 1)
     informative = torch.eye(8)[torch.arange(96) % 8] @ hidden
     found = fit_answer_probe(informative + 0.2 * draws(96, 16, 2), pictures, WHERE)
@@ -81,7 +81,7 @@ def test_a_question_whose_text_names_a_place_has_a_classifier_for_each() -> None
     assert fit_answer_probe(seen, pictures, single).by_text == {}
 
 
-def test_a_single_answer_is_always_given_and_an_unseen_answer_is_never_the_likeliest() -> None:
+def test_a_single_answer_is_always_given_and_an_unseen_one_never_first() -> None:
     pictures = country_pictures(24)
     same = PictureSet("same", tuple(replace(each, facts={"category": "Peru"}) for each in pictures))
     fixed = replace(KIND, answers=("Peru", "Italy"))
@@ -99,7 +99,7 @@ def test_a_single_answer_is_always_given_and_an_unseen_answer_is_never_the_likel
         fit_answer_probe(draws(3, 16, 1), pictures, WHERE)
 
 
-def test_the_strength_is_chosen_on_whole_groups_unless_a_name_is_one_groups_alone() -> None:
+def test_the_strength_is_chosen_on_whole_groups_where_names_have_several() -> None:
     groups = [f"g{place // 3}" for place in range(24)]
     kinds = [("even", "odd")[place // 3 % 2] for place in range(24)]
     for fold in probe._folds(kinds, groups, 0):
@@ -127,7 +127,7 @@ def test_it_is_logistic_regression_on_standardised_vectors() -> None:
     torch.testing.assert_close(given.double().exp(), expected.exp(), atol=1e-2, rtol=0)
 
 
-def test_the_strength_is_the_strongest_of_those_that_get_most_held_out_pictures_right() -> None:
+def test_the_strength_is_the_strongest_of_the_best_on_held_out_pictures() -> None:
     pictures = country_pictures(48)
     seen = torch.eye(8)[torch.arange(48) % 8] @ draws(8, 30, 1) + 3 * draws(48, 30, 2)
     x = seen.double().numpy()
@@ -148,7 +148,7 @@ def test_the_strength_is_the_strongest_of_those_that_get_most_held_out_pictures_
     assert best == chosen.C
 
 
-def test_it_sees_the_vectors_that_training_sees_and_is_asked_what_readers_are_asked(
+def test_it_sees_the_training_vectors_and_the_receivers_questions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given, plan = part(), Plan(channels=("soft_prompt", "probe"), reply_tokens=1)

@@ -20,7 +20,7 @@ def test_a_part_with_equal_pictures_on_both_sides_is_refused() -> None:
         Part("bad", PictureSet("x", (one,)), PictureSet("x", (other, same)), QUESTION)
 
 
-def test_an_encoder_without_a_class_token_is_read_by_its_patches_and_that_is_reported(
+def test_an_encoder_without_class_token_is_read_by_patches_and_reported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     parts = digit_parts(n_fitting=8, n_composed=8, n_testing=4)

@@ -270,7 +270,7 @@ class TestWhatIsGrafted:
         places = {name: getattr(found, name) for name in ("document", "sender_position", "receiver_position")}
         return ordinary_rows(found.x, found.y, **places, seed=0), tokens
 
-    def test_places_are_held_out_of_different_documents_and_end_where_the_row_does(self) -> None:
+    def test_positions_are_held_out_of_different_documents_and_inside_the_row(self) -> None:
         rows, tokens = self.states()
         items = grafts.choose_items(rows, tokens, n=10, seed=0)
         assert len(items) == 10 and not rows.fit[items.row].any()

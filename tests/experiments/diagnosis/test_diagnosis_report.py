@@ -107,9 +107,7 @@ class TestThePage:
         found, out = pair
         assert report_page(replace(found, seconds=1.0)).html() == (out / "report.html").read_text("utf-8")
 
-    def test_every_figure_says_how_many_it_rests_on_and_maps_whose_layers_they_show(
-        self, pair: tuple[Diagnosis, Path]
-    ) -> None:
+    def test_every_figure_states_its_number_of_rows_and_maps_their_layers(self, pair: tuple[Diagnosis, Path]) -> None:
         found, out = pair
         figures = re.search(r"const figures = (.*);\n", Tags((out / "report.html").read_text("utf-8")).scripts[1])
         assert figures is not None

@@ -546,7 +546,7 @@ class TestInterruption:
                 patch.setattr(files, "save_file", full_at_the_third(kept_file))
             else:
                 patch.setattr(os, "replace", full_at_the_third(replace))
-            message = r"could not be written \(No space left on device\); make room and run again, what is done is kept"
+            message = r"\(No space left on device\); free some space and run again; finished work is saved"
             with pytest.raises(RuntimeError, match=message):
                 swept()
         kept = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]

@@ -17,12 +17,13 @@ from toys import DEFAULT, N_RECEIVER, N_SENDER, PLANTED_CELL, Counter, planted_p
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation
 from latentcomm.experiments import evaluation
-from latentcomm.experiments.evaluation import summarise
+from latentcomm.experiments.accuracy import summarise
 from latentcomm.experiments.sweep import grid as layer_sweep
 from latentcomm.experiments.sweep import run as sweeps
 from latentcomm.experiments.sweep.grid import LayerSweep, sweep_layers
 from latentcomm.experiments.sweep.run import (
     LENS,
+    UNEMBEDDED,
     SweepReport,
     best_cell,
     cell_table,
@@ -92,7 +93,7 @@ class TestThePlantedCell:
             assert accuracy(report, "replace", condition, metric) == 0
         for channel in ("silent", "skyline"):  # this receiver understands the code and not the words
             assert accuracy(report, channel, "message", metric) == 0
-        assert accuracy(report, LENS, "layer 2", metric) == 0  # and the code is not the answer
+        assert accuracy(report, LENS, UNEMBEDDED, metric) == 0  # and the code is not the answer
 
     def test_is_the_same_one_where_the_grid_is_given_in_another_order(self, pair: tuple[Model, Model]) -> None:
         found = sweep_and_judge(
@@ -165,7 +166,7 @@ class TestTheTwoHalves:
 
 
 class TestWhatIsJudged:
-    def test_the_first_fusion_has_every_control_and_the_others_the_shuffled_one(self, report: SweepReport) -> None:
+    def test_the_first_fusion_has_every_control_and_the_others_only_shuffled(self, report: SweepReport) -> None:
         found = list(dict.fromkeys((trial.channel, trial.condition) for trial in report.trials))
         assert found == [
             ("silent", "message"),
@@ -173,7 +174,7 @@ class TestWhatIsJudged:
             *(("replace", condition) for condition in ("message", "shuffled", "zero", "random", "self")),
             ("mean", "message"),
             ("mean", "shuffled"),
-            (LENS, "layer 2"),
+            (LENS, UNEMBEDDED),
         ]
         pd.testing.assert_frame_equal(report.conditions, summarise(report.trials, seed=0))
         assert len(report.trial_table()) == len(report.trials)
@@ -194,7 +195,7 @@ class TestWhatIsJudged:
             mine = [t for t in found.trials if t.channel == name and t.condition in ("message", "shuffled")]
             assert mine == alone
 
-    def test_the_lens_stands_in_the_table_as_the_senders_own_words_at_the_read_layer(self) -> None:
+    def test_the_lens_is_in_the_table_as_the_senders_own_output(self) -> None:
         tiny, task = model("llama"), toy(COUNTRIES * 2, openings=("The", " The note says", "Alice", "note", " is"))
         found = sweep_and_judge(tiny, tiny, task, fusions=REPLACE, seed=1)
         test = task.split(seed=1)[1]
@@ -368,7 +369,7 @@ class TestTheTableOfCells:
 
 
 class TestTheFirstTokensOfAnswers:
-    def test_are_those_of_the_choice_and_of_every_alias_as_it_would_follow_the_prompt(self) -> None:
+    def test_are_those_of_the_choice_and_every_alias_as_after_the_prompt(self) -> None:
         task = toy(COUNTRIES[:3])
         items = (replace(task.items[0], answers=("Greece", "Alice")), *task.items[1:])
         found = first_token_answers(replace(task, items=items), model("llama").first_token)

@@ -84,7 +84,7 @@ def scatters(figure: go.Figure, mode: str) -> list[go.Scatter]:
 # Heat-map
 
 
-def test_a_heatmap_has_the_read_layer_upwards_and_the_write_layer_to_the_right() -> None:
+def test_a_heatmap_has_read_layers_upwards_and_write_layers_to_the_right() -> None:
     table = grid()
     figure = layer_heatmap(table, value="free", title="Grid")
     heat = figure.data[0]
@@ -131,7 +131,7 @@ def test_a_long_table_gives_the_panels_that_a_wide_one_gives() -> None:
     assert drawn(one) == drawn(other)
 
 
-def test_cells_without_a_value_stay_blank_and_uneven_layers_get_equal_cells() -> None:
+def test_cells_without_a_value_are_blank_and_uneven_layers_equally_wide() -> None:
     table = grid(reads=(0, 5, 29), writes=(0, 1))
     table.loc[(table.read_layer == 5) & (table.write_layer == 1), "free"] = math.nan
     table = table[~((table.read_layer == 29) & (table.write_layer == 0))]
@@ -146,7 +146,7 @@ def test_ticks_stand_on_layers() -> None:
     assert (by_three.xaxis.tick0, by_three.xaxis.dtick) == (0, 5)
 
 
-def test_the_lens_stands_beside_the_grids_column_at_the_chosen_write_layer() -> None:
+def test_the_lens_is_next_to_the_grids_column_at_the_chosen_write_layer() -> None:
     figure = layer_heatmap(grid(), value={"free": "a", "choices": "b"}, title="", chosen=(2, 1), lens="lens")
     lines = {trace.name: (trace.x, trace.y) for trace in scatters(figure, "lines")}
     layers = (0, 1, 2, 3)
@@ -228,7 +228,7 @@ def test_the_numbers_beside_the_dots_are_theirs() -> None:
     assert written[("y", 1)] == "0.30" and written[("y2", 2)] == "0.70" and len(written) == 6
 
 
-def test_the_number_of_items_is_in_the_heads_or_beside_each_dot_where_it_differs() -> None:
+def test_the_number_of_items_is_in_the_heads_or_next_to_each_dot() -> None:
     texts = [note.text for note in condition_bars(bars(), title="").layout.annotations]
     assert "free (n = 40)" in texts and "0.30" in texts
     uneven = bars().assign(n=range(40, 46))
@@ -399,7 +399,7 @@ def test_another_process_draws_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("sight", SIGHT)
-def test_the_colours_of_the_common_conditions_are_told_apart_by_every_reader(sight: str) -> None:
+def test_the_common_conditions_colours_differ_for_every_kind_of_sight(sight: str) -> None:
     assert nearest([STYLES[name].colour for name in CORE], sight) >= 12
 
 
@@ -425,7 +425,7 @@ def test_a_condition_has_one_colour_in_every_figure() -> None:
     assert len({looks["mine"] for looks in seen}) == 1
 
 
-def test_unknown_names_differ_in_one_figure_while_styles_last_and_then_begin_again() -> None:
+def test_unknown_names_differ_in_one_figure_while_styles_last() -> None:
     names = [f"channel {number}" for number in range(len(SPARE_STYLES) + 1)]
     given = styles(names)
     assert set(given.values()) == set(SPARE_STYLES) and len(given) == len(SPARE_STYLES) + 1

@@ -9,7 +9,7 @@ from plot_tables import cascade_rows, signal_rows
 
 from figures import heads, named, parsed
 from latentcomm.reporting.plots import cascade_curves, cascade_front, opening_signals
-from latentcomm.reporting.plots.cascade import FINISHED, FIRED, IN_OPENING, WENT_ON
+from latentcomm.reporting.plots.cascade import CONTINUED, FINISHED, FIRED, IN_OPENING
 
 STOPS = ["0", "8", "16", "entropy-drop", "oracle"]
 
@@ -28,7 +28,7 @@ def front(table: pd.DataFrame | None = None) -> go.Figure:
 
 
 class TestCurves:
-    def test_a_panel_a_hand_off_and_along_it_the_numbers_of_tokens_then_the_stops(self) -> None:
+    def test_a_panel_a_hand_off_with_numbers_of_tokens_and_then_the_stops(self) -> None:
         figure = curves()
         assert heads(figure) == ["text", "latent"]
         labels = list(figure.layout.xaxis3.ticktext)
@@ -71,15 +71,13 @@ class TestCurves:
         assert [trace["showlegend"] for trace in found] == [True, False]
 
     @pytest.mark.parametrize(("condition", "entry"), [("zero", "zeros"), ("random", "random states")])
-    def test_empty_states_stand_where_states_pass_and_count_what_the_small_model_went_on_with(
-        self, condition: str, entry: str
-    ) -> None:
-        (found,) = (trace for trace in named(curves(), f"{entry}, where it went on") if "lines" in trace["mode"])
+    def test_empty_states_count_the_items_that_the_small_model_continued(self, condition: str, entry: str) -> None:
+        (found,) = (trace for trace in named(curves(), f"{entry}, where it continued") if "lines" in trace["mode"])
         rows = cascade_rows().query("condition == @condition").set_index("stop")
         assert found["y"] == [rows["handed_accuracy"][stop] for stop in ("8", "16")]
         assert found["xaxis"] == "x2" and found["showlegend"]
         nothing = cascade_rows().assign(handed_n=0, handed_accuracy=math.nan)
-        assert {y for trace in named(curves(nothing), f"{entry}, where it went on") for y in trace["y"]} == {None}
+        assert {y for trace in named(curves(nothing), f"{entry}, where it continued") for y in trace["y"]} == {None}
 
     def test_a_control_that_was_not_run_is_not_in_the_legend(self) -> None:
         figure = curves(cascade_rows().query("condition != 'own'"))
@@ -93,18 +91,18 @@ class TestCurves:
             bands = [(shape["y0"], shape["y1"]) for shape in parsed(figure)["layout"]["shapes"]]
             assert bands.count((row["low"], row["high"])) == 2
 
-    def test_open_dots_count_items_that_the_small_model_went_on_with_and_leave_out_what_has_none(self) -> None:
+    def test_open_dots_count_the_items_that_the_small_model_continued(self) -> None:
         table = cascade_rows()
         held = (table["condition"] == "message") & (table["stop"] == "16")
         table = table.assign(
             handed_n=table["handed_n"].where(~held, 0), handed_accuracy=table["handed_accuracy"].where(~held)
         )
-        dots = named(curves(table), WENT_ON)
+        dots = named(curves(table), CONTINUED)
         assert [trace["x"] for trace in dots] == [[0, 1, 3, 4]] * 2
         right = table.query("condition == 'message' and hand_off == 'text' and stop == '8'")["handed_accuracy"].item()
         assert dots[0]["y"][1] == right
 
-    def test_below_stand_the_shares_of_openings_with_the_answer_and_of_stops_that_fired(self) -> None:
+    def test_shares_with_the_answer_and_of_stops_that_fired_are_drawn_below(self) -> None:
         held, ended, fired = (named(curves(), name)[0] for name in (IN_OPENING, FINISHED, FIRED))
         assert ended["y"] == [0.1] * 5
         assert held["y"] == [0.0, 0.4, 0.775, 0.55, 0.3] and fired["y"] == [1.0, 1.0, 1.0, 0.7, 1.0]
@@ -161,7 +159,7 @@ class TestFront:
 
 
 class TestSignals:
-    def test_a_panel_a_signal_with_medians_and_quartiles_and_one_for_the_stops(self) -> None:
+    def test_a_panel_a_signal_with_median_and_quartiles_and_one_for_stops(self) -> None:
         figure = opening_signals(signal_rows(), title="A title")
         medians = named(figure, "median and quartiles over openings")
         assert [line["y"] for line in medians] == [[2.0, 1.0, 2 / 3], [0.25, 0.5, 0.75]]
@@ -170,7 +168,7 @@ class TestSignals:
         (shares,) = named(figure, "entropy-drop")
         assert shares["y"] == [0.25, 0.5, 0.75] and shares["yaxis"] == "y3"
 
-    def test_a_line_marks_where_half_is_handed_over_and_none_where_half_never_is(self) -> None:
+    def test_a_line_marks_where_half_have_fired_and_none_where_half_never_do(self) -> None:
         def marks(table: pd.DataFrame) -> set[int]:
             shapes = parsed(opening_signals(table, title="A title"))["layout"].get("shapes", [])
             return {shape["x0"] for shape in shapes}
@@ -188,7 +186,7 @@ class TestSignals:
     [
         (lambda table: table.query("condition != 'small alone'"), "0 rows of 'small alone'"),
         (lambda table: table.query("condition != 'message'"), "no row of the table has the condition 'message'"),
-        (lambda table: table.assign(low=0.9), "lies outside"),
+        (lambda table: table.assign(low=0.9), "is outside"),
         (lambda table: table.assign(accuracy=math.nan), "no number"),
         (lambda table: pd.concat([table, table]), "more than once"),
     ],

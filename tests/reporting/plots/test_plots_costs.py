@@ -125,7 +125,7 @@ def test_places_are_the_nearest_that_keep_their_distance(logs: list[float]) -> N
     ("change", "message"),
     [
         ({"flops": 0.0}, "needs costs above 0"),
-        ({"accuracy": 0.99}, "lies outside"),
+        ({"accuracy": 0.99}, "is outside"),
         ({"low": float("nan")}, "no number"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from figures import heads, named, overlaps, titled_below, traces, untitled
 from latentcomm.reporting.plots import accuracy_against_pairs, accuracy_by_question
-from latentcomm.reporting.plots.crossmodal import LOOKS
+from latentcomm.reporting.plots.crossmodal import PICTURE_STYLES
 
 CHANNELS = ("silent", "skyline", "soft_prompt", "caption")
 QUESTIONS = (
@@ -50,12 +50,12 @@ def test_every_axis_says_what_it_shows_and_no_panel_covers_another(plot, given) 
     assert heads(figure) == [f"{part}<br>{question} (n = 40)" for part, question, _ in QUESTIONS]
 
 
-def test_a_dot_is_a_channel_at_its_accuracy_and_the_other_picture_an_open_one_beside_it() -> None:
+def test_a_dot_is_a_channel_and_an_open_one_the_other_picture() -> None:
     figure = accuracy_by_question(table(), title="t")
     own, other, *_ = [dot for dot in named(figure, "soft_prompt") if dot["xaxis"] == "x"]
     assert own["x"] == pytest.approx([0.4]) and own["y"] == [2]
     assert own["error_x"]["array"] == pytest.approx([0.2]) and own["error_x"]["arrayminus"] == pytest.approx([0.1])
-    assert own["marker"]["color"] == LOOKS["soft_prompt"].colour
+    assert own["marker"]["color"] == PICTURE_STYLES["soft_prompt"].colour
     assert other["x"] == pytest.approx([0.25]) and other["marker"]["symbol"] == "circle-open"
     assert len([dot for dot in named(figure, "silent") if dot["xaxis"] == "x"]) == 1
     chances = [line["x"][0] for line in traces(figure, "scatter", "lines")]
@@ -83,7 +83,7 @@ def test_other_pictures_messages_are_a_thin_line_beside_the_channels_own() -> No
     assert len(drawn) == 2 * len(QUESTIONS) + 1  # the soft prompt's, the caption's, and the entry of the legend
     first = drawn[0]
     assert first["x"] == [15, 30] and first["y"] == pytest.approx([0.25, 0.25])
-    assert first["line"]["color"] == LOOKS["soft_prompt"].colour and first["line"]["dash"] == "dash"
+    assert first["line"]["color"] == PICTURE_STYLES["soft_prompt"].colour and first["line"]["dash"] == "dash"
     assert [line["showlegend"] for line in drawn].count(True) == 1
     assert named(figure, "soft prompt")[0]["y"] == pytest.approx([0.4, 0.4])
     assert figure.layout.xaxis4.title.text == "training names"
@@ -93,7 +93,7 @@ def test_other_pictures_messages_are_a_thin_line_beside_the_channels_own() -> No
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"low": 0.99}, "lies outside"),
+        ({"low": 0.99}, "is outside"),
         ({"metric": "other"}, "no row of the table has the metric 'choices'"),
         ({"accuracy": math.nan}, "no number"),
         ({"question": "one"}, "more than once"),

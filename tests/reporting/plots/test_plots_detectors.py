@@ -81,7 +81,7 @@ def test_all_families_fit_a_page_and_their_names_stay_apart(more: tuple[str, ...
 @pytest.mark.parametrize(
     ("change", "options", "said"),
     [
-        ({"two_sided": 55.0}, {}, "column two_sided has 55.0; an AUROC lies between 0 and 1"),
+        ({"two_sided": 55.0}, {}, "column two_sided has 55.0; an AUROC is between 0 and 1"),
         ({"two_sided": math.nan}, {}, "column two_sided has no number in 12 of 12 rows"),
         ({"layer": 5}, {}, "real, cosine is in panel 'layer 5' more than once"),
         ({}, {"value": "three_sided"}, "lacks the column three_sided"),

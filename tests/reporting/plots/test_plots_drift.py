@@ -50,7 +50,7 @@ class TestViolins:
         part = table[(table.detector == "combined") & (table.fusion == "sum") & (table.message == "other text")]
         assert dots[3]["y"] == pytest.approx(part.groupby("write_layer").percentile.median().tolist())
 
-    def test_the_line_of_one_in_twenty_stands_in_every_panel_and_is_explained_once(self) -> None:
+    def test_the_line_of_one_in_twenty_is_in_every_panel_with_one_entry(self) -> None:
         figure = drift_violins(drift_table(), title="t")
         lines = named(figure, "0.95: one real state in twenty lies above")
         assert [line["y"] for line in lines] == [[0.95, 0.95]] * 4

@@ -63,7 +63,7 @@ def test_the_ungrafted_run_and_one_in_twenty_stand_beside_the_percentiles() -> N
     assert named(bare, "ungrafted run") == []
 
 
-def test_layers_without_a_reference_have_no_percentile_and_keep_their_deviation() -> None:
+def test_layers_without_a_reference_have_deviations_but_no_percentile() -> None:
     table = healing_table()
     table.loc[table.layer % 2 == 0, [f"percentile_{end}" for end in ("median", "low", "high")]] = math.nan
     deviation, percentile = curves(healing_curves(table, title="t", write_layers=[3]), "replace")
@@ -94,7 +94,7 @@ def test_a_healed_percentile_beside_harm_that_stays_is_seen() -> None:
     assert [dot["x"] for dot in traces(figure, "scatter", "markers")] == [[2.0], [2.0]]
 
 
-def test_a_kl_of_nothing_stands_at_the_beginning_of_the_axis_which_says_so() -> None:
+def test_a_kl_of_zero_is_at_the_start_of_the_axis_with_a_note() -> None:
     figure = one(effects=effects_table().assign(kl=lambda table: table["kl"] * (table["fusion"] == "sum")))
     dots = traces(figure, "scatter", "markers")
     assert dots[0]["x"] == [1e-4] and dots[1]["x"] == pytest.approx([0.9])
@@ -104,7 +104,7 @@ def test_a_kl_of_nothing_stands_at_the_beginning_of_the_axis_which_says_so() -> 
     assert "≤" not in "".join(one(effects=effects_table()).layout.xaxis3.ticktext)
 
 
-def test_one_table_with_the_kl_in_it_gives_the_figure_that_two_tables_give() -> None:
+def test_one_table_with_the_kl_gives_the_figure_of_two_tables() -> None:
     joined = with_kl(healing_table(), effects_table())
     assert (
         healing_curves(joined, title="t").to_json()
@@ -112,7 +112,7 @@ def test_one_table_with_the_kl_in_it_gives_the_figure_that_two_tables_give() -> 
     )
 
 
-def test_joining_quartiles_gives_each_row_those_of_its_graft_and_changes_nothing_else() -> None:
+def test_joining_quartiles_gives_each_row_its_grafts_and_nothing_else() -> None:
     effects = effects_table().assign(kl=lambda table: table["kl"] ** 2)
     joined = with_kl(healing_table().sample(frac=1, random_state=0), effects)
     for row in joined.to_dict("records"):

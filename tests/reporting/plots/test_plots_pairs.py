@@ -38,7 +38,7 @@ def test_negative_values_stay_and_the_scale_begins_at_them() -> None:
     assert parsed(drawn(pairs()))["layout"]["coloraxis"]["cmin"] == pytest.approx(-0.2)
 
 
-def test_exactly_the_pairs_that_do_not_exceed_the_null_are_marked_and_counted() -> None:
+def test_exactly_the_pairs_that_do_not_exceed_the_null_are_marked() -> None:
     figure = drawn(pairs(null_max=0.1), null="null_max")
     wanted = {
         (b, a) for a in range(4) for b in range(3) if (a - b) / 10 <= 0.1
@@ -183,7 +183,7 @@ def test_nulls_that_do_not_belong_to_the_values_are_refused() -> None:
         drawn(pairs(), null={"a": "null_max"})
 
 
-def test_a_panels_name_that_is_longer_than_the_panel_is_broken_and_gets_the_room() -> None:
+def test_a_panels_name_longer_than_the_panel_is_broken_and_gets_room() -> None:
     name = "RMS-normalised states, attention sinks left out by position and by norm"
     short, long = (drawn(pairs().assign(view=given), panels="view", null="null_max") for given in ("RMS", name))
     assert heads(long)[0].replace("<br>", " ") == f"{name} null 0.050" and heads(long)[0].count("<br>") >= 3

@@ -90,7 +90,7 @@ def test_a_model_with_itself_keeps_its_rows_once_and_gives_the_same_map():
     assert once._buffer.y is once._buffer.x and apart._buffer.y is not apart._buffer.x
 
 
-def test_a_side_that_becomes_another_object_later_is_kept_apart_from_then_on():
+def test_a_side_that_becomes_another_object_is_buffered_separately():
     x, _ = layers()
     y = x.flip(1).contiguous()
     mixed, apart = MinibatchPairs(batch_rows=10, buffer_rows=40), MinibatchPairs(batch_rows=10, buffer_rows=40)
@@ -138,7 +138,7 @@ def test_sums_too_large_for_their_dtype_are_no_reason_to_refuse_rows():
     MinibatchPairs().update(large.abs(), y)
 
 
-def test_a_column_that_varies_in_the_last_rows_alone_is_no_constant_and_one_that_never_does_is():
+def test_a_column_that_varies_in_the_last_rows_alone_is_not_constant():
     x, y = layers()
     y[1, :, 2] = 0.5
     pairs = MinibatchPairs(batch_rows=10, buffer_rows=40).update(x, y)
@@ -149,7 +149,7 @@ def test_a_column_that_varies_in_the_last_rows_alone_is_no_constant_and_one_that
     pairs.update(x, moved).debiased_cka()
 
 
-def test_a_column_that_varied_in_rows_that_left_a_workers_buffer_is_no_constant_when_they_are_merged():
+def test_a_column_that_varied_in_dropped_rows_is_not_constant_after_merge():
     x, y = layers()
     y[0, 60:, 1] = 0.5
     options = {"batch_rows": 10, "buffer_rows": 40}
