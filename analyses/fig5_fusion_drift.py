@@ -27,7 +27,7 @@ from latentcomm._core.stats import paired_bootstrap
 from latentcomm.alignment import fit_ridge
 from latentcomm.drift import COMBINED, DETECTORS
 from latentcomm.experiments.diagnosis import FUSIONS, MESSAGES
-from latentcomm.experiments.diagnosis.cells import Cell, Joint, fit_joints, fit_references
+from latentcomm.experiments.diagnosis.cells import ChosenCell, Joint, fit_joints, fit_references
 from latentcomm.experiments.diagnosis.grafts import Items, choose_items
 from latentcomm.experiments.diagnosis.rows import Rows
 from latentcomm.reporting.plots import drift_violins
@@ -68,7 +68,7 @@ def compute(
     items = choose_items(rows, tokens, n=settings.n_states, seed=settings.seed)
     depth = (sender.n_layers - 1) / (receiver.n_layers - 1)
     writes = range(0, receiver.n_layers, settings.layer_step)
-    cells = [Cell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
+    cells = [ChosenCell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
     options = {"seed": settings.seed, "kept": Records(checkpoint), "progress": True}
     references = fit_references(rows, writes, model=receiver.fingerprint, **options)
     aligner = None if sender is receiver else fit_ridge
@@ -94,7 +94,7 @@ def compute(
     return pd.DataFrame(each), pd.DataFrame(shares)
 
 
-def _messages(settings: Settings, rows: Rows, items: Items, cell: Cell, joint: Joint) -> dict[str, Tensor]:
+def _messages(settings: Settings, rows: Rows, items: Items, cell: ChosenCell, joint: Joint) -> dict[str, Tensor]:
     """What enters the fusion, by name."""
     sent = joint.message(rows.x[cell.read, items.row])
     draw = torch.randn(sent.shape, generator=torch.Generator().manual_seed(settings.seed + cell.write))

@@ -21,7 +21,7 @@ import latentcomm as lc
 from latentcomm._core.records import Records
 from latentcomm.alignment import fit_ridge
 from latentcomm.experiments.diagnosis import FUSIONS
-from latentcomm.experiments.diagnosis.cells import Cell, fit_joints, fit_references
+from latentcomm.experiments.diagnosis.cells import ChosenCell, fit_joints, fit_references
 from latentcomm.experiments.diagnosis.grafts import choose_items, effects_table, graft_items, healing_table
 from latentcomm.reporting.plots import healing_curves
 
@@ -50,7 +50,7 @@ def compute(
     items = choose_items(rows, tokens, n=settings.n_items, seed=settings.seed)
     depth, last = (sender.n_layers - 1) / (receiver.n_layers - 1), receiver.n_layers - 1
     writes = range(0, last, settings.layer_step)
-    cells = [Cell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
+    cells = [ChosenCell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
     options = {"seed": settings.seed, "kept": Records(checkpoint), "progress": True}
     measured = [*writes, last]
     references = fit_references(rows, measured, model=receiver.fingerprint, **options)

@@ -165,7 +165,7 @@ def pictures_tests(data: str) -> list[str]:
     """Figure 12, one set: of the latents the exact McNemar p-values against what stands beside them."""
     found, rows = _of_pictures(data)
     captions = ("caption", "caption_by_map", "caption_by_word")
-    beside = ("blind", "shuffled", *captions, "random_encoder", "wrong_names", "probe")
+    beside = ("silent", "shuffled", *captions, "random_encoder", "wrong_names", "probe")
     lines = [["question", "channel", *(f"p {each.replace('_', ' ')}" for each in beside), "zero", "random"]]
     for part, question, row in found:
         for name in ("soft_prompt", "soft_prompt_trained", "graft"):
@@ -183,10 +183,10 @@ def pictures_tests(data: str) -> list[str]:
 
 
 def replies_table(data: str) -> list[str]:
-    """Figure 12, one set: accuracy of free replies, a line a channel; questions that the oracle replies to in 10 %."""
+    """Figure 12, one set: accuracy of free replies, a line a channel; questions that the skyline replies to in 10 %."""
     found, rows = _of_pictures(data, "free")
-    told = [_picture_row(rows, part, question, "oracle", "message") for part, question, _ in found]
-    shown = [each for each, oracle in zip(found, told, strict=True) if oracle is not None and oracle["accuracy"] >= 0.1]
+    told = [_picture_row(rows, part, question, "skyline", "message") for part, question, _ in found]
+    shown = [each for each, best in zip(found, told, strict=True) if best is not None and best["accuracy"] >= 0.1]
     lines = [["channel", *(f"{part}: {question}" for part, question, _ in shown)]]
     for name in rows["channel"].drop_duplicates():
         own = [_picture_row(rows, part, question, name, "message") for part, question, _ in shown]
@@ -216,7 +216,7 @@ def pairs_table(data: str) -> list[str]:
     lines = [["question", "channel", *map(str, sizes)]]
     for key, group in rows.groupby(["part", "question", "channel"], sort=False):
         by = group.set_index("names")["accuracy"]
-        if key[2] != "blind":
+        if key[2] != "silent":
             found = [f"{by[size]:.2f}" if size in by.index else "" for size in sizes]
             lines.append([f"{key[0]}: {key[1]}", key[2].replace("_", " "), *found])
     return markdown(lines)

@@ -13,7 +13,7 @@ from torch import Tensor
 from latentcomm._core.files import digest, read_tensors, write_json, write_tensors
 from latentcomm._core.progress import say
 
-__all__ = ["Records"]
+__all__ = ["Records", "read_whole"]
 
 
 @runtime_checkable
@@ -102,7 +102,7 @@ class Records:
         if self.folder is None:
             return make()
         path = self.folder / file
-        found = _read_whole(path, read)
+        found = read_whole(path, read)
         if found is not None:
             return found[0]
         made = make()
@@ -110,8 +110,15 @@ class Records:
         return made
 
 
-def _read_whole(path: Path, read: Callable[[Path], Made]) -> tuple[Made] | None:
-    """What a file holds; None where there is none, or where it was damaged and is set aside now."""
+def read_whole(path: Path, read: Callable[[Path], Made]) -> tuple[Made] | None:
+    """What a file holds; None where there is none, or where it was damaged and is set aside now.
+
+    Damaged is what `read` answers with a ValueError, a KeyError, a TypeError or a SafetensorError, unless the disk or
+    its permissions caused it.
+
+    >>> read_whole(Path("nowhere.json"), Path.read_text) is None
+    True
+    """
     try:
         return (read(path),)
     except FileNotFoundError:

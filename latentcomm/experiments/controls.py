@@ -64,7 +64,7 @@ def zero(exchange: Exchange) -> Message:
     return _with(exchange.message, torch.zeros_like)
 
 
-def norm_matched_random(exchange: Exchange) -> Message:
+def random_message(exchange: Exchange) -> Message:
     """A random direction with each vector's own norm: the effect of the norm alone."""
     generator = torch.Generator().manual_seed(exchange.seed)
     return _with(exchange.message, lambda vectors: random_directions(vectors, generator))
@@ -179,7 +179,7 @@ def applies(name: str, channel: Channel, receiver: Model, message: Message) -> b
 CONTROLS: dict[str, Callable[[Exchange], Message]] = {
     SHUFFLED: shuffled,
     ZERO: zero,
-    RANDOM: norm_matched_random,
+    RANDOM: random_message,
     SELF: self_message,
     "same-label": same_label,
 }

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -149,7 +150,7 @@ def _one_pass(
         wide, plain = rows.to(torch.float64), own.to(torch.float64)
         off = torch.linalg.vector_norm(wide - plain, dim=1) / torch.linalg.vector_norm(plain)
         n_joined = len(rows) // n_rows
-        deviation[:, :n_joined, layer] = off.reshape(n_joined, n_rows).T.cpu()
+        deviation[:, :n_joined, layer] = rearrange(off, "(joined row) -> row joined", row=n_rows).cpu()
         if layer in references:
             states[layer] = torch.cat((own[None], rows)).cpu()
 
@@ -158,7 +159,8 @@ def _one_pass(
     plain = prefix.logits.cpu().to(torch.float64).log_softmax(-1)
     parts = [_next_token(plain, _logits(model, rows)) for rows in _few(model, final)]
     kl, change, agreement = (
-        torch.cat(numbers).reshape(len(writes), n_rows).T.contiguous() for numbers in zip(*parts, strict=True)
+        rearrange(torch.cat(numbers), "(write row) -> row write", row=n_rows).contiguous()
+        for numbers in zip(*parts, strict=True)
     )
     return Effects(writes, kl, change, agreement, deviation, percentile, own_percentile), states
 
@@ -188,7 +190,9 @@ def _fill_percentiles(references: Mapping[int, DriftReference], pending: Sequenc
             for each, part in zip(passes, values.split([len(states) for states in rows]), strict=True):
                 n_joined = (len(part) - 1) // each.n_items
                 each.effects.own_percentile[name][:, layer] = part[0]
-                each.effects.percentile[name][:, :n_joined, layer] = part[1:].reshape(n_joined, each.n_items).T
+                each.effects.percentile[name][:, :n_joined, layer] = rearrange(
+                    part[1:], "(joined item) -> item joined", item=each.n_items
+                )
 
 
 def _next_token(
@@ -203,7 +207,9 @@ def _next_token(
 
 def _few(model: Model, final: Float[Tensor, "write row d_model"]) -> tuple[Tensor, ...]:
     """The final states, by write layer and then row, in chunks whose logits stay within UNEMBED_BYTES."""
-    return final.reshape(-1, model.d_model).split(max(1, UNEMBED_BYTES // (8 * int(model.hooked.cfg.d_vocab))))
+    return rearrange(final, "write row d_model -> (write row) d_model").split(
+        max(1, UNEMBED_BYTES // (8 * int(model.hooked.cfg.d_vocab)))
+    )
 
 
 def _logits(model: Model, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentcomm._core.files import digest, read_tensors, write_json, write_tensors
+from latentcomm._core.files import digest, read_tensors, write_json
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records, read_whole
 from latentcomm.models import Hook, Model, PassEnded
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
@@ -238,7 +239,8 @@ def capture_to_disk(
 ) -> ActivationStore:
     """Stream a corpus through a model and save its real tokens' activations on disk.
 
-    Every shard is written atomically; the same call after an interruption resumes after the last complete shard.
+    Every shard is written atomically; the same call after an interruption resumes after the last complete shard, and
+    after damage it sets the damaged file aside as FILE.damaged and captures that shard again.
     Memory is that of one shard of the sites, for any corpus. `skip_first` leaves out each prompt's first token
     (the attention sink), `last_only` saves each prompt's last token alone.
 
@@ -262,18 +264,17 @@ def capture_to_disk(
         "last_only": last_only,
         "shards": shards,
     }
-    if (target / MANIFEST).exists():
-        saved = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        if changed := [key for key in manifest if saved.get(key) != manifest[key]]:
-            raise ValueError(f"{target} holds a capture with another {' and '.join(changed)}; choose another folder")
-    else:
+    saved = read_whole(target / MANIFEST, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))
+    if saved is None:
+        for shard in target.glob("shard-*.safetensors"):  # of what they are is not known without their manifest
+            shard.replace(f"{shard}.damaged")
         write_json(target / MANIFEST, manifest)
-    store = ActivationStore(target, manifest)
-    todo = [number for number in range(len(shards)) if not store.shard_path(number).exists()]
-    for number in track(todo, "capture", total=len(shards), done=len(shards) - len(todo), shown=progress):
-        start, stop = shards[number]
-        tensors = _shard(model, prompts, range(start, stop), sites, skip_first, last_only, batch_tokens)
-        write_tensors(store.shard_path(number), tensors)
+    elif changed := [key for key in manifest if saved[0].get(key) != manifest[key]]:
+        raise ValueError(f"{target} holds a capture with another {' and '.join(changed)}; choose another folder")
+    store, records = ActivationStore(target, manifest), Records(target)
+    for number, (start, stop) in enumerate(track(shards, "capture", total=len(shards), shown=progress)):
+        make = partial(_shard, model, prompts, range(start, stop), sites, skip_first, last_only, batch_tokens)
+        records.tensors(store.shard_path(number).stem, make)
     return store
 
 

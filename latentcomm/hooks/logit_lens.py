@@ -1,71 +1,64 @@
 """The logit lens of a message: the sender's state, unembedded at the layer where it is read."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from latentcomm.hooks.capture import capture_positions
-from latentcomm.hooks.graft import LAST
 from latentcomm.models import Model
-from latentcomm.models.prompts import Prompts
-from latentcomm.models.sites import Site
+
+__all__ = ["LensHits", "logit_lens"]
 
 
-def lens_top_token(
-    model: Model, prompts: Prompts, layers: Sequence[int], answers: Sequence[Sequence[str]]
-) -> Bool[Tensor, "item layer"]:
-    """Whether the last token's state after each layer, unembedded, has the first token of an accepted answer on top.
+@dataclass(frozen=True, eq=False)
+class LensHits:
+    """Which states, unembedded, hold the answer already.
 
-    Answers are taken literally, as they would continue the prompt: " Greece" has its space.
-    The state passes the model's final norm and its unembedding, as the last layer's does. Where this is often true, a
-    graft of that state sends the answer itself.
+    Attributes:
+        top_token: whether the first token of an accepted answer is on top. Answers are taken literally, as they would
+            continue the prompt: " Greece" has its space.
+        choice: whether the right choice ranks above all other choices. A choice that shares its first token with
+            another one (choices are drawn for the receiver's tokenizer) is not above it.
+    """
+
+    top_token: Bool[Tensor, "item layer"]
+    choice: Bool[Tensor, "item layer"]
+
+
+def logit_lens(
+    model: Model,
+    states: Float[Tensor, "item layer d_model"],
+    *,
+    answers: Sequence[Sequence[str]],
+    right: Sequence[str],
+    choices: Sequence[Sequence[str]],
+) -> LensHits:
+    """Whether each item's state after each layer, unembedded, has an accepted answer on top, and the right choice.
+
+    The states pass the model's final norm and its unembedding, as the last layer's do, one layer at a time. Where this
+    is often true, a graft of that state sends the answer itself.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
 
     Raises:
-        ValueError: another number of answers than prompts, or an answer without a first token of its own.
+        ValueError: another number of answers, right choices or lists of choices than items, or a string without a first
+            token of its own.
     """
-    _check_one_each(prompts, answers)
+    for given in (answers, right, choices):
+        if len(given) != len(states):
+            raise ValueError(f"{len(given)} answers or lists of choices for {len(states)} items; give one an item")
     accepted = [torch.tensor(sorted({model.first_token(name) for name in names})) for names in answers]
-    columns = []
-    for states in _last_states(model, prompts, layers):
-        top = model.unembed(model.final_norm(states)).argmax(-1).cpu()
-        columns.append(torch.tensor([bool(torch.isin(token, ids)) for token, ids in zip(top, accepted, strict=True)]))
-    return torch.stack(columns, 1)
-
-
-def lens_choice(
-    model: Model, prompts: Prompts, layers: Sequence[int], right: Sequence[str], choices: Sequence[Sequence[str]]
-) -> Bool[Tensor, "item layer"]:
-    """Whether the last token's state after each layer, unembedded, ranks the right choice above all other choices.
-
-    A choice that shares its first token with another one (choices are drawn for the receiver's tokenizer) is not above
-    it.
-
-    Raises:
-        ValueError: another number of right or other choices than prompts, or a choice without a first token of its own.
-    """
-    _check_one_each(prompts, right)
-    _check_one_each(prompts, choices)
-    columns = []
-    tokens = [torch.tensor([model.first_token(choice) for choice in row]) for row in choices]
-    for states in _last_states(model, prompts, layers):
-        logits = model.unembed(model.final_norm(states)).cpu()
+    options = [torch.tensor([model.first_token(choice) for choice in row]) for row in choices]
+    top_token, choice = [], []
+    for layer in states.unbind(1):
+        logits = model.unembed(model.final_norm(layer.to(model.device))).cpu()
+        tops = zip(logits.argmax(-1), accepted, strict=True)
+        top_token.append(torch.tensor([bool(torch.isin(token, ids)) for token, ids in tops]))
         above = []
-        for row, ids, names, name in zip(logits, tokens, choices, right, strict=True):
+        for row, ids, names, name in zip(logits, options, choices, right, strict=True):
             best = (row[ids] == row[ids].max()).nonzero()[:, 0].tolist()
             above.append([names[index] for index in best] == [name])
-        columns.append(torch.tensor(above))
-    return torch.stack(columns, 1)
-
-
-def _check_one_each(prompts: Prompts, given: Sequence[object]) -> None:
-    if len(given) != len(prompts):
-        raise ValueError(f"{len(given)} answers or lists of choices for {len(prompts)} prompts; give one a prompt")
-
-
-def _last_states(model: Model, prompts: Prompts, layers: Sequence[int]) -> list[Tensor]:
-    states = capture_positions(model, prompts, [Site(layer) for layer in layers], LAST)
-    return [states[Site(layer)].to(model.device) for layer in layers]
+        choice.append(torch.tensor(above))
+    return LensHits(torch.stack(top_token, 1), torch.stack(choice, 1))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -103,10 +104,11 @@ class VisionStates:
                 f"{self.rows} x {self.columns} patches cannot be cut into {grid} x {grid} cells; give a grid from 1 to "
                 f"{min(self.rows, self.columns)}"
             )
-        layers, items, _, width = self.values.shape
-        plane = self.patches().reshape(layers * items, self.rows, self.columns, width).permute(0, 3, 1, 2)
+        plane = rearrange(
+            self.patches(), "layer item (row column) d -> (layer item) d row column", row=self.rows, column=self.columns
+        )
         cells = F.adaptive_avg_pool2d(plane.double(), grid).to(plane.dtype)
-        return cells.flatten(2).transpose(1, 2).reshape(layers, items, grid * grid * width)
+        return rearrange(cells, "(layer item) d row column -> layer item (row column d)", layer=len(self.values))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -169,7 +170,7 @@ class Preprocessing:
             top, left = (picture.height - height) // 2, (picture.width - width) // 2
             picture = picture.crop((left, top, left + width, top + height))
         values = np.asarray(picture).astype(np.float64) * self.rescale
-        pixels = torch.from_numpy(values).permute(2, 0, 1).float()
+        pixels = rearrange(torch.from_numpy(values), "height width channel -> channel height width").float()
         if self.mean:
             pixels = (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
         return pixels

@@ -1,6 +1,5 @@
 """What of a message the receiver already has: along its own state, in a subspace, or predictable from it."""
 
-from latentcomm.redundancy.layer_map import RedundancyMap, redundancy_map
 from latentcomm.redundancy.projection import Drop, Keep, Projection
 from latentcomm.redundancy.report import Redundancy, measure_redundancy
 from latentcomm.redundancy.residuals import fit_predictable, orthogonal_residual, residual_fusion, residual_map
@@ -11,12 +10,10 @@ __all__ = [
     "Keep",
     "Projection",
     "Redundancy",
-    "RedundancyMap",
     "fit_predictable",
     "measure_redundancy",
     "orthogonal_residual",
     "principal_subspace",
-    "redundancy_map",
     "residual_fusion",
     "residual_map",
     "shared_subspace",

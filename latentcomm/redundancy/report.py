@@ -74,7 +74,8 @@ def measure_redundancy(
 
     Every row is predicted once by a `fit_predictable` on the other folds, its penalty chosen inside these unless it is
     given. Pass `groups`, one document label a row, whenever several rows come from one document: the folds, and the
-    draws of the intervals, are then of documents. Of all pairs of layers: `redundancy_map`.
+    draws of the intervals, are then of documents. R^2 alone, of all pairs of layers:
+    `latentcomm.similarity.LayerPairs.linear_predictability`.
 
     Raises:
         ValueError: row counts that differ, too few rows or groups for the folds, a row that is not finite, or rows that

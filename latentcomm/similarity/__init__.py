@@ -10,7 +10,7 @@ from latentcomm.similarity.cka import (
 )
 from latentcomm.similarity.layer_maps.exact import LayerPairs, document_fold
 from latentcomm.similarity.layer_maps.minibatch import MinibatchPairs
-from latentcomm.similarity.layer_maps.null_maps import NullMaps, maximum_null, null_maps
+from latentcomm.similarity.layer_maps.null_maps import NullMaps, null_maps
 from latentcomm.similarity.layer_maps.permutations import Pairing, exchanged_documents, shuffled_rows
 from latentcomm.similarity.neighbours import cknna, mutual_knn
 from latentcomm.similarity.nulls import Compared, Null, compare, null
@@ -18,7 +18,6 @@ from latentcomm.similarity.predictability import linear_predictability
 from latentcomm.similarity.rsa import rsa
 from latentcomm.similarity.shape import procrustes
 from latentcomm.similarity.table import INVARIANCES, SIMILARITIES, Similarity
-from latentcomm.similarity.tiles import Tile, plan_tiles, tiled_map
 from latentcomm.similarity.views import (
     ResidualView,
     Sinks,
@@ -41,7 +40,6 @@ __all__ = [
     "ResidualView",
     "Similarity",
     "Sinks",
-    "Tile",
     "cknna",
     "compare",
     "debiased_cka",
@@ -50,13 +48,11 @@ __all__ = [
     "find_sinks",
     "linear_cka",
     "linear_predictability",
-    "maximum_null",
     "minibatch_debiased_cka",
     "minibatch_linear_cka",
     "mutual_knn",
     "null",
     "null_maps",
-    "plan_tiles",
     "procrustes",
     "pwcca",
     "raw",
@@ -67,5 +63,4 @@ __all__ = [
     "shuffled_rows",
     "standardised",
     "svcca",
-    "tiled_map",
 ]

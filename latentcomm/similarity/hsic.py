@@ -1,6 +1,7 @@
 """The unbiased Hilbert-Schmidt independence criterion, from Gram matrices or from sums over centred rows."""
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -98,9 +99,12 @@ def gram_squares(K: Float[Tensor, "layer row column"]) -> Float[Tensor, " layer"
 
 def _in_parts(K: Float[Tensor, "layer row column"]) -> list[Float[Tensor, "part layer entry"]]:
     """Return the entries of Gram matrices in parts of SUM_ENTRIES, and what is left as a part of its own."""
-    flat = K.flatten(1)
+    flat = rearrange(K, "layer row column -> layer (row column)")
     whole = flat.shape[1] // SUM_ENTRIES * SUM_ENTRIES
-    return [flat[:, :whole].unflatten(1, (-1, SUM_ENTRIES)).transpose(0, 1), flat[:, whole:][None]]
+    return [
+        rearrange(flat[:, :whole], "layer (part entry) -> part layer entry", entry=SUM_ENTRIES),
+        flat[:, whole:][None],
+    ]
 
 
 def alignment_ratio(

@@ -1,6 +1,6 @@
 """How much of one space a linear map predicts from the other, on documents it was not fitted on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,10 @@ from latentcomm.similarity.layer_maps.ridge import (
     target_sums,
 )
 
-__all__ = ["linear_predictability"]
+__all__ = ["linear_predictability", "predictability_of_each"]
+
+Documents = Int[Tensor, " row"] | Sequence[int] | Sequence[str]
+"""One document label a row."""
 
 
 def linear_predictability(
@@ -29,7 +32,7 @@ def linear_predictability(
     folds: int = 5,
     penalty: float | int | None = None,
     seed: int = 0,
-    groups: Int[Tensor, " row"] | Sequence[int] | Sequence[str] | None = None,
+    groups: Documents | None = None,
 ) -> float:
     """Return the held-out R^2 of predicting y from x by ridge regression: 1 - sum SSE / sum TSS over the folds.
 
@@ -54,14 +57,47 @@ def linear_predictability(
     >>> round(linear_predictability(rows, rows[:, :2]), 6), round(linear_predictability(rows, noise), 2)
     (1.0, -0.02)
     """
+    each = predictability_of_each(x, [y], folds=folds, penalty=penalty, seed=seed, groups=groups)
+    return float(each)
+
+
+def predictability_of_each(
+    x: Float[Tensor, "row d_sender"],
+    y_layers: Iterable[Float[Tensor, "_ _"]],
+    *,
+    folds: int = 5,
+    penalty: float | int | None = None,
+    seed: int = 0,
+    groups: Documents | None = None,
+) -> Float[Tensor, " layer_y"]:
+    """Return `linear_predictability` of every layer of y from x, which is factored once for all of them.
+
+    The layers of y may come one at a time from an iterator: one is in memory then.
+
+    Raises:
+        ValueError: as `linear_predictability`, or no layer of y.
+
+    >>> rows = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    >>> predictability_of_each(rows, (rows[:, :2], rows + 1)).round(decimals=6)
+    tensor([1., 1.], dtype=torch.float64)
+    """
     check_penalty(penalty, folds)
-    require_pair(x, y, least_rows=2 * folds, why=f"for {folds} folds")
+    why = f"for {folds} folds"
+    require_pair(x, x, least_rows=2 * folds, why=why)
     fold = torch.empty(x.shape[0], dtype=torch.int64)
     for number, held_out in enumerate(row_folds(x.shape[0], folds=folds, groups=groups, seed=seed)):
         fold[held_out] = number
-    x, y, fold = centred(x)[0], centred(y)[0], fold.to(x.device)
-    source = factor_source(fold_sums(x, fold, folds), choosing=penalty is None)
-    target, cross = target_sums(y, fold, folds), cross_sums(x, y, fold, folds)
-    if penalty is None:
-        return float(r_squared_chosen(source, target, cross))
-    return float(r_squared_at(source, target, cross, [float(penalty)])[0])
+    rows, fold = centred(x)[0], fold.to(x.device)
+    source = factor_source(fold_sums(rows, fold, folds), choosing=penalty is None)
+    found = []
+    for y in y_layers:
+        require_pair(x, y, least_rows=2 * folds, why=why)
+        targets = centred(y)[0]
+        target, cross = target_sums(targets, fold, folds), cross_sums(rows, targets, fold, folds)
+        if penalty is None:
+            found.append(r_squared_chosen(source, target, cross))
+        else:
+            found.append(r_squared_at(source, target, cross, [float(penalty)])[0])
+    if not found:
+        raise ValueError("there is no layer of y to predict; give at least 1")
+    return torch.stack(found)

@@ -131,7 +131,7 @@ def test_drawing_in_parts_gives_the_same_draws(monkeypatch):
 
 
 @pytest.mark.parametrize("groups", [None, [item // 7 for item in range(30)]])
-def test_pairs_that_share_their_resamples_are_those_of_each_alone_to_the_bit(groups):
+def test_pairs_that_share_resamples_are_those_of_each_alone_to_the_bit(groups):
     generator = np.random.default_rng(3)
     a, b, c = 1e9 * generator.normal(size=(3, 30))
     alone = [paired_bootstrap(*pair, groups=groups, seed=5) for pair in ((a, b), (c, b))]

@@ -80,7 +80,7 @@ def test_more_pairs_are_another_row_of_the_same_channels(
     assert set(table["condition"]) == {"message", "shuffled", "zero", "random"}
     data = json.loads((tmp_path / "fig14_training_pairs_digits.json").read_text("utf-8"))["data"]
     assert "the same, shuffled picture" in {trace["name"] for trace in data}
-    assert set(table["channel"]) == {"blind", *module.SMOKE.channels}
+    assert set(table["channel"]) == {"silent", *module.SMOKE.channels}
     assert (table.groupby("part")["block"].nunique() == 1).all()  # chosen once, on all pairs
 
 

@@ -29,7 +29,7 @@ def eye(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoder_folder(tmp_path_factory.mktemp("models") / "tiny-vit")
 
 
-def crossmodal(reader: Path, out: Path, *more: str | Path, channels: str = "oracle,soft-prompt,caption") -> Ended:
+def crossmodal(reader: Path, out: Path, *more: str | Path, channels: str = "skyline,soft-prompt,caption") -> Ended:
     chosen = ("--channels", channels) if channels else ()
     return run("crossmodal", "--receiver", reader, *FEW, *chosen, "--name", "c", "--out", out, *more)
 
@@ -45,7 +45,7 @@ def test_digits_need_no_other_encoder_and_every_question_is_in_one_table(reader:
     table = pd.read_csv(tmp_path / "c.csv")
     assert set(table["type"]) == {"identity", "category", "colour", "count", "position"}
     assert set(table["channel"]) == {
-        "blind", "oracle", "soft_prompt", "graft", "caption", "caption_by_map", "caption_by_word",
+        "silent", "skyline", "soft_prompt", "graft", "caption", "caption_by_map", "caption_by_word",
         "probe", "random_encoder", "graft_random_encoder", "shuffled_names", "graft_shuffled_names",
     }  # fmt: skip
     assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
@@ -75,7 +75,7 @@ def test_after_ctrl_c_the_same_command_resumes_as_one_run(
     assert crossmodal(reader, parts, *options).exit_code == 0
     first, second = (pd.read_csv(each / "c.csv") for each in (whole, parts))
     pd.testing.assert_frame_equal(first, second)
-    assert total.calls == 48 - 4  # parts, questions; silence, oracle, the caption twice, the soft prompt four times
+    assert total.calls == 48 - 4  # parts, questions; silence, skyline, the caption twice, the soft prompt four times
     assert crossmodal(reader, parts, *options).exit_code == 0
     assert total.calls == 48 - 4
 
@@ -85,7 +85,7 @@ def test_what_decides_the_numbers_is_in_the_settings(reader: Path, eye: Path, tm
     (place / "pictures" / "2.png").write_bytes((place / "pictures" / "3.png").read_bytes())
     (place / "pictures" / "5.png").write_text("no picture")
     options = ("--vision", eye, "--data", place, "--skip-unreadable", "--n-pictures", "14", "--composed")
-    result = crossmodal(reader, tmp_path / "out", *options, "--pooling", "patches", channels="blind")
+    result = crossmodal(reader, tmp_path / "out", *options, "--pooling", "patches", channels="silent")
     assert result.exit_code == 0, result.output
     settings = json.loads((tmp_path / "out" / "c.meta.json").read_text("utf-8"))["settings"]
     assert settings["skip_unreadable"] is True and settings["n_pictures"] == 14
@@ -145,6 +145,6 @@ def test_a_picture_that_cannot_be_read_is_skipped_only_if_asked(reader: Path, ey
     place = picture_folder(tmp_path / "pictures")
     (place / "pictures" / "2.png").write_text("no picture")
     options = ("--vision", eye, "--data", place)
-    refused = crossmodal(reader, tmp_path / "out", *options, channels="blind")
+    refused = crossmodal(reader, tmp_path / "out", *options, channels="silent")
     assert refused.exit_code == 1 and "2.png cannot be read" in last_line(refused.stderr)
-    assert crossmodal(reader, tmp_path / "out", *options, "--skip-unreadable", channels="blind").exit_code == 0
+    assert crossmodal(reader, tmp_path / "out", *options, "--skip-unreadable", channels="silent").exit_code == 0

@@ -21,7 +21,7 @@ from latentcomm.experiments.controls import (
     applies,
     derangement,
     exchanged_alike,
-    norm_matched_random,
+    random_message,
     same_label,
     self_message,
     shuffled,
@@ -154,14 +154,14 @@ class TestTheOtherControls:
 
     def test_random_keeps_each_norm_and_no_direction(self) -> None:
         given = exchange()
-        true, found = vectors(given.message), vectors(norm_matched_random(given))
+        true, found = vectors(given.message), vectors(random_message(given))
         assert torch.allclose(found.norm(dim=-1), true.norm(dim=-1), rtol=1e-12, atol=0)
         assert len({round(float(norm), 6) for norm in true.norm(dim=-1)}) > 1  # norms that differ, each kept
         assert torch.nn.functional.cosine_similarity(found, true).abs().max() < 0.7
         assert torch.nn.functional.cosine_similarity(found[:-1], found[1:]).abs().max() < 0.7
 
     def test_random_is_the_same_for_a_seed_and_differs_between_seeds(self) -> None:
-        first, again, other = (vectors(norm_matched_random(exchange(seed=seed))) for seed in (0, 0, 1))
+        first, again, other = (vectors(random_message(exchange(seed=seed))) for seed in (0, 0, 1))
         assert_same_bits(first, again)
         assert (first - other).abs().amax(-1).min() > 0.01
 
@@ -169,16 +169,16 @@ class TestTheOtherControls:
         torch.manual_seed(3)
         expected = torch.rand(2)
         torch.manual_seed(3)
-        norm_matched_random(exchange())
+        random_message(exchange())
         assert_same_bits(torch.rand(2), expected)
 
     def test_random_of_a_zero_message_is_zero_and_halves_have_the_norms(self) -> None:
         given = exchange()
         nothing = replace(given, message=Message(torch.zeros(3, 32), "by hand"))
-        found = vectors(norm_matched_random(nothing))
+        found = vectors(random_message(nothing))
         assert found.shape == (3, 32) and not found.any()
         half = replace(given, message=Message(vectors(given.message).half(), "by hand"))
-        found = vectors(norm_matched_random(half))
+        found = vectors(random_message(half))
         assert found.dtype == torch.float16
         assert torch.allclose(found.double().norm(dim=-1), vectors(half.message).double().norm(dim=-1), rtol=1e-3)
 

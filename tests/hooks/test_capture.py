@@ -14,6 +14,7 @@ from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms
 from tiny import BACKENDS, EVERY_MODEL, PAD_ID, build, files_in, hooks_left, ids, left_padded, model
 from torch import Tensor
 
+from latentcomm._core import records
 from latentcomm.hooks.capture import ActivationStore, capture, capture_positions, capture_to_disk, run_to_deepest
 from latentcomm.models import Model
 from latentcomm.models.prompts import Prompts
@@ -251,6 +252,21 @@ class TestOnDisk:
         self.stored(tmp_path / "part")
         assert runs == [0, 0, 1, 1]  # all is there: nothing ran
 
+    def test_a_damaged_shard_is_set_aside_and_captured_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        whole, run, runs = self.stored(tmp_path / "whole"), run_to_deepest, []
+        part = self.stored(tmp_path / "part")
+        part.shard_path(1).write_bytes(part.shard_path(1).read_bytes()[:-8])
+        monkeypatch.setattr(capturing, "run_to_deepest", lambda *given, **how: runs.append(1) or run(*given, **how))
+        assert_same_bits(self.stored(tmp_path / "part").load(SITES[1]), whole.load(SITES[1]))
+        assert runs == [1]
+        assert "shard-00001.safetensors is damaged" in capsys.readouterr().err
+        assert "shard-00001.safetensors.damaged" in files_in(tmp_path / "part")
+        (tmp_path / "part" / "manifest.json").write_text('{"model"')  # of what the shards are is not known any more
+        assert_same_bits(self.stored(tmp_path / "part").load(SITES[1]), whole.load(SITES[1]))
+        assert runs == [1, 1, 1, 1]
+
     def test_a_full_disk_says_so_and_keeps_what_is_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         whole, replace, calls = self.stored(tmp_path / "whole"), os.replace, []
 
@@ -299,7 +315,7 @@ class TestOnDisk:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         width = 36  # no other tensor of the test run is as wide
-        tiny, save, peaks = model("gpt2", d_model=width), capturing.write_tensors, []
+        tiny, save, peaks = model("gpt2", d_model=width), records.write_tensors, []
         held = {id(tensor) for tensor in tiny.hooked.parameters()}
 
         def weighed(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -307,7 +323,7 @@ class TestOnDisk:
             peaks.append(sum(one.numel() for one in alive if id(one) not in held) / width)
             save(path, tensors)
 
-        monkeypatch.setattr(capturing, "write_tensors", weighed)
+        monkeypatch.setattr(records, "write_tensors", weighed)
         prompts = Prompts.from_ids(ids(*[8] * 40))
         self.stored(tmp_path, model=tiny, prompts=prompts, rows_per_shard=16, batch_tokens=16)
         assert len(peaks) == 20

@@ -9,9 +9,12 @@ from tiny import ARCHITECTURES, CHOICES, EVERY_MODEL, model, transformers_model
 from torch import Tensor
 from toys import ASKED, toy
 
+from latentcomm.hooks.capture import capture
 from latentcomm.hooks.decode import next_token_logits
-from latentcomm.hooks.logit_lens import lens_choice, lens_top_token
+from latentcomm.hooks.logit_lens import LensHits, logit_lens
 from latentcomm.models import Model, encode
+from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 from latentcomm.tasks import draw_choices
 
 TASK = toy()
@@ -29,6 +32,38 @@ def sayable(tiny: Model, top: Tensor) -> dict[int, str]:
 
 def options(tiny: Model) -> list[tuple[str, ...]]:
     return draw_choices(TASK, tiny.first_token, seed=0)
+
+
+def lens(
+    tiny: Model,
+    prompts: Prompts,
+    layers: Sequence[int],
+    *,
+    answers: Sequence[Sequence[str]] | None = None,
+    right: Sequence[str] | None = None,
+    choices: Sequence[Sequence[str]] | None = None,
+) -> LensHits:
+    """The lens of the last token's state after these layers; what a test does not look at is any word."""
+    word = [CHOICES[0]] * len(prompts)
+    sites = [Site(layer) for layer in layers]
+    at = capture(tiny, prompts, list(dict.fromkeys(sites)))
+    return logit_lens(
+        tiny,
+        torch.stack([at.last(site) for site in sites], 1),
+        answers=[[name] for name in word] if answers is None else answers,
+        right=word if right is None else right,
+        choices=[[name] for name in word] if choices is None else choices,
+    )
+
+
+def lens_top_token(tiny: Model, prompts: Prompts, layers: Sequence[int], answers: Sequence[Sequence[str]]) -> Tensor:
+    return lens(tiny, prompts, layers, answers=answers).top_token
+
+
+def lens_choice(
+    tiny: Model, prompts: Prompts, layers: Sequence[int], right: Sequence[str], choices: Sequence[Sequence[str]]
+) -> Tensor:
+    return lens(tiny, prompts, layers, right=right, choices=choices).choice
 
 
 def naive_lens(architecture: str, texts: Sequence[str]) -> Tensor:
@@ -137,7 +172,7 @@ def test_a_choice_that_shares_its_first_token_is_not_above_the_other() -> None:
 
 def test_another_number_of_answers_than_prompts_is_refused() -> None:
     tiny = model("llama")
-    prompts, message = encode(tiny, TEXTS), "1 answers or lists of choices for 8 prompts"
+    prompts, message = encode(tiny, TEXTS), "1 answers or lists of choices for 8 items"
     with pytest.raises(ValueError, match=message):
         lens_top_token(tiny, prompts, [1], [["Greece"]])
     with pytest.raises(ValueError, match=message):

@@ -10,6 +10,7 @@ from sklearn.linear_model import Ridge
 from latentcomm.alignment import PENALTY_RATIOS, row_folds
 from latentcomm.similarity import linear_predictability
 from latentcomm.similarity.layer_maps.ridge import check_penalty, factor_source, fold_sums
+from latentcomm.similarity.predictability import predictability_of_each
 
 
 def documents(n_documents: int, length: int) -> torch.Tensor:
@@ -40,6 +41,19 @@ def test_a_given_penalty_is_scikit_learns_refits(groups, penalty):
     fits = [refit(x.numpy(), y.numpy(), rest(60, part), part, penalty) for part in held_out]
     expected = 1 - sum(sse for sse, _ in fits) / sum(tss for _, tss in fits)
     assert linear_predictability(x, y, penalty=penalty, groups=groups, seed=3) == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("penalty", [None, 0.01])
+def test_many_layers_at_once_are_the_same_numbers_as_each_alone(penalty):
+    x, y = planted(60, noise=1.0)
+    layers = [y, rows(60, 3, seed=9), 2 * y]
+    found = predictability_of_each(x, iter(layers), penalty=penalty, groups=documents(12, 5), seed=3)
+    expected = [linear_predictability(x, y, penalty=penalty, groups=documents(12, 5), seed=3) for y in layers]
+    assert found.tolist() == expected and expected[0] > 0.2 > expected[1]
+    with pytest.raises(ValueError, match="no layer of y to predict"):
+        predictability_of_each(x, [])
+    with pytest.raises(ValueError, match="y is 1 wide"):
+        predictability_of_each(x, [y, y[:, :1]])
 
 
 @pytest.mark.parametrize("folds", [3, 5])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latentcomm._core.files import read_tensors, write_tensors
 from latentcomm._core.progress import say
+from latentcomm._core.records import read_whole
 from latentcomm.models import Model
 
 CHECKPOINT = "latentcomm checkpoint 1"
@@ -141,7 +142,8 @@ def train(
     Each epoch has a new order of the examples, and a loss draws from the seed and the number of the update, so there is
     no random state to save. With `checkpoint` the parameters, the optimiser and the losses are written there every
     `every` updates and at the end; an interrupted training resumes from them and ends with the same bits as an
-    uninterrupted one, and a finished one is loaded. Gradients flow through the `frozen` models, whose weights do not
+    uninterrupted one, and a finished one is loaded. A damaged checkpoint is named on standard error and set aside as
+    FILE.damaged, and the training starts anew. Gradients flow through the `frozen` models, whose weights do not
     change.
 
     Raises:
@@ -305,9 +307,10 @@ def _resume(
     path: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, configuration: Mapping[str, Any]
 ) -> tuple[list[float], float]:
     """Load the checkpoint, if there is one, into the parameters and the optimiser; its losses and seconds."""
-    if not path.exists():
+    found = read_whole(path, _read)
+    if found is None:
         return [], 0.0
-    manifest, tensors = _read(path)
+    manifest, tensors = found[0]
     if manifest.get("format") != CHECKPOINT:
         raise ValueError(f"{path} is no checkpoint of a training; give another path")
     saved, requested = _flat(manifest["asked"]), _flat(json.loads(json.dumps(configuration)))

@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -98,7 +99,7 @@ class NearestWords:
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
         """By Euclidean distance; of equally near ones the first."""
         rows = self.mapping(vectors.to(self.mapping.weight.device)).double().cpu()
-        mapped = rows.unflatten(1, (len(self.places), -1))
+        mapped = rearrange(rows, "item (token d_receiver) -> item token d_receiver", token=len(self.places))
         table = self.receiver.embedding_table.detach()
         tokens: list[list[int]] = [[] for _ in mapped]
         for place, ids in enumerate(self.places):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -126,7 +127,8 @@ class SoftPrompt(SeenVectors):
                 f"the map of {self.name} gives {mapped.shape[1]} entries and {self.n_tokens} soft tokens of "
                 f"{receiver.name} take {self.n_tokens * receiver.d_model}; fit one for this receiver"
             )
-        return in_words_place(receiver, task, mapped.unflatten(1, (self.n_tokens, receiver.d_model)))
+        tokens = rearrange(mapped, "item (token d_receiver) -> item token d_receiver", token=self.n_tokens)
+        return in_words_place(receiver, task, tokens)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -112,7 +113,7 @@ def _scans() -> tuple[UInt8[np.ndarray, "scan 8 8"], tuple[int, ...]]:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
-    scans = np.asarray(pixels).reshape(-1, 8, 8) * (255 / 16)
+    scans = rearrange(np.asarray(pixels), "scan (row column) -> scan row column", row=8) * (255 / 16)
     return scans.round().astype(np.uint8), tuple(int(label) for label in np.asarray(labels))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -48,7 +49,7 @@ def caption_embeddings(
         rows = answer_ids(receiver, [f" {caption}" for caption in captions])
         return torch.stack([table[torch.tensor(ids, device=table.device)].mean(0) for ids in rows]).float().cpu()
     full = torch.tensor(caption_tokens(receiver, captions, n_tokens=n_tokens), device=table.device)
-    return table[full].flatten(1).float().cpu()
+    return rearrange(table[full], "caption token d_receiver -> caption (token d_receiver)").float().cpu()
 
 
 def caption_tokens(receiver: Model, captions: Sequence[str], *, n_tokens: int) -> list[list[int]]:
@@ -273,7 +274,8 @@ class SoftPromptLearner:
     def loss(self, batch: Sequence[int], generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: ARG002
         """The mean cross-entropy of the answers."""
         rows = list(batch)
-        tokens = (self.vectors[rows] @ self.weight.T + self.bias).unflatten(1, (self.n_tokens, -1))
+        mapped = self.vectors[rows] @ self.weight.T + self.bias
+        tokens = rearrange(mapped, "item (token d_receiver) -> item token d_receiver", token=self.n_tokens)
         prompts, soft = filled([self.halves[row] for row in rows], list(tokens.to(self.receiver.dtype)))
         answers = [self.answers[row] for row in rows]
         return cross_entropy(answer_logits(self.receiver, ReceiverInput(prompts, soft=soft), answers), answers)

@@ -66,7 +66,7 @@ def picture_task(
     r"""The items of one question: one per picture that has the fact.
 
     The sender's text is the id of the picture, the receiver's is the question alone, and the skyline's is the true
-    caption and the question: the text oracle. A reply may give a number from zero to ten in words or as a numeral. Up
+    caption and the question: the skyline. A reply may give a number from zero to ten in words or as a numeral. Up
     to 20 answers, all of them are choices of every item; of more, each item gets 20. `answers_from` gives the answers
     that choices are made of where the question names none; by default this set. Tags: type, question, picture.
 

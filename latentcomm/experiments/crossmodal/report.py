@@ -57,7 +57,7 @@ def print_crossmodal(found: CrossModal, console: Console) -> None:
             caption=f"drift: {', '.join(measured)}" if measured else None,
         )
     console.print(
-        "95 % Wilson intervals. p: exact McNemar of the choices against the blind receiver, against words (the caption "
+        "95 % Wilson intervals. p: exact McNemar of the choices against silence, against words (the caption "
         "that got most of these pictures right, which favours words), against the random encoder, and against the "
         "channel's own message of another picture; not corrected for multiple tests. Drift: the median percentile of "
         "a map's output among the receiver's own states; 0.5 is typical of them, 1 further off than all. Probe: a "
@@ -80,7 +80,7 @@ def _printed(
         | {metric: interval(row) for metric, row in zip(metrics, own, strict=True)}
         | {
             "shuffled": "/".join(accuracy(cells.get((channel, "shuffled", metric))) for metric in metrics).strip("/"),
-            "p blind": p_value(last["p_blind"]),
+            "p silent": p_value(last["p_silent"]),
             "p words": "-" if words is None else p_value(last[f"p_{words['channel']}"]),
             "p random": p_value(last["p_random_encoder"]),
             "p other": p_value(last["p_shuffled"]),

@@ -10,8 +10,15 @@ import pandas as pd
 from latentcomm._core.progress import say, track
 from latentcomm.channels import Message
 from latentcomm.experiments.accuracy import to_table
-from latentcomm.experiments.crossmodal.fitted_channels import CHANNELS, FITTED_CONTROLS, USUAL, Fitted, Plan
-from latentcomm.experiments.crossmodal.probe import PROBE
+from latentcomm.experiments.crossmodal.drift import measure_drift
+from latentcomm.experiments.crossmodal.fitted_channels import (
+    CHANNELS,
+    FITTED_CONTROLS,
+    USUAL,
+    Plan,
+    Setup,
+    fit_channels,
+)
 from latentcomm.experiments.crossmodal.questions import distinct_choices, picture_task
 from latentcomm.experiments.crossmodal.splits import Part, digit_parts
 from latentcomm.experiments.crossmodal.table import picture_table
@@ -61,7 +68,7 @@ def cross_modal(
 ) -> CrossModal:
     """Latents against captions on held-out pictures, by question, with every control.
 
-    Channels: "blind" (the question alone), "oracle" (the true caption), "soft_prompt" and "graft" (latents through
+    Channels: "silent" (the question alone), "skyline" (the true caption), "soft_prompt" and "graft" (latents through
     ridge maps), "soft_prompt_trained" where the plan names it, "caption" (that of the nearest fitting picture by the
     same latents), "caption_by_map" (the caption nearest to the output of the soft prompt's map), "caption_by_word"
     (that output, each soft token rounded to the nearest token of captions), "random_encoder" (a soft prompt from an
@@ -71,8 +78,8 @@ def cross_modal(
     vectors answers, fitted to the answers about the fitting pictures, which training through the receiver also sees.
     Soft prompts, grafts and captions that are no controls themselves are also run with the messages of other pictures
     ("shuffled"), soft prompts and grafts with the zero vector and a random one of the same norm ("zero", "random");
-    blind and oracle have no message to shuffle. Nothing is fitted or chosen on a test picture. With `checkpoint` a run
-    that was stopped resumes.
+    silent and skyline have no message to shuffle. Nothing is fitted or chosen on a test picture. With `checkpoint` a
+    run that was stopped resumes.
 
     Raises:
         ValueError: no part, two of one name, or what fitting and evaluation refuse.
@@ -85,13 +92,14 @@ def cross_modal(
     groups: dict[str, str] = {}
     drift: dict[tuple[str, str, str], Mapping[str, float]] = {}
     for part in parts:
-        fitted = Fitted(vision, receiver, part, plan, folder, progress)
-        channels, chosen[part.name] = fitted.channels(), fitted.chosen()
+        setup = Setup.of(vision, receiver, part, plan, folder, progress=progress)
+        fitted = fit_channels(setup)
+        channels, chosen[part.name] = fitted.channels, fitted.places.chosen
         if progress and chosen[part.name]:
             places = ", ".join(f"{name.replace('_', ' ')} {place}" for name, place in chosen[part.name].items())
             say(f"{part.name}: {places}")
         for question in part.questions:
-            task = exchangeable(picture_task(fitted.asked, question, template=plan.template))
+            task = exchangeable(picture_task(setup.asked, question, template=plan.template))
             task = distinct_choices(task, receiver.first_token, seed=plan.seed)
             groups |= {item.id: f"{part.name}/{item.tags['group']}" for item in task.items}
             messages: dict[str, tuple[Message, Cost]] = {}
@@ -102,10 +110,10 @@ def cross_modal(
                     controls=() if channel.name in FITTED_CONTROLS else CONTROLS,
                     reply_tokens=plan.reply_tokens, checkpoint=folder, told=messages,
                 )  # fmt: skip
-            if PROBE in plan.channels:
-                results += fitted.probed(question, task)
+            if fitted.probe is not None:
+                results += fitted.probe.trials(question, task)
             trials[part.name, question.name, question.type] = results
-            drift |= {(part.name, question.name, each.name): fitted.drift(each, question) for each in channels}
+        drift |= {(part.name, *which): each for which, each in measure_drift(setup, channels).items()}
     return CrossModal(picture_table(trials, groups=groups, drift=drift, seed=plan.seed), trials, chosen)
 
 

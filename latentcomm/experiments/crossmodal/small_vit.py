@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm._core.files import digest
+from latentcomm._core.files import digest, read_tensors
+from latentcomm._core.records import read_whole
 from latentcomm.channels.training.trainer import Schedule, load_weights, save_weights, train
 from latentcomm.experiments.crossmodal.digits import CELLS, EDGE, INKS, WORDS, digit_halves, four_cells, one_digit
 from latentcomm.experiments.crossmodal.pictures import PictureSet
@@ -68,13 +70,13 @@ class SeeingLearner:
         """The cross-entropies, each over the pictures of the batch that have such a target."""
         rows = list(batch)
         states = self.encoder(pixel_values=self.pixels[rows]).last_hidden_state
-        plane = states[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
-        cells = F.avg_pool2d(plane, 2).flatten(2).transpose(1, 2)
+        plane = rearrange(states[:, 1:], "item (row column) d -> item d row column", row=4)
+        cells = rearrange(F.avg_pool2d(plane, 2), "item d row column -> item (row column) d")
         wanted = self.targets[rows]
         logits = (states[:, 0] @ self.heads["digit"].T, states[:, 0] @ self.heads["ink"].T)
         losses = [F.cross_entropy(given, wanted[:, place]) for place, given in enumerate(logits)]
-        quarters = (cells @ self.heads["cell"].T).flatten(0, 1)
-        losses.append(F.cross_entropy(quarters, wanted[:, 2:].flatten()))
+        quarters = rearrange(cells @ self.heads["cell"].T, "item cell digit -> (item cell) digit")
+        losses.append(F.cross_entropy(quarters, rearrange(wanted[:, 2:], "item cell -> (item cell)")))
         return torch.stack([loss for loss in losses if not loss.isnan()]).sum()
 
 
@@ -104,7 +106,7 @@ def small_vit(
     wanted |= {"batch": BATCH, "rate": RATE, "pictures": digest(list(sets))}
     encoder = _untrained(seed)
     name = f"small-vit-{seed}"
-    if file is not None and file.exists():
+    if file is not None and read_whole(file, read_tensors) is not None:
         weights, facts = load_weights(file, kind=KIND)
         if facts != wanted:
             raise ValueError(f"{file.name} holds the encoder of {facts} and not of {wanted}; give another path")

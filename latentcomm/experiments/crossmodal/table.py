@@ -10,7 +10,7 @@ from latentcomm.experiments.evaluation import MESSAGE, Trial
 
 CAPTIONS = ("caption", "caption_by_map", "caption_by_word")
 """The channels that send the same latents as text."""
-AGAINST = ("blind", *CAPTIONS, PROBE, "random_encoder", "wrong_names", "shuffled")
+AGAINST = ("silent", *CAPTIONS, PROBE, "random_encoder", "wrong_names", "shuffled")
 """What a channel is compared with: no picture, the same latents as text, a classifier of them that has seen answers, an
 untrained encoder, maps fitted to wrong names, and its own message of another picture."""
 OWN_CONTROLS = {
@@ -39,7 +39,7 @@ def picture_table(
     high); chance, the accuracy of guessing among the choices; units, how many groups of pictures the bootstrap draws
     from; for each of `AGAINST` (channels; under "random_encoder" and "wrong_names" this channel's own of
     `OWN_CONTROLS`; under "shuffled" its own message of another picture) the comparison of `accuracy.accuracy_table`
-    (over_blind, over_blind_low, over_blind_high, p_blind, ...); drift and drift_above_95, how far the output of the
+    (over_silent, over_silent_low, over_silent_high, p_silent, ...); drift and drift_above_95, how far the output of the
     channel's map is from the receiver's own states (`diagnostics.combined_drift`). What does not apply is NaN.
 
     The bootstrap draws whole groups, since views of one drawing are right or wrong together. McNemar's test and the
@@ -79,6 +79,6 @@ def picture_table(
 def _baselines(channel: str, condition: str) -> dict[str, Key]:
     if condition != MESSAGE:
         return {}
-    baselines = {name: (name, MESSAGE) for name in ("blind", *CAPTIONS, PROBE) if name != channel}
+    baselines = {name: (name, MESSAGE) for name in ("silent", *CAPTIONS, PROBE) if name != channel}
     baselines |= {name: (own, MESSAGE) for name, own in OWN_CONTROLS.get(channel, {}).items()}
     return baselines | {"shuffled": (channel, "shuffled")}

@@ -6,17 +6,15 @@ from itertools import product
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
-from latentcomm.alignment import row_folds
 from latentcomm.experiments.diagnosis.rows import Rows, rms_layers, sample
 from latentcomm.similarity import MinibatchPairs, NullMaps, Pairing, exchanged_documents
-from latentcomm.similarity.layer_maps.ridge import TargetSums, cross_sums, factor_source, fold_sums, r_squared_chosen
+from latentcomm.similarity.predictability import predictability_of_each
 
-__all__ = ["NULL_QUANTILE", "NULL_ROWS", "predictability_table", "r_squared_map", "similarity_table"]
+__all__ = ["NULL_QUANTILE", "NULL_ROWS", "predictability_table", "similarity_table"]
 
 NULL_QUANTILE = 0.975
 """One in forty unrelated pairs exceeds this quantile: the upper end of a two-sided 95 % interval."""
@@ -105,10 +103,9 @@ def predictability_table(
         maps_to_fit += [("backward", matched, y, x), ("backward_null", back, y, x)]
 
     def line_of(source: Tensor, targets: Tensor, pairing: Pairing) -> dict[str, Tensor]:
+        paired = (layer[pairing.partners] for layer in targets)
         documents = rows.document[pairing.rows]
-        chosen = source[None, pairing.rows]
-        found = r_squared_map(chosen, targets, partners=pairing.partners, documents=documents, folds=folds, seed=seed)
-        return {"line": found[0]}
+        return {"line": predictability_of_each(source[pairing.rows], paired, folds=folds, seed=seed, groups=documents)}
 
     steps = [
         (name, number, partial(line_of, source, targets, pairing))
@@ -136,44 +133,6 @@ def predictability_table(
             for (row, k), (column, j) in product(enumerate(sender_layers), enumerate(receiver_layers))
         ]
     )
-
-
-def r_squared_map(
-    sources: Float[Tensor, "layer_x row d_x"],
-    targets: Float[Tensor, "layer_y all d_y"],
-    *,
-    partners: Int[Tensor, " row"],
-    documents: Int[Tensor, " row"],
-    folds: int,
-    seed: int,
-) -> Float[Tensor, "layer_x layer_y"]:
-    """Return the held-out R^2 of predicting `targets[:, partners]` from each source layer, row by row.
-
-    The numbers of `latentcomm.similarity.linear_predictability`; each source layer is factored once for all targets.
-
-    Raises:
-        ValueError: fewer documents than folds, or training rows that are all equal.
-    """
-    fold = torch.empty(len(documents), dtype=torch.int64)
-    for number, held_out in enumerate(row_folds(len(documents), folds=folds, groups=documents, seed=seed)):
-        fold[held_out] = number
-    lines = []
-    for layer in sources:
-        x = _centred(layer)
-        source = factor_source(fold_sums(x, fold, folds), choosing=True)
-        line = []
-        for y in (_centred(target[partners]) for target in targets):
-            parts = [y[fold == number] for number in range(folds)]
-            sums = torch.stack([part.sum(0) for part in parts])
-            sizes = torch.stack([part.square().sum() for part in parts])
-            line.append(r_squared_chosen(source, TargetSums(sums, sizes), cross_sums(x, y, fold, folds)))
-        lines.append(torch.stack(line))
-    return torch.stack(lines)
-
-
-def _centred(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    wide = rows.to(torch.float64)
-    return wide - wide.mean(0)
 
 
 def _thinned(pairing: Pairing, most: int, seed: int) -> Pairing:

@@ -18,7 +18,7 @@ from latentcomm.fusion import Fusion, RightAligned
 from latentcomm.models.sites import Site
 from latentcomm.redundancy import fit_predictable
 
-__all__ = ["Cell", "Joint", "calibration_table", "choose_cells", "fit_joints", "fit_references"]
+__all__ = ["ChosenCell", "Joint", "calibration_table", "choose_cells", "fit_joints", "fit_references"]
 
 REFERENCE_ROWS = 3000
 """Most own states of a drift reference; a third of them calibrates it."""
@@ -31,7 +31,7 @@ Aligner = Callable[..., AffineMap]
 
 
 @dataclass(frozen=True)
-class Cell:
+class ChosenCell:
     """A write layer with the sender layer that is read for it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Joint:
         return given if own_width == message_width else RightAligned(given)
 
 
-def choose_cells(predictability: pd.DataFrame, *, n_sender: int, n_receiver: int) -> list[Cell]:
+def choose_cells(predictability: pd.DataFrame, *, n_sender: int, n_receiver: int) -> list[ChosenCell]:
     """Return for each receiver layer of the table its most predictive sender layer, if any is above its null.
 
     Otherwise the sender layer of the table nearest to the same relative depth.
@@ -81,7 +81,7 @@ def choose_cells(predictability: pd.DataFrame, *, n_sender: int, n_receiver: int
     >>> row = {"sender_layer": 0, "receiver_layer": 0, "forward": 0.5, "forward_null": 0.0}
     >>> table = pd.DataFrame([row, {**row, "sender_layer": 1, "forward": 0.7}])
     >>> choose_cells(table, n_sender=2, n_receiver=1)
-    [Cell(read=1, write=0, r_squared=0.7, null=0.0, by_depth=False)]
+    [ChosenCell(read=1, write=0, r_squared=0.7, null=0.0, by_depth=False)]
     """
     cells = []
     for write, part in predictability.groupby("receiver_layer", sort=True):
@@ -93,7 +93,7 @@ def choose_cells(predictability: pd.DataFrame, *, n_sender: int, n_receiver: int
         else:
             best = min(records, key=lambda row: (abs(row["sender_layer"] - depth), row["sender_layer"]))
         read, found, null = int(best["sender_layer"]), float(best["forward"]), float(best["forward_null"])
-        cells.append(Cell(read, int(write), found, null, not above))  # pyright: ignore[reportArgumentType]
+        cells.append(ChosenCell(read, int(write), found, null, not above))  # pyright: ignore[reportArgumentType]
     return cells
 
 
@@ -128,7 +128,7 @@ def fit_references(
 
 def fit_joints(
     rows: Rows,
-    cells: Sequence[Cell],
+    cells: Sequence[ChosenCell],
     *,
     aligner: Aligner | None,
     predictable: bool,

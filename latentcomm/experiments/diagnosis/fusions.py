@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from latentcomm.alignment import AffineMap
-from latentcomm.fusion import Fusion, Mean, NormMatched, OrthogonalResidual, PredictabilityResidual, Replace, Sum
+from latentcomm.channels.catalogue import FUSED
+from latentcomm.fusion import Fusion, PredictabilityResidual
 
 __all__ = ["FUSIONS", "Fitted"]
 
@@ -23,12 +24,8 @@ class Fitted:
 
 FUSIONS: Mapping[str, Fusion | Fitted] = MappingProxyType(
     {
-        "replace": Replace(),
-        "mean": Mean(),
-        "sum": Sum(),
-        "norm_matched": NormMatched(Mean()),
-        "orthogonal_residual": OrthogonalResidual(),
+        **FUSED,
         "predictability_residual": Fitted(PredictabilityResidual),
     }
 )
-"""The fusions of a diagnosis unless others are named; `norm_matched` is the mean at the length of the own state."""
+"""The fusions of a diagnosis unless others are named."""

@@ -14,7 +14,7 @@ from latentcomm._core.progress import track
 from latentcomm._core.records import Records
 from latentcomm.drift import COMBINED, DETECTORS, DriftReference
 from latentcomm.drift.families import partners
-from latentcomm.experiments.diagnosis.cells import Cell, Joint
+from latentcomm.experiments.diagnosis.cells import ChosenCell, Joint
 from latentcomm.experiments.diagnosis.fusions import Fitted
 from latentcomm.experiments.diagnosis.rows import Rows
 from latentcomm.experiments.diagnosis.settings import MESSAGES, OTHER, RANDOM, SAME
@@ -75,7 +75,7 @@ def graft_items(
     items: Items,
     receiver: Model,
     *,
-    cells: Sequence[Cell],
+    cells: Sequence[ChosenCell],
     joints: Mapping[int, Joint],
     fusions: Mapping[str, Fusion | Fitted],
     references: Mapping[int, DriftReference],
@@ -122,7 +122,7 @@ def graft_items(
     return variants, all_effects
 
 
-def drift_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[Cell]) -> pd.DataFrame:
+def drift_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[ChosenCell]) -> pd.DataFrame:
     """Return the two-sided percentile of each fused state at its write layer, by each detector and "combined"."""
     return pd.DataFrame(
         [
@@ -143,7 +143,7 @@ def drift_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: 
     )
 
 
-def effects_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[Cell]) -> pd.DataFrame:
+def effects_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[ChosenCell]) -> pd.DataFrame:
     """Return the effect of each graft on the next token."""
     return pd.DataFrame(
         [
@@ -164,7 +164,7 @@ def effects_table(variants: Sequence[Variant], effects: Sequence[Effects], cells
     )
 
 
-def own_percentiles(effects: Sequence[Effects], cells: Sequence[Cell]) -> dict[int, Float[np.ndarray, " item"]]:
+def own_percentiles(effects: Sequence[Effects], cells: Sequence[ChosenCell]) -> dict[int, Float[np.ndarray, " item"]]:
     """Return the combined percentile of the receiver's own state, without a graft, at each write layer."""
     return {
         cell.write: np.array([float(one.own_percentile[COMBINED][0, cell.write]) for one in effects]) for cell in cells
@@ -172,7 +172,7 @@ def own_percentiles(effects: Sequence[Effects], cells: Sequence[Cell]) -> dict[i
 
 
 def healing_table(
-    variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[Cell], layers: Sequence[int]
+    variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[ChosenCell], layers: Sequence[int]
 ) -> pd.DataFrame:
     """Return deviation and combined percentile at the write layer and each later one with a reference: quartiles."""
     deviation = torch.stack([one.deviation for one in effects]).numpy()
@@ -198,7 +198,7 @@ def healing_table(
 
 
 def _fused(
-    rows: Rows, items: Items, cell: Cell, joint: Joint, fusions: Mapping[str, Fusion | Fitted], seed: int
+    rows: Rows, items: Items, cell: ChosenCell, joint: Joint, fusions: Mapping[str, Fusion | Fitted], seed: int
 ) -> Float[Tensor, "variant item d_receiver"]:
     """Return the state of every fusion and message at a cell, in the order of the variants."""
     own = rows.y[cell.write, items.row]

@@ -12,7 +12,7 @@ from scipy.stats import binom
 from latentcomm._core.files import without_folder
 from latentcomm._core.stats import paired_bootstrap
 from latentcomm.drift import COMBINED
-from latentcomm.experiments.diagnosis.cells import Cell
+from latentcomm.experiments.diagnosis.cells import ChosenCell
 from latentcomm.experiments.diagnosis.rows import Rows
 from latentcomm.experiments.diagnosis.settings import MESSAGES, OTHER, RANDOM, SAME
 from latentcomm.models import Model
@@ -71,7 +71,11 @@ class Situation:
 
 
 def cell_table(
-    drift: pd.DataFrame, effects: pd.DataFrame, cells: Sequence[Cell], *, own: Mapping[int, Float[np.ndarray, " item"]]
+    drift: pd.DataFrame,
+    effects: pd.DataFrame,
+    cells: Sequence[ChosenCell],
+    *,
+    own: Mapping[int, Float[np.ndarray, " item"]],
 ) -> pd.DataFrame:
     """Return one row per fusion and write layer: predictability, and for each message the medians over `n` items.
 
@@ -132,7 +136,9 @@ def recommend(cells: pd.DataFrame) -> tuple[Recommendation, ...]:
     )
 
 
-def warn(rows: Rows, sender: Model, receiver: Model, situation: Situation, cells: Sequence[Cell]) -> tuple[str, ...]:
+def warn(
+    rows: Rows, sender: Model, receiver: Model, situation: Situation, cells: Sequence[ChosenCell]
+) -> tuple[str, ...]:
     """Return the caveats of the numbers, one sentence or more each."""
     warnings = []
     if situation.identical:

@@ -22,7 +22,7 @@ from latentcomm.drift import reference as drift_reference
 from latentcomm.experiments.diagnosis.alikeness import predictability_table, similarity_table
 from latentcomm.experiments.diagnosis.cells import (
     Aligner,
-    Cell,
+    ChosenCell,
     calibration_table,
     choose_cells,
     fit_joints,
@@ -199,7 +199,7 @@ def _measured(
     fingerprint: str,
     kept: Records,
     progress: bool,
-) -> tuple[dict[str, pd.DataFrame], list[Cell], dict[str, Any]]:
+) -> tuple[dict[str, pd.DataFrame], list[ChosenCell], dict[str, Any]]:
     """Return all tables, the cells, and facts for the report: the numbers of prompts and reference states."""
     shared: dict[str, Any] = {"seed": seed, "kept": kept, "progress": progress}
     similarity = similarity_table(
@@ -303,7 +303,7 @@ def _model_facts(model: Model, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def _row_facts(rows: Rows, situation: Situation, cells: list[Cell]) -> dict[str, Any]:
+def _row_facts(rows: Rows, situation: Situation, cells: list[ChosenCell]) -> dict[str, Any]:
     """The facts about rows and cells in the report."""
     return {
         "identical": situation.identical,

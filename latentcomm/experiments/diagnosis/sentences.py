@@ -16,7 +16,7 @@ FUSION_WORDS: Mapping[str, str] = {
     "replace": "the message replaces the receiver's own state",
     "mean": "the average of both",
     "sum": "the sum of both",
-    "norm_matched": "the average of both, rescaled to the norm of the own state",
+    "norm_matched": "the sum of both, rescaled to the norm of the own state",
     "orthogonal_residual": "own state plus the component of the message orthogonal to it",
     "predictability_residual": "own state plus the part of the message that a linear map of it does not predict",
 }

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class LayerSweep:
 
     Attributes:
         read_layers, write_layers: the axes, counted from 0, both resid_post.
+        messages: the sender's state at each read layer, before any alignment.
         logits: of each choice's first token, or None without choices.
         top_token: the receiver's most likely next token; None when it was not requested.
         choices: the answer strings of each item, or None.
@@ -40,6 +42,7 @@ class LayerSweep:
 
     read_layers: tuple[int, ...]
     write_layers: tuple[int, ...]
+    messages: Float[Tensor, "item read d_sender"]
     logits: Float[Tensor, "item read write choice"] | None
     top_token: Int[Tensor, "item read write"] | None
     choices: tuple[tuple[str, ...], ...] | None
@@ -168,7 +171,7 @@ def sweep_layers(
             if tokens is not None:
                 tokens[item, read] = part["top_token"][:, row]
     named = None if choices is None else tuple(tuple(row) for row in choices)
-    return LayerSweep(reads, writes, logits, tokens, named, receiver.first_token)
+    return LayerSweep(reads, writes, states, logits, tokens, named, receiver.first_token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,25 +232,25 @@ class _Plan:
 
         packed = can_pack(model, prefix.n_cached, prefix.tail.shape[1])
         final = climb(model, prefix, self.writes, join, n_rows=len(messages), packed=packed)
-        normed = model.final_norm(final.reshape(-1, model.d_model))
+        normed = model.final_norm(rearrange(final, "write row d_model -> (write row) d_model"))
         part: dict[str, Tensor] = {}
         if self.columns is not None:
-            part["logits"] = self._choice_logits(normed.reshape(final.shape), self.columns[items]).cpu()
+            part["logits"] = self._choice_logits(normed, self.columns[items]).cpu()
         if self.top_token:
             step = max(1, UNEMBED_BYTES // (4 * int(model.hooked.cfg.d_vocab)))
             tops = [model.unembed(rows).argmax(-1) for rows in normed.split(step)]
-            part["top_token"] = torch.cat(tops).reshape(final.shape[:2]).cpu()
+            part["top_token"] = rearrange(torch.cat(tops), "(write row) -> write row", row=len(messages)).cpu()
         return part
 
     def _choice_logits(
-        self, normed: Float[Tensor, "write row d_model"], tokens: Int[Tensor, "row choice"]
+        self, normed: Float[Tensor, "cell d_model"], tokens: Int[Tensor, "row choice"]
     ) -> Float[Tensor, "write row choice"]:
         """Logits of each row's own item's choices."""
         columns, index = tokens.unique(return_inverse=True)
-        logits = self.receiver.unembed_columns(normed.reshape(-1, normed.shape[-1]), columns)
+        logits = self.receiver.unembed_columns(normed, columns)
         if cap := self.receiver.softcap:
             logits = cap * torch.tanh(logits / cap)
-        logits = logits.reshape(*normed.shape[:2], -1)
+        logits = rearrange(logits, "(write row) column -> write row column", row=len(tokens))
         return logits.gather(2, index.to(logits.device)[None].expand(len(logits), -1, -1))
 
     def check_cell(self, prefix: Prefix, message: tuple[int, int], states: Tensor) -> None:

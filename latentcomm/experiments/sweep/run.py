@@ -7,14 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from latentcomm.channels import Activation, Silent, Skyline
+from latentcomm.channels import Activation, Message, Silent, Skyline
 from latentcomm.channels.base import label, receiver_prompts, sender_prompts
 from latentcomm.experiments.accuracy import summarise, to_table
 from latentcomm.experiments.controls import USUAL, derangement
-from latentcomm.experiments.evaluation import Trial, evaluate
+from latentcomm.experiments.evaluation import Cost, Trial, evaluate
 from latentcomm.experiments.sweep.grid import Cell, LayerSweep, sweep_layers
 from latentcomm.fusion import Fusion
-from latentcomm.hooks.logit_lens import lens_choice, lens_top_token
+from latentcomm.hooks.capture import capture_positions
+from latentcomm.hooks.graft import LAST
+from latentcomm.hooks.logit_lens import logit_lens
 from latentcomm.models import Model
 from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Item, Task, draw_choices
@@ -104,10 +106,18 @@ def sweep_and_judge(
         Activation(name, Site(chosen[0]), Site(chosen[1]), fusion, alignment) for name, fusion in fusions.items()
     ]
     trials: list[Trial] = []
+    sent: dict[str, tuple[Message, Cost]] = {}  # all fusions send one message, which the sender makes once
     for channel in channels:
-        controls = USUAL if channel.name == names[0] else ("shuffled",)
         trials += evaluate(
-            channel, sender, receiver, test, seed=seed, controls=controls, checkpoint=checkpoint, progress=progress
+            channel,
+            sender,
+            receiver,
+            test,
+            seed=seed,
+            controls=USUAL if channel.name == names[0] else ("shuffled",),
+            checkpoint=checkpoint,
+            told=sent,
+            progress=progress,
         )
     trials += _lens_trials(sender, receiver, test, chosen[0], seed)
     n_eligible = sum(write != receiver.n_layers - 1 for write in cells["write_layer"].tolist()) or len(cells)
@@ -150,10 +160,8 @@ def cell_table(sweep: LayerSweep, sender: Model, task: Task) -> pd.DataFrame:
     right = [item.choice for item in task.items]
     chosen = sweep.accuracy(right)
     top = sweep.top_token_correct(first_token_answers(task, sweep.first_token)).mean(0)
-    prompts = sender_prompts(sender, task)
     answers = first_token_answers(task, sender.first_token)
-    lens_top = lens_top_token(sender, prompts, sweep.read_layers, answers)
-    lens_pick = lens_choice(sender, prompts, sweep.read_layers, right, sweep.choices)
+    lens = logit_lens(sender, sweep.messages, answers=answers, right=right, choices=sweep.choices)
     return pd.DataFrame(
         [
             {
@@ -162,8 +170,8 @@ def cell_table(sweep: LayerSweep, sender: Model, task: Task) -> pd.DataFrame:
                 "n": len(task.items),
                 "choices_accuracy": float(chosen[k, j]),
                 "first_token_accuracy": float(top[k, j]),
-                "lens_choices_accuracy": float(lens_pick[:, k].double().mean()),
-                "lens_first_token_accuracy": float(lens_top[:, k].double().mean()),
+                "lens_choices_accuracy": float(lens.choice[:, k].double().mean()),
+                "lens_first_token_accuracy": float(lens.top_token[:, k].double().mean()),
             }
             for k, read in enumerate(sweep.read_layers)
             for j, write in enumerate(sweep.write_layers)
@@ -221,9 +229,9 @@ def _spellings(item: Item) -> list[str]:
 def _lens_trials(sender: Model, receiver: Model, task: Task, layer: int, seed: int) -> list[Trial]:
     """The sender's own state at the read layer as a reply: free by its top token alone, choices by their logits."""
     choices = draw_choices(task, receiver.first_token, seed=seed)
-    prompts = sender_prompts(sender, task)
-    top = lens_top_token(sender, prompts, [layer], first_token_answers(task, sender.first_token))[:, 0]
-    pick = lens_choice(sender, prompts, [layer], [item.choice for item in task.items], choices)[:, 0]
+    states = capture_positions(sender, sender_prompts(sender, task), [Site(layer)], LAST)[Site(layer)][:, None]
+    answers, right = first_token_answers(task, sender.first_token), [item.choice for item in task.items]
+    lens = logit_lens(sender, states, answers=answers, right=right, choices=choices)
     return [
         Trial(
             item=item.id,
@@ -236,5 +244,7 @@ def _lens_trials(sender: Model, receiver: Model, task: Task, layer: int, seed: i
             choices=bool(picked),
             n_choices=len(options),
         )
-        for item, free, picked, options in zip(task.items, top, pick, choices, strict=True)
+        for item, free, picked, options in zip(
+            task.items, lens.top_token[:, 0], lens.choice[:, 0], choices, strict=True
+        )
     ]

@@ -36,8 +36,6 @@ LABEL = 30
 OTHER = Style(MUTED, "circle-open")
 """The style of the same channel with another picture's message."""
 PICTURE_STYLES = {
-    "blind": Style("#555555", "circle-open"),
-    "oracle": Style("#000000", "diamond"),
     "soft_prompt": Style("#0072B2", "circle"),
     "soft_prompt_trained": Style("#56B4E9", "hexagon2"),
     "graft": Style("#009E73", "triangle-up"),
@@ -65,7 +63,7 @@ def accuracy_by_question(
         ValueError: the table is empty, lacks a column or a number, has no row of the metric, a row twice, or an
             accuracy outside its interval.
 
-    >>> row = {"part": "digits", "question": "colour", "channel": "blind", "condition": "message", "metric": "choices"}
+    >>> row = {"part": "digits", "question": "colour", "channel": "silent", "condition": "message", "metric": "choices"}
     >>> row |= {"accuracy": 0.5, "low": 0.25, "high": 0.75, "n": 12, "chance": 0.25}
     >>> accuracy_by_question(pd.DataFrame([row]), title="One dot").data[1].x
     (0.5,)
@@ -140,7 +138,7 @@ def accuracy_against_pairs(
     Raises:
         ValueError: as in `accuracy_by_question`, and where a number of pairs is not above 0.
 
-    >>> row = {"part": "digits", "question": "colour", "channel": "blind", "condition": "message", "metric": "choices"}
+    >>> row = {"part": "digits", "question": "colour", "channel": "silent", "condition": "message", "metric": "choices"}
     >>> row |= {"accuracy": 0.5, "low": 0.25, "high": 0.75, "n": 12, "chance": 0.25, "pairs": 30}
     >>> accuracy_against_pairs(pd.DataFrame([row]), title="One dot").data[1].y
     (0.5,)

@@ -62,8 +62,8 @@ class LayerPairs:
     `folds` is for `linear_predictability` (1 has no separate folds and takes a fifth of the memory). Documents given to
     `update` go to the fold that `fold_of` names, or else to `document_fold`, so that workers agree without
     communication; without documents row i of a stream goes to fold i modulo `folds`. Where neither rows nor sums fit
-    into `max_bytes`, stream again for some layers at a time (`latentcomm.similarity.tiles`): maps of parts are parts of
-    the map. `device` is where rows go and sums are taken, "cuda" for a GPU; maps are returned there.
+    into `max_bytes`, stream again for some layers at a time (as many as `peak_bytes` allows): maps of parts are parts
+    of the map. `device` is where rows go and sums are taken, "cuda" for a GPU; maps are returned there.
 
     >>> layers = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
     >>> pairs = LayerPairs().update(layers[:, :20], layers[:, :20]).update(layers[:, 20:], layers[:, 20:])

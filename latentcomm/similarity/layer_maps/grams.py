@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -84,7 +85,7 @@ class HeldRows:
         x = torch.cat(list(_centred_layers(self.x[layers.start : layers.stop], order)), 1)
         for y in _centred_layers(self.y, order):
             products = cross_sums(x, y, fold, self.folds)
-            yield products.view(self.folds, len(layers), self.x.shape[2], y.shape[1])
+            yield rearrange(products, "fold (layer d_x) d_y -> fold layer d_x d_y", layer=len(layers))
 
     def swapped(self) -> "HeldRows":
         """Return the same rows with x and y swapped."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -47,9 +48,9 @@ class LayerSums:
         """Add a block of rows to the sums, in place."""
         x = x.to(torch.float64) - self.origin_x[:, None]
         y = y.to(torch.float64) - self.origin_y[:, None]
-        (layer_x, rows, d_x), (layer_y, _, d_y) = x.shape, y.shape
+        (layer_x, _, d_x), (layer_y, _, d_y) = x.shape, y.shape
         a, b = x.square().sum(2), y.square().sum(2)
-        flat_x, flat_y = x.transpose(0, 1).reshape(rows, -1), y.transpose(0, 1).reshape(rows, -1)
+        flat_x, flat_y = (rearrange(each, "layer row d -> row (layer d)") for each in (x, y))
         for number in fold.unique().tolist():
             own = fold == number
             self.n[number] += int(own.sum())
@@ -66,8 +67,11 @@ class LayerSums:
             (self.norms_xy, a @ b.T),
             (self.weighted_xx, torch.einsum("lrd,lr->ld", x, a)),
             (self.weighted_yy, torch.einsum("lrd,lr->ld", y, b)),
-            (self.weighted_xy, (flat_x.T @ b.T).view(layer_x, d_x, layer_y)),
-            (self.weighted_yx, (a @ flat_y).view(layer_x, layer_y, d_y)),
+            (
+                self.weighted_xy,
+                rearrange(flat_x.T @ b.T, "(layer_x d_x) layer_y -> layer_x d_x layer_y", layer_x=layer_x),
+            ),
+            (self.weighted_yx, rearrange(a @ flat_y, "layer_x (layer_y d_y) -> layer_x layer_y d_y", layer_y=layer_y)),
         ):
             sums += more
 
@@ -138,7 +142,7 @@ class LayerSums:
             (other.total_y, self.total_x),
             (other.square_x, self.square_y),
             (other.square_y, self.square_x),
-            (other.cross, self.cross.permute(0, 3, 4, 1, 2)),
+            (other.cross, rearrange(self.cross, "fold layer_x d_x layer_y d_y -> fold layer_y d_y layer_x d_x")),
             (other.size_x, self.size_y),
             (other.size_y, self.size_x),
             (other.norms_xx, self.norms_yy),
@@ -146,8 +150,8 @@ class LayerSums:
             (other.norms_xy, self.norms_xy.T),
             (other.weighted_xx, self.weighted_yy),
             (other.weighted_yy, self.weighted_xx),
-            (other.weighted_xy, self.weighted_yx.permute(1, 2, 0)),
-            (other.weighted_yx, self.weighted_xy.permute(2, 0, 1)),
+            (other.weighted_xy, rearrange(self.weighted_yx, "layer_x layer_y d_y -> layer_y d_y layer_x")),
+            (other.weighted_yx, rearrange(self.weighted_xy, "layer_x d_x layer_y -> layer_y layer_x d_x")),
         ):
             into.copy_(out_of)
         return other

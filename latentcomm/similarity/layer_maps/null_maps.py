@@ -10,7 +10,7 @@ from torch import Tensor
 from latentcomm.similarity.layer_maps.permutations import Pairing
 from latentcomm.similarity.nulls import Null, fewest_rows
 
-__all__ = ["NullMaps", "maximum_null", "null_maps"]
+__all__ = ["NullMaps", "null_maps"]
 
 LayersX = Float[Tensor, "layer_x row d_sender"] | Sequence[Float[Tensor, "row _"]]
 """The same rows at each layer of x."""
@@ -83,23 +83,3 @@ def null_maps(
         x = [layer[pairing.rows] for layer in x_layers]
         values.append(measure_map(x, [layer[pairing.partners] for layer in y_layers]).to("cpu", torch.float64))
     return NullMaps(kind, rows, (x_layers[0].shape[1], y_layers[0].shape[1]), torch.stack(values))
-
-
-def maximum_null(
-    measure_map: MeasureMap, x_layers: LayersX, y_layers: LayersY, pairings: Sequence[Pairing], *, kind: str
-) -> Null:
-    """Return the null of the LARGEST number over all pairs of layers alone, `null_maps(...).maximum`.
-
-    Raises:
-        ValueError: no pairing, or as `measure_map`.
-
-    >>> from latentcomm.similarity.layer_maps.exact import LayerPairs
-    >>> from latentcomm.similarity.layer_maps.permutations import shuffled_rows
-    >>> layers = torch.randn(3, 30, 4, generator=torch.Generator().manual_seed(0))
-    >>> def measure_map(x, y):
-    ...     return LayerPairs(folds=1).update(x, y).debiased_cka()
-    >>> best = maximum_null(measure_map, layers, layers, shuffled_rows(30, draws=3), kind="shuffled rows")
-    >>> best.over, best.mean > 0
-    (9, True)
-    """
-    return null_maps(measure_map, x_layers, y_layers, pairings, kind=kind).maximum

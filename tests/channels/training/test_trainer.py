@@ -1,6 +1,6 @@
 """The trainer: updates as by hand, interrupted equals uninterrupted, frozen models stay, refusals say why."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from numerics import assert_same_bits, equal_to_rounding, same_bits
-from tiny import BACKENDS, build, ids, model, states
+from tiny import BACKENDS, build, files_in, ids, model, states
 from torch import Tensor
 from toys import toy
 
@@ -232,13 +232,27 @@ class TestCheckpoints:
             )
         assert_same_bits(wide.weight, torch.zeros(1, 4))  # nothing was loaded on the way
 
-    def test_a_file_that_is_none_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "c").write_text("no checkpoint")
-        with pytest.raises(ValueError, match="cannot be read"):
-            train(noisy(), Schedule(steps=1), checkpoint=tmp_path / "c")
+    @pytest.mark.parametrize("damage", [lambda whole: whole[:-40], lambda whole: whole[:-1] + b"\x7f", lambda _: b""])
+    def test_a_damaged_one_is_set_aside_and_the_training_starts_anew(
+        self, damage: Callable[[bytes], bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        schedule, whole = Schedule(steps=4, batch_size=2, learning_rate=0.05), noisy()
+        expected = train(whole, schedule, checkpoint=tmp_path / "c")
+        broken = damage((tmp_path / "c").read_bytes())
+        (tmp_path / "c").write_bytes(broken)
+        again = noisy()
+        found = train(again, schedule, checkpoint=tmp_path / "c")
+        assert (found.losses, found.resumed_at) == (expected.losses, 0)
+        assert_same_bits(again.weight, whole.weight)
+        assert (tmp_path / "c.damaged").read_bytes() == broken
+        assert "c is damaged" in capsys.readouterr().err
+        assert train(noisy(), schedule, checkpoint=tmp_path / "c").resumed_at == 4
+
+    def test_a_file_of_something_else_is_refused_and_stays(self, tmp_path: Path) -> None:
         save_weights(tmp_path / "w", {"a": torch.ones(2)}, kind="map", configuration={})
         with pytest.raises(ValueError, match="no checkpoint"):
             train(noisy(), Schedule(steps=1), checkpoint=tmp_path / "w")
+        assert files_in(tmp_path) == ["w"]
 
     def test_weights_come_back_bit_for_bit_and_of_the_kind_asked_for(self, tmp_path: Path) -> None:
         weights = {"a": states(3, 2), "b": states(2, dtype=torch.float32), "scale": torch.tensor(0.1)}

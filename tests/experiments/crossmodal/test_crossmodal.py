@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from seeing import country_pictures, noise, sender
 from tiny import COUNTRIES, build, model, states
 
 from latentcomm.alignment import AffineMap
+from latentcomm.channels import Channel
 from latentcomm.drift import fit_drift_reference, fitting
-from latentcomm.experiments.crossmodal import digits
-from latentcomm.experiments.crossmodal import fitted_channels as fitted
+from latentcomm.experiments.crossmodal import digits, drift
 from latentcomm.experiments.crossmodal import small_vit as digits_encoder
 from latentcomm.experiments.crossmodal.channels import SoftPrompt
 from latentcomm.experiments.crossmodal.diagnostics import (
@@ -31,7 +32,7 @@ from latentcomm.experiments.crossmodal.digits import (
     four_cells,
     one_digit,
 )
-from latentcomm.experiments.crossmodal.fitted_channels import FITTED_CONTROLS, Fitted
+from latentcomm.experiments.crossmodal.fitted_channels import FITTED_CONTROLS, Setup, fit_channels
 from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
 from latentcomm.experiments.crossmodal.questions import Question, picture_task
 from latentcomm.experiments.crossmodal.run import CHANNELS, USUAL, Part, Plan, cross_modal, digit_parts, exchangeable
@@ -101,6 +102,9 @@ def test_the_small_encoder_learns_and_a_stopped_training_ends_the_same(
     assert found.read([noise(0, 16, 16)], VisionSite(3, "class")).shape == (1, 64)
     with pytest.raises(ValueError, match="give another path"):
         small_vit(steps=5, n_pictures=40, path=tmp_path / "vit.safetensors")
+    (tmp_path / "vit.safetensors").write_bytes((tmp_path / "vit.safetensors").read_bytes()[:-8])
+    assert small_vit(steps=4, n_pictures=40, path=tmp_path / "vit.safetensors").fingerprint == found.fingerprint
+    assert (tmp_path / "vit.safetensors.damaged").exists()
     for name, value in (
         ("BATCH", 8),
         ("RATE", 1e-2),
@@ -125,17 +129,17 @@ def test_the_whole_job_on_tiny_models_reports_every_channel_and_resumes(tmp_path
     table = found.table[found.table["metric"] == "choices"]
     assert list(dict.fromkeys(table["channel"])) == list(CHANNELS)
     controlled = set(table[table["condition"] == "shuffled"]["channel"])
-    assert controlled == set(CHANNELS) - {"blind", "oracle", "probe", *FITTED_CONTROLS}
+    assert controlled == set(CHANNELS) - {"silent", "skyline", "probe", *FITTED_CONTROLS}
     zeroed = set(table[table["condition"] == "zero"]["channel"])
     assert zeroed == set(table[table["condition"] == "random"]["channel"])
     assert zeroed == {"soft_prompt", "soft_prompt_trained", "graft"}
     assert set(table["chance"]) == {1 / 8}
     rows = table[table["condition"] == "message"].set_index("channel")
     assert set(rows["type"]) == {"identity"} and len(set(rows["n"])) == 1
-    right = [trial.choices for trial in found.trials["countries", "identity", "identity"] if trial.channel == "oracle"]
-    assert rows.loc["oracle", "correct"] == sum(map(bool, right))
-    assert rows.loc["oracle", "p_shuffled"] != rows.loc["oracle", "p_shuffled"]  # it has no message to shuffle
-    for name in ("blind", "caption", "caption_by_map", "caption_by_word", "probe", "random_encoder", "wrong_names"):
+    right = [trial.choices for trial in found.trials["countries", "identity", "identity"] if trial.channel == "skyline"]
+    assert rows.loc["skyline", "correct"] == sum(map(bool, right))
+    assert rows.loc["skyline", "p_shuffled"] != rows.loc["skyline", "p_shuffled"]  # it has no message to shuffle
+    for name in ("silent", "caption", "caption_by_map", "caption_by_word", "probe", "random_encoder", "wrong_names"):
         assert 0 <= rows.loc["soft_prompt", f"p_{name}"] <= 1
     assert set(found.chosen["countries"]) == {"block", "write_layer", "random_encoder_block"}
     with recorded_passes() as passes:
@@ -149,14 +153,14 @@ def test_the_whole_job_on_tiny_models_reports_every_channel_and_resumes(tmp_path
         cross_modal(vision, receiver, [part()], plan=Plan(channels=("caption",), block=9))
 
 
-def test_few_channels_fit_what_they_need_alone_and_blind_is_always_there(tmp_path: Path) -> None:
+def test_few_channels_fit_what_they_need_and_silence_is_there(tmp_path: Path) -> None:
     plan = Plan(channels=("caption",), reply_tokens=1, n_test=8)
     found = cross_modal(sender(), build("llama", dtype=torch.float32), [part()], plan=plan, checkpoint=tmp_path)
-    assert list(dict.fromkeys(found.table["channel"])) == ["blind", "caption"]
+    assert list(dict.fromkeys(found.table["channel"])) == ["silent", "caption"]
     assert set(found.chosen["countries"]) == {"block"}
     assert {path.name for path in tmp_path.glob("maps-*/*")} == {"block.json", "seen.safetensors"}
     assert found.table["n"].max() <= 8
-    nothing = cross_modal(sender(), build("llama", dtype=torch.float32), [part()], plan=Plan(channels=("blind",)))
+    nothing = cross_modal(sender(), build("llama", dtype=torch.float32), [part()], plan=Plan(channels=("silent",)))
     assert nothing.chosen == {"countries": {}}
 
 
@@ -164,6 +168,7 @@ def test_few_channels_fit_what_they_need_alone_and_blind_is_always_there(tmp_pat
     ("options", "why"),
     [
         ({"channels": ("smoke",)}, "no channel 'smoke'"),
+        ({"channels": ("blind",)}, "'blind' is called 'silent'"),
         ({"channels": ("graft", "graft")}, "named twice"),
         ({"n_test": 0}, "at least 1"),
     ],
@@ -239,21 +244,25 @@ def test_drift_of_a_channel_is_that_of_its_maps_output_for_test_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "FEWEST_ROWS", 60)  # the tiny reader knows 64 tokens
-    monkeypatch.setattr(fitted, "FEWEST_ROWS", 60)
+    monkeypatch.setattr(drift, "FEWEST_ROWS", 60)
     receiver, given = build("llama", dtype=torch.float32), part()
     plan = Plan(channels=("soft_prompt", "graft", "caption"), block=1, write_layer=1)
-    whole = Fitted(sender(), receiver, given, plan, tmp_path)
-    _, soft, graft, caption = whole.channels()
+    setup = Setup.of(sender(), receiver, given, plan, tmp_path)
+    _, soft, graft, caption = fit_channels(setup).channels
     assert isinstance(soft, SoftPrompt)
-    found = whole.drift(soft, WHERE)
+
+    def of(channel: Channel) -> dict[str, float]:
+        return drift.measure_drift(setup, [channel])[WHERE.name, channel.name]
+
+    found = of(soft)
     mapped = soft.mapping(soft.eye.vision.read([each.image for each in given.testing], soft.eye.site))
     table = receiver.embedding_table.detach().float()
     assert found == combined_drift(mapped, fit_drift_reference(table[table.norm(dim=1) > 0]))
-    assert whole.drift(graft, WHERE)["drift"] != whole.drift(graft, WHERE)["drift"]  # 8 names: too few own states
-    assert whole.drift(caption, WHERE)["drift"] != whole.drift(caption, WHERE)["drift"]
+    assert math.isnan(of(graft)["drift"])  # 8 names: too few own states
+    assert math.isnan(of(caption)["drift"])
     far = replace(soft, mapping=AffineMap(50 * soft.mapping.weight, soft.mapping.bias), name="far")
-    assert whole.drift(far, WHERE)["drift_above_95"] == 1.0
-    assert whole.drift(soft, WHERE) == found
+    assert of(far)["drift_above_95"] == 1.0
+    assert of(soft) == found
     table = cross_modal(sender(), receiver, [given], plan=replace(plan, reply_tokens=1)).table
     rows = table.set_index(["channel", "condition"])["drift"].dropna()
     assert set(rows.index) == {("soft_prompt", "message")} and set(rows) == {found["drift"]}

@@ -20,7 +20,7 @@ from latentcomm.experiments.crossmodal import fitted_channels as fitted
 from latentcomm.experiments.crossmodal import fitting
 from latentcomm.experiments.crossmodal.channels import SoftPrompt, VisionGraft
 from latentcomm.experiments.crossmodal.choose_layers import choose_block, choose_write_layer
-from latentcomm.experiments.crossmodal.fitted_channels import Fitted, Plan
+from latentcomm.experiments.crossmodal.fitted_channels import Plan, Setup, choose_places, fit_channels, fit_soft_map
 from latentcomm.experiments.crossmodal.fitting import caption_embeddings, fit_soft_prompt, fit_vision_graft, renamed
 from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
 from latentcomm.experiments.crossmodal.questions import picture_task
@@ -72,25 +72,26 @@ def test_a_map_of_permuted_names_is_as_strong_and_answers_other_names(kind: str)
 
 def test_the_random_encoder_has_its_own_map_and_block() -> None:
     vision, given, plan = sender(), part(), Plan(channels=("soft_prompt", "random_encoder"))
-    whole = Fitted(vision, reader(), given, plan)
-    _, soft, blank = whole.channels()
+    setup = Setup.of(vision, reader(), given, plan)
+    found = fit_channels(setup)
+    _, soft, blank = found.channels
     assert isinstance(soft, SoftPrompt) and isinstance(blank, SoftPrompt)
     images = [each.image for each in given.fitting]
     untrained = vision.randomised(seed=plan.seed)
     seen = untrained.pooled(images, pooling="class")
-    block = choose_block(seen, whole.receiver, given, n_tokens=1)
+    block = choose_block(seen, setup.receiver, given, n_tokens=1)
     assert blank.eye.vision.fingerprint == untrained.fingerprint != soft.eye.vision.fingerprint
-    assert blank.eye.site.block == block == whole.chosen()["random_encoder_block"]
-    own = fit_soft_prompt(seen[block].float(), given.fitting, whole.receiver, n_tokens=1)
+    assert blank.eye.site.block == block == found.places.chosen["random_encoder_block"]
+    own = fit_soft_prompt(seen[block].float(), given.fitting, setup.receiver, n_tokens=1)
     assert_same_bits(blank.mapping.weight, own.weight)
     assert not torch.allclose(blank.mapping.weight, soft.mapping.weight)
-    fixed = Fitted(vision, whole.receiver, given, replace(plan, block=2)).channels()[2]
+    fixed = fit_channels(Setup.of(vision, setup.receiver, given, replace(plan, block=2))).channels[2]
     assert isinstance(fixed, SoftPrompt) and fixed.eye.site.block == 2
 
 
 def test_captions_and_soft_prompts_read_one_block() -> None:
     plan = Plan(channels=("soft_prompt", "graft", "caption", "caption_by_map", "caption_by_word"), write_layer=1)
-    found: list[Any] = Fitted(sender(), reader(), part(), plan).channels()[1:]
+    found: Any = fit_channels(Setup.of(sender(), reader(), part(), plan)).channels[1:]
     assert len({(each.eye.site, each.eye.vision.fingerprint) for each in found}) == 1
     images = [each.image for each in part().fitting]
     known = found[2].captioner.known
@@ -141,7 +142,7 @@ def test_a_layer_is_judged_by_the_choices_that_the_evaluation_draws(monkeypatch:
     given, seen = planted_part()
     vision = sender()
     monkeypatch.setattr(choosing, "draw_choices", draw)
-    channel = Fitted(vision, receiver, given, Plan(channels=("soft_prompt",), block=1)).channels()[1]
+    channel = fit_channels(Setup.of(vision, receiver, given, Plan(channels=("soft_prompt",), block=1))).channels[1]
     task = picture_task(given.testing, WHERE)
     assert choosing._accuracy(channel, receiver, task, seed=5) == 1.0
     assert drawn == [(task.name, 5)]
@@ -165,14 +166,14 @@ def answered(channel: str, right: str, condition: str = "message") -> list[Trial
 
 
 BY_HAND = [
-    *answered("blind", "00000000"), *answered("soft_prompt", "11111100"),
+    *answered("silent", "00000000"), *answered("soft_prompt", "11111100"),
     *answered("soft_prompt", "10000000", "shuffled"),
     *answered("caption", "11110001"), *answered("caption_by_map", "00001111"), *answered("caption_by_word", "11111111"),
     *answered("probe", "00110011"),
     *answered("random_encoder", "01000000"), *answered("shuffled_names", "00000001"),
 ]  # fmt: skip
 VERDICTS = {key: [mark == "1" for mark in marks] for key, marks in {
-    "blind": "00000000", "caption": "11110001", "caption_by_map": "00001111", "caption_by_word": "11111111",
+    "silent": "00000000", "caption": "11110001", "caption_by_map": "00001111", "caption_by_word": "11111111",
     "probe": "00110011",
     "random_encoder": "01000000", "wrong_names": "00000001", "shuffled": "10000000",
 }.items()}  # fmt: skip
@@ -191,7 +192,7 @@ def test_a_row_is_held_against_each_other_channel_on_the_same_pictures(base: str
     assert (row[f"over_{base}_low"], row[f"over_{base}_high"]) == (gain.low, gain.high)
     if base in rows.index:
         assert math.isnan(rows.loc[base, f"over_{base}"])  # nothing is held against itself
-        assert rows.loc[base, "over_blind"] > 0 or base == "blind"
+        assert rows.loc[base, "over_silent"] > 0 or base == "silent"
     assert row["units"] == 8
 
 
@@ -205,7 +206,7 @@ def test_a_channel_is_held_against_its_own_controls_and_no_others() -> None:
     over = rows[["over_random_encoder", "over_wrong_names"]]
     assert over.loc["graft"].tolist() == [2 / 8, 0.0]
     assert over.loc["soft_prompt_trained", "over_wrong_names"] == 0.0
-    assert over.loc[["caption", "blind", *marks]].isna().all(axis=None)
+    assert over.loc[["caption", "silent", *marks]].isna().all(axis=None)
     assert math.isnan(over.loc["soft_prompt_trained", "over_random_encoder"])
 
 
@@ -215,11 +216,11 @@ def test_pictures_of_one_group_are_drawn_together() -> None:
     found = picture_table(trials, groups=groups)
     row = found[(found["channel"] == "soft_prompt") & (found["metric"] == "choices")].iloc[0]
     own = [mark == "1" for mark in "11111100"]
-    gain = paired_bootstrap(own, VERDICTS["blind"], groups=list("aaaabbbb"))
-    assert (row["over_blind_low"], row["over_blind_high"], row["units"]) == (gain.low, gain.high, 2)
-    assert (gain.low, gain.high) != (paired_bootstrap(own, VERDICTS["blind"]).low, 1.0)
+    gain = paired_bootstrap(own, VERDICTS["silent"], groups=list("aaaabbbb"))
+    assert (row["over_silent_low"], row["over_silent_high"], row["units"]) == (gain.low, gain.high, 2)
+    assert (gain.low, gain.high) != (paired_bootstrap(own, VERDICTS["silent"]).low, 1.0)
     one = picture_table(trials, groups=dict.fromkeys(groups, "a")).iloc[2]
-    assert one["over_blind"] == row["over_blind"] and math.isnan(one["over_blind_low"])
+    assert one["over_silent"] == row["over_silent"] and math.isnan(one["over_silent_low"])
     with pytest.raises(ValueError, match="'p7' is in no group"):
         picture_table(trials, groups={f"p{place}": "a" for place in range(7)})
 
@@ -243,7 +244,7 @@ def test_two_plans_on_one_checkpoint_do_not_share_maps(change: Mapping[str, Any]
     other = replace(plan, **change)
 
     def weights(which: Plan, folder: Path | None) -> list[torch.Tensor]:
-        _, trained, graft = Fitted(vision, receiver, part(24), which, folder).channels()
+        _, trained, graft = fit_channels(Setup.of(vision, receiver, part(24), which, folder)).channels
         assert isinstance(trained, SoftPrompt) and isinstance(graft, VisionGraft)
         return [trained.mapping.weight, graft.maps["identity"].weight]
 
@@ -255,21 +256,22 @@ def test_two_plans_on_one_checkpoint_do_not_share_maps(change: Mapping[str, Any]
 
 def test_rules_of_fitting_are_in_the_key_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(channels=("caption",))
-    Fitted(sender(), reader(), part(24), plan, tmp_path).channels()
-    Fitted(sender(), reader(), part(24), plan, tmp_path).channels()
+    fit_channels(Setup.of(sender(), reader(), part(24), plan, tmp_path))
+    fit_channels(Setup.of(sender(), reader(), part(24), plan, tmp_path))
     assert len(list(tmp_path.iterdir())) == 1
     for number, rule in enumerate(fitted.FITTING_RULES):
         rules = [*fitted.FITTING_RULES]
         rules[number] = (0.5,) if isinstance(rule, tuple) else rule / 2
         monkeypatch.setattr(fitted, "FITTING_RULES", tuple(rules))
-        assert len({Fitted(sender(), reader(), part(24), plan, tmp_path)._cache.folder, *tmp_path.iterdir()}) == 2
+        setup = Setup.of(sender(), reader(), part(24), plan, tmp_path)
+        assert len({setup.records.folder, *tmp_path.iterdir()}) == 2
 
 
 def test_training_on_other_pictures_never_pairs_a_picture_with_its_vector(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = part(24)
-    whole = Fitted(sender(), reader(), given, Plan(channels=("trained_other_pictures",), block=1, train_steps=1))
+    setup = Setup.of(sender(), reader(), given, Plan(channels=("trained_other_pictures",), block=1, train_steps=1))
     seen: list[tuple[Any, AffineMap]] = []
     real = fitting.SoftPromptLearner.of.__func__
 
@@ -278,10 +280,12 @@ def test_training_on_other_pictures_never_pairs_a_picture_with_its_vector(
         return real(cls, receiver, tasks, vectors, start)
 
     monkeypatch.setattr(fitting.SoftPromptLearner, "of", classmethod(of))
-    whole.channels()
+    fit_channels(setup)
     ((vectors, start),) = seen
-    own = {each.id: row for each, row in zip(given.fitting, whole.vectors, strict=True)}
+    reading = choose_places(setup).reading
+    assert reading is not None
+    own = {each.id: row for each, row in zip(given.fitting, reading.vectors, strict=True)}
     assert not any(same_bits(vectors[name], own[name]) for name in own)
     as_rows = lambda rows: sorted(map(tuple, torch.stack(list(rows)).tolist()))  # noqa: E731
     assert as_rows(vectors.values()) == as_rows(own.values())
-    assert not torch.allclose(start.weight, whole.mapping.weight)
+    assert not torch.allclose(start.weight, fit_soft_map(setup, reading.vectors, "soft_prompt").weight)

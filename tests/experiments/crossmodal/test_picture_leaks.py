@@ -13,13 +13,12 @@ from test_crossmodal import WHERE, part
 from tiny import COUNTRIES, build, states
 
 from latentcomm.experiments.crossmodal import choose_layers as choosing
-from latentcomm.experiments.crossmodal import fitted_channels as fitted
-from latentcomm.experiments.crossmodal import fitting
+from latentcomm.experiments.crossmodal import drift, fitting
 from latentcomm.experiments.crossmodal import small_vit as digits_encoder
 from latentcomm.experiments.crossmodal.channels import VisionGraft
 from latentcomm.experiments.crossmodal.diagnostics import NameStates, alignment_map
 from latentcomm.experiments.crossmodal.digits import digit_halves
-from latentcomm.experiments.crossmodal.fitted_channels import GRAFT_CONTROL, Fitted, Plan
+from latentcomm.experiments.crossmodal.fitted_channels import GRAFT_CONTROL, Plan, Setup, fit_channels
 from latentcomm.experiments.crossmodal.fitting import fit_vision_graft, informed_states
 from latentcomm.experiments.crossmodal.pictures import PictureSet
 from latentcomm.experiments.crossmodal.questions import Question, picture_task
@@ -116,10 +115,11 @@ def test_the_small_encoder_sees_no_scan_of_the_testing_half(monkeypatch: pytest.
 
 def test_a_graft_of_wrong_names_is_fitted_to_the_states_of_other_names() -> None:
     given, plan = part(), Plan(channels=("graft", GRAFT_CONTROL), block=1, write_layer=1)
-    whole = Fitted(sender(), reader(), given, plan)
-    _, own, control = whole.channels()
-    assert isinstance(own, VisionGraft) and isinstance(control, VisionGraft)
-    arguments = (whole.vectors, given.fitting, given.questions, whole.receiver, [Site(1)])
+    setup = Setup.of(sender(), reader(), given, plan)
+    found = fit_channels(setup)
+    _, own, control = found.channels
+    assert isinstance(own, VisionGraft) and isinstance(control, VisionGraft) and found.places.reading is not None
+    arguments = (found.places.reading.vectors, given.fitting, given.questions, setup.receiver, [Site(1)])
     wrong = fit_vision_graft(*arguments, shuffled=plan.seed, seed=plan.seed)[Site(1)]["identity"]
     assert_same_bits(control.maps["identity"].weight, wrong.weight)
     assert not torch.allclose(control.maps["identity"].weight, own.maps["identity"].weight)
@@ -127,14 +127,14 @@ def test_a_graft_of_wrong_names_is_fitted_to_the_states_of_other_names() -> None
 
 def test_the_graft_of_an_untrained_encoder_has_its_weights_block_and_map() -> None:
     given, plan = part(), Plan(channels=("random_encoder", "graft_random_encoder"), write_layer=1)
-    whole = Fitted(sender(), reader(), given, plan)
-    found: list[Any] = whole.channels()
-    _, soft, graft = found
+    setup = Setup.of(sender(), reader(), given, plan)
+    found: Any = fit_channels(setup)
+    _, soft, graft = found.channels
     assert graft.eye is soft.eye and graft.write == Site(1)
-    blank = whole.vision.randomised(seed=plan.seed)
-    block = whole.chosen()["random_encoder_block"]
+    blank = setup.vision.randomised(seed=plan.seed)
+    block = found.places.chosen["random_encoder_block"]
     seen = blank.pooled([each.image for each in given.fitting], pooling="class")[block].float()
-    own = fit_vision_graft(seen, given.fitting, given.questions, whole.receiver, [Site(1)])[Site(1)]["identity"]
+    own = fit_vision_graft(seen, given.fitting, given.questions, setup.receiver, [Site(1)])[Site(1)]["identity"]
     assert_same_bits(graft.maps["identity"].weight, own.weight)
 
 
@@ -148,7 +148,7 @@ def test_places_and_captions_are_in_the_key_of_the_cache(change: dict[str, Any],
     changed = plan if "captions" in change else replace(plan, **change)
 
     def weights(of: Part, which: Plan, folder: Path | None) -> list[torch.Tensor]:
-        found: list[Any] = Fitted(vision, receiver, of, which, folder).channels()
+        found: Any = fit_channels(Setup.of(vision, receiver, of, which, folder)).channels
         return [found[1].mapping.weight, found[2].maps["identity"].weight]
 
     first, alone = weights(given, plan, tmp_path), weights(other, changed, None)
@@ -159,23 +159,23 @@ def test_places_and_captions_are_in_the_key_of_the_cache(change: dict[str, Any],
 def test_drift_of_a_graft_is_that_of_test_pictures_among_fitting_states(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fitted, "FEWEST_ROWS", 4)
+    monkeypatch.setattr(drift, "FEWEST_ROWS", 4)
     known: list[torch.Tensor] = []
-    monkeypatch.setattr(fitted, "fit_drift_reference", lambda own, **_: known.append(own))
-    measured = Spy(monkeypatch, fitted, "combined_drift")
+    monkeypatch.setattr(drift, "fit_drift_reference", lambda own, **_: known.append(own))
+    measured = Spy(monkeypatch, drift, "combined_drift")
     given = part()
     unknown = given.testing.pictures[0].caption  # a name that no fitting picture has
     fewer = tuple(each for each in given.fitting if each.caption != unknown)
     given = replace(given, fitting=replace(given.fitting, pictures=fewer))
-    whole = Fitted(sender(), reader(), given, Plan(channels=("graft",), block=1, write_layer=1))
-    _, graft = whole.channels()
+    setup = Setup.of(sender(), reader(), given, Plan(channels=("graft",), block=1, write_layer=1))
+    _, graft = fit_channels(setup).channels
     assert isinstance(graft, VisionGraft)
-    whole.drift(graft, WHERE)
-    own = informed_states(whole.receiver, picture_task(whole.part.fitting, WHERE), [Site(1)])[Site(1)]
+    drift.measure_drift(setup, [graft])
+    own = informed_states(setup.receiver, picture_task(given.fitting, WHERE), [Site(1)])[Site(1)]
     assert [rows_of(each) for each in known] == [rows_of(own)]
-    images = [each.image for each in whole.part.testing]
+    images = [each.image for each in given.testing]
     mapped = graft.maps["identity"](graft.eye.vision.read(images, graft.eye.site))
-    assert_same_bits(measured.calls[0][0][0], mapped)
+    assert_same_bits(measured.calls[-1][0][0], mapped)
 
 
 def test_the_null_of_the_chosen_cell_is_that_of_the_held_out_names() -> None:

@@ -13,7 +13,7 @@ from tiny import COUNTRIES, build, states
 
 from latentcomm.experiments.crossmodal import fitted_channels as fitted
 from latentcomm.experiments.crossmodal import probe
-from latentcomm.experiments.crossmodal.fitted_channels import Fitted, Plan
+from latentcomm.experiments.crossmodal.fitted_channels import Plan, Setup, choose_places
 from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
 from latentcomm.experiments.crossmodal.probe import AnswerProbe, fit_answer_probe, probe_trials
 from latentcomm.experiments.crossmodal.questions import Question, picture_task
@@ -163,16 +163,18 @@ def test_it_sees_the_training_vectors_and_the_receivers_questions(
     vision, reader = sender(), build("llama", dtype=torch.float32)
     found = cross_modal(vision, reader, [given], plan=plan)
     (((vectors, pictures, question), options),) = calls
-    whole = Fitted(vision, reader, given, plan)
-    assert same_bits(vectors, whole.vectors) and pictures is given.fitting and question == WHERE
+    reading = choose_places(Setup.of(vision, reader, given, plan)).reading
+    assert (
+        reading is not None and same_bits(vectors, reading.vectors) and pictures is given.fitting and question == WHERE
+    )
     assert options == {"template": plan.template, "seed": plan.seed}
     trials = found.trials["countries", "identity", "identity"]
     own = {trial.item: trial for trial in trials if trial.channel == "probe"}
     others = {trial.item: trial for trial in trials if trial.channel == "soft_prompt" and trial.condition == "message"}
     assert own.keys() == others.keys() and all(own[key].n_choices == others[key].n_choices for key in own)
     task = picture_task(given.testing, WHERE)
-    seen = vision.read([given.testing[item.sender].image for item in task.items], whole.site).float()
+    seen = vision.read([given.testing[item.sender].image for item in task.items], reading.eye.site).float()
     again = probe_answers(real(vectors, pictures, question), seen, given.testing, WHERE)
     assert {trial.item: trial.reply for trial in again} == {key: trial.reply for key, trial in own.items()}
     row = found.table.query("channel == 'probe' and metric == 'choices'").iloc[0]
-    assert row["correct"] == sum(bool(trial.choices) for trial in own.values()) and 0 <= row["p_blind"] <= 1
+    assert row["correct"] == sum(bool(trial.choices) for trial in own.values()) and 0 <= row["p_silent"] <= 1

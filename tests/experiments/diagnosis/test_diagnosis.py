@@ -19,14 +19,12 @@ from latentcomm.alignment import fit_procrustes
 from latentcomm.drift import COMBINED, DETECTORS, FAMILIES
 from latentcomm.experiments.diagnosis import FUSIONS, MESSAGES, Diagnosis, Fitted, Size, cells, diagnose, grafts, report
 from latentcomm.experiments.diagnosis import alikeness as comparison
-from latentcomm.experiments.diagnosis.alikeness import r_squared_map
 from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.experiments.diagnosis.settings import layers_in_steps
 from latentcomm.fusion import Mean, PredictabilityResidual, Replace, RightAligned
 from latentcomm.hooks import paired_text as paired
 from latentcomm.hooks.paired_text import PairedTokens, capture_paired, pair_tokens
 from latentcomm.models import Model, wrap_model
-from latentcomm.similarity import linear_predictability
 
 SMALL = Size(documents=40, tokens=40, prompts=4, draws=3)
 TINY = Size(documents=24, tokens=20, prompts=2, draws=2)
@@ -112,22 +110,6 @@ class TestTables:
     def test_percentiles_are_shares(self, itself: Diagnosis) -> None:
         assert itself.drift["percentile"].between(0, 1).all()
         assert (itself.effects["kl"] > -1e-9).all()
-
-    def test_the_predictability_of_a_cell_is_that_of_the_library(self) -> None:
-        x, y = tiny.states(2, 60, 5), tiny.states(3, 60, 4, seed=1)
-        y[1] += x[0, :, :4]
-        documents = torch.arange(60) // 6
-        rows = torch.arange(60)
-        found = r_squared_map(x, y, partners=rows, documents=documents, folds=5, seed=3)
-        for k in range(2):
-            for j in range(3):
-                expected = linear_predictability(x[k], y[j], groups=documents, seed=3)
-                assert float(found[k, j]) == pytest.approx(expected, abs=1e-10)
-        assert float(found[0, 1]) > 0.3 > float(found[1, 1])
-        partners = torch.arange(60).roll(6)
-        other = r_squared_map(x, y, partners=partners, documents=documents, folds=5, seed=3)
-        expected = linear_predictability(x[0], y[1, partners], groups=documents, seed=3)
-        assert float(other[0, 1]) == pytest.approx(expected, abs=1e-10) and float(other[0, 1]) < 0.1
 
     def test_the_same_call_gives_the_same_tables_and_another_seed_others(self, itself: Diagnosis) -> None:
         model = tiny.model("llama")
@@ -326,7 +308,7 @@ class TestWhatIsGrafted:
             return function(receiver, prompts, messages, **options)
 
         monkeypatch.setattr(grafts, "measure_effects", watched)
-        cell = cells.Cell(2, 1, 0.5, 0.0, False)
+        cell = cells.ChosenCell(2, 1, 0.5, 0.0, False)
         grafts.graft_items(
             rows, items, rotated_pair()[1], cells=[cell], joints={1: cells.Joint(None, None)}, references={},
             fusions={"replace": Replace(), "mean": Mean()}, seed=0, kept=Records(None), progress=False,
@@ -345,13 +327,13 @@ class TestAnInterruptedRun:
     STAGES: ClassVar[tuple[tuple[Any, str, int], ...]] = (
         (paired, "_states", 1),
         (comparison, "MinibatchPairs", 3),
-        (comparison, "r_squared_map", 4),
+        (comparison, "predictability_of_each", 4),
         (cells, "fit_drift_reference", 2),
         (cells, "fit_predictable", 2),
         (grafts, "measure_effects", 2),
     )
     CALLS: ClassVar[dict[str, int]] = {
-        "_states": 1, "MinibatchPairs": 3, "r_squared_map": 6, "fit_drift_reference": 3, "fit_predictable": 2,
+        "_states": 1, "MinibatchPairs": 3, "predictability_of_each": 6, "fit_drift_reference": 3, "fit_predictable": 2,
         "measure_effects": 2,
     }  # fmt: skip
     """How often a whole run calls each."""

@@ -17,7 +17,7 @@ from tiny import files_in
 
 from latentcomm.drift import COMBINED
 from latentcomm.experiments.diagnosis import Diagnosis, Size, diagnose
-from latentcomm.experiments.diagnosis.cells import Cell, choose_cells
+from latentcomm.experiments.diagnosis.cells import ChosenCell, choose_cells
 from latentcomm.experiments.diagnosis.recommend import Situation, cell_table, recommend, warn
 from latentcomm.experiments.diagnosis.report import report_page, write_report
 from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
@@ -202,14 +202,16 @@ class TestWarnings:
             x, y, document=torch.arange(500) // 20, sender_position=places, receiver_position=places, seed=0
         )
 
-    def warnings(self, rows: Rows, *, model: Model | None = None, cells: tuple[Cell, ...] = (), **changes: Any) -> str:
+    def warnings(
+        self, rows: Rows, *, model: Model | None = None, cells: tuple[ChosenCell, ...] = (), **changes: Any
+    ) -> str:
         model = model or tiny.model("llama")
         found = warn(rows, model, model, replace(CLEAN, **changes), cells)
         assert len(found) <= 1
         return "".join(found)
 
     def test_a_pair_without_a_flaw_gets_none(self, rows: Rows) -> None:
-        assert self.warnings(rows, cells=(Cell(0, 0, 0.5, 0.0, False),)) == ""
+        assert self.warnings(rows, cells=(ChosenCell(0, 0, 0.5, 0.0, False),)) == ""
 
     def test_identical_models(self, rows: Rows) -> None:
         assert "the same model" in self.warnings(rows, identical=True)
@@ -253,7 +255,7 @@ class TestWarnings:
         assert self.warnings(rows, flagged_own=0.3, items=6, items_asked=6) == ""
 
     def test_layers_that_nothing_predicts(self, rows: Rows) -> None:
-        text = self.warnings(rows, cells=(Cell(0, 0, 0.5, 0.0, False), Cell(0, 2, -0.1, 0.0, True)))
+        text = self.warnings(rows, cells=(ChosenCell(0, 0, 0.5, 0.0, False), ChosenCell(0, 2, -0.1, 0.0, True)))
         assert "after layer 2 better" in text
 
     def test_a_run_warns_of_what_it_found(self, itself: tuple[Diagnosis, Path], pair: tuple[Diagnosis, Path]) -> None:
@@ -318,7 +320,7 @@ class TestRecommendation:
             for item, value in enumerate(values)
             for detector in (COMBINED, "norm_ratio")
         ]
-        cell, own = Cell(1, 2, 0.5, 0.1, False), {2: np.array([0.95, 0.1, 0.3])}
+        cell, own = ChosenCell(1, 2, 0.5, 0.1, False), {2: np.array([0.95, 0.1, 0.3])}
         (row,) = cell_table(pd.DataFrame(drift), pd.DataFrame(effects), [cell], own=own).to_dict("records")
         assert row["n"] == 3 and row["flagged_own"] == pytest.approx(1 / 3)
         assert (row["kl_same"], row["kl_other"], row["kl_random"]) == (1.0, 2.0, 9.0)

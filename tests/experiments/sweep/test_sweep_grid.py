@@ -738,6 +738,7 @@ class TestScoring:
         given: dict[str, Any] = {
             "read_layers": (0, 1),
             "write_layers": (0, 1),
+            "messages": torch.zeros(2, 2, 4),
             "logits": self.LOGITS,
             "top_token": self.TOKENS,
             "choices": ((" Greece", " Italy", " Peru"), (" Italy", " Peru", " Greece")),

@@ -32,7 +32,9 @@ from latentcomm.experiments.sweep.run import (
     tune_sweep,
 )
 from latentcomm.fusion import Mean, Replace
-from latentcomm.hooks.logit_lens import lens_choice, lens_top_token
+from latentcomm.hooks import capture as capture_module
+from latentcomm.hooks.capture import capture, run_to_deepest
+from latentcomm.hooks.logit_lens import logit_lens
 from latentcomm.models import Model, encode
 from latentcomm.models.sites import Site
 from latentcomm.tasks import Task, draw_choices
@@ -197,15 +199,31 @@ class TestWhatIsJudged:
         tiny, task = model("llama"), toy(COUNTRIES * 2, openings=("The", " The note says", "Alice", "note", " is"))
         found = sweep_and_judge(tiny, tiny, task, fusions=REPLACE, seed=1)
         test = task.split(seed=1)[1]
-        prompts = encode(tiny, [item.sender for item in test.items])
+        site = Site(found.chosen[0])
+        states = capture(tiny, encode(tiny, [item.sender for item in test.items]), [site]).last(site)
         spelled = [[f" {item.answers[0]}"] for item in test.items]
         right, options = [item.choice for item in test.items], draw_choices(test, tiny.first_token, seed=1)
         mine = [trial for trial in found.trials if trial.channel == LENS]
-        assert [trial.free for trial in mine] == lens_top_token(tiny, prompts, [found.chosen[0]], spelled)[
-            :, 0
-        ].tolist()
-        picked = lens_choice(tiny, prompts, [found.chosen[0]], right, options)[:, 0].tolist()
-        assert [trial.choices for trial in mine] == picked
+        lens = logit_lens(tiny, states[:, None], answers=spelled, right=right, choices=options)
+        assert [trial.free for trial in mine] == lens.top_token[:, 0].tolist()
+        assert [trial.choices for trial in mine] == lens.choice[:, 0].tolist()
+
+    def test_the_sender_reads_a_prompt_once_to_tune_and_twice_to_judge(
+        self, pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[list[int]] = []
+
+        def counted(model: Model, tokens: torch.Tensor, *given: Any, **options: Any) -> Any:
+            if model is pair[0]:
+                read.extend(tokens.tolist())
+            return run_to_deepest(model, tokens, *given, **options)
+
+        monkeypatch.setattr(capture_module, "run_to_deepest", counted)
+        task = planted_task()
+        sweep_and_judge(*pair, task, fusions={**REPLACE, "mean": Mean()})
+        for half, times in zip(task.split(seed=0), (1, 2), strict=True):  # the message of both fusions, and the lens
+            prompts = encode(pair[0], [item.sender for item in half.items])
+            assert all(read.count(row) == times for row in prompts.tokens.tolist())
 
     @pytest.mark.parametrize("name", ["silent", "skyline", "logit lens"])
     def test_a_fusion_may_not_have_the_name_of_another_channel(self, name: str, pair: tuple[Model, Model]) -> None:
@@ -274,7 +292,15 @@ class TestTheTableOfCells:
             logits[item, 0, 1, place] = float(item == 3)
             top[item, 0, 2] = tiny.first_token(task.items[item].choice)
             top[item, 1, 0] = tiny.first_token(task.items[item].choice) if item < 2 else top[item, 1, 0]
-        return LayerSweep(self.READS, self.WRITES, logits, top, (CHOICES,) * 4, tiny.first_token)
+        return LayerSweep(
+            self.READS,
+            self.WRITES,
+            torch.zeros(4, 2, tiny.d_model, dtype=tiny.dtype),
+            logits,
+            top,
+            (CHOICES,) * 4,
+            tiny.first_token,
+        )
 
     def test_says_of_each_cell_what_happened_in_it(self, sweep: LayerSweep, task: Task) -> None:
         found = cell_table(sweep, model("llama"), task)
@@ -304,15 +330,17 @@ class TestTheTableOfCells:
 
     def test_the_lens_is_the_senders_at_each_read_layer(self, sweep: LayerSweep, task: Task) -> None:
         sender = model("llama", seed=3)
-        found = cell_table(sweep, sender, task)
-        prompts = encode(sender, [item.sender for item in task.items])
+        sites = [Site(read) for read in self.READS]
+        at = capture(sender, encode(sender, [item.sender for item in task.items]), sites)
+        found = cell_table(replace(sweep, messages=torch.stack([at.last(site) for site in sites], 1)), sender, task)
         right = [item.choice for item in task.items]
         for place, read in enumerate(self.READS):
             rows = found[found["read_layer"] == read]
-            pick = lens_choice(sender, prompts, [read], right, [CHOICES] * 4).double().mean()
-            top = lens_top_token(sender, prompts, [read], [[choice] for choice in right]).double().mean()
-            assert rows["lens_choices_accuracy"].tolist() == [float(pick)] * 3, place
-            assert rows["lens_first_token_accuracy"].tolist() == [float(top)] * 3
+            answers = [[choice] for choice in right]
+            states = at.last(sites[place])[:, None]
+            lens = logit_lens(sender, states, answers=answers, right=right, choices=[CHOICES] * 4)
+            assert rows["lens_choices_accuracy"].tolist() == [float(lens.choice.double().mean())] * 3
+            assert rows["lens_first_token_accuracy"].tolist() == [float(lens.top_token.double().mean())] * 3
 
     def test_a_sweep_without_choices_is_refused(self, sweep: LayerSweep, task: Task) -> None:
         bare = replace(sweep, logits=None, choices=None)

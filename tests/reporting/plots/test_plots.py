@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -386,9 +387,8 @@ def test_long_titles_are_broken_into_lines_and_get_the_room() -> None:
 
 def test_another_process_draws_the_same_bytes() -> None:
     bytes_of = "[t.FIGURES[name]().to_json(engine='json') for name in t.FIGURES]"
-    code = "import json, sys; sys.path[:0] = ['tests', 'tests/reporting/plots']; import test_plots as t; "
-    code += f"print(json.dumps({bytes_of}))"
-    environment = {"PYTHONHASHSEED": "123"}
+    code = f"import json, test_plots as t; print(json.dumps({bytes_of}))"
+    environment = {"PYTHONHASHSEED": "123", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )

@@ -9,7 +9,7 @@ from figures import heads, named, overlaps, titled_below, traces, untitled
 from latentcomm.reporting.plots import accuracy_against_pairs, accuracy_by_question
 from latentcomm.reporting.plots.crossmodal import PICTURE_STYLES
 
-CHANNELS = ("blind", "oracle", "soft_prompt", "caption")
+CHANNELS = ("silent", "skyline", "soft_prompt", "caption")
 QUESTIONS = (
     ("digits", "identity", 0.1),
     ("digits", "category", 0.5),
@@ -57,7 +57,7 @@ def test_a_dot_is_a_channel_and_an_open_one_the_other_picture() -> None:
     assert own["error_x"]["array"] == pytest.approx([0.2]) and own["error_x"]["arrayminus"] == pytest.approx([0.1])
     assert own["marker"]["color"] == PICTURE_STYLES["soft_prompt"].colour
     assert other["x"] == pytest.approx([0.25]) and other["marker"]["symbol"] == "circle-open"
-    assert len([dot for dot in named(figure, "blind") if dot["xaxis"] == "x"]) == 1
+    assert len([dot for dot in named(figure, "silent") if dot["xaxis"] == "x"]) == 1
     chances = [line["x"][0] for line in traces(figure, "scatter", "lines")]
     assert chances == pytest.approx([chance for *_, chance in QUESTIONS])
 
