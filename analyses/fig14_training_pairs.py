@@ -21,7 +21,7 @@ from pictures import PictureSettings, figures_of, of_set, run
 
 import latentcomm as lc
 from latentcomm.experiments.crossmodal import Picture, PictureSet, VisionSender
-from latentcomm.experiments.crossmodal.fitted_channels import Setup, choose_places
+from latentcomm.experiments.crossmodal.fitted_channels import Setup, choose_layers_of
 from latentcomm.experiments.crossmodal.run import Plan, cross_modal
 from latentcomm.experiments.crossmodal.splits import Part, held_out
 from latentcomm.reporting.plots import accuracy_against_pairs
@@ -55,7 +55,7 @@ def compute(
     tables = []
     for part in parts:
         whole = Plan(channels=settings.channels, n_test=settings.n_test, reply_tokens=1, seed=settings.seed)
-        chosen = choose_places(Setup.of(vision, receiver, part, whole, checkpoint)).chosen
+        chosen = choose_layers_of(Setup.of(vision, receiver, part, whole, checkpoint)).chosen
         order = drawn_names(part.fitting, settings.seed)
         for names in sorted({min(n, len(order)) for n in settings.names}):
             fewer = replace(part, fitting=of_names(part.fitting, order[:names]))

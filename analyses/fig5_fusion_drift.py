@@ -69,7 +69,7 @@ def compute(
     depth = (sender.n_layers - 1) / (receiver.n_layers - 1)
     writes = range(0, receiver.n_layers, settings.layer_step)
     cells = [ChosenCell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
-    options = {"seed": settings.seed, "kept": Records(checkpoint), "progress": True}
+    options = {"seed": settings.seed, "records": Records(checkpoint), "progress": True}
     references = fit_references(rows, writes, model=receiver.fingerprint, **options)
     aligner = None if sender is receiver else fit_ridge
     joints = fit_joints(rows, cells, aligner=aligner, predictable=True, **options)

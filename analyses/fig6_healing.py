@@ -51,7 +51,7 @@ def compute(
     depth, last = (sender.n_layers - 1) / (receiver.n_layers - 1), receiver.n_layers - 1
     writes = range(0, last, settings.layer_step)
     cells = [ChosenCell(round(depth * write), write, r_squared=0.0, null=0.0, by_depth=True) for write in writes]
-    options = {"seed": settings.seed, "kept": Records(checkpoint), "progress": True}
+    options = {"seed": settings.seed, "records": Records(checkpoint), "progress": True}
     measured = [*writes, last]
     references = fit_references(rows, measured, model=receiver.fingerprint, **options)
     aligner = None if sender is receiver else fit_ridge

@@ -115,7 +115,7 @@ def compute(
     maps = None if one_model else _maps(rows, reads, writes, settings.seed, kept)
     task = countries().split(seed=settings.seed)[0].take(settings.n_items, seed=settings.seed)
     grid = Grid(sender, receiver, reads, writes, task, maps, kept)
-    options = {"seed": settings.seed, "kept": kept, "progress": True}
+    options = {"seed": settings.seed, "records": kept, "progress": True}
     references = {
         LAST_TOKENS: _task_references(settings, grid),
         ANY_TOKENS: fit_references(rows, writes, model=receiver.fingerprint, **options),

@@ -28,7 +28,7 @@ from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade import TextHandOff, openings_of, write_openings
 from latentcomm.experiments.cascade.by_name import depth_of, stops_named
-from latentcomm.experiments.cascade.continuations import Request, hand_over
+from latentcomm.experiments.cascade.continuations import Request, continue_openings
 from latentcomm.experiments.cascade.resume import Continuation, continue_rows
 from latentcomm.experiments.cascade.run import choose
 from latentcomm.experiments.controls import derangement
@@ -123,7 +123,7 @@ def small_side(
     columns = range(max(map(len, wanted)))
 
     def shared() -> list[list[tuple[int, ...]]]:
-        return [[one.ids for one in each] for each in hand_over(TextHandOff(), model, request)]
+        return [[one.ids for one in each] for each in continue_openings(TextHandOff(), model, request)]
 
     def separate() -> list[list[tuple[int, ...]]]:
         said: list[list[tuple[int, ...]]] = [[] for _ in wanted]

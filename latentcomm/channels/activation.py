@@ -41,7 +41,7 @@ class Activation:
     others: tuple[FurtherSender, ...] = ()
 
     @property
-    def said(self) -> tuple[Any, ...]:
+    def message_key(self) -> tuple[Any, ...]:
         """The values that determine the message: the read site and the further senders, not the fusion."""
         return ("states", self.read, self.others)
 

@@ -50,7 +50,7 @@ class Sharing(Protocol):
     """A channel whose message other channels may share: it is computed once, and its cost counted for each."""
 
     @property
-    def said(self) -> Any:
+    def message_key(self) -> Any:
         """The values that determine the message, besides sender, receiver and task, as `files.digest` takes them."""
         ...
 
@@ -65,7 +65,7 @@ def receiver_prompts(receiver: Model, task: Task) -> Prompts:
     return encode(receiver, [item.receiver for item in task.items], template=task.template)
 
 
-def asked_itself(task: Task) -> Task:
+def with_own_texts(task: Task) -> Task:
     """The task whose sender reads the receiver's text: the receiver's message to itself has no new information."""
     return replace(task, items=tuple(replace(item, sender=item.receiver) for item in task.items))
 

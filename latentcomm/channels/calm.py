@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from latentcomm._core.files import digest
-from latentcomm.channels.base import asked_itself, receiver_prompts, sender_prompts
+from latentcomm.channels.base import receiver_prompts, sender_prompts, with_own_texts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.training.answers import answer_ids, answer_logits, cross_entropy, xavier
 from latentcomm.channels.training.trainer import check_weights, load_weights, save_weights
@@ -111,12 +111,12 @@ class Bridge:
         self,
         pair: int,
         own: Float[Tensor, "batch pos d_receiver"],
-        heard: Float[Tensor, "batch place d_sender"],
-        mask: Bool[Tensor, "batch place"],
+        sender_states: Float[Tensor, "batch pos_sender d_sender"],
+        mask: Bool[Tensor, "batch pos_sender"],
     ) -> Float[Tensor, "batch pos d_receiver"]:
         """What the cross-attention of one pair adds to the receiver's states; masked positions get no attention."""
         dtype = self.weights[f"{pair}.out"].dtype
-        rows = F.linear(_rms(heard.to(dtype)), self.weights[f"{pair}.project"])
+        rows = F.linear(_rms(sender_states.to(dtype)), self.weights[f"{pair}.project"])
         query, key, value = (
             rearrange(
                 F.linear(given, self.weights[f"{pair}.{name}"]),
@@ -129,10 +129,10 @@ class Bridge:
         seen = rearrange(seen, "batch head pos d_head -> batch pos (head d_head)")
         return F.linear(seen, self.weights[f"{pair}.out"]).to(own.dtype)
 
-    def multiply_adds(self, n_own: int, n_heard: int) -> int:
-        """Of one pair, for `n_own` positions of the receiver that attend to `n_heard` positions of the sender."""
+    def multiply_adds(self, n_own: int, n_sender: int) -> int:
+        """Of one pair, for `n_own` positions of the receiver that attend to `n_sender` positions of the sender."""
         d_sender, d = self.shape.d_sender, self.shape.d_receiver
-        return n_heard * d * (d_sender + 2 * d) + 2 * n_own * d * d + 2 * n_own * n_heard * d
+        return n_sender * d * (d_sender + 2 * d) + 2 * n_own * d * d + 2 * n_own * n_sender * d
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as safetensors, atomically."""
@@ -232,7 +232,7 @@ class Calm:
 
     def own(self, receiver: Model, task: Task) -> Message:
         """The receiver's own states over its own prompt."""
-        return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
+        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's prompts, with the bridge's persistent hooks.
@@ -241,11 +241,11 @@ class Calm:
             ValueError: the message is for another receiver, or lacks a paired layer's states.
         """
         message.check_receiver(receiver)
-        attending = Attending(self.bridge, heard_states(message, self.bridge.shape), receiver)
-        return ReceiverInput(receiver_prompts(receiver, task), standing=(attending,))
+        attending = Attending(self.bridge, message_states(message, self.bridge.shape), receiver)
+        return ReceiverInput(receiver_prompts(receiver, task), persistent=(attending,))
 
 
-def heard_states(message: Message, shape: BridgeShape) -> tuple[tuple[Tensor, ...], ...]:
+def message_states(message: Message, shape: BridgeShape) -> tuple[tuple[Tensor, ...], ...]:
     """For each item the states of every pair.
 
     Raises:
@@ -296,7 +296,7 @@ class CalmLearner:
         message.check_receiver(receiver)
         if len(answers) != len(task.items):
             raise ValueError(f"{len(answers)} answers for {len(task.items)} items; give one to each")
-        states, ids = heard_states(message, bridge.shape), answer_ids(receiver, answers)
+        states, ids = message_states(message, bridge.shape), answer_ids(receiver, answers)
         return cls(receiver, bridge, states, receiver_prompts(receiver, task), tuple(ids))
 
     @property
@@ -319,7 +319,7 @@ class CalmLearner:
         rows = list(batch)
         attending = Attending(self.bridge, tuple(self.states[row] for row in rows))
         answers = [self.answers[row] for row in rows]
-        inputs = ReceiverInput(self.prompts.select(rows), standing=(attending,))
+        inputs = ReceiverInput(self.prompts.select(rows), persistent=(attending,))
         return cross_entropy(answer_logits(self.receiver, inputs, answers), answers)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from latentcomm.channels.base import asked_itself
+from latentcomm.channels.base import with_own_texts
 from latentcomm.channels.debate import agent_models, agent_task
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.soft_decoding import (
@@ -17,7 +17,7 @@ from latentcomm.channels.soft_decoding import (
     table,
     with_slot,
 )
-from latentcomm.channels.text import asked_prompts, check_length, refuse_silence
+from latentcomm.channels.text import check_length, prompts_with_request, refuse_silence
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model
 from latentcomm.tasks.base import Task
@@ -74,7 +74,7 @@ class Cipher:
         table(target)
         replies = decode_softly(
             sender,
-            ReceiverInput(asked_prompts(sender, task, self.request)),
+            ReceiverInput(prompts_with_request(sender, task, self.request)),
             max_new_tokens=self.max_tokens,
             temperature=self.temperature,
             entropy_threshold=self.entropy_threshold,
@@ -95,7 +95,7 @@ class Cipher:
 
     def own(self, receiver: Model, task: Task) -> Message:
         """The receiver's own soft reply to its own text."""
-        return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
+        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The averages, `between` and the receiver's text as one prompt; an empty message is left out.
@@ -204,7 +204,7 @@ class CipherDebate:
 
     def own(self, receiver: Model, task: Task) -> Message:
         """A debate of the receiver with itself; all agents read the receiver's text."""
-        return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
+        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's last prompt: the others' answers of the previous round, its own, then its text.

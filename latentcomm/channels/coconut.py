@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentcomm._core.files import digest
-from latentcomm.channels.base import asked_itself
+from latentcomm.channels.base import with_own_texts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.soft_slots import with_gap
 from latentcomm.hooks.capture import run_to_deepest
@@ -71,7 +71,7 @@ class Coconut:
 
     def own(self, receiver: Model, task: Task) -> Message:
         """The receiver's thoughts after its own prompt."""
-        return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
+        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's prompts with begin, thoughts and end at the end of the user's turn.

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from latentcomm.channels.base import asked_itself
+from latentcomm.channels.base import with_own_texts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.text import check_length, item_seed, refuse_silence, texts_of
 from latentcomm.hooks.decode import decode
@@ -97,7 +97,7 @@ class Debate:
 
     def own(self, receiver: Model, task: Task) -> Message:
         """A debate of the receiver with itself; all agents read the receiver's text."""
-        return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
+        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's last prompt: the others' answers of the previous round, then its text.
@@ -199,7 +199,7 @@ def agent_models(name: str, sender: Model, receiver: Model | None, n_agents: int
 def agent_task(task: Task, n_agents: int, agent: int, request: str) -> Task:
     """The task whose sender's text is this agent's text."""
     if _is_receiver(n_agents, agent):
-        return asked_itself(task)
+        return with_own_texts(task)
     return replace(task, items=tuple(replace(item, sender=item.sender + request) for item in task.items))
 
 

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.channels.base import asked_itself, sender_prompts
+from latentcomm.channels.base import sender_prompts, with_own_texts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.soft_slots import filled, with_gap
 from latentcomm.channels.training.answers import xavier
@@ -200,7 +200,7 @@ class Interlat:
 
     def own(self, receiver: Model, task: Task) -> Message:
         """The receiver's own plan for its own prompt."""
-        return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
+        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's prompts with begin, latents, end at the end of the user's turn.

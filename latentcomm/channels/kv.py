@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.channels.base import asked_itself, receiver_prompts, sender_prompts
+from latentcomm.channels.base import receiver_prompts, sender_prompts, with_own_texts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.hooks.capture import recorder, run_to_deepest
 from latentcomm.hooks.decode import TOKENS_PER_BATCH, decode
@@ -82,7 +82,7 @@ class KeyValues:
 
     def own(self, receiver: Model, task: Task) -> Message:
         """The receiver's keys and values of its own prompt, which it reads twice."""
-        return replace(self.send(receiver, asked_itself(task)), is_own=True)
+        return replace(self.send(receiver, with_own_texts(task)), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's prompts after the sender's keys and values; at the other layers masked zeros.
@@ -110,7 +110,7 @@ class KeyValues:
             lengths.append(keys.shape[2])
         hidden = tuple(layer for layer in range(receiver.n_layers) if layer not in layers)
         hooks = (Hidden(hidden, tuple(lengths)),) if hidden else ()
-        return ReceiverInput(receiver_prompts(receiver, task), past=Past(tuple(rows), tuple(lengths)), standing=hooks)
+        return ReceiverInput(receiver_prompts(receiver, task), past=Past(tuple(rows), tuple(lengths)), persistent=hooks)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def measure_attention(sender: Model, receiver: Model, task: Task) -> Float[Tenso
     lengths = given.past.length if given.past is not None else ()
     shares = torch.zeros(len(task.items), receiver.n_layers, dtype=torch.float64)
     watch = _Watched(tuple(range(len(lengths))), lengths, shares)
-    decode(receiver, replace(given, standing=(watch,)), max_new_tokens=1)
+    decode(receiver, replace(given, persistent=(watch,)), max_new_tokens=1)
     return shares.mean(0)
 
 
@@ -233,8 +233,8 @@ class _Watched:
     def fwd_hooks(self) -> list[Hook]:
         def at(layer: int) -> Hook:
             def watch(pattern: Tensor) -> None:
-                for place, (row, length) in enumerate(zip(self.rows, self.length, strict=True)):
-                    self.shares[row, layer] = pattern[place, ..., :length].double().sum(-1).mean()
+                for index, (row, length) in enumerate(zip(self.rows, self.length, strict=True)):
+                    self.shares[row, layer] = pattern[index, ..., :length].double().sum(-1).mean()
 
             return recorder(f"blocks.{layer}.attn.hook_pattern", watch)
 
@@ -255,9 +255,9 @@ def _read(model: Model, prompts: Prompts, layers: Sequence[int]) -> tuple[dict[s
             else:
                 empty = torch.zeros(len(rows), layout["n_heads"], length, layout["d_head"], dtype=model.dtype)
                 found = [(empty, empty)]
-            for place, row in enumerate(rows):
+            for index, row in enumerate(rows):
                 for number, name in enumerate(("keys", "values")):
-                    chosen = [found[layer][number][place] for layer in layers]
+                    chosen = [found[layer][number][index] for layer in layers]
                     parts[row][name] = torch.stack(chosen) if chosen else found[0][number][:0]
     return tuple(parts)
 

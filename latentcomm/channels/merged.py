@@ -70,9 +70,9 @@ class Merged:
         return Activation(self.name, self.read, self.write, fusion, self.alignment, self.others)
 
     @property
-    def said(self) -> tuple[Any, ...]:
+    def message_key(self) -> tuple[Any, ...]:
         """The values that determine the message: the read site and the further senders."""
-        return self.activation.said
+        return self.activation.message_key
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
         """Every sender's state after the read site, at its prompt's last token."""

@@ -142,22 +142,22 @@ def with_slot(
         ValueError: as `latentcomm.models.encode`, of which this is the counterpart.
     """
     rows: list[list[int]] = []
-    places: list[Tensor] = []
+    positions: list[Tensor] = []
     for text, soft in zip(texts, vectors, strict=True):
         if len(soft) == 0:
             rows.append(encode(model, [text], template=template).ids(0).tolist())
-            places.append(torch.arange(0))
+            positions.append(torch.arange(0))
             continue
         if not (between + text).strip():
             raise ValueError("a prompt is empty; give every prompt at least one word")
         before, after = around_gap(model, "", between + text, template=template)
         rows.append([*before, *[after[0]] * len(soft), *after])
-        places.append(torch.arange(len(before), len(before) + len(soft)))
+        positions.append(torch.arange(len(before), len(before) + len(soft)))
         if len(rows[-1]) > model.n_ctx:
             raise ValueError(
                 f"a prompt with its message has {len(rows[-1])} tokens and {model.name} reads {model.n_ctx} at most"
             )
-    soft = SoftTokens(tuple(places), tuple(vectors)) if any(map(len, places)) else None
+    soft = SoftTokens(tuple(positions), tuple(vectors)) if any(map(len, positions)) else None
     return ReceiverInput(Prompts.from_ids(rows), soft=soft)
 
 

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm._core.files import digest
-from latentcomm.channels.base import asked_itself
+from latentcomm.channels.base import with_own_texts
 from latentcomm.channels.message import Message, made_by
-from latentcomm.channels.text import asked_prompts, check_length, item_seed, refuse_silence
+from latentcomm.channels.text import check_length, item_seed, prompts_with_request, refuse_silence
 from latentcomm.hooks.capture import recorder
 from latentcomm.hooks.decode import decode
 from latentcomm.hooks.receiver_input import ReceiverInput
@@ -90,11 +90,11 @@ class StateDeltas:
         sites = [Site(layer) for layer in self.layers]
         for site in sites:
             sender.check_site(site)
-        prompts = asked_prompts(sender, task, self.request)
+        prompts = prompts_with_request(sender, task, self.request)
         states: list[list[list[Tensor]]] = [[[] for _ in sites] for _ in task.items]
         replies = decode(
             sender,
-            ReceiverInput(prompts, standing=(_Recorded(tuple(sites), tuple(states)),)),
+            ReceiverInput(prompts, persistent=(_Recorded(tuple(sites), tuple(states)),)),
             max_new_tokens=self.max_tokens + 1,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -124,7 +124,7 @@ class StateDeltas:
             ValueError: the receiver lacks a layer that is read.
         """
         channel = self if self.write is None else replace(self, layers=self.write)
-        return replace(channel.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
+        return replace(channel.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The message, `between` and the receiver's text as one prompt, and the deltas that are added to its states.
@@ -155,7 +155,7 @@ class StateDeltas:
         )
         for each in added:
             receiver.check_site(each.site)
-        return ReceiverInput(Prompts.from_ids(prompts), standing=added)
+        return ReceiverInput(Prompts.from_ids(prompts), persistent=added)
 
     def _check(self, facts: dict[str, Any], receiver: Model, message: Message) -> None:
         if facts["vocabulary"] != _vocabulary(receiver):

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from latentcomm.channels.base import asked_itself
+from latentcomm.channels.base import with_own_texts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.hooks.decode import decode
 from latentcomm.hooks.receiver_input import ReceiverInput
@@ -50,7 +50,7 @@ class Text:
         """The sender's generated text for each item, unchanged."""
         replies = decode(
             sender,
-            asked_prompts(sender, task, self.request),
+            prompts_with_request(sender, task, self.request),
             max_new_tokens=self.max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -66,7 +66,7 @@ class Text:
 
     def own(self, receiver: Model, task: Task) -> Message:
         """The receiver's continuation of its own text."""
-        return replace(self.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
+        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The message, `between` and the receiver's text as one prompt; an empty message is left out.
@@ -106,7 +106,7 @@ def texts_of(message: Message, name: str) -> tuple[str, ...]:
     return message.texts
 
 
-def asked_prompts(sender: Model, task: Task, request: str) -> Prompts:
+def prompts_with_request(sender: Model, task: Task, request: str) -> Prompts:
     """The sender's prompts, with the request appended to each text."""
     return encode(sender, [item.sender + request for item in task.items], template=task.template)
 

@@ -38,9 +38,9 @@ def alarm_shares(
         raise ValueError(f"rate is {rate}; {fewest} real states resolve {2 / (fewest + 1):.2g} and more, below 1")
     alarms, joint_alarms = torch.zeros(scores.shape[1]), 0
     for part in parts:
-        kept = torch.ones(len(groups), dtype=torch.bool)
-        kept[part] = False
-        real, judged = scores[kept].T.contiguous(), scores[part].T.contiguous()
+        rest = torch.ones(len(groups), dtype=torch.bool)
+        rest[part] = False
+        real, judged = scores[rest].T.contiguous(), scores[part].T.contiguous()
         for column in range(len(real)):
             alarms[column] += int((two_sided(judged[column], real[column]) <= rate).sum())
         loud = combined_surprise(torch.stack([surprise(judged[column], real[column]) for column in panel], 1))

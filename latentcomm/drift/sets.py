@@ -112,9 +112,9 @@ def classifier_auroc(
     folds_y = row_folds(y.shape[0], folds=folds, groups=y_groups, seed=seed)
     found = []
     for held_x, held_y in zip(folds_x, folds_y, strict=True):
-        kept_x, kept_y = _without(x, held_x), _without(y, held_y)
-        mean_x, mean_y = kept_x.mean(0), kept_y.mean(0)
-        covariance, _ = ledoit_wolf(torch.cat((kept_x - mean_x, kept_y - mean_y)))
+        rest_x, rest_y = _without(x, held_x), _without(y, held_y)
+        mean_x, mean_y = rest_x.mean(0), rest_y.mean(0)
+        covariance, _ = ledoit_wolf(torch.cat((rest_x - mean_x, rest_y - mean_y)))
         direction = torch.linalg.solve(covariance, mean_x - mean_y)
         found.append(auroc(y[held_y] @ direction, x[held_x] @ direction))
     return sum(found) / len(found)
@@ -198,10 +198,10 @@ def _drawn(rows: Int[Tensor, " row"], n_rows: int, seed: int) -> Int[Tensor, " d
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n_rows]]
 
 
-def _without(rows: Float[Tensor, "row d_model"], left_out: Int[Tensor, " out"]) -> Float[Tensor, "kept d_model"]:
-    kept = torch.ones(rows.shape[0], dtype=torch.bool)
-    kept[left_out] = False
-    return rows[kept]
+def _without(rows: Float[Tensor, "row d_model"], left_out: Int[Tensor, " out"]) -> Float[Tensor, "rest d_model"]:
+    rest = torch.ones(rows.shape[0], dtype=torch.bool)
+    rest[left_out] = False
+    return rows[rest]
 
 
 def _distances(x: Float[Tensor, "row d_model"], y: Float[Tensor, "other d_model"]) -> Float[Tensor, "row other"]:

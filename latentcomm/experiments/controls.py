@@ -19,7 +19,7 @@ SELF = "self"
 
 
 @dataclass(frozen=True, eq=False)
-class Exchange:
+class Sending:
     """The inputs of a control: the channel, both models, the task, the true message, and a seed."""
 
     channel: Channel
@@ -30,44 +30,44 @@ class Exchange:
     seed: int
 
 
-def true_message(exchange: Exchange) -> Message:
+def true_message(sending: Sending) -> Message:
     """The message itself: no control."""
-    return exchange.message
+    return sending.message
 
 
-def shuffled(exchange: Exchange) -> Message:
+def shuffled(sending: Sending) -> Message:
     """Every item gets the message of another item with another answer and another sender's text: a
     message of the right kind with the wrong content.
 
     Raises:
         ValueError: the message is silent.
     """
-    if exchange.message.is_silent:
-        raise ValueError(f"a message of {exchange.message.origin} has no content to shuffle between items")
-    return exchange.message.select(exchanged(exchange.task, seed=exchange.seed))
+    if sending.message.is_silent:
+        raise ValueError(f"a message of {sending.message.origin} has no content to shuffle between items")
+    return sending.message.select(deranged(sending.task, seed=sending.seed))
 
 
-def same_label(exchange: Exchange) -> Message:
+def same_label(sending: Sending) -> Message:
     """Every item gets the message of another item with the same answer and another sender's text: the effect
     of a message that carries the answer alone.
 
     Raises:
         ValueError: the message is silent, or an item is the only one with its answer.
     """
-    if exchange.message.is_silent:
-        raise ValueError(f"a message of {exchange.message.origin} has no content to shuffle between items")
-    return exchange.message.select(exchanged_alike(exchange.task, seed=exchange.seed))
+    if sending.message.is_silent:
+        raise ValueError(f"a message of {sending.message.origin} has no content to shuffle between items")
+    return sending.message.select(deranged_within_label(sending.task, seed=sending.seed))
 
 
-def zero(exchange: Exchange) -> Message:
+def zero(sending: Sending) -> Message:
     """The zero vector: the effect of the intervention itself."""
-    return _with(exchange.message, torch.zeros_like)
+    return _with(sending.message, torch.zeros_like)
 
 
-def random_message(exchange: Exchange) -> Message:
+def random_message(sending: Sending) -> Message:
     """A random direction with each vector's own norm: the effect of the norm alone."""
-    generator = torch.Generator().manual_seed(exchange.seed)
-    return _with(exchange.message, lambda vectors: random_directions(vectors, generator))
+    generator = torch.Generator().manual_seed(sending.seed)
+    return _with(sending.message, lambda vectors: random_directions(vectors, generator))
 
 
 def random_directions(vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -77,18 +77,18 @@ def random_directions(vectors: torch.Tensor, generator: torch.Generator) -> torc
     return noise.to(vectors.dtype)
 
 
-def self_message(exchange: Exchange) -> Message:
+def self_message(sending: Sending) -> Message:
     """The receiver's own state of its own prompt, sent by the same channel: no new information.
 
     Raises:
         ValueError: the channel cannot carry it; `evaluate` leaves the control out where `Channel.carries_own` is false.
     """
-    if not exchange.channel.carries_own(exchange.receiver):
-        raise ValueError(f"the channel {exchange.channel.name} cannot carry the receiver's own state")
-    return exchange.channel.own(exchange.receiver, exchange.task)
+    if not sending.channel.carries_own(sending.receiver):
+        raise ValueError(f"the channel {sending.channel.name} cannot carry the receiver's own state")
+    return sending.channel.own(sending.receiver, sending.task)
 
 
-def exchanged(task: Task, *, seed: int) -> list[int]:
+def deranged(task: Task, *, seed: int) -> list[int]:
     """For each item another one with another answer and another sender's text; every item is used once.
 
     Raises:
@@ -97,7 +97,7 @@ def exchanged(task: Task, *, seed: int) -> list[int]:
     return derangement([label(item) for item in task.items], texts=[item.sender for item in task.items], seed=seed)
 
 
-def exchanged_alike(task: Task, *, seed: int) -> list[int]:
+def deranged_within_label(task: Task, *, seed: int) -> list[int]:
     """For each item another one with the same answer and another sender's text; every item is used once.
 
     Raises:
@@ -176,7 +176,7 @@ def applies(name: str, channel: Channel, receiver: Model, message: Message) -> b
     return not message.is_silent
 
 
-CONTROLS: dict[str, Callable[[Exchange], Message]] = {
+CONTROLS: dict[str, Callable[[Sending], Message]] = {
     SHUFFLED: shuffled,
     ZERO: zero,
     RANDOM: random_message,

@@ -97,27 +97,27 @@ def paper_text_flops(
     prompt: int,
     message: float | int,
     reply: float | int,
-    asked: int | None = None,
+    own_prompt: int | None = None,
 ) -> float:
     """M X_A(P) + T X_B(P + M): the sender generates M tokens, the receiver T, each with a full pass and no cache.
 
-    `asked` is the length of the receiver's own prompt where it differs from the sender's. Source: Ramesh & Li 2025,
-    arXiv:2501.14082.
+    `own_prompt` is the length of the receiver's own prompt where it differs from the sender's. Source: Ramesh & Li
+    2025, arXiv:2501.14082.
     """
-    n_receiver = prompt if asked is None else asked
+    n_receiver = prompt if own_prompt is None else own_prompt
     written = message * paper_forward_flops(sender, prompt)
     return written + reply * paper_forward_flops(receiver, n_receiver + round(message))
 
 
 def paper_activation_flops(
-    sender: ModelSize, receiver: ModelSize, *, prompt: int, read: int, reply: float | int, asked: int | None = None
+    sender: ModelSize, receiver: ModelSize, *, prompt: int, read: int, reply: float | int, own_prompt: int | None = None
 ) -> float:
     """2PVD + (read + 1)(8PDKH + 4P^2KH + 3HP^2 + 4PDF) + T X_B(P): the sender stops after block `read`.
 
-    `read` counts layers from 0, as everywhere here; the paper's k is one more. `asked` is the length of the receiver's
-    own prompt where it differs from the sender's. Source: Ramesh & Li 2025, arXiv:2501.14082.
+    `read` counts layers from 0, as everywhere here; the paper's k is one more. `own_prompt` is the length of the
+    receiver's own prompt where it differs from the sender's. Source: Ramesh & Li 2025, arXiv:2501.14082.
     """
-    n_receiver = prompt if asked is None else asked
+    n_receiver = prompt if own_prompt is None else own_prompt
     sent = 2 * prompt * sender.d_vocab * sender.d_model + (read + 1) * _paper_layer(sender, prompt)
     return float(sent) + reply * paper_forward_flops(receiver, n_receiver)
 

@@ -12,7 +12,7 @@ from latentcomm._core.progress import track
 from latentcomm.drift import COMBINED, DETECTORS, DriftReference
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.graft import LAST
-from latentcomm.hooks.shared_prefix import Prefix, can_pack, climb, columns_per_pass, read_prefix
+from latentcomm.hooks.shared_prefix import Prefix, can_pack, columns_per_pass, read_prefix, run_staircase
 from latentcomm.models import Model
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
@@ -74,7 +74,7 @@ def measure_effects(
     references: Mapping[int, DriftReference] | None = None,
     progress: bool = False,
 ) -> Effects:
-    """Return what `fusion(own, message)` does when written after each layer in turn, for every item.
+    """Return what `fusion(own, message)` does when written after each single layer, for every item.
 
     The prompt is read once up to the write position; all grafts then share one pass, each joining at its own layer, and
     are measured after every layer (`latentcomm.hooks.shared_prefix`). The cost is that of a few one-token steps for
@@ -155,7 +155,7 @@ def _one_pass(
             states[layer] = torch.cat((own[None], rows)).cpu()
 
     packed = can_pack(model, prefix.n_cached, prefix.tail.shape[1])
-    final = climb(model, prefix, writes, join, n_rows=n_rows, packed=packed, observe=observe)
+    final = run_staircase(model, prefix, writes, join, n_rows=n_rows, packed=packed, observe=observe)
     plain = prefix.logits.cpu().to(torch.float64).log_softmax(-1)
     parts = [_next_token(plain, _logits(model, rows)) for rows in _few(model, final)]
     kl, change, agreement = (

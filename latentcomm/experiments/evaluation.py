@@ -16,7 +16,7 @@ from latentcomm._core.progress import track
 from latentcomm._core.records import Records
 from latentcomm.channels.base import Channel, Deciding, Sharing, label
 from latentcomm.channels.message import Message, join
-from latentcomm.experiments.controls import CONTROLS, SELF, USUAL, Exchange, applies, true_message
+from latentcomm.experiments.controls import CONTROLS, SELF, USUAL, Sending, applies, true_message
 from latentcomm.experiments.cost import flops
 from latentcomm.hooks.decode import decode
 from latentcomm.models import Model, check_pair, recorded_passes
@@ -143,7 +143,7 @@ class _Messages:
             return _sent(partial(self.channel.own, self.receiver), self.task, self.records("own"))
         message, cost = self.sent
         make = true_message if condition == MESSAGE else CONTROLS[condition]
-        return make(Exchange(self.channel, self.sender, self.receiver, self.task, message, self.seed)), cost
+        return make(Sending(self.channel, self.sender, self.receiver, self.task, message, self.seed)), cost
 
     @cached_property
     def sent(self) -> tuple[Message, Cost]:
@@ -151,7 +151,7 @@ class _Messages:
         send = partial(self.channel.send, self.sender, receiver=self.receiver)
         if not isinstance(self.channel, Sharing):
             return _sent(send, self.task, self.records("message"))
-        key = digest("said", self.channel.said, self.task, self.seed)
+        key = digest("said", self.channel.message_key, self.task, self.seed)
         if key not in self.told:
             shared = Records.of(self.checkpoint, "message", 1, self.prints, key, ITEMS_AT_ONCE)
             self.told[key] = _sent(send, self.task, shared)

@@ -83,13 +83,13 @@ def run_all(settings: Sequence[Settings], *, out: str | Path | None = None, prog
     from latentcomm._core.files import digest
     from latentcomm.models import load_model
 
-    places = [f"{each.command}-{digest(each.to_dict())[:8]}" for each in settings]
-    if repeated := [place for number, place in enumerate(places) if place in places[:number]]:
-        raise ValueError(f"the same settings of {repeated[0].partition('-')[0]} stand twice; give each once")
+    folders = [f"{each.command}-{digest(each.to_dict())[:8]}" for each in settings]
+    if repeated := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
+        raise ValueError(f"the same settings of {repeated[0].partition('-')[0]} are given twice; give each once")
     load = cache(load_model)
     return [
-        _run(each, out=None if out is None else Path(out) / place, load=load, progress=progress)
-        for each, place in zip(settings, places, strict=True)
+        _run(each, out=None if out is None else Path(out) / folder, load=load, progress=progress)
+        for each, folder in zip(settings, folders, strict=True)
     ]
 
 

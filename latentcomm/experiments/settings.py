@@ -1,6 +1,6 @@
 """What every experiment's settings have: models, seed and, for most, a task. Plain values alone, and no torch.
 
-A settings class is the one place where an option is named: the command line and its help, a configuration file, the
+A settings class is the only definition of an option: the command line and its help, a configuration file, the
 metadata of a result and the key of saved work are made from its fields.
 """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentcomm.hooks.capture import recorder, run_to_deepest
 from latentcomm.hooks.graft import LAST, check_fired, counting_hooks, is_grafted
-from latentcomm.hooks.receiver_input import EMBEDDED, Joining, Past, ReceiverInput, SoftTokens, Standing  # noqa: F401
+from latentcomm.hooks.receiver_input import EMBEDDED, Joining, Past, PersistentHooks, ReceiverInput, SoftTokens  # noqa: F401
 from latentcomm.models import Hook, Model
 from latentcomm.models.prompts import Prompts
 
@@ -298,7 +298,7 @@ def runs(
     unequal lengths are then joined, so that one pass decodes a token for a whole batch.
     """
     step = max(1, TOKENS_PER_BATCH // (int(given.lengths.max()) + max_new_tokens))
-    can_leave = not model.has_hooks and all(isinstance(each, Joining) for each in given.standing)
+    can_leave = not model.has_hooks and all(isinstance(each, Joining) for each in given.persistent)
     joins = can_leave and model.joins_lengths
     pending: list[tuple[list[int], Read]] = []
     for group in given.groups_of_equal_length():
@@ -336,14 +336,14 @@ def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int],
 
 def _reply_hooks(given: ReceiverInput, rows: Sequence[int]) -> list[Hook]:
     """The persistent hooks of some rows for the passes of their replies."""
-    selected = [each.select(rows) for each in given.standing]
+    selected = [each.select(rows) for each in given.persistent]
     return [hook for each in selected if isinstance(each, Joining) for hook in each.reply_hooks()]
 
 
 def read_prompts(model: Model, given: ReceiverInput) -> Read:
     """The prompt pass of rows of one length, with their whole input."""
     hooks, fired = counting_hooks(given.grafts)
-    persistent = [hook for each in given.standing for hook in each.fwd_hooks()]
+    persistent = [hook for each in given.persistent for hook in each.fwd_hooks()]
     cache, tokens = _prefix(model, given)
     embedded = [0]
     soft = [] if given.soft is None else [given.soft.hook(embedded)]
@@ -370,7 +370,7 @@ def _prefix(model: Model, given: ReceiverInput) -> tuple[Any, Int[Tensor, "batch
     tokens = given.prompts.tokens
     batch, length = tokens.shape
     last_only = all(isinstance(graft.position, int) and graft.position == LAST for graft in given.grafts)
-    alone = given.soft is not None or given.standing or batch == 1 or length == 1 or not last_only or model.has_hooks
+    alone = given.soft is not None or given.persistent or batch == 1 or length == 1 or not last_only or model.has_hooks
     if alone or (tokens != tokens[:1]).any():
         return model.new_cache(batch), tokens
     cache = model.new_cache(1)

@@ -51,8 +51,8 @@ class Graft:
     vector: (
         Float[Tensor, " d_sender"]
         | Float[Tensor, "row d_sender"]
-        | Float[Tensor, "row place d_sender"]
-        | Float[Tensor, "sender row place d_sender"]
+        | Float[Tensor, "row pos d_sender"]
+        | Float[Tensor, "sender row pos d_sender"]
     )
     fusion: Callable[..., Any] = field(default_factory=Replace)
 

@@ -21,49 +21,49 @@ class SoftTokens:
     """Vectors that replace the embeddings of some tokens of each prompt.
 
     Attributes:
-        places: for each prompt, positions counted from its first real token; the token ids there are ignored.
+        positions: for each prompt, positions counted from its first real token; the token ids there are ignored.
         vectors: for each prompt as many vectors, on the scale of rows of the receiver's `Model.embedding_table`.
 
     Raises:
-        ValueError: places and vectors do not match, or a vector is not finite.
+        ValueError: positions and vectors do not match, or a vector is not finite.
 
     >>> soft = SoftTokens((torch.tensor([0, 1]),), (torch.ones(2, 4),))
-    >>> soft.select([0]).places[0].tolist()
+    >>> soft.select([0]).positions[0].tolist()
     [0, 1]
     """
 
-    places: tuple[Int[Tensor, " _"], ...]
+    positions: tuple[Int[Tensor, " _"], ...]
     vectors: tuple[Float[Tensor, "_ d_model"], ...]
 
     def __post_init__(self) -> None:
-        counts = [(len(place), len(vector)) for place, vector in zip(self.places, self.vectors, strict=True)]
-        if wrong := [row for row, (n_places, n_vectors) in enumerate(counts) if n_places != n_vectors]:
-            n_places, n_vectors = counts[wrong[0]]
-            raise ValueError(f"prompt {wrong[0]} has {n_places} places for {n_vectors} soft tokens")
+        counts = [(len(position), len(vector)) for position, vector in zip(self.positions, self.vectors, strict=True)]
+        if wrong := [row for row, (n_positions, n_vectors) in enumerate(counts) if n_positions != n_vectors]:
+            n_positions, n_vectors = counts[wrong[0]]
+            raise ValueError(f"prompt {wrong[0]} has {n_positions} positions for {n_vectors} soft tokens")
         if bad := [row for row, vector in enumerate(self.vectors) if not torch.isfinite(vector).all()]:
             raise ValueError(f"the soft tokens of prompt {bad[0]} are not finite; check the sent states and maps")
 
     def select(self, rows: Sequence[int]) -> "SoftTokens":
         """The rows of some of the prompts, in the given order."""
-        return SoftTokens(tuple(self.places[row] for row in rows), tuple(self.vectors[row] for row in rows))
+        return SoftTokens(tuple(self.positions[row] for row in rows), tuple(self.vectors[row] for row in rows))
 
     def hook(self, fired: list[int]) -> Hook:
         """A hook that writes the vectors over the embeddings of the prompt; gradients flow to the vectors."""
 
         def write(value: Tensor, hook: object) -> Tensor:
             fired[0] += 1
-            rows = torch.cat([torch.full((len(places),), row) for row, places in enumerate(self.places)])
-            index = (rows.to(value.device), torch.cat(self.places).to(value.device))
+            rows = torch.cat([torch.full((len(positions),), row) for row, positions in enumerate(self.positions)])
+            index = (rows.to(value.device), torch.cat(self.positions).to(value.device))
             return value.index_put(index, torch.cat(self.vectors).to(value.device, value.dtype))
 
         return EMBEDDED, write
 
 
 @runtime_checkable
-class Standing(Protocol):
+class PersistentHooks(Protocol):
     """Persistent hooks of a receiver's input, which act in every pass: the prompt's and each reply token's."""
 
-    def select(self, rows: Sequence[int]) -> "Standing":
+    def select(self, rows: Sequence[int]) -> "PersistentHooks":
         """The same for some of the prompts, in the given order."""
         ...
 
@@ -114,14 +114,14 @@ class ReceiverInput:
         grafts: written once, in the pass that reads the prompt.
         soft: vectors that replace some of the prompt's embeddings.
         past: keys and values that precede the prompt.
-        standing: persistent hooks, which act in every pass.
+        persistent: persistent hooks, which act in every pass.
     """
 
     prompts: Prompts
     grafts: tuple[Graft, ...] = ()
     soft: SoftTokens | None = None
     past: Past | None = None
-    standing: tuple[Standing, ...] = ()
+    persistent: tuple[PersistentHooks, ...] = ()
 
     @property
     def lengths(self) -> Int[Tensor, " batch"]:
@@ -139,7 +139,7 @@ class ReceiverInput:
             tuple(graft.select(rows).moved(shift) for graft in self.grafts),
             None if self.soft is None else self.soft.select(rows),
             None if self.past is None else self.past.select(rows),
-            tuple(each.select(rows) for each in self.standing),
+            tuple(each.select(rows) for each in self.persistent),
         )
 
     def groups_of_equal_length(self) -> list[list[int]]:

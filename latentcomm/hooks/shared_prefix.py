@@ -82,7 +82,7 @@ def columns_per_pass(model: Model, n_cached: int, n_tail: int, n_writes: int) ->
     return columns
 
 
-def climb(
+def run_staircase(
     model: Model,
     prefix: Prefix,
     write_layers: Sequence[int],

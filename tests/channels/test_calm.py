@@ -15,7 +15,7 @@ from latentcomm.channels import Channel, Message, Silent
 from latentcomm.channels.calm import Bridge, BridgeShape, Calm, CalmLearner, new_bridge, paired_layers
 from latentcomm.channels.training.trainer import Schedule, Trainable, train
 from latentcomm.hooks.decode import decode, next_token_logits
-from latentcomm.hooks.receiver_input import Standing
+from latentcomm.hooks.receiver_input import PersistentHooks
 from latentcomm.models import Model
 from latentcomm.tasks import Task
 
@@ -124,12 +124,12 @@ class TestTheChannel:
         said = calm(tiny, tiny)
         message = said.send(tiny, TASK)
         given = said.receive(tiny, TASK, message)
-        assert isinstance(given.standing[0], Standing)
+        assert isinstance(given.persistent[0], PersistentHooks)
         reply = decode(tiny, given, max_new_tokens=3)
         for row in (0, 3):
             ids = tiny.tokenizer(TASK.items[row].receiver).input_ids
             tokens = torch.tensor([[*ids, *reply.ids[row]]])
-            hooks = given.standing[0].select([row]).fwd_hooks()
+            hooks = given.persistent[0].select([row]).fwd_hooks()
             whole = tiny.forward(tokens, hooks=hooks)[0]
             assert whole[len(ids) - 1 : -1].argmax(-1).tolist() == reply.ids[row]  # as one pass with no cache says it
 
@@ -138,7 +138,7 @@ class TestTheChannel:
         said = calm(tiny, tiny)
         message = said.send(tiny, TASK)
         row = torch.tensor([tiny.tokenizer(TASK.items[0].receiver).input_ids])
-        hooks = said.receive(tiny, TASK, message).standing[0].select([0]).fwd_hooks()
+        hooks = said.receive(tiny, TASK, message).persistent[0].select([0]).fwd_hooks()
         kept: dict[str, Tensor] = {}
 
         def keep(value: Tensor, hook: object) -> None:

@@ -37,7 +37,7 @@ from latentcomm.channels import (
 from latentcomm.channels.calm import Bridge, new_bridge
 from latentcomm.channels.interlat import new_adapter
 from latentcomm.experiments import evaluation
-from latentcomm.experiments.controls import Exchange, shuffled
+from latentcomm.experiments.controls import Sending, shuffled
 from latentcomm.experiments.crossmodal.captions import Caption, NearestPicture
 from latentcomm.experiments.crossmodal.channels import SoftPrompt, VisionGraft
 from latentcomm.experiments.evaluation import evaluate
@@ -394,7 +394,7 @@ def test_the_models_are_left_as_they_were(case: Case) -> None:
 
 def test_shuffled_messages_change_what_is_heard(case: Case) -> None:
     given = speaking(case)
-    exchange = Exchange(given.channel, given.sender, given.receiver, TASK, given.message, 0)
+    exchange = Sending(given.channel, given.sender, given.receiver, TASK, given.message, 0)
     other = shuffled(exchange)
     apart = (given.heard(other) - given.heard()).abs().amax(-1) > 1e-3
     told_another = [contents(other.select([row])) != contents(given.message.select([row])) for row in range(8)]

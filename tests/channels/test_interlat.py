@@ -51,7 +51,7 @@ class TestTheGap:
         vectors = [states(2, 32), states(1, 32, seed=1)]
         prompts, soft = filled([([5, 6], [7]), ([5], [])], vectors)
         assert prompts.ids(0).tolist() == [5, 6, 0, 0, 7] and prompts.ids(1).tolist() == [5, 0]
-        assert [place.tolist() for place in soft.places] == [[2, 3], [1]]
+        assert [place.tolist() for place in soft.positions] == [[2, 3], [1]]
 
     def test_a_template_that_changes_the_words_is_refused(self) -> None:
         tiny = build("llama")

@@ -303,7 +303,7 @@ class TestRefusals:
     def test_an_attention_that_does_not_obey_the_mask_is_an_error(self) -> None:
         tiny, channel = model("llama"), KeyValues(layers=(0,))
         entering = channel.receive(tiny, TASK, channel.send(tiny, TASK))
-        deaf = replace(entering, standing=tuple(Deaf(each) for each in entering.standing))
+        deaf = replace(entering, persistent=tuple(Deaf(each) for each in entering.persistent))
         with pytest.raises(RuntimeError, match="the attention of layer 1 does not obey a mask at its hook points"):
             next_token_logits(tiny, deaf)
 
@@ -312,13 +312,13 @@ class TestRefusals:
 class Deaf:
     """What acts in every pass, but for the masks: as in a model whose attention scores are not where it looks."""
 
-    standing: Any
+    persistent: Any
 
     def select(self, rows: Sequence[int]) -> "Deaf":
-        return Deaf(self.standing.select(rows))
+        return Deaf(self.persistent.select(rows))
 
     def fwd_hooks(self) -> list[Hook]:
-        return [(name, hook) for name, hook in self.standing.fwd_hooks() if not name.endswith("scores")]
+        return [(name, hook) for name, hook in self.persistent.fwd_hooks() if not name.endswith("scores")]
 
 
 class TestWhichLayers:

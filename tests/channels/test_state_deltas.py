@@ -212,7 +212,7 @@ class TestWhatTheReceiverReads:
         moved, same = replace(DELTAS, layers=(0,), write=(1,)), replace(DELTAS, layers=(0,), write=(0,))
         assert_same_bits(told(same, tiny, tiny), told(replace(DELTAS, layers=(0,)), tiny, tiny))
         assert far_apart(told(moved, tiny, tiny), told(same, tiny, tiny))
-        sites = [each.site.layer for each in moved.receive(tiny, TASK, moved.send(tiny, TASK)).standing]  # type: ignore[attr-defined]
+        sites = [each.site.layer for each in moved.receive(tiny, TASK, moved.send(tiny, TASK)).persistent]  # type: ignore[attr-defined]
         assert sites == [1]
 
     def test_of_an_alignment_the_linear_part_acts_alone(self) -> None:
@@ -221,7 +221,7 @@ class TestWhatTheReceiverReads:
         channel = replace(DELTAS, alignment=AffineMap(weight, bias))
         message = channel.send(narrow, TASK)
         entering = channel.receive(wide, TASK, message)
-        for number, each in enumerate(entering.standing):
+        for number, each in enumerate(entering.persistent):
             for row, vectors in enumerate(each.vectors):  # type: ignore[attr-defined]
                 expected = parts_of(message)[row]["deltas"][number] @ weight.T
                 assert torch.allclose(vectors, expected, rtol=0, atol=1e-9)
@@ -249,14 +249,14 @@ class TestWhereTheTokensStand:
         )
         assert torch.allclose(nothing, text, rtol=0, atol=1e-9)
         entering = DELTAS.receive(tiny, chat, DELTAS.send(tiny, chat))
-        assert {each.start for each in entering.standing} == {(2,) * len(TASK.items)}  # type: ignore[attr-defined]
+        assert {each.start for each in entering.persistent} == {(2,) * len(TASK.items)}  # type: ignore[attr-defined]
 
     def test_a_bos_token_stands_before_them(self) -> None:
         tiny = build_spelling("llama", adds_start=True)
         nothing, text = (told(channel, tiny, tiny) for channel in (replace(DELTAS, scale=0), Text(max_tokens=STEPS)))
         assert torch.allclose(nothing, text, rtol=0, atol=1e-9)
         entering = DELTAS.receive(tiny, TASK, DELTAS.send(tiny, TASK))
-        assert {each.start for each in entering.standing} == {(1,) * len(TASK.items)}  # type: ignore[attr-defined]
+        assert {each.start for each in entering.persistent} == {(1,) * len(TASK.items)}  # type: ignore[attr-defined]
         assert set(entering.prompts.tokens[:, 0].tolist()) == {ALPHABET.index(START)}
 
     @pytest.mark.parametrize("template", ["raw", "chat"])
@@ -326,7 +326,7 @@ class TestRefusals:
         tiny = model("llama")
         one = replace(TASK, items=TASK.items[:1])
         entering = DELTAS.receive(tiny, one, DELTAS.send(tiny, one))
-        ((name, hook), *_) = (each for standing in entering.standing for each in standing.fwd_hooks())
+        ((name, hook), *_) = (each for standing in entering.persistent for each in standing.fwd_hooks())
         with pytest.raises(RuntimeError, match="end at position 4 and the pass has 2; the prompt must be read in one"):
             tiny.forward(entering.prompts.tokens[:, :2], hooks=[(name, hook)])
 

@@ -67,7 +67,7 @@ class TestCascade:
         five = {one["item"]: one["reply"] for one in trials if (one["condition"], one["stop"]) == ("message", "5")}
         assert nothing == alone != five
 
-    @pytest.mark.parametrize(("module", "name"), [(writing, "_write"), (handing, "hand_over")])
+    @pytest.mark.parametrize(("module", "name"), [(writing, "_write"), (handing, "continue_openings")])
     def test_a_run_stopped_by_ctrl_c_resumes_and_gives_the_results_of_one_run(
         self, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
     ) -> None:

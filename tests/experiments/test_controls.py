@@ -17,10 +17,10 @@ from latentcomm.channels import Activation, Message, Silent
 from latentcomm.experiments.controls import (
     CONTROLS,
     USUAL,
-    Exchange,
+    Sending,
     applies,
+    deranged_within_label,
     derangement,
-    exchanged_alike,
     random_message,
     same_label,
     self_message,
@@ -38,9 +38,9 @@ CHANNEL = Activation("a", Site(1), Site(2), Replace())
 REPEATED = toy(COUNTRIES[:4] * 2, openings=("The", " The note says", "Alice is at the Colosseum.", "note", "Alice"))
 
 
-def exchange(task: Task = REPEATED, *, seed: int = 0, receiver_seed: int = 0) -> Exchange:
+def exchange(task: Task = REPEATED, *, seed: int = 0, receiver_seed: int = 0) -> Sending:
     sender, receiver = model("llama"), model("llama", seed=receiver_seed)
-    return Exchange(CHANNEL, sender, receiver, task, CHANNEL.send(sender, task), seed)
+    return Sending(CHANNEL, sender, receiver, task, CHANNEL.send(sender, task), seed)
 
 
 def vectors(message: Message) -> Tensor:
@@ -130,10 +130,10 @@ class TestTheSameLabelControl:
 
     def test_never_gives_an_item_its_own_text_and_says_where_it_must(self) -> None:
         task = toy(("Greece",) * 4, openings=("The", " The note says", "The", " The note says"))
-        order = exchanged_alike(task, seed=0)
+        order = deranged_within_label(task, seed=0)
         assert all(task.items[row].sender != task.items[other].sender for row, other in enumerate(order))
         with pytest.raises(ValueError, match="2 of 2 items share the text, for the answer 'Greece', 'The Greece"):
-            exchanged_alike(toy(("Greece",) * 2, openings=("The",)), seed=0)
+            deranged_within_label(toy(("Greece",) * 2, openings=("The",)), seed=0)
 
     def test_a_message_of_nothing_is_refused(self) -> None:
         given = exchange()

@@ -74,7 +74,7 @@ class TestRunAll:
         assert len({result.files[0].parent for result in found}) == 2
 
     def test_the_same_settings_twice_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="stand twice"):
+        with pytest.raises(ValueError, match="are given twice"):
             lc.run_all([SETTINGS, SETTINGS])
 
 

@@ -143,7 +143,7 @@ class TestGreedy:
         tiny.__dict__["stop_ids"] = frozenset()
         step = Run.step
         monkeypatch.setattr(Run, "step", lambda run, *given: (rows.append(run.rows), step(run, *given))[1])
-        given = ReceiverInput(PROMPTS, standing=(Watcher(),) if "standing" in why else ())
+        given = ReceiverInput(PROMPTS, persistent=(Watcher(),) if "standing" in why else ())
         if "hooks" in why:
             tiny.hooked.add_hook("hook_embed", lambda value, hook: value)
         decode(tiny, given, max_new_tokens=2)
@@ -214,7 +214,7 @@ class TestGreedy:
         endless = greedy_ids(tiny, prompts)
         stop = next(token for token in endless[0] if token not in endless[1])
         tiny.__dict__["stop_ids"] = frozenset([stop])
-        given = ReceiverInput(prompts, standing=(Watcher(),) if "standing" in why else ())
+        given = ReceiverInput(prompts, persistent=(Watcher(),) if "standing" in why else ())
         if "hooks" in why:
             tiny.hooked.add_hook("hook_embed", lambda value, hook: seen.append(len(value)))
         with recorded_passes() as passes:

@@ -13,7 +13,7 @@ from torch import Tensor
 from latentcomm.fusion import Mean
 from latentcomm.hooks.decode import decode, next_token_logits
 from latentcomm.hooks.graft import LAST, Graft
-from latentcomm.hooks.receiver_input import Past, ReceiverInput, SoftTokens, Standing
+from latentcomm.hooks.receiver_input import Past, PersistentHooks, ReceiverInput, SoftTokens
 from latentcomm.models import Hook, Model
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
@@ -135,7 +135,7 @@ class TestSoftTokens:
         assert_equal_to_rounding(*gradients, terms=forward_terms(model(architecture), n_forward=2))
 
     def test_that_cannot_be_written_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="prompt 1 has 1 places for 2 soft tokens"):
+        with pytest.raises(ValueError, match="prompt 1 has 1 positions for 2 soft tokens"):
             SoftTokens(PLACES[:2], (VECTORS[0], VECTORS[0]))
         with pytest.raises(ValueError, match="the soft tokens of prompt 0 are not finite"):
             SoftTokens(PLACES[:1], (VECTORS[0] * torch.inf,))
@@ -221,12 +221,12 @@ class TestStandingHooks:
     VECTORS = states(4, 32, seed=7)
 
     def test_keep_their_protocol(self) -> None:
-        assert isinstance(Bias(self.VECTORS, []), Standing)
+        assert isinstance(Bias(self.VECTORS, []), PersistentHooks)
 
     @pytest.mark.parametrize(("architecture", "backend"), EVERY_MODEL)
     def test_act_on_the_prompt_and_on_every_token_of_the_reply(self, architecture: str, backend: str) -> None:
         tiny = model(architecture, backend)
-        found = decode(tiny, ReceiverInput(PROMPTS, standing=(Bias(self.VECTORS, []),)), max_new_tokens=STEPS)
+        found = decode(tiny, ReceiverInput(PROMPTS, persistent=(Bias(self.VECTORS, []),)), max_new_tokens=STEPS)
         for row in range(len(ROWS)):
             said, first = ROWS[row].tolist(), None
             for _ in range(STEPS):  # everything is read again, without a cache, under the hook
@@ -244,16 +244,16 @@ class TestStandingHooks:
     def test_are_there_in_every_pass_with_the_rows_that_run(self) -> None:
         tiny, bias = build("llama"), Bias(self.VECTORS, [])
         tiny.__dict__["stop_ids"] = frozenset()
-        decode(tiny, ReceiverInput(PROMPTS, standing=(bias,)), max_new_tokens=3)
+        decode(tiny, ReceiverInput(PROMPTS, persistent=(bias,)), max_new_tokens=3)
         assert bias.seen == [(2, 6), (2, 1), (2, 1), (1, 3), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1)]
 
     def test_leave_equal_prompts_unshared(self) -> None:
         tiny, bias = model("llama"), Bias(self.VECTORS[:3], [])
         same = Prompts.from_ids([ROWS[0]] * 3)
-        found = next_token_logits(tiny, ReceiverInput(same, standing=(bias,)))
+        found = next_token_logits(tiny, ReceiverInput(same, persistent=(bias,)))
         assert bias.seen == [(3, 6)]
         for row in range(3):
-            alone = next_token_logits(tiny, ReceiverInput(same.select([0]), standing=(bias.select([row]),)))
+            alone = next_token_logits(tiny, ReceiverInput(same.select([0]), persistent=(bias.select([row]),)))
             assert_equal_to_rounding(alone[0], found[row], terms=forward_terms(tiny))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from latentcomm.experiments.controls import exchanged
+from latentcomm.experiments.controls import deranged
 from latentcomm.tasks import Begins, Contains, biographies
 from latentcomm.tasks.biographies import OWN_PEOPLE
 
@@ -142,7 +142,7 @@ def test_nobody_is_in_both_halves_or_gets_a_message_on_the_same_person() -> None
         tune, test = biographies().split(seed=seed)
         names = [{item.tags["name"] for item in half.items} for half in (tune, test)]
         assert not names[0] & names[1]
-        order = exchanged(test, seed=seed)
+        order = deranged(test, seed=seed)
         assert sorted(order) == list(range(len(test.items)))
         for item, other in zip(test.items, (test.items[row] for row in order), strict=True):
             assert item.sender != other.sender and item.answers[0] != other.answers[0]

@@ -50,7 +50,7 @@ def answer_logits(
     embedded = [0]
     grafts, fired = counting_hooks([_placed(graft, lengths) for graft in given.grafts])
     hooks = [*([] if given.soft is None else [given.soft.hook(embedded)]), *grafts]
-    hooks += [hook for each in given.standing for hook in each.fwd_hooks()]
+    hooks += [hook for each in given.persistent for hook in each.fwd_hooks()]
 
     def select_wanted(value: Tensor, hook: Any) -> Tensor:
         return value[torch.arange(len(value), device=value.device)[:, None], wanted]

@@ -18,7 +18,7 @@ ITEMS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Handed:
+class Continued:
     """The small model's continuation of one opening.
 
     Attributes:
@@ -41,7 +41,7 @@ class Handed:
     surprise: float | None
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Handed":
+    def of(cls, record: Mapping[str, Any]) -> "Continued":
         """The one that a record holds."""
         rest = {name: value for name, value in record.items() if name != "ids"}
         return cls(ids=tuple(record["ids"]), **rest)
@@ -73,7 +73,7 @@ class Request:
     measures_surprise: bool = True
 
 
-def hand_over(hand_off: HandOff, small: Model, request: Request) -> list[list[Handed]]:
+def continue_openings(hand_off: HandOff, small: Model, request: Request) -> list[list[Continued]]:
     """The small model's continuations: for each item, one for each requested number of tokens.
 
     Text hand-offs read their shared prefix once: the prompt and the longest opening in one pass, of which every shorter
@@ -96,7 +96,7 @@ def hand_over(hand_off: HandOff, small: Model, request: Request) -> list[list[Ha
         continuations = continue_rows(small, received.given, limits)
     n_past = (0,) * len(flat) if received.given.past is None else received.given.past.length
     texts, parts = opened(message)
-    handed: list[list[Handed]] = [[] for _ in request.wanted]
+    handed: list[list[Continued]] = [[] for _ in request.wanted]
     for row, (item, n) in enumerate(flat):
         opening, ids = received.opening[row], continuations[row].ids
         if opening is None:
@@ -104,7 +104,7 @@ def hand_over(hand_off: HandOff, small: Model, request: Request) -> list[list[Ha
         else:
             reply = small.decode([*opening, *ids])
         handed[item].append(
-            Handed(
+            Continued(
                 n=n,
                 ids=ids,
                 ended=continuations[row].ended,
@@ -177,11 +177,11 @@ def _shortest_first(rows_of: Iterable[Sequence[int]]) -> list[list[int]]:
     return [[rows[at] for rows in items if at < len(rows)] for at in range(max(map(len, items)))]
 
 
-def saved_or_handed(records: Records, hand_off: HandOff, small: Model, request: Request) -> list[list[Handed]]:
-    """The result of `hand_over`, read from the records where it is saved there."""
+def saved_or_handed(records: Records, hand_off: HandOff, small: Model, request: Request) -> list[list[Continued]]:
+    """The result of `continue_openings`, read from the records where it is saved there."""
 
     def handed() -> list[list[dict[str, Any]]]:
-        return [[asdict(one) for one in of_item] for of_item in hand_over(hand_off, small, request)]
+        return [[asdict(one) for one in of_item] for of_item in continue_openings(hand_off, small, request)]
 
     saved = records.values("handed", handed)
-    return [[Handed.of(record) for record in of_item] for of_item in saved]
+    return [[Continued.of(record) for record in of_item] for of_item in saved]

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm.alignment import AffineMap
-from latentcomm.channels.base import Channel, asked_itself, receiver_prompts
+from latentcomm.channels.base import Channel, receiver_prompts, with_own_texts
 from latentcomm.channels.kv import check_layout, layout_of, swapped
 from latentcomm.channels.message import Message
 from latentcomm.channels.soft_slots import PLACEHOLDER
@@ -497,7 +497,7 @@ def _own(hand_off: HandOff, receiver: Model, task: Task) -> Message:
     itself = hand_off.to_itself()
     if itself is None:
         raise ValueError(f"the hand-off {hand_off.name} has no map of the small model's own states; fit one")
-    return replace(itself.send(receiver, asked_itself(task), receiver=receiver), is_own=True)
+    return replace(itself.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
 
 def _passed(openings: Message, **more: Sequence[Tensor]) -> Message:

@@ -54,19 +54,19 @@ class Opening:
         *,
         entropy: Float[Tensor, " _"] | None = None,
         margin: Float[Tensor, " _"] | None = None,
-        pieces: Sequence[str] | None = None,
+        token_texts: Sequence[str] | None = None,
     ) -> "Opening":
         """An opening of signals alone, to apply a stop to; a signal that is not given is NaN, a text empty.
 
         Raises:
             ValueError: nothing given, or signals of unequal lengths.
         """
-        lengths = {len(each) for each in (entropy, margin, pieces) if each is not None}
+        lengths = {len(each) for each in (entropy, margin, token_texts) if each is not None}
         if len(lengths) != 1:
             raise ValueError(f"the signals have the lengths {sorted(lengths)}; give some, all of one length")
         n = lengths.pop()
         missing = torch.full((n,), float("nan"), dtype=torch.float64)
-        texts = list(pieces) if pieces is not None else [""] * n
+        texts = list(token_texts) if token_texts is not None else [""] * n
         return cls(
             text="".join(texts),
             ids=(0,) * n,
@@ -82,7 +82,7 @@ class Opening:
         return len(self.ids)
 
     @property
-    def pieces(self) -> list[str]:
+    def token_texts(self) -> list[str]:
         """The text that each token adds."""
         return [self.text[start:end] for start, end in itertools.pairwise([0, *self.ends.tolist()])]
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from latentcomm._core.files import write_text
-from latentcomm.channels.base import asked_itself, receiver_prompts
+from latentcomm.channels.base import receiver_prompts, with_own_texts
 from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade.generate import write_openings
 from latentcomm.experiments.cascade.hand_offs import HandOff
@@ -28,7 +28,7 @@ from latentcomm.experiments.cascade.trials import (
     CascadeTrial,
 )
 from latentcomm.experiments.cascade.votes import held_votes
-from latentcomm.experiments.controls import SELF, SHUFFLED, exchanged
+from latentcomm.experiments.controls import SELF, SHUFFLED, deranged
 from latentcomm.experiments.evaluation import MESSAGE
 from latentcomm.models import Model, check_pair
 from latentcomm.tasks.base import Task
@@ -185,7 +185,7 @@ def sweep_cascade(
     for stop in stops.values():
         _refuse_late(stop, task.reply_tokens)
     if SHUFFLED in controls:
-        exchanged(asked_itself(task), seed=seed)  # refuses items that cannot be shuffled before anything is run
+        deranged(with_own_texts(task), seed=seed)  # refuses items that cannot be shuffled before anything is run
     openings = _generated(large, task, list(hand_offs.values()), checkpoint, progress)
     _refuse_silence(openings)
     own = [each.to_itself() for each in hand_offs.values()] if SELF in controls else []

@@ -9,9 +9,9 @@ from typing import Any
 from latentcomm._core.files import digest
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
-from latentcomm.channels.base import asked_itself, receiver_prompts
+from latentcomm.channels.base import receiver_prompts, with_own_texts
 from latentcomm.channels.message import Message, join
-from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE, Handed, Request, saved_or_handed
+from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE, Continued, Request, saved_or_handed
 from latentcomm.experiments.cascade.hand_offs import HandOff
 from latentcomm.experiments.cascade.openings import Opening, ids_of, openings_of
 from latentcomm.experiments.cascade.resume import Continuation
@@ -26,7 +26,7 @@ from latentcomm.experiments.cascade.trials import (
     opening_flops,
     signals_at,
 )
-from latentcomm.experiments.controls import CONTROLS, SELF, SHUFFLED, Exchange, applies, exchanged
+from latentcomm.experiments.controls import CONTROLS, SELF, SHUFFLED, Sending, applies, deranged
 from latentcomm.experiments.cost import ModelSize
 from latentcomm.experiments.evaluation import MESSAGE, chunks, print_of
 from latentcomm.models import Model
@@ -129,14 +129,14 @@ class Setting:
         """What the small model gets of a hand-off, by condition: the message, and each control that applies to it."""
         side = Side.of(openings, hand_off, is_small=False)
         yield MESSAGE, side
-        task = asked_itself(self.task)  # both models read the small one's prompt
+        task = with_own_texts(self.task)  # both models read the small one's prompt
         if SHUFFLED in controls:
-            yield SHUFFLED, side.shuffled(exchanged(task, seed=self.seed))
+            yield SHUFFLED, side.shuffled(deranged(task, seed=self.seed))
         for control in OF_STATES:
             # Keys and values of the problem pass with those of the opening: without them no trace of it would be left.
             is_run = control in controls and not hand_off.needs_cache
             if is_run and applies(control, hand_off, self.small, side.message):
-                exchange = Exchange(hand_off, self.large, self.small, task, side.message, self.seed)
+                exchange = Sending(hand_off, self.large, self.small, task, side.message, self.seed)
                 yield control, replace(side, message=_item_by_item(control, exchange))
         if SELF in controls and (itself := hand_off.to_itself()) is not None:
             yield SELF, Side.of(small_openings, itself, is_small=True)
@@ -195,10 +195,10 @@ class Setting:
 
     def _continued(
         self, side: Side, condition: str, hand_off: str, wanted: Sequence[Sequence[int]], alone: Mapping[int, Opening]
-    ) -> list[dict[int, Handed]]:
+    ) -> list[dict[int, Continued]]:
         """For each item the continuation after each number of tokens, in chunks of items that are saved."""
         parts = chunks(len(wanted), ITEMS_AT_ONCE)
-        continued: list[dict[int, Handed]] = []
+        continued: list[dict[int, Continued]] = []
         for chunk in track(parts, f"{hand_off}, {condition}", total=len(parts), shown=self.shown):
             known = [Continuation(alone[row].ids, alone[row].ended) for row in chunk if row in alone]
             request = Request(
@@ -222,7 +222,7 @@ class Setting:
             continued += [{handed.n: handed for handed in of_item} for of_item in of_items]
         return continued
 
-    def _of_both(self, label: _Label, side: Side, row: int, n: int, handed: Handed | None) -> CascadeTrial:
+    def _of_both(self, label: _Label, side: Side, row: int, n: int, handed: Continued | None) -> CascadeTrial:
         """The trial of an item after n tokens of an opening; without a continuation the opening is the reply."""
         opening = side.openings[row]
         finished = handed is None
@@ -308,7 +308,7 @@ class Setting:
         )
 
 
-def _item_by_item(control: str, exchange: Exchange) -> Message:
+def _item_by_item(control: str, exchange: Sending) -> Message:
     """The message of a control, drawn for each item by itself, whatever the other items are."""
     messages = []
     for row, item in enumerate(exchange.task.items):

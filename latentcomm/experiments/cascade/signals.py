@@ -49,7 +49,7 @@ def token_signals(openings: Message, small: Model, task: Task, hand_offs: Mappin
         columns = {
             "item": item.id,
             "token": range(1, len(opening) + 1),
-            "piece": opening.pieces,
+            "piece": opening.token_texts,
             "entropy": opening.entropy.tolist(),
             "margin": opening.margin.tolist(),
             "surprise": math.nan if surprise is None else surprise[row],

@@ -130,8 +130,8 @@ class SentenceEnd:
     Raises:
         ValueError: a number below 1.
 
-    >>> pieces = ["She", " pays", " $3", ".", "5", " e", ".g", ".", " now", ".", " So"]
-    >>> SentenceEnd().at(Opening.of_signals(pieces=pieces))
+    >>> token_texts = ["She", " pays", " $3", ".", "5", " e", ".g", ".", " now", ".", " So"]
+    >>> SentenceEnd().at(Opening.of_signals(token_texts=token_texts))
     11
     """
 
@@ -143,13 +143,13 @@ class SentenceEnd:
 
     def at(self, opening: Opening) -> int | None:
         """The smallest number of tokens whose text has `number` ends."""
-        text = "".join(opening.pieces)
+        text = "".join(opening.token_texts)
         ends = _ends(text)
         if len(ends) < self.number:
             return None
         needed, length = ends[self.number - 1], 0
-        for n, piece in enumerate(opening.pieces, 1):
-            length += len(piece)
+        for n, token_text in enumerate(opening.token_texts, 1):
+            length += len(token_text)
             if length >= needed:
                 return n
         return None

@@ -23,7 +23,7 @@ from latentcomm.channels.coconut import marker
 from latentcomm.channels.merged import fit_predictability
 from latentcomm.experiments.compare.channels import Comparison
 from latentcomm.experiments.compare.settings import CompareSettings
-from latentcomm.experiments.controls import CONTROLS, exchanged, exchanged_alike
+from latentcomm.experiments.controls import CONTROLS, deranged, deranged_within_label
 from latentcomm.experiments.cost import ModelSize, paper_activation_flops, paper_forward_flops, paper_text_flops
 from latentcomm.experiments.evaluation import MESSAGE, Trial, evaluate
 from latentcomm.experiments.sweep.grid import Cell
@@ -110,9 +110,9 @@ def compare_named(
     tune, test = task.split(seed=settings.seed)
     if 0 < settings.n_test < len(test.items):
         test = test.take(settings.n_test, seed=settings.seed)
-    exchanged(test, seed=settings.seed)  # raises now, before the sweep
+    deranged(test, seed=settings.seed)  # raises now, before the sweep
     if "same-label" in settings.controls:
-        exchanged_alike(test, seed=settings.seed)
+        deranged_within_label(test, seed=settings.seed)
     folder = None if checkpoint is None else Path(checkpoint)
     cell, alignment, predictable = None, None, None
     if any(needs_cell(name) for name in names):
@@ -204,11 +204,16 @@ def _paper_flops(
             return reply * paper_forward_flops(receiver_size, length(receiver, [item.skyline for item in task.items]))
         if name == "text":
             return paper_text_flops(
-                sender_size, receiver_size, prompt=n_read, message=settings.message_tokens, reply=reply, asked=n_own
+                sender_size,
+                receiver_size,
+                prompt=n_read,
+                message=settings.message_tokens,
+                reply=reply,
+                own_prompt=n_own,
             )
         if cell is not None and needs_cell(name):
             return paper_activation_flops(
-                sender_size, receiver_size, prompt=n_read, read=cell[0], reply=reply, asked=n_own
+                sender_size, receiver_size, prompt=n_read, read=cell[0], reply=reply, own_prompt=n_own
             )
         return math.nan
 

@@ -61,15 +61,15 @@ def run_crossmodal(settings: CrossModalSettings, job: Job) -> Result:
             "pooling": {part.name: f"{part.pooling} {part.grid} x {part.grid}".replace(" 1 x 1", "") for part in parts},
             "left_out": list(parts[0].fitting.left_out),
             "vision_steps": None if settings.sender else settings.vision_steps,
-            "chosen": {part: dict(places) for part, places in found.chosen.items()},
+            "chosen": {part: dict(layers) for part, layers in found.chosen.items()},
         }
     )
 
     def summary(console: Console) -> None:
         print_crossmodal(found, console)
-        for part, places in found.chosen.items():
-            if places:
-                console.print(f"{part}: {_sentence(places)}", highlight=False)
+        for part, layers in found.chosen.items():
+            if layers:
+                console.print(f"{part}: {_sentence(layers)}", highlight=False)
 
     return Result(
         settings=settings,
@@ -84,8 +84,8 @@ def run_crossmodal(settings: CrossModalSettings, job: Job) -> Result:
     )
 
 
-def _sentence(places: Mapping[str, int]) -> str:
-    return ", ".join(f"{what} {place}" for what, place in places.items()).replace("_", " ")
+def _sentence(layers: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} {layer}" for what, layer in layers.items()).replace("_", " ")
 
 
 def _parts(settings: CrossModalSettings, *, named: bool) -> tuple[Part, ...]:

@@ -21,7 +21,7 @@ from latentcomm.tasks.base import Task
 
 @runtime_checkable
 class Captioner(Protocol):
-    """A rule that turns pictures' vectors into captions; a frozen dataclass."""
+    """A rule from pictures' vectors to captions; a frozen dataclass."""
 
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
         """A caption of each."""
@@ -42,7 +42,7 @@ class NearestPicture:
 
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
         """The first of equally near ones."""
-        return [self.captions[place] for place in nearest(vectors, self.known, self.known.double().mean(0)).tolist()]
+        return [self.captions[index] for index in nearest(vectors, self.known, self.known.double().mean(0)).tolist()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +61,10 @@ class NearestLabel:
 
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
         """By cosine, after subtracting the mean of all captions."""
-        places = nearest(
+        indices = nearest(
             self.mapping(vectors.to(self.mapping.weight.device)), self.targets, self.targets.double().mean(0)
         )
-        return [self.captions[place] for place in places.tolist()]
+        return [self.captions[index] for index in indices.tolist()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class NearestWords:
     Attributes:
         mapping: from a vector to the embeddings of a caption's tokens, concatenated.
         receiver: whose embeddings and tokens these are.
-        places: for each soft token the candidate ids.
+        candidates: for each soft token the candidate ids.
 
     Raises:
         ValueError: a position without a candidate, or a map that does not give one embedding per position.
@@ -85,26 +85,26 @@ class NearestWords:
 
     mapping: AffineMap
     receiver: Model
-    places: tuple[tuple[int, ...], ...]
+    candidates: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
-        if not self.places or not all(self.places):
+        if not self.candidates or not all(self.candidates):
             raise ValueError("a soft token has no candidate tokens; give each at least one")
-        if self.mapping.d_out != len(self.places) * self.receiver.d_model:
+        if self.mapping.d_out != len(self.candidates) * self.receiver.d_model:
             raise ValueError(
-                f"the map gives {self.mapping.d_out} entries and {len(self.places)} tokens of {self.receiver.name} "
-                f"take {len(self.places) * self.receiver.d_model}; fit one for this receiver"
+                f"the map gives {self.mapping.d_out} entries and {len(self.candidates)} tokens of {self.receiver.name} "
+                f"take {len(self.candidates) * self.receiver.d_model}; fit one for this receiver"
             )
 
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
         """By Euclidean distance; of equally near ones the first."""
         rows = self.mapping(vectors.to(self.mapping.weight.device)).double().cpu()
-        mapped = rearrange(rows, "item (token d_receiver) -> item token d_receiver", token=len(self.places))
+        mapped = rearrange(rows, "item (token d_receiver) -> item token d_receiver", token=len(self.candidates))
         table = self.receiver.embedding_table.detach()
         tokens: list[list[int]] = [[] for _ in mapped]
-        for place, ids in enumerate(self.places):
+        for index, ids in enumerate(self.candidates):
             known = table[torch.tensor(ids, device=table.device)].double().cpu()
-            for row, found in zip(tokens, torch.cdist(mapped[:, place], known).argmin(1).tolist(), strict=True):
+            for row, found in zip(tokens, torch.cdist(mapped[:, index], known).argmin(1).tolist(), strict=True):
                 row.append(ids[found])
         decode = self.receiver.require_tokenizer().decode
         texts = [decode(row, clean_up_tokenization_spaces=False) for row in tokens]
@@ -119,7 +119,7 @@ class Caption(Seen):
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:  # noqa: ARG002
         """A caption of each picture."""
-        return self.eye.in_words(self.captioner(self.eye.look(sender, task)), "caption")
+        return self.eye.in_words(self.captioner(self.eye.vectors_of(sender, task)), "caption")
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The caption and the question as one prompt; with an empty caption, the question alone.

@@ -41,11 +41,11 @@ class Eye:
     site: VisionSite
 
     @property
-    def said(self) -> tuple[Any, ...]:
+    def message_key(self) -> tuple[Any, ...]:
         """What determines the message."""
         return ("seen", self.vision, self.pictures, self.site)
 
-    def look(self, sender: Model, task: Task) -> Float[Tensor, "item d_read"]:
+    def vectors_of(self, sender: Model, task: Task) -> Float[Tensor, "item d_read"]:
         """The vector of each item's picture.
 
         Raises:
@@ -57,7 +57,7 @@ class Eye:
 
     def message(self, sender: Model, task: Task) -> Message:
         """These vectors as a message."""
-        return Message(self.look(sender, task), f"{self.vision.name} {self.site}", made_by=self._facts)
+        return Message(self.vectors_of(sender, task), f"{self.vision.name} {self.site}", made_by=self._facts)
 
     def in_words(self, texts: Sequence[str], what: str) -> Message:
         """The texts made of these vectors, one per item, as a message."""
@@ -90,9 +90,9 @@ class SeenVectors(Seen):
     """A channel that sends the vectors unchanged, so that all such channels of one `Eye` share a message."""
 
     @property
-    def said(self) -> tuple[Any, ...]:
+    def message_key(self) -> tuple[Any, ...]:
         """What determines the message."""
-        return self.eye.said
+        return self.eye.message_key
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
         """The vector of each picture, before any map."""
@@ -128,7 +128,7 @@ class SoftPrompt(SeenVectors):
                 f"{receiver.name} take {self.n_tokens * receiver.d_model}; fit one for this receiver"
             )
         tokens = rearrange(mapped, "item (token d_receiver) -> item token d_receiver", token=self.n_tokens)
-        return in_words_place(receiver, task, tokens)
+        return in_caption_position(receiver, task, tokens)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def mapped_on(mapping: AffineMap, rows: Float[Tensor, "*item d_read"], receiver:
     return mapping(rows.to(mapping.weight.device)).to(receiver.device)
 
 
-def in_words_place(
+def in_caption_position(
     receiver: Model,
     task: Task,
     vectors: Float[Tensor, "item slot d_receiver"] | Sequence[Float[Tensor, "_ d_receiver"]],

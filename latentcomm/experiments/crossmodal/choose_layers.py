@@ -42,7 +42,7 @@ def choose_block(
     sides = []
     for pictures in (inner, held):
         target = caption_embeddings(receiver, [each.caption for each in pictures], n_tokens=n_tokens)
-        sides.append((seen[:, part.fitting.places(each.id for each in pictures)].float(), target))
+        sides.append((seen[:, part.fitting.indices(each.id for each in pictures)].float(), target))
     (rows, target), (held_rows, held_target) = sides
     groups = [picture.group for picture in inner]
     folds = min(FOLDS, len(set(groups)))
@@ -76,7 +76,7 @@ def choose_write_layer(
     eye = Eye(vision, held, VisionSite(block, part.pooling, part.grid))
     last = max(0, receiver.n_layers - 2)  # after the last block only the unembedding reads a state
     writes = [Site(layer) for layer in sorted({min(int(depth * receiver.n_layers), last) for depth in LATE})]
-    rows = vectors[part.fitting.places(each.id for each in inner)]
+    rows = vectors[part.fitting.indices(each.id for each in inner)]
     maps = fit_vision_graft(rows, inner, part.questions, receiver, writes, template=template, seed=seed)
     right = dict.fromkeys(writes, 0.0)
     for question in part.questions:

@@ -53,7 +53,7 @@ def name_states(
     names = tuple(dict.fromkeys(picture.caption for picture in pictures))
     each = vision.pooled([picture.image for picture in pictures], pooling=pooling, grid=grid).double()
     rows = torch.tensor([names.index(picture.caption) for picture in pictures])
-    seen = torch.stack([each[:, rows == place].mean(1) for place in range(len(names))], 1)
+    seen = torch.stack([each[:, rows == index].mean(1) for index in range(len(names))], 1)
     sites = [Site(layer) for layer in range(receiver.n_layers)]
     prompts = encode(receiver, [f"{BEFORE} {name}" for name in names])
     states = capture_positions(receiver, prompts, sites, LAST)
@@ -113,7 +113,7 @@ def mapped_drift(
     above 0.95, which is 0.05 for own states.
 
     Raises:
-        ValueError: too few own states, as `drift.fit_drift_reference` says.
+        ValueError: too few own states for `drift.fit_drift_reference`.
     """
     reference = fit_drift_reference(own, seed=seed)
     found = reference.percentile(mapped)

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import UInt8
 from PIL import Image
 
-from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet, in_turn
+from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet, rotated
 from latentcomm.experiments.crossmodal.questions import NUMBERS, Question
 
 EDGE = 16
@@ -68,11 +68,11 @@ def one_digit(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "d
     scans, labels = _scans()
     rng = random.Random(f"one digit:{seed}")
     pictures = []
-    for place, number in enumerate(in_turn(numbers, n, rng)):
+    for index, number in enumerate(rotated(numbers, n, rng)):
         ink, word = rng.choice(list(INKS)), WORDS[labels[number]]
         image = Image.fromarray(_inked(scans[number], ink)).resize((EDGE, EDGE), Image.Resampling.NEAREST)
         facts = {"identity": word, "category": ("even", "odd")[labels[number] % 2], "colour": ink}
-        pictures.append(Picture(f"{place}-{number}-{ink}", image, f"a {ink} {word}", facts, f"scan {number}"))
+        pictures.append(Picture(f"{index}-{number}-{ink}", image, f"a {ink} {word}", facts, f"scan {number}"))
     return PictureSet(name, tuple(pictures))
 
 
@@ -88,9 +88,9 @@ def four_cells(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "
     scans, labels = _scans()
     rng = random.Random(f"four cells:{seed}")
     pictures = []
-    drawn = iter(in_turn(numbers, sum(place % 4 + 1 for place in range(n)), rng))
-    for place in range(n):
-        filled = sorted(rng.sample(range(4), place % 4 + 1))
+    drawn = iter(rotated(numbers, sum(index % 4 + 1 for index in range(n)), rng))
+    for index in range(n):
+        filled = sorted(rng.sample(range(4), index % 4 + 1))
         canvas = np.zeros((EDGE, EDGE, 3), dtype=np.uint8)
         words, scanned = ["nothing"] * 4, []
         for cell in filled:
@@ -104,7 +104,7 @@ def four_cells(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "
         cells = ", ".join(f"{cell} {word}" for cell, word in zip(CELLS, words, strict=True))
         caption = f"{facts['count']} digits, {cells}"  # always as many tokens, so that positions align
         image, sources = Image.fromarray(canvas), tuple(dict.fromkeys(scanned))
-        pictures.append(Picture(f"{place}-composed", image, caption, facts, sources=sources))
+        pictures.append(Picture(f"{index}-composed", image, caption, facts, sources=sources))
     return PictureSet(name, tuple(pictures))
 
 

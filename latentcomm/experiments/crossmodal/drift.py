@@ -50,7 +50,7 @@ def _drifts(
     fit_once = cache(fit_reference)
 
     def measure(channel: SoftPrompt | VisionGraft, mapping: AffineMap, question: Question) -> dict[str, float]:
-        images = [picture.image for picture in setup.asked if question.fact in picture.facts]
+        images = [picture.image for picture in setup.tested if question.fact in picture.facts]
         mapped = mapping(channel.eye.vision.read(images, channel.eye.site).float())
         return combined_drift(
             rearrange(mapped, "item (token d_receiver) -> (item token) d_receiver", d_receiver=setup.receiver.d_model),
@@ -60,7 +60,7 @@ def _drifts(
     found = {}
     for question, channel in product(setup.part.questions, channels):
         mapping = channel.mapping if isinstance(channel, SoftPrompt) else channel.maps[question.name]
-        key = digest(mapping, setup.asked, channel.name, question.name, DRIFT_STATES)[:16]
+        key = digest(mapping, setup.tested, channel.name, question.name, DRIFT_STATES)[:16]
         make = partial(measure, channel, mapping, question)
         found[question.name, channel.name] = setup.records.values(f"drift-{key}", make)
     return found

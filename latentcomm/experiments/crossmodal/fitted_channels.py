@@ -124,7 +124,7 @@ class Setup:
     """What every step of the fitting takes: the models, the pictures, the plan, and where results are saved.
 
     Attributes:
-        asked: the test pictures.
+        tested: the test pictures.
         captions: all captions that may describe a picture, each once.
         n_tokens: soft tokens of a message, as many as the longest caption has.
         records: where maps, states and chosen layers are saved; without a folder nothing is.
@@ -134,7 +134,7 @@ class Setup:
     receiver: Model
     part: Part
     plan: Plan
-    asked: PictureSet
+    tested: PictureSet
     captions: tuple[str, ...]
     n_tokens: int
     records: Records
@@ -160,7 +160,7 @@ class Setup:
             receiver,
             part,
             plan,
-            asked=PictureSet(testing.name, testing.pictures[: plan.n_test]),
+            tested=PictureSet(testing.name, testing.pictures[: plan.n_test]),
             captions=captions,
             n_tokens=caption_length(receiver, captions),
             records=Records.of(
@@ -184,7 +184,7 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
+class ChosenLayers:
     """Where states are read and written; None for what no channel of the plan needs.
 
     Attributes:
@@ -224,7 +224,7 @@ class Probe:
         """Its answers to a task of the test pictures; see `probe.fit_answer_probe`."""
         setup, plan = self.setup, self.setup.plan
         fitted = fit_answer_probe(self.vectors, setup.part.fitting, question, template=plan.template, seed=plan.seed)
-        rows = self.tested[setup.asked.places([item.sender for item in task.items])]
+        rows = self.tested[setup.tested.indices([item.sender for item in task.items])]
         return probe_trials(fitted, rows, task, draw_choices(task, setup.receiver.first_token, seed=plan.seed))
 
 
@@ -234,51 +234,51 @@ class FittedChannels:
 
     Attributes:
         channels: those that the plan names, in the order of `CHANNELS`.
-        places: where they read and write.
+        layers: where they read and write.
         probe: None where the plan does not name it.
     """
 
     channels: tuple[Channel, ...]
-    places: Places
+    layers: ChosenLayers
     probe: Probe | None
 
 
 def fit_channels(setup: Setup) -> FittedChannels:
     """Choose block and layer, fit the maps that the plan's channels need, and make the channels."""
     wanted = ("silent", *setup.plan.channels)
-    places = choose_places(setup)
+    layers = choose_layers_of(setup)
     made: dict[str, Channel] = {"silent": Silent(), "skyline": Skyline()}
     probe = None
-    if places.reading is not None:
-        reading = places.reading
-        maps = fit_soft_maps(setup, reading, places.untrained)
+    if layers.reading is not None:
+        reading = layers.reading
+        maps = fit_soft_maps(setup, reading, layers.untrained)
         eyes = dict.fromkeys(maps, reading.eye)
-        if places.untrained is not None:
-            eyes["random_encoder"] = places.untrained.eye
+        if layers.untrained is not None:
+            eyes["random_encoder"] = layers.untrained.eye
         made |= {name: SoftPrompt(name, eyes[name], mapping, setup.n_tokens) for name, mapping in maps.items()}
         made |= {name: Caption(name, reading.eye, each) for name, each in captioners(setup, reading, maps).items()}
         if PROBE in wanted:
-            tested = reading.eye.vision.read([picture.image for picture in setup.asked], reading.eye.site).float()
+            tested = reading.eye.vision.read([picture.image for picture in setup.tested], reading.eye.site).float()
             probe = Probe(setup, reading.vectors, tested)
-        if places.write is not None:
-            for name, source in ((GRAFT, reading), (GRAFT_BLANK, places.untrained), (GRAFT_CONTROL, reading)):
+        if layers.write is not None:
+            for name, source in ((GRAFT, reading), (GRAFT_BLANK, layers.untrained), (GRAFT_CONTROL, reading)):
                 if name in wanted and source is not None:
-                    maps_of = fit_graft_maps(setup, source.vectors, places.write, name)
-                    made[name] = VisionGraft(name, source.eye, places.write, maps_of)
-    return FittedChannels(tuple(made[name] for name in CHANNELS if name in wanted and name in made), places, probe)
+                    maps_of = fit_graft_maps(setup, source.vectors, layers.write, name)
+                    made[name] = VisionGraft(name, source.eye, layers.write, maps_of)
+    return FittedChannels(tuple(made[name] for name in CHANNELS if name in wanted and name in made), layers, probe)
 
 
-def choose_places(setup: Setup) -> Places:
+def choose_layers_of(setup: Setup) -> ChosenLayers:
     """Choose what the plan leaves open: the block of each encoder, and the layer that grafts write into."""
     wanted = set(setup.plan.channels)
     if not wanted - {"silent", "skyline"}:
-        return Places(None, None, None)
+        return ChosenLayers(None, None, None)
     reading = read_fitting_pictures(setup, setup.vision)
     write = choose_write(setup, reading) if wanted & {GRAFT, GRAFT_BLANK, GRAFT_CONTROL} else None
     if not wanted & {"random_encoder", GRAFT_BLANK}:
-        return Places(reading, None, write)
+        return ChosenLayers(reading, None, write)
     blank = setup.vision.randomised(seed=setup.plan.seed)
-    return Places(
+    return ChosenLayers(
         reading, read_fitting_pictures(setup, blank, states="random_seen", block="random_encoder_block"), write
     )
 
@@ -301,7 +301,7 @@ def read_fitting_pictures(setup: Setup, vision: VisionSender, *, states: str = "
     if number is None:
         choose = partial(choose_block, seen, setup.receiver, part, n_tokens=setup.n_tokens, seed=plan.seed)
         number = setup.records.values(block, choose)
-    return Reading(Eye(vision, setup.asked, VisionSite(number, part.pooling, part.grid)), seen[number].float())
+    return Reading(Eye(vision, setup.tested, VisionSite(number, part.pooling, part.grid)), seen[number].float())
 
 
 def choose_write(setup: Setup, reading: Reading) -> Site:

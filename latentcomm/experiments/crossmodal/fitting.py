@@ -60,7 +60,7 @@ def caption_tokens(receiver: Model, captions: Sequence[str], *, n_tokens: int) -
     """
     rows = answer_ids(receiver, [f" {caption}" for caption in captions])
     stop = answer_ids(receiver, [STOP])[0][0]
-    if longer := [place for place, ids in enumerate(rows) if len(ids) > n_tokens]:
+    if longer := [index for index, ids in enumerate(rows) if len(ids) > n_tokens]:
         raise ValueError(
             f"the caption {captions[longer[0]]!r} has {len(rows[longer[0]])} tokens, more than n_tokens "
             f"{n_tokens}; give at least as many"
@@ -107,7 +107,7 @@ def renamed(pictures: PictureSet, *, seed: int) -> PictureSet:
 
     >>> from PIL import Image
     >>> from latentcomm.experiments.crossmodal.pictures import Picture
-    >>> toy = tuple(Picture(str(place), Image.new("RGB", (1, 1)), "aab"[place]) for place in range(3))
+    >>> toy = tuple(Picture(str(index), Image.new("RGB", (1, 1)), "aab"[index]) for index in range(3))
     >>> [each.caption for each in renamed(PictureSet("toy", toy), seed=0)]
     ['b', 'b', 'a']
     """
@@ -151,7 +151,7 @@ def fit_vision_graft(
     found: dict[Site, dict[str, AffineMap]] = {site: {} for site in writes}
     for question in questions:
         task = picture_task(pictures, question, template=template)
-        rows = pictures.places(item.sender for item in task.items)
+        rows = pictures.indices(item.sender for item in task.items)
         part = PictureSet(pictures.name, tuple(pictures.pictures[row] for row in rows))
         wrong = None if shuffled is None else picture_task(named, question, template=template)
         states = informed_states(receiver, task, writes)
@@ -168,9 +168,9 @@ def informed_states(receiver: Model, task: Task, sites: Sequence[Site]) -> dict[
     """The receiver's states at the last token after the true caption and the question; equal texts run once."""
     texts = [item.skyline for item in task.items]
     different = list(dict.fromkeys(texts))
-    places = torch.tensor([different.index(text) for text in texts])
+    indices = torch.tensor([different.index(text) for text in texts])
     states = capture_positions(receiver, encode(receiver, different, template=task.template), sites, LAST)
-    return {site: each[places].float() for site, each in states.items()}
+    return {site: each[indices].float() for site, each in states.items()}
 
 
 def require_one_each(vectors: Float[Tensor, "item d_read"], pictures: PictureSet) -> None:

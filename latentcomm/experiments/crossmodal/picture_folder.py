@@ -13,8 +13,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from latentcomm._core.progress import say
 from latentcomm.experiments.crossmodal.digits import INKS
-from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet, in_turn, read_pictures
-from latentcomm.experiments.crossmodal.questions import Question, asked_of
+from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet, read_pictures, rotated
+from latentcomm.experiments.crossmodal.questions import Question, answerable
 from latentcomm.experiments.crossmodal.splits import OTHER_VIEWS, Part
 from latentcomm.models.vision_preprocessing import BACKGROUND
 
@@ -230,7 +230,7 @@ def folder_parts(
 def _answered(questions: Sequence[Question], fitting: PictureSet, testing: PictureSet) -> tuple[Question, ...]:
     """The questions with an answer among the fitting pictures and two different ones among the test pictures."""
     answers = {question.fact: {each.facts.get(question.fact) for each in testing} - {None} for question in questions}
-    return tuple(each for each in asked_of(fitting, questions) if len(answers[each.fact]) > 1)
+    return tuple(each for each in answerable(fitting, questions) if len(answers[each.fact]) > 1)
 
 
 def counted_part(pictures: PictureSet, *, n_fitting: int, n_testing: int, seed: int = 0) -> Part:
@@ -301,7 +301,7 @@ def _composed_of(
     known, new = pictures.split(seed=seed, fraction=0.7)
     for side, part, n in (("fit", known, n_fitting), ("test", new, min(n_testing, len(new)))):
         rng = random.Random(f"{what}:{side}:{seed}")
-        yield side, in_turn(part.pictures, n, rng), rng
+        yield side, rotated(part.pictures, n, rng), rng
 
 
 def _as_text(value: Any) -> str:

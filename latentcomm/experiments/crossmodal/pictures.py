@@ -105,9 +105,9 @@ class PictureSet:
     def _by_id(self) -> dict[str, Picture]:
         return {picture.id: picture for picture in self.pictures}
 
-    def places(self, ids: Iterable[str]) -> list[int]:
+    def indices(self, ids: Iterable[str]) -> list[int]:
         """The positions of the pictures of these ids in the set."""
-        order = {picture.id: place for place, picture in enumerate(self.pictures)}
+        order = {picture.id: index for index, picture in enumerate(self.pictures)}
         return [order[each] for each in ids]
 
     @cached_property
@@ -170,10 +170,10 @@ def _name(picture: Picture) -> str:
     return picture.facts.get("name", picture.caption)
 
 
-def in_turn(things: Sequence[Thing], n: int, rng: random.Random) -> list[Thing]:
+def rotated(things: Sequence[Thing], n: int, rng: random.Random) -> list[Thing]:
     """`n` of the things in random order, each as often as the others to within one.
 
-    >>> sorted(in_turn("ab", 3, random.Random(0)))[::2]
+    >>> sorted(rotated("ab", 3, random.Random(0)))[::2]
     ['a', 'b']
     """
     order: list[Thing] = []

@@ -92,7 +92,7 @@ def fit_answer_probe(
     items = picture_task(pictures, question, template=template).items
 
     def classifier(chosen: Sequence[Item]) -> Classifier:
-        rows = vectors[pictures.places(item.sender for item in chosen)]
+        rows = vectors[pictures.indices(item.sender for item in chosen)]
         return _fit(rows, [item.choice for item in chosen], [item.tags["group"] for item in chosen], seed)
 
     by_text: dict[str, list[Item]] = {}

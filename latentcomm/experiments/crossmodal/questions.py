@@ -14,7 +14,7 @@ QUESTION_TYPES = ("identity", "category", "colour", "count", "position")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 """Numbers that a reply may also give as numerals."""
 BEFORE, AFTER = "Picture:", ".\n"
-"""Prefix and suffix of a picture's caption, or of the latents in its place, in every prompt."""
+"""Prefix and suffix of a picture's caption, or of the latents instead of it, in every prompt."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _item(picture: Picture, question: Question, lead: str, candidates: tuple[str
     )
 
 
-def asked_of(pictures: PictureSet, questions: Sequence[Question]) -> tuple[Question, ...]:
+def answerable(pictures: PictureSet, questions: Sequence[Question]) -> tuple[Question, ...]:
     """The questions that at least one picture answers."""
     return tuple(each for each in questions if any(each.fact in picture.facts for picture in pictures))
 

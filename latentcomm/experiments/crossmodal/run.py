@@ -94,12 +94,12 @@ def cross_modal(
     for part in parts:
         setup = Setup.of(vision, receiver, part, plan, folder, progress=progress)
         fitted = fit_channels(setup)
-        channels, chosen[part.name] = fitted.channels, fitted.places.chosen
+        channels, chosen[part.name] = fitted.channels, fitted.layers.chosen
         if progress and chosen[part.name]:
-            places = ", ".join(f"{name.replace('_', ' ')} {place}" for name, place in chosen[part.name].items())
-            say(f"{part.name}: {places}")
+            layers = ", ".join(f"{name.replace('_', ' ')} {layer}" for name, layer in chosen[part.name].items())
+            say(f"{part.name}: {layers}")
         for question in part.questions:
-            task = exchangeable(picture_task(setup.asked, question, template=plan.template))
+            task = exchangeable(picture_task(setup.tested, question, template=plan.template))
             task = distinct_choices(task, receiver.first_token, seed=plan.seed)
             groups |= {item.id: f"{part.name}/{item.tags['group']}" for item in task.items}
             messages: dict[str, tuple[Message, Cost]] = {}

@@ -74,7 +74,7 @@ class SeeingLearner:
         cells = rearrange(F.avg_pool2d(plane, 2), "item d row column -> item (row column) d")
         wanted = self.targets[rows]
         logits = (states[:, 0] @ self.heads["digit"].T, states[:, 0] @ self.heads["ink"].T)
-        losses = [F.cross_entropy(given, wanted[:, place]) for place, given in enumerate(logits)]
+        losses = [F.cross_entropy(given, wanted[:, index]) for index, given in enumerate(logits)]
         quarters = rearrange(cells @ self.heads["cell"].T, "item cell digit -> (item cell) digit")
         losses.append(F.cross_entropy(quarters, rearrange(wanted[:, 2:], "item cell -> (item cell)")))
         return torch.stack([loss for loss in losses if not loss.isnan()]).sum()

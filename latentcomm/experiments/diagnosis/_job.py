@@ -65,4 +65,4 @@ def _summary(found: Diagnosis, console: Console) -> None:
             soft_wrap=True,
         )
     if not found.recommended:
-        console.print("no cell is recommended; the report says which condition fails where", soft_wrap=True)
+        console.print("no cell is recommended; the report names the condition that fails in each", soft_wrap=True)

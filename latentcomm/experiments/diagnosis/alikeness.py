@@ -32,7 +32,7 @@ def similarity_table(
     receiver_layers: Sequence[int],
     draws: int,
     seed: int,
-    kept: Records,
+    records: Records,
     progress: bool,
 ) -> pd.DataFrame:
     """Return the debiased CKA of each pair of layers, with its null of permuted documents and that of the maximum.
@@ -51,7 +51,7 @@ def similarity_table(
         return {"map": MinibatchPairs(seed=seed).update(x[:, pairing.rows], y[:, pairing.partners]).debiased_cka()}
 
     steps = track(range(-1, draws), "similarity", total=draws + 1, shown=progress)
-    found = [kept.tensors(f"similarity-{number + 1:03d}", lambda n=number: measured(n))["map"] for number in steps]
+    found = [records.tensors(f"similarity-{number + 1:03d}", lambda n=number: measured(n))["map"] for number in steps]
     widths, fewest = (x.shape[2], y.shape[2]), min(NULL_ROWS, *(len(pairing.rows) for pairing in pairings))
     null = NullMaps("exchanged documents", fewest, widths, torch.stack(found[1:]))
     mean, high, highest = null.mean, null.quantile(NULL_QUANTILE), null.maximum.quantiles[NULL_QUANTILE]
@@ -79,7 +79,7 @@ def predictability_table(
     receiver_layers: Sequence[int],
     folds: int,
     seed: int,
-    kept: Records,
+    records: Records,
     progress: bool,
 ) -> pd.DataFrame:
     """Return held-out R^2 by ridge regression of each pair of layers, both ways, with its null of permuted documents.
@@ -114,7 +114,7 @@ def predictability_table(
     ]
     lines: dict[str, list[Tensor]] = {name: [] for name, *_ in maps_to_fit}
     for name, number, measure in track(steps, "predictability", total=len(steps), shown=progress):
-        lines[name].append(kept.tensors(f"{name}-{number:03d}", measure)["line"])
+        lines[name].append(records.tensors(f"{name}-{number:03d}", measure)["line"])
     maps = {name: torch.stack(each) for name, each in lines.items()}
     if symmetric:
         maps |= {"backward": maps["forward"], "backward_null": maps["forward_null"]}

@@ -98,7 +98,7 @@ def choose_cells(predictability: pd.DataFrame, *, n_sender: int, n_receiver: int
 
 
 def fit_references(
-    rows: Rows, layers: Sequence[int], *, model: str, seed: int, kept: Records, progress: bool
+    rows: Rows, layers: Sequence[int], *, model: str, seed: int, records: Records, progress: bool
 ) -> dict[int, DriftReference]:
     """Return a drift reference of the receiver's own states after each of these layers, of the fit documents.
 
@@ -111,7 +111,7 @@ def fit_references(
     chosen = sample(rows.fit.nonzero().flatten(), REFERENCE_ROWS, seed)
     references = {}
     for layer in track(layers, "drift references", total=len(layers), shown=progress):
-        references[layer] = kept.saved(
+        references[layer] = records.saved(
             f"reference-{layer:03d}",
             lambda layer=layer: fit_drift_reference(
                 rows.y[layer, chosen],
@@ -133,7 +133,7 @@ def fit_joints(
     aligner: Aligner | None,
     predictable: bool,
     seed: int,
-    kept: Records,
+    records: Records,
     progress: bool,
 ) -> dict[int, Joint]:
     """Return the maps of messages at each write layer, all fitted on the fit documents by `aligner` and ridge.
@@ -148,14 +148,14 @@ def fit_joints(
         options = {"folds": MAP_FOLDS, "groups": document, "seed": seed}
         alignment = None
         if aligner is not None:
-            alignment = kept.saved(
+            alignment = records.saved(
                 f"alignment-{cell.write:03d}", lambda a=sent, b=own, o=options: aligner(a, b, **o), AffineMap.load
             )
             sent = alignment(sent)
         predictable_map = None
         if predictable:
             shared = min(sent.shape[1], own.shape[1])
-            predictable_map = kept.saved(
+            predictable_map = records.saved(
                 f"predictable-{cell.write:03d}",
                 lambda a=sent[:, -shared:], b=own[:, -shared:], o=options: fit_predictable(b, a, **o),
                 AffineMap.load,
@@ -170,7 +170,7 @@ def calibration_table(
     layers: Sequence[int],
     *,
     seed: int,
-    kept: Records,
+    records: Records,
     progress: bool,
 ) -> pd.DataFrame:
     """Return how well each detector separates known-off from real states at some layers: AUROC, one- and two-sided.
@@ -180,12 +180,12 @@ def calibration_table(
     """
     reference_layers = sorted(references)
     drawn = sample((~rows.fit).nonzero().flatten(), CALIBRATION_STATES, seed)
-    records = []
+    entries = []
     for layer in track(layers, "calibration", total=len(layers), shown=progress):
-        place = reference_layers.index(layer)
+        index = reference_layers.index(layer)
         others = {}
         if len(reference_layers) > 1:
-            neighbour = place + 1 if place + 1 < len(reference_layers) else place - 1
+            neighbour = index + 1 if index + 1 < len(reference_layers) else index - 1
             others["another_layer"] = rows.y[reference_layers[neighbour], drawn]
         families, detectors = _names(others)
 
@@ -194,8 +194,8 @@ def calibration_table(
             pairs = [[(one.one_sided, one.two_sided) for one in row.values()] for row in table.values()]
             return {"auroc": torch.tensor(pairs, dtype=torch.float64)}
 
-        aurocs = kept.tensors(f"calibration-{layer:03d}", measured)["auroc"]
-        records += [
+        aurocs = records.tensors(f"calibration-{layer:03d}", measured)["auroc"]
+        entries += [
             {
                 "layer": layer,
                 "family": family,
@@ -206,7 +206,7 @@ def calibration_table(
             for row, family in enumerate(families)
             for column, detector in enumerate(detectors)
         ]
-    return pd.DataFrame(records)
+    return pd.DataFrame(entries)
 
 
 def _names(others: dict[str, Tensor]) -> tuple[list[str], list[str]]:

@@ -65,8 +65,8 @@ def choose_items(rows: Rows, tokens: PairedTokens, *, n: int, seed: int) -> Item
     if len(seen) < 2:
         raise ValueError(f"{len(seen)} held-out documents have rows; give a corpus of more and longer documents")
     chosen = held[torch.tensor(ranks).argsort(stable=True)[:n]].sort().values
-    places = zip(rows.document[chosen].tolist(), rows.receiver_position[chosen].tolist(), strict=True)
-    prompts = Prompts.from_ids([tokens.receiver.ids(document)[: place + 1] for document, place in places])
+    positions = zip(rows.document[chosen].tolist(), rows.receiver_position[chosen].tolist(), strict=True)
+    prompts = Prompts.from_ids([tokens.receiver.ids(document)[: index + 1] for document, index in positions])
     return Items(chosen, partners(rows.document[chosen], seed=seed), prompts)
 
 
@@ -80,12 +80,12 @@ def graft_items(
     fusions: Mapping[str, Fusion | Fitted],
     references: Mapping[int, DriftReference],
     seed: int,
-    kept: Records,
+    records: Records,
     progress: bool,
 ) -> tuple[list[Variant], list[Effects]]:
     """Return the variants, and for each item the effects of all of them at all write layers (a row a variant).
 
-    The fused state of every variant is made from the receiver's captured own state and written in its place, so that
+    The fused state of every variant is made from the receiver's captured own state and written over it, so that
     all variants of a prompt run in one batch (`latentcomm.experiments.effects.measure_effects`).
     """
     variants: list[Variant] = [(fusion, message) for fusion in fusions for message in MESSAGES]
@@ -107,7 +107,7 @@ def graft_items(
 
     all_effects = []
     for item in track(range(len(items)), "grafts", total=len(items), shown=progress):
-        part = kept.tensors(f"graft-{item:04d}", lambda item=item: measured(item))
+        part = records.tensors(f"graft-{item:04d}", lambda item=item: measured(item))
         all_effects.append(
             Effects(
                 write_layers=tuple(fused),
@@ -133,10 +133,10 @@ def drift_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: 
                 "write_layer": cell.write,
                 "item": item,
                 "detector": detector,
-                "percentile": float(one.percentile[detector][number, place, cell.write]),
+                "percentile": float(one.percentile[detector][number, index, cell.write]),
             }
             for number, (fusion, message) in enumerate(variants)
-            for place, cell in enumerate(cells)
+            for index, cell in enumerate(cells)
             for item, one in enumerate(effects)
             for detector in (COMBINED, *DETECTORS)
         ]
@@ -153,12 +153,12 @@ def effects_table(variants: Sequence[Variant], effects: Sequence[Effects], cells
                 "read_layer": cell.read,
                 "write_layer": cell.write,
                 "item": item,
-                "kl": float(one.kl[number, place]),
-                "entropy_change": float(one.entropy_change[number, place]),
-                "top1_agreement": bool(one.top1_agreement[number, place]),
+                "kl": float(one.kl[number, index]),
+                "entropy_change": float(one.entropy_change[number, index]),
+                "top1_agreement": bool(one.top1_agreement[number, index]),
             }
             for number, (fusion, message) in enumerate(variants)
-            for place, cell in enumerate(cells)
+            for index, cell in enumerate(cells)
             for item, one in enumerate(effects)
         ]
     )
@@ -185,12 +185,12 @@ def healing_table(
                 "message": message,
                 "write_layer": cell.write,
                 "layer": layer,
-                **_quartiles("deviation", deviation[:, number, place, layer]),
-                **_quartiles("percentile", percentile[:, number, place, layer]),
+                **_quartiles("deviation", deviation[:, number, index, layer]),
+                **_quartiles("percentile", percentile[:, number, index, layer]),
                 "own_percentile_median": float(np.median(own[:, layer])),
             }
             for number, (fusion, message) in enumerate(variants)
-            for place, cell in enumerate(cells)
+            for index, cell in enumerate(cells)
             for layer in layers
             if layer >= cell.write
         ]

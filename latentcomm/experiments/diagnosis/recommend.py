@@ -53,8 +53,8 @@ class Situation:
         one_vocabulary: whether every token of both was paired.
         n_paired: rows before sinks were left out.
         n_sender, n_receiver: tokens read by each model.
-        items_asked, items: prompts requested and found.
-        documents_asked, documents: documents requested and read.
+        items_requested, items: prompts requested and found.
+        documents_requested, documents: documents requested and read.
         flagged_own: the share of the receiver's own states at the grafted positions that is flagged.
     """
 
@@ -63,9 +63,9 @@ class Situation:
     n_paired: int
     n_sender: int
     n_receiver: int
-    items_asked: int
+    items_requested: int
     items: int
-    documents_asked: int
+    documents_requested: int
     documents: int
     flagged_own: float
 
@@ -178,13 +178,15 @@ def warn(
             "The weights are processed (folded norms or centred writing weights). The residual stream differs "
             "from that of the released model; compare these numbers only with others of processed weights."
         )
-    if situation.documents < situation.documents_asked:
+    if situation.documents < situation.documents_requested:
         warnings.append(
-            f"The corpus has {situation.documents} documents where {situation.documents_asked} were requested; "
+            f"The corpus has {situation.documents} documents where {situation.documents_requested} were requested; "
             "intervals over documents are wider than with the default size."
         )
-    if situation.items < situation.items_asked:
-        warnings.append(f"The corpus has only {situation.items} held-out prompts of {situation.items_asked} requested.")
+    if situation.items < situation.items_requested:
+        warnings.append(
+            f"The corpus has only {situation.items} held-out prompts of {situation.items_requested} requested."
+        )
     if situation.flagged_own > float(binom.ppf(0.975, situation.items, 1 - ALARM)) / situation.items:
         warnings.append(
             f"Real states are flagged too often: {situation.flagged_own:.0%} of the receiver's own states at the "

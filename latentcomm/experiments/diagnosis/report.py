@@ -63,7 +63,7 @@ def report_page(found: Diagnosis) -> Page:
     page.heading("In short")
     page.findings(summary(found))
     page.text(
-        "This is a diagnostic on plain text, not a test of usefulness: nothing here says that the receiver answers any "
+        "This is a diagnostic on plain text, not a test of usefulness: it does not show that the receiver answers any "
         "question better."
     )
     _overview(page, found)

@@ -89,7 +89,7 @@ def diagnose(
 
     Raises:
         ValueError: no fusion, a processed model with a raw one, a corpus with too few documents or rows, states that
-            are not finite, what the corpus reader refuses, or a folder that holds a report of something else.
+            are not finite, a corpus that cannot be read, or a folder that holds a report of something else.
         RuntimeError: the disk is full or `out` cannot be written; finished parts stay saved.
     """
     began = time.monotonic()
@@ -121,7 +121,7 @@ def diagnose(
     if out is not None:
         _require_own(Path(out), inputs)
     folder = None if out is None else Path(out) / ".unfinished" / inputs
-    kept = Records(folder)
+    records = Records(folder)
     states = capture_paired(
         sender, receiver, tokens, checkpoint=None if folder is None else folder / "capture", progress=progress
     )
@@ -145,7 +145,7 @@ def diagnose(
         size=size,
         seed=seed,
         fingerprint=prints["receiver"],
-        kept=kept,
+        records=records,
         progress=progress,
     )
     situation = Situation(
@@ -154,9 +154,9 @@ def diagnose(
         n_paired=n_paired,
         n_sender=int(tokens.sender.lengths.sum()),
         n_receiver=int(tokens.receiver.lengths.sum()),
-        items_asked=size.prompts,
+        items_requested=size.prompts,
         items=facts["prompts"],
-        documents_asked=size.documents,
+        documents_requested=size.documents,
         documents=len(documents),
         flagged_own=facts["own_states_flagged"],
     )
@@ -197,11 +197,11 @@ def _measured(
     size: Size,
     seed: int,
     fingerprint: str,
-    kept: Records,
+    records: Records,
     progress: bool,
 ) -> tuple[dict[str, pd.DataFrame], list[ChosenCell], dict[str, Any]]:
     """Return all tables, the cells, and facts for the report: the numbers of prompts and reference states."""
-    shared: dict[str, Any] = {"seed": seed, "kept": kept, "progress": progress}
+    shared: dict[str, Any] = {"seed": seed, "records": records, "progress": progress}
     similarity = similarity_table(
         rows,
         sender_layers=layers_in_steps(sender.n_layers, size.map_layers),
@@ -223,7 +223,7 @@ def _measured(
     measured_layers = sorted({*receiver_layers, last})
     references = fit_references(rows, measured_layers, model=fingerprint, **shared)
     writes = [cell.write for cell in cells]
-    calibrated = sorted({writes[round(place * (len(writes) - 1) / (CALIBRATED - 1))] for place in range(CALIBRATED)})
+    calibrated = sorted({writes[round(index * (len(writes) - 1) / (CALIBRATED - 1))] for index in range(CALIBRATED)})
     calibration = calibration_table(rows, references, calibrated, **shared)
     needed = any(isinstance(fusion, Fitted) for fusion in fusions.values())
     joints = fit_joints(rows, cells, aligner=aligner, predictable=needed, **shared)

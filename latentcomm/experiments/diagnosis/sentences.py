@@ -83,8 +83,8 @@ def next_token_changes(effects: pd.DataFrame) -> str:
     parts = {"below 0.1": kl < 0.1, "from 0.1 to 1": (kl >= 0.1) & (kl <= 1), "above 1": kl > 1}
     present = {label: part for label, part in parts.items() if part.any()}
     shares = [
-        f"{changed[part].mean():.0%} of {'those' if place else 'the grafts with a KL'} {label} (n = {part.sum():,})"
-        for place, (label, part) in enumerate(present.items())
+        f"{changed[part].mean():.0%} of {'those' if index else 'the grafts with a KL'} {label} (n = {part.sum():,})"
+        for index, (label, part) in enumerate(present.items())
     ]
     return f"The most likely next token changes in {', '.join(shares)}."
 
@@ -150,7 +150,7 @@ def _drift(found: Diagnosis) -> str:
         start = f"{which} leaves as many states unlike the receiver's own ({first['flagged_other']:.0%} {own})"
     else:
         start = (
-            f"{shown_name(first['fusion'])} keeps closest to the receiver's own states ({first['flagged_other']:.0%} "
+            f"{shown_name(first['fusion'])} remains closest to the receiver's own states ({first['flagged_other']:.0%} "
             f"{own}), {shown_name(last['fusion'])} strays furthest ({last['flagged_other']:.0%})"
         )
     return (

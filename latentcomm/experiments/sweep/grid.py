@@ -16,7 +16,7 @@ from latentcomm._core.records import Records
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST, Graft
-from latentcomm.hooks.shared_prefix import TOLERANCE, Prefix, can_pack, climb, columns_per_pass, read_prefix
+from latentcomm.hooks.shared_prefix import TOLERANCE, Prefix, can_pack, columns_per_pass, read_prefix, run_staircase
 from latentcomm.models import Model, check_pair, fingerprints
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
@@ -231,7 +231,7 @@ class _Plan:
             return out
 
         packed = can_pack(model, prefix.n_cached, prefix.tail.shape[1])
-        final = climb(model, prefix, self.writes, join, n_rows=len(messages), packed=packed)
+        final = run_staircase(model, prefix, self.writes, join, n_rows=len(messages), packed=packed)
         normed = model.final_norm(rearrange(final, "write row d_model -> (write row) d_model"))
         part: dict[str, Tensor] = {}
         if self.columns is not None:

@@ -47,7 +47,7 @@ def conditions_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
 
 
 def choice_of(report: SweepReport) -> dict[str, int]:
-    """What the figures and the metadata say of the chosen cell, beside the settings."""
+    """What the figures and the metadata record of the chosen cell, besides the settings."""
     return {
         "chosen_read_layer": report.chosen[0],
         "chosen_write_layer": report.chosen[1],

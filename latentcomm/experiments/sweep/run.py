@@ -208,7 +208,7 @@ def best_cell(cells: pd.DataFrame, *, n_layers: int | None = None) -> Cell:
 def first_token_answers(task: Task, first_token: Callable[[str], int]) -> list[list[str]]:
     """Each item's choice, and its aliases whose first token begins no other answer of the task.
 
-    One token cannot tell " Republic of Korea" from " Republic of Chile": such an alias would count for both.
+    One token cannot separate " Republic of Korea" from " Republic of Chile": such an alias would count for both.
     """
     answers_of: dict[int, set[str]] = {}
     for item in task.items:

@@ -6,13 +6,13 @@ from cascades import large, of_bytes, small, task
 from tiny import states
 
 from latentcomm.alignment import AffineMap
-from latentcomm.channels.base import asked_itself
+from latentcomm.channels.base import with_own_texts
 from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade import KVHandOff, LatentHandOff, TextHandOff, sweep_cascade, write_openings
 from latentcomm.experiments.cascade.hand_offs import HandOff
 from latentcomm.experiments.cascade.openings import EMBEDDING
 from latentcomm.experiments.cascade.runner import _item_by_item
-from latentcomm.experiments.controls import Exchange
+from latentcomm.experiments.controls import Sending
 from latentcomm.models import Model
 
 MAPPED = AffineMap(0.3 * states(16, 32), states(16, seed=1))
@@ -28,7 +28,7 @@ def openings() -> Message:
 def emptied(hand_off: HandOff, openings: Message, control: str, *, seed: int = 0) -> Message:
     """The message of a control, as a sweep makes it."""
     message = hand_off.content(openings)
-    return _item_by_item(control, Exchange(hand_off, large(), of_bytes(), asked_itself(task()), message, seed))
+    return _item_by_item(control, Sending(hand_off, large(), of_bytes(), with_own_texts(task()), message, seed))
 
 
 def entering(hand_off: HandOff, message: Message, n: int) -> list[torch.Tensor]:

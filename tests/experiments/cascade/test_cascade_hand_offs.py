@@ -15,7 +15,7 @@ from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.channels.base import Channel, Deciding, receiver_prompts
 from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade import KVHandOff, LatentHandOff, TextHandOff, fit_hand_off, fitting, write_openings
-from latentcomm.experiments.cascade.continuations import Handed, Request, hand_over
+from latentcomm.experiments.cascade.continuations import Continued, Request, continue_openings
 from latentcomm.experiments.cascade.hand_offs import HandOff
 from latentcomm.experiments.cascade.openings import EMBEDDING, openings_of
 from latentcomm.experiments.cascade.resume import Continuation, ReadPrefix, after_prefixes, continue_rows
@@ -35,10 +35,10 @@ def opened_by(writer: Model, layers: tuple[int, ...] = EVERYTHING) -> Message:
     return write_openings(writer, task(), layers=layers, keep_cache=True)
 
 
-def handed(hand_off: HandOff, reader: Model, openings: Message, ns: tuple[int, ...] = NS) -> list[list[Handed]]:
+def handed(hand_off: HandOff, reader: Model, openings: Message, ns: tuple[int, ...] = NS) -> list[list[Continued]]:
     """The continuations behind the openings' own items, of each every n that its opening has."""
     wanted = [[n for n in ns if n <= len(row)] for row in openings_of(openings)]
-    return hand_over(hand_off, reader, Request(task(), hand_off.content(openings), wanted, None, LIMIT))
+    return continue_openings(hand_off, reader, Request(task(), hand_off.content(openings), wanted, None, LIMIT))
 
 
 def written(vectors: dict[int, torch.Tensor], fusion: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -166,7 +166,7 @@ class TestByHand:
                 places = {
                     len(row.text_at(n + 1)): n
                     for n in range(one.n)
-                    if row.pieces[n] and len(row.text_at(n + 1)) in ends
+                    if row.token_texts[n] and len(row.text_at(n + 1)) in ends
                 }
                 n_places.append((len(places), len(told)))
 
@@ -216,7 +216,7 @@ class TestSharing:
         known = [Continuation(row.ids, row.ended) for row in rows]
         wanted = [[n for n in NS if n <= len(row)] for row in rows]
         message = TextHandOff().content(alone)
-        found = hand_over(TextHandOff(), large(), Request(task(), message, wanted, known, LIMIT))
+        found = continue_openings(TextHandOff(), large(), Request(task(), message, wanted, known, LIMIT))
         assert runs == []
         assert [[one.reply for one in each] for each in found] == [
             [large().decode(row.ids)] * len(ns) for row, ns in zip(rows, wanted, strict=True)

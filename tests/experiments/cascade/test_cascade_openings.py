@@ -112,10 +112,10 @@ def test_openings_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:
     again = Message.load(tmp_path / "openings.safetensors")
     assert (again.texts, again.made_by, again.origin) == (found.texts, found.made_by, found.origin)
     for mine, theirs in zip(openings_of(again), openings_of(found), strict=True):
-        assert (mine.ids, mine.ended, mine.prompt, mine.pieces) == (
-            theirs.ids, theirs.ended, theirs.prompt, theirs.pieces,
+        assert (mine.ids, mine.ended, mine.prompt, mine.token_texts) == (
+            theirs.ids, theirs.ended, theirs.prompt, theirs.token_texts,
         )  # fmt: skip
-        assert "".join(mine.pieces) == mine.text
+        assert "".join(mine.token_texts) == mine.text
     for mine, theirs in zip(again.parts or (), found.parts or (), strict=True):
         assert list(mine) == list(theirs)
         for name, tensor in theirs.items():

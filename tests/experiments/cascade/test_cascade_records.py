@@ -34,7 +34,7 @@ def test_a_stopped_sweep_resumes_and_a_finished_one_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swept, kept_in = sweep(None), tmp_path / "kept"
-    done = handing.hand_over
+    done = handing.continue_openings
     calls = [0]
 
     def interrupted(*given: Any) -> Any:
@@ -43,7 +43,7 @@ def test_a_stopped_sweep_resumes_and_a_finished_one_runs_nothing(
             raise KeyboardInterrupt
         return done(*given)
 
-    monkeypatch.setattr(handing, "hand_over", interrupted)
+    monkeypatch.setattr(handing, "continue_openings", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(kept_in)
     first = calls[0]

@@ -175,13 +175,13 @@ class TestCosts:
 
     def test_each_pair_of_item_and_n_is_run_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[int, ...]] = []
-        done = handing.hand_over
+        done = handing.continue_openings
 
         def counted(*given: Any) -> Any:
             asked.extend(tuple(ns) for ns in given[2].wanted)
             return done(*given)
 
-        monkeypatch.setattr(handing, "hand_over", counted)
+        monkeypatch.setattr(handing, "continue_openings", counted)
         stops = {"a": FixedTokens(2), "b": FixedTokens(3), "c": FixedTokens(5), "none": Confident(1.0, 9)}
         sweep_cascade(large(), small(), task(), hand_offs={"kv": KVHandOff()}, ns=(2, 5), stops=stops, controls=())
         assert asked == [(2, 3, 5)] * 5

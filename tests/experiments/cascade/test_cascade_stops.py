@@ -30,7 +30,7 @@ def opening(steps: list[tuple[float, float, str]]) -> Opening:
     return Opening.of_signals(
         entropy=torch.tensor([step[0] for step in steps], dtype=torch.float64),
         margin=torch.tensor([step[1] for step in steps], dtype=torch.float64),
-        pieces=[step[2] for step in steps],
+        token_texts=[step[2] for step in steps],
     )
 
 
@@ -87,7 +87,7 @@ def test_confidence_asks_for_margins_on_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "number", "at"),
+    ("token_texts", "number", "at"),
     [
         (["She", " pays", ".", " Then"], 1, 4),
         (["She", " pays", "."], 1, None),  # nobody knows yet whether "5" follows
@@ -101,8 +101,8 @@ def test_confidence_asks_for_margins_on_end() -> None:
         (['He said "no', '."', " Then"], 1, 3),
     ],
 )
-def test_a_sentence_ends_where_a_reader_says(pieces: list[str], number: int, at: int | None) -> None:
-    assert SentenceEnd(number).at(Opening.of_signals(pieces=pieces)) == at
+def test_a_sentence_ends_where_a_reader_says(token_texts: list[str], number: int, at: int | None) -> None:
+    assert SentenceEnd(number).at(Opening.of_signals(token_texts=token_texts)) == at
 
 
 @pytest.mark.parametrize(

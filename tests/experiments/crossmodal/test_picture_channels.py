@@ -10,9 +10,9 @@ from tiny import COUNTRIES, build, model, states
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Message, Skyline
 from latentcomm.channels.training.trainer import Schedule, train
-from latentcomm.experiments.controls import Exchange, shuffled
+from latentcomm.experiments.controls import Sending, shuffled
 from latentcomm.experiments.crossmodal.captions import Caption, NearestLabel, NearestPicture, NearestWords
-from latentcomm.experiments.crossmodal.channels import Eye, SoftPrompt, VisionGraft, in_words_place
+from latentcomm.experiments.crossmodal.channels import Eye, SoftPrompt, VisionGraft, in_caption_position
 from latentcomm.experiments.crossmodal.fitting import (
     SoftPromptLearner,
     caption_embeddings,
@@ -23,7 +23,7 @@ from latentcomm.experiments.crossmodal.fitting import (
     informed_states,
 )
 from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
-from latentcomm.experiments.crossmodal.questions import Question, asked_of, picture_task, told
+from latentcomm.experiments.crossmodal.questions import Question, answerable, picture_task, told
 from latentcomm.experiments.evaluation import evaluate
 from latentcomm.hooks.capture import capture
 from latentcomm.hooks.decode import next_token_logits
@@ -56,7 +56,7 @@ def test_a_question_is_a_task_whose_skyline_is_the_true_caption() -> None:
     assert item.candidates == tuple(f" {name}" for name in COUNTRIES)
     assert picture_task(PICTURES, WHERE, template="chat").items[0].choice == "Greece"
     assert len(picture_task(PICTURES, KIND).candidates) == 2
-    assert asked_of(PICTURES, (WHERE, Question("count", "How many", "count"))) == (WHERE,)
+    assert answerable(PICTURES, (WHERE, Question("count", "How many", "count"))) == (WHERE,)
 
 
 def test_a_number_is_right_in_words_and_as_a_numeral_and_chosen_in_words() -> None:
@@ -104,12 +104,12 @@ def test_the_embeddings_of_a_caption_give_the_logits_of_its_text(architecture: s
     receiver = model(architecture)
     task = picture_task(PICTURES, WHERE, template=template)
     exact = caption_embeddings(receiver, [PICTURES[item.sender].caption for item in task.items], n_tokens=1)
-    soft = in_words_place(receiver, task, exact[:, None])
+    soft = in_caption_position(receiver, task, exact[:, None])
     words = Skyline().receive(receiver, task, Message(None, "nothing"))
     assert_same_bits(soft.prompts.lengths, words.prompts.lengths)
     expected = next_token_logits(receiver, words)
     assert torch.allclose(next_token_logits(receiver, soft), expected, rtol=0, atol=1e-5)
-    other = next_token_logits(receiver, in_words_place(receiver, task, exact.roll(1, 0)[:, None]))
+    other = next_token_logits(receiver, in_caption_position(receiver, task, exact.roll(1, 0)[:, None]))
     assert (other - expected).abs().max() > 0.01
 
 
@@ -138,7 +138,7 @@ def test_a_planted_soft_prompt_answers_as_the_oracle_unless_shuffled() -> None:
     oracle = next_token_logits(receiver, Skyline().receive(receiver, task, Message(None, "nothing")))
     near = next_token_logits(receiver, channel.receive(receiver, task, message))
     far = next_token_logits(
-        receiver, channel.receive(receiver, task, shuffled(Exchange(channel, receiver, receiver, task, message, 0)))
+        receiver, channel.receive(receiver, task, shuffled(Sending(channel, receiver, receiver, task, message, 0)))
     )
     assert (near - oracle).norm() < 0.1 * (far - oracle).norm()
 
@@ -210,7 +210,7 @@ def test_a_caption_word_by_word_says_what_no_picture_was_called() -> None:
 
 def test_channels_run_in_the_evaluation_with_their_shuffled_message() -> None:
     receiver = model("llama")
-    vectors = EYE.look(receiver, TASK)
+    vectors = EYE.vectors_of(receiver, TASK)
     soft = SoftPrompt("soft", EYE, fit_soft_prompt(vectors, PICTURES, receiver, n_tokens=1), 1)
     trials = evaluate(soft, receiver, receiver, TASK, reply_tokens=1)
     assert {trial.condition for trial in trials} == {"message", "shuffled", "zero", "random"}
@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_training_through_the_frozen_receiver_lowers_the_loss() -> None:
     receiver = build("llama", dtype=torch.float32)
     before = receiver.fingerprint
-    vectors = {each.id: row for each, row in zip(PICTURES, EYE.look(receiver, TASK), strict=True)}
+    vectors = {each.id: row for each, row in zip(PICTURES, EYE.vectors_of(receiver, TASK), strict=True)}
     learner = SoftPromptLearner.of(receiver, [TASK], vectors, drawn_map(16, receiver.d_model))
     found = train(learner, Schedule(steps=80, batch_size=8, learning_rate=0.05), frozen=[receiver])
     assert sum(found.losses[-5:]) < 0.6 * sum(found.losses[:5])

@@ -20,7 +20,7 @@ from latentcomm.experiments.crossmodal import fitted_channels as fitted
 from latentcomm.experiments.crossmodal import fitting
 from latentcomm.experiments.crossmodal.channels import SoftPrompt, VisionGraft
 from latentcomm.experiments.crossmodal.choose_layers import choose_block, choose_write_layer
-from latentcomm.experiments.crossmodal.fitted_channels import Plan, Setup, choose_places, fit_channels, fit_soft_map
+from latentcomm.experiments.crossmodal.fitted_channels import Plan, Setup, choose_layers_of, fit_channels, fit_soft_map
 from latentcomm.experiments.crossmodal.fitting import caption_embeddings, fit_soft_prompt, fit_vision_graft, renamed
 from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
 from latentcomm.experiments.crossmodal.questions import picture_task
@@ -81,7 +81,7 @@ def test_the_random_encoder_has_its_own_map_and_block() -> None:
     seen = untrained.pooled(images, pooling="class")
     block = choose_block(seen, setup.receiver, given, n_tokens=1)
     assert blank.eye.vision.fingerprint == untrained.fingerprint != soft.eye.vision.fingerprint
-    assert blank.eye.site.block == block == found.places.chosen["random_encoder_block"]
+    assert blank.eye.site.block == block == found.layers.chosen["random_encoder_block"]
     own = fit_soft_prompt(seen[block].float(), given.fitting, setup.receiver, n_tokens=1)
     assert_same_bits(blank.mapping.weight, own.weight)
     assert not torch.allclose(blank.mapping.weight, soft.mapping.weight)
@@ -282,7 +282,7 @@ def test_training_on_other_pictures_never_pairs_a_picture_with_its_vector(
     monkeypatch.setattr(fitting.SoftPromptLearner, "of", classmethod(of))
     fit_channels(setup)
     ((vectors, start),) = seen
-    reading = choose_places(setup).reading
+    reading = choose_layers_of(setup).reading
     assert reading is not None
     own = {each.id: row for each, row in zip(given.fitting, reading.vectors, strict=True)}
     assert not any(same_bits(vectors[name], own[name]) for name in own)

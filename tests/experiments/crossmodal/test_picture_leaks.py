@@ -118,8 +118,8 @@ def test_a_graft_of_wrong_names_is_fitted_to_the_states_of_other_names() -> None
     setup = Setup.of(sender(), reader(), given, plan)
     found = fit_channels(setup)
     _, own, control = found.channels
-    assert isinstance(own, VisionGraft) and isinstance(control, VisionGraft) and found.places.reading is not None
-    arguments = (found.places.reading.vectors, given.fitting, given.questions, setup.receiver, [Site(1)])
+    assert isinstance(own, VisionGraft) and isinstance(control, VisionGraft) and found.layers.reading is not None
+    arguments = (found.layers.reading.vectors, given.fitting, given.questions, setup.receiver, [Site(1)])
     wrong = fit_vision_graft(*arguments, shuffled=plan.seed, seed=plan.seed)[Site(1)]["identity"]
     assert_same_bits(control.maps["identity"].weight, wrong.weight)
     assert not torch.allclose(control.maps["identity"].weight, own.maps["identity"].weight)
@@ -132,7 +132,7 @@ def test_the_graft_of_an_untrained_encoder_has_its_weights_block_and_map() -> No
     _, soft, graft = found.channels
     assert graft.eye is soft.eye and graft.write == Site(1)
     blank = setup.vision.randomised(seed=plan.seed)
-    block = found.places.chosen["random_encoder_block"]
+    block = found.layers.chosen["random_encoder_block"]
     seen = blank.pooled([each.image for each in given.fitting], pooling="class")[block].float()
     own = fit_vision_graft(seen, given.fitting, given.questions, setup.receiver, [Site(1)])[Site(1)]["identity"]
     assert_same_bits(graft.maps["identity"].weight, own.weight)

@@ -13,7 +13,7 @@ from tiny import COUNTRIES, build, states
 
 from latentcomm.experiments.crossmodal import fitted_channels as fitted
 from latentcomm.experiments.crossmodal import probe
-from latentcomm.experiments.crossmodal.fitted_channels import Plan, Setup, choose_places
+from latentcomm.experiments.crossmodal.fitted_channels import Plan, Setup, choose_layers_of
 from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
 from latentcomm.experiments.crossmodal.probe import AnswerProbe, fit_answer_probe, probe_trials
 from latentcomm.experiments.crossmodal.questions import Question, picture_task
@@ -163,7 +163,7 @@ def test_it_sees_the_training_vectors_and_the_receivers_questions(
     vision, reader = sender(), build("llama", dtype=torch.float32)
     found = cross_modal(vision, reader, [given], plan=plan)
     (((vectors, pictures, question), options),) = calls
-    reading = choose_places(Setup.of(vision, reader, given, plan)).reading
+    reading = choose_layers_of(Setup.of(vision, reader, given, plan)).reading
     assert (
         reading is not None and same_bits(vectors, reading.vectors) and pictures is given.fitting and question == WHERE
     )

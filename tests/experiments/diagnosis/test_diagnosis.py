@@ -289,7 +289,7 @@ class TestWhatIsGrafted:
         rows, _ = self.states()
         assert not set(rows.document[rows.fit].tolist()) & set(rows.document[~rows.fit].tolist())
         assert len(rows.document[rows.fit].unique()) == 12 == len(rows.document[~rows.fit].unique())
-        options = {"seed": 0, "kept": Records(None), "progress": False}
+        options = {"seed": 0, "records": Records(None), "progress": False}
         found = cells.fit_references(rows, [0, 2], model="turned", **options)
         for layer, reference in found.items():
             assert reference.site == lc.Site(layer) and reference.kind == "any token"
@@ -311,7 +311,7 @@ class TestWhatIsGrafted:
         cell = cells.ChosenCell(2, 1, 0.5, 0.0, False)
         grafts.graft_items(
             rows, items, rotated_pair()[1], cells=[cell], joints={1: cells.Joint(None, None)}, references={},
-            fusions={"replace": Replace(), "mean": Mean()}, seed=0, kept=Records(None), progress=False,
+            fusions={"replace": Replace(), "mean": Mean()}, seed=0, records=Records(None), progress=False,
         )  # fmt: skip
         sent, own = rows.x[2, items.row], rows.y[1, items.row]
         for item in range(3):

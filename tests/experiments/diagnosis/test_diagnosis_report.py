@@ -180,9 +180,9 @@ CLEAN = Situation(
     n_paired=500,
     n_sender=500,
     n_receiver=600,
-    items_asked=3,
+    items_requested=3,
     items=3,
-    documents_asked=25,
+    documents_requested=25,
     documents=25,
     flagged_own=0.05,
 )
@@ -243,16 +243,16 @@ class TestWarnings:
         assert "weights are processed" in self.warnings(rows, model=processed)
 
     def test_fewer_documents_than_requested(self, rows: Rows) -> None:
-        assert "25 documents where 96 were requested" in self.warnings(rows, documents_asked=96)
+        assert "25 documents where 96 were requested" in self.warnings(rows, documents_requested=96)
 
     def test_fewer_prompts_than_requested(self, rows: Rows) -> None:
-        assert "only 3 held-out prompts of 24" in self.warnings(rows, items_asked=24)
+        assert "only 3 held-out prompts of 24" in self.warnings(rows, items_requested=24)
 
     def test_real_states_that_are_flagged_too_often(self, rows: Rows) -> None:
-        text = self.warnings(rows, flagged_own=0.17, items=24, items_asked=24)  # 4 of 24 are one in forty by chance
+        text = self.warnings(rows, flagged_own=0.17, items=24, items_requested=24)  # 4 of 24 are one in forty by chance
         assert "17% of the receiver's own states" in text and "24 prompts" in text
-        assert self.warnings(rows, flagged_own=0.16, items=24, items_asked=24) == ""
-        assert self.warnings(rows, flagged_own=0.3, items=6, items_asked=6) == ""
+        assert self.warnings(rows, flagged_own=0.16, items=24, items_requested=24) == ""
+        assert self.warnings(rows, flagged_own=0.3, items=6, items_requested=6) == ""
 
     def test_layers_that_nothing_predicts(self, rows: Rows) -> None:
         text = self.warnings(rows, cells=(ChosenCell(0, 0, 0.5, 0.0, False), ChosenCell(0, 2, -0.1, 0.0, True)))

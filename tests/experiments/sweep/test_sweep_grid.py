@@ -145,13 +145,13 @@ def assert_same(found: LayerSweep, grid: Tensor, *, tolerance: float = 1e-11, co
 def pass_counter(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each pass of a sweep carries, the self-check's included."""
     sizes: list[int] = []
-    climb = staircase.climb
+    climb = staircase.run_staircase
 
     def counted(*given: Any, n_rows: int, packed: bool) -> Tensor:
         sizes.append(n_rows)
         return climb(*given, n_rows=n_rows, packed=packed)
 
-    monkeypatch.setattr(layer_sweep, "climb", counted)
+    monkeypatch.setattr(layer_sweep, "run_staircase", counted)
     return sizes
 
 
@@ -373,8 +373,8 @@ class TestArchitecturesThatNeedMore:
             sweep_layers(tiny, tiny, SENDER_PROMPTS, RECEIVER_PROMPTS, fusion=Mean())
 
     def test_a_cell_that_differs_from_a_grafted_run_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        tiny, climb = model("llama"), staircase.climb
-        monkeypatch.setattr(layer_sweep, "climb", lambda *given, **options: climb(*given, **options).flip(-1))
+        tiny, climb = model("llama"), staircase.run_staircase
+        monkeypatch.setattr(layer_sweep, "run_staircase", lambda *given, **options: climb(*given, **options).flip(-1))
         for choices in (CHOICES_OF_ITEMS, None):
             with pytest.raises(RuntimeError, match="the cell k=0, j=0 differs from a grafted run of its own by"):
                 sweep_layers(tiny, tiny, SENDER_PROMPTS, RECEIVER_PROMPTS, fusion=Mean(), choices=choices)
@@ -422,7 +422,7 @@ class TestThePrice:
         before = [(keys.clone(), values.clone()) for keys, values in prefix.layers]
 
         def climb() -> Tensor:
-            return staircase.climb(
+            return staircase.run_staircase(
                 tiny, prefix, [0, 1, 2], lambda layer, own: states(4, 32), n_rows=4, packed=layout == "packed"
             )
 
@@ -497,7 +497,7 @@ class TestInterruption:
     ) -> None:
         whole = swept(checkpoint=None)
         assert files_in(tmp_path) == []
-        climb = staircase.climb
+        climb = staircase.run_staircase
         done: list[int] = []
 
         def interrupted(*given: Any, n_rows: int, packed: bool) -> Tensor:
@@ -506,12 +506,12 @@ class TestInterruption:
             done.append(n_rows)
             return climb(*given, n_rows=n_rows, packed=packed)
 
-        monkeypatch.setattr(layer_sweep, "climb", interrupted)
+        monkeypatch.setattr(layer_sweep, "run_staircase", interrupted)
         with pytest.raises(KeyboardInterrupt):
             swept()
         kept = [name for name in files_in(tmp_path) if name.endswith(".safetensors")]
         assert len(kept) == max(0, stop_at - 1)  # one pass went to the check of the first cell
-        monkeypatch.setattr(layer_sweep, "climb", climb)
+        monkeypatch.setattr(layer_sweep, "run_staircase", climb)
         sizes = pass_counter(monkeypatch)
         resumed = swept()
         assert len(sizes) == 4 - len(kept) + 1

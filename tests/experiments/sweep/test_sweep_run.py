@@ -253,7 +253,7 @@ class TestTheCheckpoint:
         self, tmp_path: Path, pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = sweep_and_judge(*pair, planted_task(), fusions=REPLACE)
-        passes, decodes = Counter(layer_sweep.climb), Counter(evaluation.decode)
+        passes, decodes = Counter(layer_sweep.run_staircase), Counter(evaluation.decode)
 
         def stop(*given: Any, **options: Any) -> Any:
             if decodes.calls == 3:
@@ -265,7 +265,7 @@ class TestTheCheckpoint:
             sweep_and_judge(*pair, planted_task(), fusions=REPLACE, checkpoint=tmp_path)
         assert len(list(tmp_path.glob("trials-*/*.json"))) == 3
         decodes.calls = -1_000
-        monkeypatch.setattr(layer_sweep, "climb", passes)
+        monkeypatch.setattr(layer_sweep, "run_staircase", passes)
         found = sweep_and_judge(*pair, planted_task(), fusions=REPLACE, checkpoint=tmp_path)
         assert (passes.calls, decodes.calls) == (0, -1_000 + 7 - 3)  # silent, skyline, the message and four controls
         assert found.trials == whole.trials
