@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentcomm._core.files import digest
-from latentcomm.models.plain import Plain
+from latentcomm.models._plain import Plain
 from latentcomm.models.sites import Site
 
 Hook = tuple[str, Callable[..., Any]]
@@ -337,7 +337,7 @@ class Model:
     def new_cache(self, batch: int) -> Any:
         """An empty key-value cache for `batch` rows."""
         if self.is_bridge:
-            from latentcomm.models.growing_cache import growing_cache
+            from latentcomm.models._growing_cache import growing_cache
 
             return growing_cache()
         from transformer_lens import TransformerLensKeyValueCache

@@ -7,7 +7,7 @@ from tiny import build, ids
 from torch import Tensor
 from transformers import DynamicCache
 
-from latentcomm.models.growing_cache import ROOM, growing_cache
+from latentcomm.models._growing_cache import ROOM, growing_cache
 
 BATCH, HEADS, WIDTH = 3, 2, 4
 
