@@ -14,6 +14,7 @@ ROOM = 64
 class GrowingLayer(DynamicLayer):
     """Keys and values of one layer as views of buffers with room for more positions; never of tensors it was given."""
 
+    _owner: int = 0  # a shallow copy has the buffers of another layer
     _buffers: tuple[Tensor, Tensor] | None = None
     _views: tuple[Tensor, Tensor] | None = None
 
@@ -26,10 +27,13 @@ class GrowingLayer(DynamicLayer):
         """
         if not self.is_initialized or key_states.shape[-2] > 1 or torch.is_grad_enabled():
             return super().update(key_states, value_states, *options, **named)
+        if key_states.dtype != self.keys.dtype or key_states.shape[:2] != self.keys.shape[:2]:
+            return super().update(key_states, value_states, *options, **named)  # which refuses them
         n = self.keys.shape[-2]
-        views = self._views
-        if views is None or views[0] is not self.keys or views[1] is not self.values or n == self._buffers[0].shape[-2]:
-            self._buffers = _with_room(self.keys), _with_room(self.values)
+        own = self._owner == id(self) and self._views[0] is self.keys and self._views[1] is self.values
+        frozen = own and self._buffers[0].is_inference() and not torch.is_inference_mode_enabled()
+        if not own or frozen or n == self._buffers[0].shape[-2]:
+            self._owner, self._buffers = id(self), (_with_room(self.keys), _with_room(self.values))
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[..., n : n + 1, :] = states
         self._views = self.keys, self.values = tuple(buffer[..., : n + 1, :] for buffer in self._buffers)

@@ -1,9 +1,9 @@
 """The transformers model that a bridge wraps in place, without the bridge's modules: same weights, same numbers."""
 
-import copy
 import inspect
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,62 +12,124 @@ from torch import Tensor
 
 BRIDGE = "transformer_lens.model_bridge"
 """The modules of TransformerLens whose own torch hooks serve its hook points and change nothing by themselves."""
+ATTENTION = ("full_attention", "sliding_attention")
+"""Kinds of layers whose cache is keys and values."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class Swap:
+    """A child of a transformers module that the bridge replaced, and the module that it replaced."""
+
+    parent: dict[str, Any]
+    name: str
+    wrapper: Any
+    original: Any
+
+
+@dataclass(eq=False)
 class Plain:
     """A bridge's model as transformers runs it, for passes under no hook.
 
+    During a pass the transformers modules hold one another in place of the bridge's, so that whatever is changed in
+    them (weights, attributes, adapters) is seen. A pass is taken only where the bridge's modules add nothing: they own
+    no weights, nobody has hooked, patched or replaced one, and two short passes give the same bits.
+
     Attributes:
         bridge: the bridge.
-        model: copies of the transformers modules that hold each other and not the bridge's, and share all weights.
-        hooks: every dictionary of torch hooks of the bridge and of the modules that it wraps.
-        children, children_then: every dictionary of submodules of these, and its contents when the copies were made.
+        swaps: the children to put back during a pass.
+        modules: all modules of both, by which hooks, patches and weights of others are seen.
     """
 
     bridge: Any
-    model: Any
-    hooks: list[dict[int, Any]]
-    children: list[dict[str, Any]]
-    children_then: list[dict[str, Any]]
+    swaps: list[Swap] = field(default_factory=list)
+    modules: list[Any] = field(default_factory=list)
+    _agreed: dict[Any, bool] = field(default_factory=dict)
 
     @classmethod
     def of(cls, bridge: Any) -> "Plain | None":
-        """The plain model of a bridge, or None where transformers' own cannot leave out logits."""
+        """The plain model of a bridge, or None where transformers' own cannot leave out logits or has other caches."""
         original = getattr(bridge, "original_model", None)
         if original is None or "logits_to_keep" not in inspect.signature(original.forward).parameters:
             return None
-        modules = {id(module): module for root in (bridge, original) for module in root.modules()}.values()
-        hooks = [each for module in modules for each in (module._forward_hooks, module._forward_pre_hooks)]
-        children = [module._modules for module in modules if module._modules]
-        return cls(bridge, _without_bridge(original, {}), hooks, children, [dict(each) for each in children])
+        if set(getattr(original.config, "layer_types", None) or ()) - set(ATTENTION):
+            return None
+        return cls(bridge)
 
     @property
     def replaces_bridge(self) -> bool:
-        """Whether a pass would be the same now: no hooks of others, the same modules, and numbers that agree."""
-        attached = (hook for each in filter(None, self.hooks) for hook in each.values())
-        return (
-            all(str(getattr(hook, "__module__", "")).startswith(BRIDGE) for hook in attached)
-            and self.children == self.children_then
-            and self._agrees
+        """Whether a pass would be the same now."""
+        if (
+            not all(
+                each.parent.get(each.name) is each.wrapper and _unwrapped(each.wrapper) is each.original
+                for each in self.swaps
+            )
+            or not self.swaps
+        ):
+            self._look()
+        return not has_foreign_hooks(self.modules, own=BRIDGE) and not self._is_patched and self._agrees
+
+    def _look(self) -> None:
+        """Find what the bridge has replaced, anew."""
+        original = self.bridge.original_model
+        self.modules = list({id(each): each for root in (self.bridge, original) for each in root.modules()}.values())
+        self.swaps, self._agreed = [], {}
+        inside, reached = [original], dict[int, Any]()
+        while inside:
+            module = inside.pop()
+            if id(module) in reached:
+                continue
+            reached[id(module)] = module
+            for name, child in module._modules.items():
+                if child is not None and _is_wrapper(child):
+                    self.swaps.append(Swap(module._modules, name, child, _unwrapped(child)))
+                inside += [] if child is None else [_unwrapped(child)]
+        of_plain = {id(tensor) for module in reached.values() for tensor in _own_tensors(module)}
+        of_bridge = {id(tensor) for module in self.modules for tensor in _own_tensors(module)}
+        self._agreed = {} if of_bridge <= of_plain else {"weights of the bridge's own": False}
+
+    @property
+    def _is_patched(self) -> bool:
+        """Whether one of the bridge's modules has a `forward` or weights that were put there."""
+        return any(
+            _is_wrapper(module) and ("forward" in module.__dict__ or len(module._parameters) > 0)
+            for module in self.modules
         )
 
     def logits(
         self, tokens: Int[Tensor, "batch pos"], *, last_only: bool, **options: Any
     ) -> Float[Tensor, "batch _ d_vocab"]:
         """Logits of every position, or of the last one alone."""
-        return self.model(input_ids=tokens, logits_to_keep=int(last_only), **options).logits
+        with self._in_place():
+            return self.bridge.original_model(input_ids=tokens, logits_to_keep=int(last_only), **options).logits
 
-    @cached_property
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        for each in self.swaps:
+            each.parent[each.name] = each.original
+        try:
+            yield
+        finally:
+            for each in self.swaps:
+                each.parent[each.name] = each.wrapper
+
+    @property
     def _agrees(self) -> bool:
-        """Whether two short passes, the second on a cache, give the same bits as the bridge.
+        """Whether two short passes, the second on a cache, give the same bits as the bridge, for this dtype and device.
 
         A bridge computes attention by itself: GPT-2's queries, keys and values in three products for transformers'
         one, GPT-NeoX's softmax in float32 whatever the dtype.
         """
+        first = next(self.bridge.parameters())
+        if not all(self._agreed.values()):
+            return False
+        key = first.dtype, first.device
+        if key not in self._agreed:
+            self._agreed[key] = self._same_bits(first.device)
+        return self._agreed[key]
+
+    def _same_bits(self, device: torch.device) -> bool:
         from transformers import DynamicCache
 
-        device = next(self.bridge.parameters()).device
         tokens = (torch.arange(8, device=device) % self.bridge.cfg.d_vocab).reshape(2, 4)
         caches = DynamicCache(), DynamicCache()
         for part, n_positions in ((tokens[:, :3], 3), (tokens[:, 3:], 4)):
@@ -78,18 +140,27 @@ class Plain:
         return True
 
 
-def _without_bridge(module: Any, made: dict[int, Any]) -> Any:
-    """A module of the bridge or of transformers as transformers built it; a copy where it holds a bridge's module."""
-    while type(module).__module__.startswith(BRIDGE):
+def has_foreign_hooks(modules: list[Any], *, own: str) -> bool:
+    """Whether one of these modules has a torch hook that is defined outside the modules named `own` and below."""
+    return any(
+        not str(getattr(hook, "__module__", "")).startswith(own)
+        for module in modules
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in hooks.values()
+    )
+
+
+def _is_wrapper(module: Any) -> bool:
+    return type(module).__module__.startswith(BRIDGE)
+
+
+def _unwrapped(module: Any) -> Any:
+    while _is_wrapper(module):
         module = module._modules["_original_component"]
-    if id(module) in made:
-        return made[id(module)]
-    children = {
-        name: child if child is None else _without_bridge(child, made) for name, child in module._modules.items()
-    }
-    plain = module
-    if any(children[name] is not child for name, child in module._modules.items()):
-        plain = copy.copy(module)  # which shares its dictionaries of weights and buffers with the module
-        plain.__dict__["_modules"] = children
-    made[id(module)] = plain
-    return plain
+    return module
+
+
+def _own_tensors(module: Any) -> Iterator[Tensor]:
+    for each in (*module._parameters.values(), *module._buffers.values()):
+        if each is not None:
+            yield each

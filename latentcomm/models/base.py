@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentcomm._core.files import digest
-from latentcomm.models._plain import Plain
+from latentcomm.models._plain import Plain, has_foreign_hooks
 from latentcomm.models.sites import Site
 
 Hook = tuple[str, Callable[..., Any]]
@@ -163,8 +163,11 @@ class Model:
 
     @property
     def has_hooks(self) -> bool:
-        """Whether anybody's forward hooks are attached at this moment."""
-        return any(point.fwd_hooks for point in self.hooked.hook_dict.values())
+        """Whether anybody's forward hooks are attached at this moment, at hook points or at modules."""
+        roots = [self.hooked, *filter(None, [getattr(self.hooked, "original_model", None)])]
+        return any(point.fwd_hooks for point in self.hooked.hook_dict.values()) or has_foreign_hooks(
+            [module for root in roots for module in root.modules()], own="transformer_lens"
+        )
 
     @property
     def fingerprint(self) -> str:

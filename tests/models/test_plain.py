@@ -60,9 +60,12 @@ def test_a_pass_without_hooks_has_the_bits_of_one_with_hooks(architecture: str, 
 def test_the_bridge_runs_where_its_numbers_are_its_own(architecture: str, expected: bool) -> None:
     model = build(architecture)
     assert runs_bridge(model) is expected
-    assert not any(type(module).__module__.startswith("transformer_lens") for module in model._plain.model.modules())
-    weights = {parameter.data_ptr() for parameter in model.hooked.parameters()}
-    assert {parameter.data_ptr() for parameter in model._plain.model.parameters()} <= weights
+    with model._plain._in_place():
+        inside = list(model.hooked.original_model.modules())
+    assert not any(type(module).__module__.startswith("transformer_lens") for module in inside)
+    assert any(
+        type(module).__module__.startswith("transformer_lens") for module in model.hooked.original_model.modules()
+    )
 
 
 def double(module: Any, given: Any, output: Any) -> Any:
@@ -103,8 +106,35 @@ def convert(model: Model) -> None:
     model.hooked.to(torch.float32)
 
 
+def change_an_attribute(model: Model) -> None:
+    model.hooked.blocks[1].attn.original_component.scaling *= 3
+
+
+def patch_transformers_forward(model: Model) -> None:
+    mlp = model.hooked.blocks[1].mlp.original_component
+    run = mlp.forward
+    mlp.forward = lambda value: 2 * run(value)
+
+
+def patch_the_bridges_forward(model: Model) -> None:
+    mlp = model.hooked.blocks[1].mlp
+    run = mlp.forward
+    mlp.__dict__["forward"] = lambda *given, **options: 2 * run(*given, **options)
+
+
 @pytest.mark.parametrize(
-    "change", [attach_hook, attach_torch_hook, write_weight_in_place, replace_weight, replace_module, convert]
+    "change",
+    [
+        attach_hook,
+        attach_torch_hook,
+        write_weight_in_place,
+        replace_weight,
+        replace_module,
+        convert,
+        change_an_attribute,
+        patch_transformers_forward,
+        patch_the_bridges_forward,
+    ],
 )
 def test_a_change_of_the_model_acts_on_passes_without_hooks(change: Callable[[Model], None]) -> None:
     model = build("llama")
@@ -113,6 +143,28 @@ def test_a_change_of_the_model_acts_on_passes_without_hooks(change: Callable[[Mo
     after = model.forward(TOKENS)
     assert not same_bits(after, before)
     assert_same_bits(after, model.forward(TOKENS, hooks=[("hook_embed", nothing)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["neox", "gpt2"])
+def test_a_bridge_that_owns_weights_is_not_replaced(architecture: str, dtype: torch.dtype) -> None:
+    model = build(architecture, dtype=dtype)
+    assert runs_bridge(model)
+    before = model.forward(TOKENS)
+    with torch.no_grad():
+        model.hooked.blocks[1].attn.v.weight.mul_(3)
+    after = model.forward(TOKENS)
+    assert not same_bits(after, before)
+    assert_same_bits(after, model.forward(TOKENS, hooks=[("hook_embed", nothing)]))
+
+
+def test_a_torch_hook_of_others_is_a_hook() -> None:
+    model = build("llama")
+    assert not model.has_hooks
+    handle = model.hooked.original_model.lm_head.register_forward_pre_hook(lambda *_: None)
+    assert model.has_hooks
+    handle.remove()
+    assert not model.has_hooks
 
 
 def test_a_hook_that_is_taken_off_leaves_no_trace() -> None:
