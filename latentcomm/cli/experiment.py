@@ -112,6 +112,10 @@ def spelled_out(command: str, arguments: Sequence[str]) -> list[str]:
     for argument in given:
         option, equals, value = argument.partition("=")
         found.append(f"{aliases.get(option, option)}{equals}{value}")
+    options = [argument.partition("=")[0] for argument in found]
+    for option in ("--config", *POSITIONAL.get(command, ()), *aliases.values()):
+        if options.count(option) > 1:
+            raise ValueError(f"{option} is given twice; give it once")
     return found
 
 
@@ -125,7 +129,7 @@ def read_config(path: Path, settings: type[Settings]) -> Settings:
     try:
         text = path.expanduser().read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"there is no configuration file {path}") from None
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
@@ -139,14 +143,17 @@ def read_config(path: Path, settings: type[Settings]) -> Settings:
 
 def _recorded(path: Path, values: Any, settings: type[Settings]) -> Mapping[str, Any]:
     record = values.get("run") if isinstance(values, dict) else None
-    release = values.get("versions", {}).get("latentcomm") if isinstance(values, dict) else None
-    if not isinstance(record, dict) or not {"experiment", "settings"} <= record.keys():
+    versions = values.get("versions") if isinstance(values, dict) else None
+    release = versions.get("latentcomm") if isinstance(versions, dict) else None
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict) or "experiment" not in record:
         made_by = f"latentcomm {release}" if release else "no command of latentcomm"
         raise ValueError(f"{path.name} was written by {made_by} and holds no settings to repeat; give the options")
     if record["experiment"] != settings.command:
         raise ValueError(
             f"{path.name} is of `latentcomm {record['experiment']}`, not of `latentcomm {settings.command}`"
         )
+    if in_memory := record.get("in_memory"):
+        raise ValueError(f"{path.name} is of a run with {' and '.join(in_memory)} in memory, which no command repeats")
     if release != __version__:
         print(
             f"note: {path.name} was written by latentcomm {release}, and this is {__version__}; "

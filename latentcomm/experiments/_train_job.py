@@ -40,8 +40,8 @@ def run_train(settings: TrainSettings, job: Job) -> Result:
     task = job.task_of(settings)
     sender, receiver = job.pair(settings.in_float32())
     trained, files = {}, []
-    folder = job.unfinished(sender.fingerprint, receiver.fingerprint, task, plan)
     for name in names:
+        folder = job.unfinished(name, sender, receiver, task, plan)
         trained[name] = train.learn(name, sender, receiver, task, plan=plan, checkpoint=folder, progress=job.progress)
         if job.out is not None:
             files.append(job.out / f"{name}.safetensors")

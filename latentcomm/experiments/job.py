@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from latentcomm import models
-from latentcomm._core.files import digest
+from latentcomm._core.files import digest, without_folder
 from latentcomm.experiments.settings import Settings, TaskSettings
 from latentcomm.models import Model
 from latentcomm.models.facts import describe
@@ -22,7 +22,7 @@ from latentcomm.reporting.terminal import Console
 from latentcomm.tasks.base import Task
 from latentcomm.tasks.catalogue import make_task
 
-__all__ = ["Drawing", "Job", "Result", "publish", "publish_all"]
+__all__ = ["Drawing", "Job", "Result", "publish", "publish_all", "record_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,11 @@ class Job:
     _unfinished: list[Path] = field(default_factory=list)
 
     @property
+    def in_memory(self) -> tuple[str, ...]:
+        """Which of sender, receiver and task are objects in memory."""
+        return tuple(name for name in ("sender", "receiver", "task") if getattr(self, name) is not None)
+
+    @property
     def seconds(self) -> float:
         """Wall time since the experiment began."""
         return round(time.monotonic() - self.began, 1)
@@ -68,7 +73,7 @@ class Job:
         first = self.model(settings.sender, settings) if self.sender is None else self.sender
         if self.receiver is not None:
             return first, self.receiver
-        same = settings.receiver in ("", settings.sender)
+        same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
         return first, first if same else self.model(settings.receiver, settings)
 
     def model(self, name: str, settings: Settings) -> Model:
@@ -117,6 +122,7 @@ class Result:
         models: the facts about each model, by role.
         seconds: the wall time.
         summary: prints what the command shows.
+        in_memory: which of sender, receiver and task were objects in memory, so that the settings do not name them.
         extra: writes further files for a folder and a name, and returns their paths.
         files: the files that were written.
     """
@@ -131,12 +137,24 @@ class Result:
     trials: pd.DataFrame = field(default_factory=pd.DataFrame)
     figures: Mapping[str, Drawing] = field(default_factory=dict)
     extra: Callable[[Path, str], tuple[Path, ...]] | None = None
+    in_memory: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Models, versions of packages, commit, machine, and how long it took."""
         return {"models": plain(self.models), **provenance(Path()), "seconds": self.seconds}
+
+
+PATHS = ("sender", "receiver", "data", "shots", "corpus", "weights")
+"""Settings that may be paths: an absolute one is recorded by its last part alone."""
+
+
+def record_of(settings: Settings, in_memory: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What the metadata hold to repeat a run: the experiment, its settings, and what was in memory."""
+    values = settings.to_dict()
+    values |= {name: without_folder(values[name]) for name in PATHS if name in values}
+    return {"experiment": settings.command, "settings": values, "in_memory": list(in_memory)}
 
 
 def publish(result: Result, folder: Path, name: str) -> Result:
@@ -156,7 +174,7 @@ def publish(result: Result, folder: Path, name: str) -> Result:
         settings=result.shown,
         measured={"wall_seconds": result.seconds},
         models=result.models,
-        run={"experiment": result.settings.command, "settings": result.settings.to_dict()},
+        run=record_of(result.settings, result.in_memory),
     )
     written = [path for each in published for path in (each.page, each.data, each.figure, each.meta)]
     if not result.trials.empty:

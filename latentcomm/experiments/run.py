@@ -1,8 +1,9 @@
 """The one way to run an experiment: its settings in, its result out."""
 
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,14 +68,16 @@ def run(
     >>> result = lc.run(settings, out="runs/first")  # doctest: +SKIP
     >>> result.table[["channel", "condition", "accuracy"]]  # doctest: +SKIP
     """
-    return _run(settings, sender=sender, receiver=receiver, task=task, out=out, name=name, progress=progress)
+    result, clear = _run(settings, sender=sender, receiver=receiver, task=task, out=out, name=name, progress=progress)
+    clear()
+    return result
 
 
 def run_all(settings: Sequence[Settings], *, out: str | Path | None = None, progress: bool = False) -> list["Result"]:
     """The results of several experiments, one after the other in this process; each model is loaded once.
 
-    With `out` each writes to a folder of its own, named after its experiment and its settings, so that the same call
-    resumes what was interrupted, also after settings were added.
+    With `out` each writes to a folder of its own, named after its experiment and its settings, and the same call
+    resumes what was interrupted until all have ended.
 
     Raises:
         ValueError: the same settings twice, or what `run` raises.
@@ -87,25 +90,30 @@ def run_all(settings: Sequence[Settings], *, out: str | Path | None = None, prog
     if repeated := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
         raise ValueError(f"the same settings of {repeated[0].partition('-')[0]} are given twice; give each once")
     load = cache(load_model)
-    return [
+    found = [
         _run(each, out=None if out is None else Path(out) / folder, load=load, progress=progress)
         for each, folder in zip(settings, folders, strict=True)
     ]
+    for _, clear in found:  # once all have ended, so that an interrupted list repeats none
+        clear()
+    return [result for result, _ in found]
 
 
-def _run(settings: Settings, *, out: str | Path | None, name: str | None = None, **given: Any) -> "Result":
+def _run(
+    settings: Settings, *, out: str | Path | None, name: str | None = None, **given: Any
+) -> tuple["Result", Callable[[], None]]:
+    """The result, written where there is a folder, and what removes the saved work that it no longer needs."""
     from latentcomm.experiments.job import Job, publish
 
     name = settings.command if name is None else name
-    if not name or Path(name).name != name:
-        raise ValueError(f"name is {name!r}; give a plain file name, and the folder as out")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"name is {name!r}; give a plain file name (letters, digits, _ - .), and the folder as out")
     folder = None if out is None else Path(out).expanduser()
     job = Job(out=folder, **given)
-    result = EXPERIMENTS[settings.command].function(settings, job)
+    result = replace(EXPERIMENTS[settings.command].function(settings, job), in_memory=job.in_memory)
     if folder is not None and result.figures:
         result = publish(result, folder, name)
-    job.clear()
-    return result
+    return result, job.clear
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {

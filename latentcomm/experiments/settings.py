@@ -91,6 +91,8 @@ class Settings:
         given = {}
         for key, value in values.items():
             name = check_name(f"option of {cls.command}", key.replace("-", "_"), known)
+            if name in given:
+                raise ValueError(f"{key} is given twice; give it once")
             entry = tuple(value) if isinstance(value, list) else value
             if not _fits(entry, hints[name]):
                 shown = re.sub(r"<class '(\w+)'>", r"\1", str(hints[name]).replace("typing.", ""))
@@ -154,4 +156,6 @@ def listed(names: str | tuple[str, ...]) -> tuple[str, ...]:
 def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, tuple):
         return get_origin(hint) is tuple and all(is_bearable(entry, get_args(hint)[0]) for entry in value)
+    if isinstance(value, bool) and hint is not bool:
+        return False
     return is_bearable(value, hint) or (hint is float and isinstance(value, int) and not isinstance(value, bool))

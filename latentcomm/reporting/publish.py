@@ -79,7 +79,7 @@ def publish(
     record = {
         "name": name,
         "settings": plain(settings),
-        **({} if run is None else {"run": plain(run)}),
+        **({} if run is None else {"run": run}),
         "models": plain(models),
         **provenance(paths.data.parent),
         "not_compared": {"date": datetime.now(UTC).isoformat(timespec="seconds"), "measured": plain(measured)},

@@ -293,8 +293,8 @@ class TestOptions:
     def test_fusions_come_in_the_order_given(self, asked: Any, tiny: Path) -> None:
         run("sweep", "--sender", tiny, "--fusion", "sum, norm-matched-sum", "--right-aligned")
         found = asked[0][1]["fusions"]
-        assert list(found) == ["sum", "norm-matched-sum"]
-        assert found == {"sum": RightAligned(Sum()), "norm-matched-sum": RightAligned(NormMatched(Sum()))}
+        assert list(found) == ["sum", "norm_matched"]
+        assert found == {"sum": RightAligned(Sum()), "norm_matched": RightAligned(NormMatched(Sum()))}
 
 
 class TestWhatIsWrong:
@@ -325,10 +325,13 @@ class TestWhatIsWrong:
         said = self.refused(tmp_path, f"--{role}", name, *other)
         assert sentence in said and name in said
 
-    @pytest.mark.parametrize("name", ["", "../sweep", "a/b"])
+    @pytest.mark.parametrize("name", ["", "../sweep", "a/b", "my run", ".."])
     def test_a_name_that_is_no_file_name(self, name: str, tiny: Path, tmp_path: Path) -> None:
         said = self.refused(tmp_path, "--sender", tiny, "--name", name)
-        assert said == f"latentcomm: --name is {name!r}; give a plain file name, and the folder as out\n"
+        assert (
+            said
+            == f"latentcomm: --name is {name!r}; give a plain file name (letters, digits, _ - .), and the folder as out\n"
+        )
 
     def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

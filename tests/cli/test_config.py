@@ -60,6 +60,32 @@ class TestOptions:
         done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "[]"
 
+    @pytest.mark.parametrize(
+        "line",
+        [
+            ("diagnose", "a", "--sender", "b"),
+            ("train", "gated", "--channels", "calm"),
+            ("cascade", "--large", "a", "--sender", "b"),
+            ("sweep", "--config", "a.toml", "--config", "b.toml"),
+        ],
+    )
+    def test_an_option_that_is_given_twice_is_refused(self, line: tuple[str, ...]) -> None:
+        found = command(*line)
+        assert found.exit_code == 1 and "is given twice; give it once" in found.stderr
+
+    @pytest.mark.parametrize(
+        ("line", "sentence"),
+        [
+            (("compare", "--controls", "shufled"), "there is no control 'shufled'; did you mean 'shuffled'?"),
+            (("compare", "--controls", "zero,zero"), "--controls names zero twice"),
+            (("sweep", "--fusion", "norm-matched,norm_matched_sum"), "--fusion names norm_matched twice"),
+        ],
+    )
+    def test_a_list_with_a_misspelt_or_doubled_name_is_refused(
+        self, line: tuple[str, ...], sentence: str, tiny: Path
+    ) -> None:
+        assert sentence in command(*line, "--sender", tiny).stderr
+
     def test_the_nearest_option_is_named(self) -> None:
         found = command("compare", "--chanels", "silent")
         assert found.exit_code == 2 and "--channels" in found.stderr
@@ -93,6 +119,8 @@ class TestAFile:
             ("channels = ['silent', 3]", "channels is ['silent', 3]"),
             ("[compare]\nseed = 1", "there is no option of compare 'compare'"),
             ("seed = ", "cannot be read as TOML"),
+            ("seed = true", "seed is True; give a value of type int"),
+            ("n-test = 6\nn_test = 4", "n_test is given twice"),
         ],
     )
     def test_what_is_wrong_with_it_is_named(self, text: str, sentence: str, tmp_path: Path) -> None:
@@ -109,6 +137,20 @@ class TestAFile:
         assert "written by latentcomm 0.1.0 and holds no settings to repeat" in refused
         path.write_text(json.dumps({"run": {"experiment": "sweep", "settings": {}}, "versions": {}}))
         assert "is of `latentcomm sweep`, not of `latentcomm compare`" in command("compare", "--config", path).stderr
+
+    def test_metadata_of_models_in_memory_are_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.meta.json"
+        path.write_text(json.dumps({"run": {"experiment": "sweep", "settings": {}, "in_memory": ["sender", "task"]}}))
+        assert "sender and task in memory, which no command repeats" in command("sweep", "--config", path).stderr
+
+    @pytest.mark.parametrize(
+        "content", ['{"versions": null}', '{"run": {"experiment": "sweep", "settings": []}}', "[]"]
+    )
+    def test_metadata_without_settings_are_refused(self, content: str, tmp_path: Path) -> None:
+        path = tmp_path / "x.meta.json"
+        path.write_text(content)
+        found = command("sweep", "--config", path)
+        assert found.exit_code == 1 and "holds no settings to repeat" in found.stderr
 
     def test_metadata_of_another_release_say_so(self, tmp_path: Path) -> None:
         path = tmp_path / "x.meta.json"

@@ -1,6 +1,7 @@
 """`run` and `run_all`: one way to run every experiment, from settings and models in memory."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,20 @@ class TestRun:
             lc.run(SETTINGS, sender=tiny, out=tmp_path, name="c")
         assert again.calls == 0
 
-    @pytest.mark.parametrize("name", ["", "a/b"])
+    def test_a_model_in_memory_is_not_taken_for_a_receiver_that_is_named(
+        self, tiny: lc.Model, other: lc.Model, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(job.models, "load_model", lambda name, **options: other)
+        settings = lc.CompareSettings(channels=("silent",), receiver=SETTINGS.sender, n_test=6)
+        result = lc.run(settings, sender=tiny)
+        assert result.models["receiver"]["fingerprint"] == other.fingerprint != tiny.fingerprint
+
+    def test_the_record_says_what_was_in_memory(self, tiny: lc.Model, tmp_path: Path) -> None:
+        lc.run(SETTINGS, sender=tiny, out=tmp_path, name="c")
+        record = json.loads((tmp_path / "c.meta.json").read_text("utf-8"))["run"]
+        assert record["in_memory"] == ["sender"] and record["settings"]["n_test"] == 6
+
+    @pytest.mark.parametrize("name", ["", "a/b", "my run", ".."])
     def test_a_name_that_is_no_file_name_is_refused(self, name: str, tiny: lc.Model, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="give a plain file name"):
             lc.run(SETTINGS, sender=tiny, out=tmp_path, name=name)

@@ -52,7 +52,7 @@ def run_cascade(settings: CascadeSettings, job: Job) -> Result:
         "n_items": len(task.items),
         "reply_tokens": task.reply_tokens,
     }
-    checkpoint = job.unfinished(shown, large, small)
+    checkpoint = job.unfinished(shown, large, small, task)
     swept = sweep_cascade(
         large,
         small,

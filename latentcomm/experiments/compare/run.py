@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+from latentcomm._core.names import check_name
 from latentcomm._core.progress import track
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.channels.base import Channel
@@ -97,8 +98,9 @@ def compare_named(
     """
     check_names(names, learned)
     check_pair(sender, receiver)
-    if unknown := [name for name in settings.controls if name not in CONTROLS]:
-        raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
+    for number, name in enumerate(settings.controls):
+        if check_name("control", name, CONTROLS) in settings.controls[:number]:
+            raise ValueError(f"controls names {name} twice; name each once")
     for name, why in _refused(names, sender, receiver).items():
         raise ValueError(f"the channel {name} cannot pass from {sender.name} to {receiver.name}: {why}; leave it out")
     if settings.right_aligned and PREDICTABILITY in names and sender.d_model != receiver.d_model:

@@ -9,9 +9,8 @@ from latentcomm.experiments.diagnosis import run
 from latentcomm.experiments.diagnosis.fusions import FUSIONS
 from latentcomm.experiments.diagnosis.result import Diagnosis
 from latentcomm.experiments.diagnosis.settings import PAGE, RECORD, DiagnoseSettings, Size
-from latentcomm.experiments.job import Job, Result
+from latentcomm.experiments.job import Job, Result, record_of
 from latentcomm.experiments.settings import listed
-from latentcomm.reporting.publish import plain
 from latentcomm.reporting.terminal import Console
 from latentcomm.tasks.corpus import read_corpus
 
@@ -41,8 +40,7 @@ def run_diagnose(settings: DiagnoseSettings, job: Job) -> Result:
     )
     if job.out is not None:
         record = json.loads((job.out / RECORD).read_text("utf-8"))
-        repeat = {"experiment": settings.command, "settings": settings.to_dict()}
-        write_json(job.out / RECORD, record | {"run": plain(repeat)})
+        write_json(job.out / RECORD, record | {"run": record_of(settings, job.in_memory)})
     return Result(
         settings=settings,
         found=found,

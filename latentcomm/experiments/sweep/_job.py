@@ -26,7 +26,7 @@ def run_sweep(settings: SweepSettings, job: Job) -> Result:
     task = job.task_of(settings)
     sender, receiver = job.pair(settings)
     given = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
-    folder = job.unfinished(given, {name: repr(fusion) for name, fusion in fusions.items()})
+    folder = job.unfinished(sender, receiver, task, given, {name: repr(fusion) for name, fusion in fusions.items()})
     report = run.sweep_and_judge(
         sender,
         receiver,
@@ -74,8 +74,10 @@ def fusions_named(names: tuple[str, ...], *, right_aligned: bool) -> dict[str, F
     found: dict[str, Fusion] = {}
     for name in listed(names):
         plain_name = name.replace("-", "_")
-        fusion = BY_NAME[check_name("fusion", ALIASES.get(plain_name, plain_name), BY_NAME)]
-        found[name] = RightAligned(fusion) if right_aligned else fusion
+        known = check_name("fusion", ALIASES.get(plain_name, plain_name), BY_NAME)
+        if known in found:
+            raise ValueError(f"fusion names {known} twice; name each once")
+        found[known] = RightAligned(BY_NAME[known]) if right_aligned else BY_NAME[known]
     if not found:
         raise ValueError(f"fusion names none; choose among {', '.join(BY_NAME)}")
     return found
