@@ -1,12 +1,13 @@
 """Every analysis runs small, publishes what it says, and every committed figure is what its data give."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,28 @@ def plots(module: ModuleType) -> dict[str, Callable[[pd.DataFrame, dict[str, Any
 def call(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
     monkeypatch.setattr(sys, "argv", [f"{module.NAME}.py", *map(str, arguments)])
     module.main()
+
+
+@contextlib.contextmanager
+def interrupted(module: ModuleType) -> Iterator[None]:
+    """Within it an analysis is stopped when its tables are computed and nothing is published yet."""
+    compute = module.compute
+
+    def stopped(*given: Any, **options: Any) -> None:
+        compute(*given, **options)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "compute", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def assert_same_figures(first: Path, second: Path) -> None:
+    """Require the same bytes of every table and figure of the first folder; their metadata have times."""
+    for name in files_in(first):
+        if name.endswith((".csv", ".json")) and not name.endswith(".meta.json"):
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
 PLOTS = {name: plot for path in SCRIPTS for name, plot in plots(script(path)).items()}

@@ -3,11 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from test_analyses import ROOT, call, script
+from test_analyses import ROOT, call, interrupted, script
 from tiny import files_in
 
 import latentcomm as lc
@@ -56,17 +55,9 @@ class TestASmallRun:
         self, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         smoke(monkeypatch, tmp_path / "first", work)
-        compute = MODULE.compute
-
-        def stopped(*given: Any, **options: Any) -> Any:
-            compute(*given, **options)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(MODULE, "compute", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(MODULE):
             smoke(monkeypatch, tmp_path / "second", work)
         assert [name for name in files_in(tmp_path / "second") if "handed-" in name]
-        monkeypatch.setattr(MODULE, "compute", compute)
         smoke(monkeypatch, tmp_path / "second", work)
         assert files_in(tmp_path / "first") == files_in(tmp_path / "second")
         for ending in (*(f"{each}.csv" for each in PLOTS), "_trials.jsonl"):

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from numerics import assert_same_bits
-from test_analyses import ROOT, call, plots, script
+from test_analyses import ROOT, call, interrupted, plots, script
 from tiny import files_in
 
 import latentcomm as lc
@@ -112,17 +112,9 @@ class TestASmallRun:
     ) -> None:
         module = script(path)
         asked, names = small(module)
-        compute = module.compute
-
-        def stopped(*given: Any, **options: Any) -> pd.DataFrame:
-            compute(*given, **options)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(module, "compute", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(module):
             call(module, monkeypatch, "--smoke", "--out", tmp_path, *asked)
         assert list(tmp_path.rglob("trials-*/*.json"))
-        monkeypatch.setattr(module, "compute", compute)
         call(module, monkeypatch, "--smoke", "--out", tmp_path, *asked)
         for name in names:
             tables = [pd.read_csv(folder / f"{name}.csv") for folder in (published(path), tmp_path)]

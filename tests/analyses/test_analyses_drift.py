@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from scipy.stats import spearmanr
-from test_analyses import FIGURES, ROOT, call, plots, script
+from test_analyses import FIGURES, ROOT, assert_same_figures, call, interrupted, plots, script
 from tiny import files_in
 
 import latentcomm as lc
@@ -110,21 +110,11 @@ class TestASmallRun:
     ) -> None:
         module = small(path, monkeypatch)
         call(module, monkeypatch, "--smoke", "--out", tmp_path / "first")
-        compute = module.compute
-
-        def stopped(*given: Any, **options: Any) -> pd.DataFrame:
-            compute(*given, **options)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(module, "compute", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(module):
             call(module, monkeypatch, "--smoke", "--out", tmp_path / "second")
         assert [name for name in files_in(tmp_path / "second") if name.endswith(".safetensors")]
-        monkeypatch.setattr(module, "compute", compute)
         call(module, monkeypatch, "--smoke", "--out", tmp_path / "second")
-        for name in files_in(tmp_path / "first"):
-            if name.endswith((".csv", ".json")) and not name.endswith(".meta.json"):
-                assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+        assert_same_figures(tmp_path / "first", tmp_path / "second")
 
     @every_script
     def test_a_smoke_run_is_the_same_on_less(self, path: Path) -> None:
