@@ -9,35 +9,8 @@ from latentcomm.models import Model, encode
 from latentcomm.tasks.base import Task
 
 
-@dataclass(frozen=True)
-class Silent:
-    """The receiver alone, without a message."""
-
-    name: str = "silent"
-
-    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
-        """Nothing."""
-        return Message(None, "nothing")
-
-    def carries_own(self, receiver: Model) -> bool:
-        """No: nothing is sent."""
-        return False
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """Nothing."""
-        return Message(None, "nothing", is_own=True)
-
-    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The receiver's own prompts; a message meant for another model is refused, though it would not be read."""
-        message.check_receiver(receiver)
-        return ReceiverInput(receiver_prompts(receiver, task))
-
-
-@dataclass(frozen=True)
-class Skyline:
-    """One model reads both texts: the receiver without any loss of information in the message."""
-
-    name: str = "skyline"
+class _SendsNothing:
+    """What the two baselines share: the sender does not run, and there is no message to carry."""
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
         """Nothing: the sender does not run."""
@@ -50,6 +23,25 @@ class Skyline:
     def own(self, receiver: Model, task: Task) -> Message:
         """Nothing."""
         return Message(None, "nothing", is_own=True)
+
+
+@dataclass(frozen=True)
+class Silent(_SendsNothing):
+    """The receiver alone, without a message."""
+
+    name: str = "silent"
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """The receiver's own prompts; a message meant for another model is refused, though it would not be read."""
+        message.check_receiver(receiver)
+        return ReceiverInput(receiver_prompts(receiver, task))
+
+
+@dataclass(frozen=True)
+class Skyline(_SendsNothing):
+    """One model reads both texts: the receiver without any loss of information in the message."""
+
+    name: str = "skyline"
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The prompts that hold both texts; a message meant for another model is refused here too."""
