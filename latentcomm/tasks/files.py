@@ -120,6 +120,18 @@ def refuse_repeats(rows: Sequence[Row], keys: Sequence[str], what: str) -> None:
         seen[key] = row.where
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        RuntimeError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RuntimeError(f"{path} could not be read ({error.strerror})") from error
+
+
 def _file_rows(path: Path, headless: Sequence[str]) -> list[Row]:
     match path.suffix.lower():
         case ".jsonl":
@@ -133,10 +145,7 @@ def _file_rows(path: Path, headless: Sequence[str]) -> list[Row]:
 
 def _read_text(path: Path) -> str:
     """The text of a file, line ends as they are."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RuntimeError(f"{path} could not be read ({error.strerror})") from error
+    content = read_bytes(path)
     if (offset := content.find(b"\0")) >= 0:
         raise ValueError(f"line {_line(content, offset)} of {path.name} has a zero byte; give a file of UTF-8 text")
     try:

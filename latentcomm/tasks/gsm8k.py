@@ -120,7 +120,6 @@ def _item(number: int, problem: _Problem, shots: tuple[str, ...], template: Temp
         receiver=receiver,
         skyline=sender,
         answers=(problem.answer,),
-        choice="",
         tags={"steps": str(len(problem.steps))},
     )
 
