@@ -36,6 +36,18 @@ class Channel(Protocol):
         ...
 
 
+class NothingOfItsOwn:
+    """What channels share whose receiver has nothing to send to itself: there is no self control."""
+
+    def carries_own(self, receiver: Model) -> bool:
+        """No: the receiver has nothing to send."""
+        return False
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """Nothing."""
+        return Message(None, "nothing", is_own=True)
+
+
 class ReadsOwnText:
     """What channels share whose self control is the message that the receiver makes from its own text."""
 

@@ -81,13 +81,8 @@ class Cipher(ReadsOwnText):
             readers=(target,),
         )
         refuse_silence(self.name, sender, task, [len(reply.ids) > 0 for reply in replies], self.allow_empty)
-        return Message(
-            None,
-            f"{sender.name} soft tokens in the table of {target.name}",
-            parts=tuple({SOFT: reply.vectors[0]} for reply in replies),
-            meant_for=target.name,
-            made_by=made_by(sender, site="hook_embed", position="reply"),
-        )
+        origin = f"{sender.name} soft tokens in the table of {target.name}"
+        return _message(sender, target, origin, [{SOFT: reply.vectors[0]} for reply in replies])
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The averages, `between` and the receiver's text as one prompt; an empty message is left out.
@@ -181,14 +176,7 @@ class CipherDebate(ReadsOwnText):
         if self.coldest != len(agents) - 1:
             answers = rounds[-1][self.coldest]
             verdicts = tuple(agents[self.coldest].decode(reply.ids.tolist()) for reply in answers)
-        return Message(
-            None,
-            f"{sender.name} and {last_agent.name} in soft debate",
-            texts=verdicts,
-            parts=tuple(parts),
-            meant_for=last_agent.name,
-            made_by=made_by(sender, site="hook_embed", position="reply"),
-        )
+        return _message(sender, last_agent, f"{sender.name} and {last_agent.name} in soft debate", parts, verdicts)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's last prompt: the others' answers of the previous round, its own, then its text.
@@ -279,3 +267,11 @@ def nearest_texts(model: Model, message: Message) -> list[str]:
     """
     message.check_receiver(model)
     return [model.decode(nearest_tokens(model, part[SOFT]).tolist()) for part in soft_parts("cipher", message, SOFT)]
+
+
+def _message(
+    sender: Model, reader: Model, origin: str, parts: Sequence[dict[str, Tensor]], texts: tuple[str, ...] | None = None
+) -> Message:
+    """A message of averages in the reader's table."""
+    facts = made_by(sender, site="hook_embed", position="reply")
+    return Message(None, origin, texts=texts, parts=tuple(parts), meant_for=reader.name, made_by=facts)

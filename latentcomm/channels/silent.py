@@ -2,27 +2,19 @@
 
 from dataclasses import dataclass
 
-from latentcomm.channels.base import receiver_prompts
+from latentcomm.channels.base import NothingOfItsOwn, receiver_prompts
 from latentcomm.channels.message import Message
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, encode
 from latentcomm.tasks.base import Task
 
 
-class _SendsNothing:
+class _SendsNothing(NothingOfItsOwn):
     """What the two baselines share: the sender does not run, and there is no message to carry."""
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
         """Nothing: the sender does not run."""
         return Message(None, "nothing")
-
-    def carries_own(self, receiver: Model) -> bool:
-        """No: nothing is sent."""
-        return False
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """Nothing."""
-        return Message(None, "nothing", is_own=True)
 
 
 @dataclass(frozen=True)
