@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentcomm._core.files import digest
-from latentcomm.tasks.files import read_bytes
+from latentcomm.tasks.files import half_character, read_bytes
 
 LEAST_DOCUMENTS = 10
 """A null permutes documents and a fold holds them out: fewer than two for each of five folds show nothing."""
@@ -91,10 +91,8 @@ def _document(text: str, where: str) -> str:
     """A text without the white space around it, refused where nothing is left or it is no text."""
     if not text.strip():
         raise ValueError(f"the document in {where} is empty; leave it out, or give it text")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the document in {where} has half a character at {error.start}; write it anew") from error
+    if (start := half_character(text)) is not None:
+        raise ValueError(f"the document in {where} has half a character at {start}; write it anew")
     return text.strip()
 
 

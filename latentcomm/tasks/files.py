@@ -120,6 +120,15 @@ def refuse_repeats(rows: Sequence[Row], keys: Sequence[str], what: str) -> None:
         seen[key] = row.where
 
 
+def half_character(text: str) -> int | None:
+    """Where a text has a surrogate without its other half, which no encoding holds; None where it has none."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of a file.
 
@@ -229,10 +238,8 @@ def _text(value: Any, name: str, where: str) -> str:
         raise ValueError(f"{where} has the {name} {_shown(value)}, which is no text; write it as one")
     if not value.strip():
         raise ValueError(f"{where} has an empty {name}; fill it in, or leave the record out")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} has half a character at {error.start} of its {name}; write it anew") from error
+    if (start := half_character(value)) is not None:
+        raise ValueError(f"{where} has half a character at {start} of its {name}; write it anew")
     return value.strip()
 
 
