@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,6 +65,15 @@ def interrupted(module: ModuleType) -> Iterator[None]:
         patch.setattr(module, "compute", stopped)
         with pytest.raises(KeyboardInterrupt):
             yield
+
+
+def assert_replots_the_same(module: ModuleType, folder: Path, names: Iterable[str]) -> None:
+    """Require that a script gives the same figures again, from their tables and without a model."""
+    figures = {name: (folder / f"{name}.json").read_bytes() for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lc, "load_model", lambda name, **options: pytest.fail("a replot loaded a model"))
+        call(module, patch, "--replot", "--out", folder)
+    assert figures == {name: (folder / f"{name}.json").read_bytes() for name in figures}
 
 
 def assert_same_figures(first: Path, second: Path) -> None:
@@ -187,12 +196,9 @@ class TestASmallRun:
             }
             assert all(model["fingerprint"] == tiny.fingerprint for model in meta["models"].values())
 
-        figures = {name: (tmp_path / f"{name}.json").read_bytes() for name in plots(module)}
         for name in plots(module):
             (tmp_path / f"{name}.html").unlink()
-        monkeypatch.setattr(lc, "load_model", lambda name, **options: pytest.fail("a replot loaded a model"))
-        call(module, monkeypatch, "--replot", "--out", tmp_path)
-        assert figures == {name: (tmp_path / f"{name}.json").read_bytes() for name in plots(module)}
+        assert_replots_the_same(module, tmp_path, plots(module))
         assert all((tmp_path / f"{name}.html").exists() for name in plots(module))
 
         for name, plot in plots(

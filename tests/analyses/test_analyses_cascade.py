@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_analyses import ROOT, call, interrupted, script
+from test_analyses import ROOT, assert_replots_the_same, call, interrupted, script
 from tiny import files_in
 
-import latentcomm as lc
 from latentcomm.experiments.cascade.report import PLOTS
 from latentcomm.reporting.publish import check_replot
 from latentcomm.tasks.kv_math_worked import worked_table
@@ -46,10 +45,7 @@ class TestASmallRun:
         table = pd.read_csv(tmp_path / f"{STEM}.csv", dtype={"stop": str})
         assert set(table["condition"]) == CONDITIONS
         assert set(table["hand_off"]) == {"none", *MODULE.SMOKE.hand_offs}
-        figures = {name: (tmp_path / f"{name}.json").read_bytes() for name in names}
-        monkeypatch.setattr(lc, "load_model", lambda name: pytest.fail("a replot loaded a model"))
-        call(MODULE, monkeypatch, "--replot", "--out", tmp_path)
-        assert figures == {name: (tmp_path / f"{name}.json").read_bytes() for name in names}
+        assert_replots_the_same(MODULE, tmp_path, names)
 
     def test_goes_on_after_an_interruption_to_the_same_numbers(
         self, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

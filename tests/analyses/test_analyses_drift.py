@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from scipy.stats import spearmanr
-from test_analyses import FIGURES, ROOT, assert_same_figures, call, interrupted, plots, script
+from test_analyses import FIGURES, ROOT, assert_replots_the_same, assert_same_figures, call, interrupted, plots, script
 from tiny import files_in
 
 import latentcomm as lc
@@ -92,10 +92,7 @@ class TestASmallRun:
             assert smoke.items() <= meta["settings"].items() and "somewhere" not in json.dumps(meta)
             prints = {role: model["fingerprint"] for role, model in meta["models"].items()}
             assert prints == {"sender": tiny.fingerprint, "receiver": (other if pair else tiny).fingerprint}
-        figures = {name: (tmp_path / f"{name}.json").read_bytes() for name in names}
-        monkeypatch.setattr(lc, "load_model", lambda name: pytest.fail("a replot loaded a model"))
-        call(module, monkeypatch, "--replot", "--out", tmp_path)
-        assert figures == {name: (tmp_path / f"{name}.json").read_bytes() for name in names}
+        assert_replots_the_same(module, tmp_path, names)
         for name in names:  # and a number that is changed in the data is a figure that is not theirs
             table = pd.read_csv(tmp_path / f"{name}.csv")
             shown = ("percentile", "flagged", "deviation_low", "rho", "combined")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from subwords import byte_level
-from test_analyses import FIGURES, ROOT, assert_same_figures, call, interrupted, plots, script
+from test_analyses import FIGURES, ROOT, assert_replots_the_same, assert_same_figures, call, interrupted, plots, script
 from tiny import files_in, transformers_model
 from torch import Tensor
 
@@ -98,10 +98,7 @@ class TestASmallRun:
             assert prints == {"sender": tiny.fingerprint, "receiver": receiver.fingerprint}
             assert "somewhere" not in json.dumps(meta)
         assert "somewhere" not in "".join((tmp_path / f"{name}.csv").read_text("utf-8") for name in plots(module))
-        figures = {name: (tmp_path / f"{name}.json").read_bytes() for name in plots(module)}
-        monkeypatch.setattr(lc, "load_model", lambda name: pytest.fail("a replot loaded a model"))
-        call(module, monkeypatch, "--replot", "--out", tmp_path)
-        assert figures == {name: (tmp_path / f"{name}.json").read_bytes() for name in plots(module)}
+        assert_replots_the_same(module, tmp_path, plots(module))
         for name, plot in plots(module).items():  # and a number that is changed in the data is a figure not theirs
             table = pd.read_csv(tmp_path / f"{name}.csv")
             column = next(c for c in ("debiased_cka", "forward") if c in table)
