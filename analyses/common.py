@@ -13,10 +13,14 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import latentcomm as lc
+from latentcomm._core.stats import mcnemar_exact, paired_bootstrap
 from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
+from latentcomm.experiments.evaluation import MESSAGE
+from latentcomm.fusion import Fusion
 from latentcomm.hooks.paired_text import PairedStates, PairedTokens, capture_paired, pair_tokens
 from latentcomm.models.facts import describe
 from latentcomm.reporting.publish import plain, publish, replot
+from latentcomm.tasks import Task
 from latentcomm.tasks.corpus import read_corpus
 
 Plot = Callable[[pd.DataFrame, dict[str, Any]], go.Figure]
@@ -35,17 +39,23 @@ class CorpusSettings:
     seed: int = 0
 
 
-def arguments(doc: str | None, *, smoke: str, sender: str, receiver: str) -> argparse.ArgumentParser:
-    """The arguments that every figure of two models takes.
-
-    `smoke` and `receiver` describe a small run and the use of the second model; `sender` is the default.
-    """
+def figure_arguments(doc: str | None, *, smoke: str) -> argparse.ArgumentParser:
+    """The arguments that every figure takes; `smoke` describes a small run."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help=f"{smoke}, to see that it runs")
     parser.add_argument(
         "--replot", action="store_true", help="rebuild the figures that are there from their CSVs alone"
     )
     parser.add_argument("--out", type=Path, default=FOLDER)
+    return parser
+
+
+def arguments(doc: str | None, *, smoke: str, sender: str, receiver: str) -> argparse.ArgumentParser:
+    """The arguments that every figure of two models takes.
+
+    `smoke` and `receiver` describe a small run and the use of the second model; `sender` is the default.
+    """
+    parser = figure_arguments(doc, smoke=smoke)
     parser.add_argument("--sender", default=sender, help="a built-in name, a folder, a .gguf file or a hub id")
     parser.add_argument("--receiver", help=receiver)
     return parser
@@ -72,6 +82,32 @@ def corpus_rows(
     tokens, states = corpus_states(settings, sender, receiver, folder)
     places = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
     return tokens, ordinary_rows(states.x, states.y, seed=settings.seed, **places)
+
+
+def swept(
+    settings: Any,
+    sender: lc.Model,
+    receiver: lc.Model,
+    task: Task,
+    *,
+    fusions: Mapping[str, Fusion],
+    checkpoint: Path | None,
+) -> lc.SweepReport:
+    """The sweep of the first fusion over the layers and items of the settings, and the judgement of all."""
+    names = ("read_layers", "write_layers", "n_tune", "n_test", "seed")
+    given = {name: getattr(settings, name) for name in names}
+    return lc.sweep_and_judge(sender, receiver, task, fusions=fusions, checkpoint=checkpoint, progress=True, **given)
+
+
+def paired_gain(trials: Sequence[lc.Trial], channel: str, other: str, metric: str, seed: int) -> dict[str, float]:
+    """The difference of two channels' true messages, its interval over items, and McNemar's p."""
+
+    def right(name: str) -> list[bool]:
+        return [bool(getattr(trial, metric)) for trial in trials if (trial.channel, trial.condition) == (name, MESSAGE)]
+
+    gain = paired_bootstrap(right(channel), right(other), seed=seed)
+    p = mcnemar_exact(right(channel), right(other)).p_value
+    return {"over": gain.difference, "over_low": gain.low, "over_high": gain.high, "p": p}
 
 
 def run_pair(

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import arguments, publish_pair, replot_found, unfinished
+from common import arguments, paired_gain, publish_pair, replot_found, unfinished
 from torch import Tensor
 
 import latentcomm as lc
@@ -31,7 +31,6 @@ from latentcomm._core.files import digest, without_folder
 from latentcomm._core.linalg import centred, squared_size, thin_svd
 from latentcomm._core.progress import say, track
 from latentcomm._core.records import Records
-from latentcomm._core.stats import mcnemar_exact, paired_bootstrap
 from latentcomm.alignment import AffineMap, choose_penalty, fit_procrustes, fit_ridge
 from latentcomm.channels import Activation, Silent, Skyline, Text
 from latentcomm.channels.base import receiver_prompts, sender_prompts
@@ -256,7 +255,7 @@ def _judged(settings: Settings, way: Way, checkpoint: Path | None) -> pd.DataFra
     for other in AGAINST:
         for row, record in enumerate(table.to_dict("records")):
             if record["condition"] == MESSAGE and record["channel"] in chosen and record["channel"] != other:
-                gain = _paired(trials, str(record["channel"]), other, str(record["metric"]), seed)
+                gain = paired_gain(trials, str(record["channel"]), other, str(record["metric"]), seed)
                 for part, value in gain.items():
                     table.loc[row, f"{part}_{other.replace(' ', '_')}"] = value
     nowhere = ((-1, -1), float("nan"))
@@ -287,17 +286,6 @@ def _chosen(settings: Settings, way: Way, tune: Task, channel: str, checkpoint: 
     cell = best_cell(cells, n_layers=way.receiver.n_layers)
     there = (cells["read_layer"] == cell[0]) & (cells["write_layer"] == cell[1])
     return cell, float(cells.loc[there, "choices_accuracy"].iloc[0])
-
-
-def _paired(trials: list[lc.Trial], channel: str, other: str, metric: str, seed: int) -> dict[str, float]:
-    """The difference of two channels' true messages, its interval over items, and McNemar's p."""
-
-    def right(name: str) -> list[bool]:
-        return [bool(getattr(trial, metric)) for trial in trials if (trial.channel, trial.condition) == (name, MESSAGE)]
-
-    gain = paired_bootstrap(right(channel), right(other), seed=seed)
-    p = mcnemar_exact(right(channel), right(other)).p_value
-    return {"over": gain.difference, "over_low": gain.low, "over_high": gain.high, "p": p}
 
 
 def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:

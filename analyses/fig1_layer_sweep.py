@@ -6,11 +6,11 @@ The demo's figure from its own settings: all 30 x 30 cells on the tuning half of
 test half with every control. About four minutes on two cores.
 """
 
-import argparse
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from common import figure_arguments, swept, unfinished
 
 import latentcomm as lc
 from latentcomm.experiments.job import publish_all
@@ -51,28 +51,13 @@ def compute(
 ) -> lc.SweepReport:
     """The sweep of the first fusion, and the judgement of all."""
     first = {settings.fusion: FUSIONS[settings.fusion]}
-    return lc.sweep_and_judge(
-        sender,
-        receiver,
-        countries(template=settings.template, sender_form=settings.sender_form, fame=settings.fame),
-        fusions=first | FUSIONS,
-        read_layers=settings.read_layers,
-        write_layers=settings.write_layers,
-        n_tune=settings.n_tune,
-        n_test=settings.n_test,
-        seed=settings.seed,
-        checkpoint=checkpoint,
-        progress=True,
-    )
+    task = countries(template=settings.template, sender_form=settings.sender_form, fame=settings.fame)
+    return swept(settings, sender, receiver, task, fusions=first | FUSIONS, checkpoint=checkpoint)
 
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few cells and items, to see that it runs")
-    parser.add_argument("--replot", action="store_true", help="rebuild the figures from their CSVs alone")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
-    options = parser.parse_args()
+    options = figure_arguments(__doc__, smoke="a few cells and items").parse_args()
     if options.replot:
         for name, plot in FIGURES.items():
             replot(name, options.out, plot)
@@ -80,19 +65,18 @@ def main() -> None:
     settings, began = SMOKE if options.smoke else SETTINGS, time.monotonic()
     sender = lc.load_model(settings.sender)
     receiver = sender if settings.receiver == settings.sender else lc.load_model(settings.receiver)
-    kept = options.out / ".unfinished" / (f"{NAME}_smoke" if options.smoke else NAME)
-    report = compute(settings, sender, receiver, checkpoint=kept)
-    shown = asdict(settings) | choice_of(report)
-    publish_all(
-        sweep_drawings(report, shown),
-        report.trial_table().drop(columns="seconds"),  # which differ between runs
-        name=NAME,
-        folder=options.out,
-        settings=shown,
-        measured={"wall_seconds": round(time.monotonic() - began, 1)},
-        models={"sender": sender, "receiver": receiver},
-    )
-    shutil.rmtree(kept, ignore_errors=True)
+    with unfinished(NAME, options) as kept:
+        report = compute(settings, sender, receiver, checkpoint=kept)
+        shown = asdict(settings) | choice_of(report)
+        publish_all(
+            sweep_drawings(report, shown),
+            report.trial_table().drop(columns="seconds"),  # which differ between runs
+            name=NAME,
+            folder=options.out,
+            settings=shown,
+            measured={"wall_seconds": round(time.monotonic() - began, 1)},
+            models={"sender": sender, "receiver": receiver},
+        )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ cell is chosen on 24 items of the tuning half among layers 12 to 29 (not the las
 half, where famous and obscure landmarks are reported apart. Five to twelve minutes on two cores.
 """
 
-import argparse
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from common import figure_arguments, swept, unfinished
 
 import latentcomm as lc
 from latentcomm._core.stats import proportion_interval
@@ -61,19 +60,7 @@ def compute(settings: Settings, model: lc.Model, *, checkpoint: Path | None = No
         for form in settings.sender_forms:
             task = countries(template=template, sender_form=form)
             fame = {item.id: item.tags["fame"] for item in task.items}
-            report = lc.sweep_and_judge(
-                model,
-                model,
-                task,
-                fusions={"replace": Replace()},
-                read_layers=settings.read_layers,
-                write_layers=settings.write_layers,
-                n_tune=settings.n_tune,
-                n_test=settings.n_test,
-                seed=settings.seed,
-                checkpoint=checkpoint,
-                progress=True,
-            )
+            report = swept(settings, model, model, task, fusions={"replace": Replace()}, checkpoint=checkpoint)
             outcomes: dict[tuple[str, str], list[lc.Trial]] = {}
             for trial in report.trials:
                 if shown := SHOWN.get((trial.channel, trial.condition)):
@@ -104,28 +91,23 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
 
 def main() -> None:
     """Compute and publish, or rebuild the figure from its CSV."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few cells and items, to see that it runs")
-    parser.add_argument("--replot", action="store_true", help="rebuild the figure from its CSV alone")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figures")
-    options = parser.parse_args()
+    options = figure_arguments(__doc__, smoke="a few cells and items").parse_args()
     if options.replot:
         replot(NAME, options.out, plot)
         return
     settings, began = SMOKE if options.smoke else SETTINGS, time.monotonic()
     model = lc.load_model(settings.model)
-    kept = options.out / ".unfinished" / (f"{NAME}_smoke" if options.smoke else NAME)
-    table = compute(settings, model, checkpoint=kept)
-    publish(
-        plot(table, asdict(settings)),
-        table,
-        name=NAME,
-        folder=options.out,
-        settings=asdict(settings),
-        measured={"wall_seconds": round(time.monotonic() - began, 1)},
-        models={"model": describe(model)},
-    )
-    shutil.rmtree(kept, ignore_errors=True)
+    with unfinished(NAME, options) as kept:
+        table = compute(settings, model, checkpoint=kept)
+        publish(
+            plot(table, asdict(settings)),
+            table,
+            name=NAME,
+            folder=options.out,
+            settings=asdict(settings),
+            measured={"wall_seconds": round(time.monotonic() - began, 1)},
+            models={"model": describe(model)},
+        )
 
 
 if __name__ == "__main__":

@@ -102,12 +102,8 @@ FIGURES = {f"{NAME}_{task}{pair}": plot for task in ("countries", "tip_sheets") 
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    parser = arguments(
-        __doc__,
-        smoke="a few channels and items",
-        sender=SETTINGS.sender,
-        receiver="another model, instead of the sender itself",
-    )
+    receiver = "another model, instead of the sender itself"
+    parser = arguments(__doc__, smoke="a few channels and items", sender=SETTINGS.sender, receiver=receiver)
     parser.add_argument("--task", choices=("countries", "tip_sheets"), default=SETTINGS.task)
     options = parser.parse_args()
     if options.replot:

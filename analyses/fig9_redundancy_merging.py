@@ -17,13 +17,12 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from common import run_pair
+from common import paired_gain, run_pair
 
 import latentcomm as lc
 from latentcomm._core.files import digest
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
-from latentcomm._core.stats import mcnemar_exact, paired_bootstrap
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Silent, Skyline
 from latentcomm.channels.base import receiver_prompts, sender_prompts
@@ -198,7 +197,7 @@ def _judged(
     best = max(PLAIN, key=lambda plain_name: chosen[plain_name][3])
     for against, other in (("replace", "replace"), ("best_plain", best)):
         for row, record in enumerate(table.to_dict("records")):
-            gain = _paired(trials, str(record["channel"]), other, str(record["metric"]), settings.seed)
+            gain = paired_gain(trials, str(record["channel"]), other, str(record["metric"]), settings.seed)
             if record["condition"] != MESSAGE or record["channel"] in ("silent", "skyline", other):
                 continue
             for part, value in gain.items():
@@ -210,17 +209,6 @@ def _judged(
     table["write_layer"] = [chosen[each][0][1] if each in chosen else -1 for each in table["channel"]]
     table.insert(0, "task", name)
     return table
-
-
-def _paired(trials: list[lc.Trial], channel: str, other: str, metric: str, seed: int) -> dict[str, float]:
-    """The difference of two channels' true messages, its interval over items, and McNemar's p."""
-
-    def right(name: str) -> list[bool]:
-        return [bool(getattr(trial, metric)) for trial in trials if (trial.channel, trial.condition) == (name, MESSAGE)]
-
-    gain = paired_bootstrap(right(channel), right(other), seed=seed)
-    p = mcnemar_exact(right(channel), right(other)).p_value
-    return {"over": gain.difference, "over_low": gain.low, "over_high": gain.high, "p": p}
 
 
 def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:

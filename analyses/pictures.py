@@ -5,12 +5,11 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from common import FOLDER, replot_found, unfinished
+from common import figure_arguments, replot_found, unfinished
 
 import latentcomm as lc
 from latentcomm.experiments.crossmodal import PictureSet
@@ -78,10 +77,7 @@ def parts_of(
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
     """The arguments of a figure of pictures."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="few pictures, to see that it runs")
-    parser.add_argument("--replot", action="store_true", help="rebuild the figures that are there from their CSVs")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser = figure_arguments(doc, smoke="few pictures")
     parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--folder", default="", help="of flags and emoji: pictures with table.json")
     parser.add_argument("--vision", default="", help="directory or hub id of an encoder; a small one for digits")

@@ -14,22 +14,10 @@ from typing import Any
 import torch
 
 import latentcomm as lc
+from latentcomm import similarity as sim
 from latentcomm._core.files import write_json
 from latentcomm.alignment import fit_ridge
 from latentcomm.reporting.publish import machine
-from latentcomm.similarity import (
-    SIMILARITIES,
-    compare,
-    debiased_cka,
-    exchanged_documents,
-    linear_cka,
-    linear_predictability,
-    null,
-    raw,
-    residual_view,
-    rms_normalised,
-    shuffled_rows,
-)
 from latentcomm.similarity.hsic import hsic1_from_grams
 from latentcomm.tasks.corpus import read_corpus
 
@@ -59,14 +47,18 @@ def sinks(states: States, documents: torch.Tensor, positions: torch.Tensor, draw
     lines = []
     for i, j in PAIRS:
         both = [states[i], states[j]]
-        clean = residual_view(both, both, positions=positions).keep
+        clean = sim.residual_view(both, both, positions=positions).keep
         for rows, name in ((every, "all"), (past, "past the first position"), (clean, "no sinks")):
-            for scaling in (raw, rms_normalised):
+            for scaling in (sim.raw, sim.rms_normalised):
                 x, y = (scaling(side[rows]) for side in both)
-                pairings = exchanged_documents(documents[rows], positions[rows], draws=draws)
-                own = null(SIMILARITIES["debiased_cka"], x, y, pairings, kind="exchanged documents")
+                pairings = sim.exchanged_documents(documents[rows], positions[rows], draws=draws)
+                own = sim.null(sim.SIMILARITIES["debiased_cka"], x, y, pairings, kind="exchanged documents")
                 line = {"table": "sinks", "blocks": [i, j], "rows": len(x), "tokens": name, "view": scaling.__name__}
-                numbers = {"biased": linear_cka(x, y), "debiased": debiased_cka(x, y), "document_null": own.mean}
+                numbers = {
+                    "biased": sim.linear_cka(x, y),
+                    "debiased": sim.debiased_cka(x, y),
+                    "document_null": own.mean,
+                }
                 lines.append(line | numbers)
     return lines
 
@@ -76,10 +68,12 @@ def measures(states: States, documents: torch.Tensor, positions: torch.Tensor, d
     some = positions % EVERY == EVERY // 2
     lines = []
     for i, j in PAIRS:
-        view = residual_view([states[i][some]], [states[j][some]], positions=positions[some])
+        view = sim.residual_view([states[i][some]], [states[j][some]], positions=positions[some])
         labels, places = documents[some][view.keep], positions[some][view.keep]
-        for name in SIMILARITIES:
-            found = compare(name, view.x_layers[0], view.y_layers[0], documents=labels, positions=places, draws=draws)
+        for name in sim.SIMILARITIES:
+            found = sim.compare(
+                name, view.x_layers[0], view.y_layers[0], documents=labels, positions=places, draws=draws
+            )
             line = {"table": "measures", "blocks": [i, j], "measure": name, "rows": found.rows, "value": found.value}
             lines.append(line | {own.kind: [own.mean, own.quantiles[0.95]] for own in found.nulls})
     return lines
@@ -98,16 +92,16 @@ def units(states: States, documents: torch.Tensor, positions: torch.Tensor) -> l
     """Debiased CKA of the same rows, each time with another unit of sampling."""
     lines = []
     for i, j in PAIRS:
-        view = residual_view([states[i]], [states[j]], positions=positions)
+        view = sim.residual_view([states[i]], [states[j]], positions=positions)
         (x,), (y,), labels = view.x_layers, view.y_layers, documents[view.keep]
         each = [(labels == label).nonzero().flatten() for label in labels.unique()]
         shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).split(BATCH_ROWS)
-        ratios = [debiased_cka(x[part], y[part]) for part in shuffled if len(part) == BATCH_ROWS]
+        ratios = [sim.debiased_cka(x[part], y[part]) for part in shuffled if len(part) == BATCH_ROWS]
         means = [torch.stack([side[part].mean(0) for part in each]) for side in (x, y)]
         line = {"table": "units", "blocks": [i, j], "rows": len(x), "documents": len(each)}
-        line |= {"all rows": debiased_cka(x, y), "shuffled batches": ratio_of_sums(x, y, list(shuffled))}
+        line |= {"all rows": sim.debiased_cka(x, y), "shuffled batches": ratio_of_sums(x, y, list(shuffled))}
         line |= {"one document a batch": ratio_of_sums(x, y, each), "mean of ratios": sum(ratios) / len(ratios)}
-        lines.append(line | {"document means": debiased_cka(*means)})
+        lines.append(line | {"document means": sim.debiased_cka(*means)})
     return lines
 
 
@@ -115,13 +109,13 @@ def predicted(states: States, documents: torch.Tensor, positions: torch.Tensor) 
     """R^2 of predicting one layer from another with folds of documents, with folds of tokens, and in sample."""
     lines = []
     for i, j in PREDICTED:
-        view = residual_view([states[i]], [states[j]], positions=positions)
+        view = sim.residual_view([states[i]], [states[j]], positions=positions)
         (x,), (y,), labels = view.x_layers, view.y_layers, documents[view.keep]
-        (pairing,) = exchanged_documents(labels, positions[view.keep], draws=1)
-        strangers = linear_predictability(x[pairing.rows], y[pairing.partners], groups=labels[pairing.rows])
+        (pairing,) = sim.exchanged_documents(labels, positions[view.keep], draws=1)
+        strangers = sim.linear_predictability(x[pairing.rows], y[pairing.partners], groups=labels[pairing.rows])
         line = {"table": "predicted", "blocks": [i, j], "rows": len(x), "in sample": fit_ridge(x, y).r_squared(x, y)}
-        line |= {"token folds": linear_predictability(x, y), "document null": strangers}
-        lines.append(line | {"document folds": linear_predictability(x, y, groups=labels)})
+        line |= {"token folds": sim.linear_predictability(x, y), "document null": strangers}
+        lines.append(line | {"document folds": sim.linear_predictability(x, y, groups=labels)})
     return lines
 
 
@@ -132,13 +126,13 @@ def bias(states: States) -> list[dict[str, Any]]:
         generator = torch.Generator().manual_seed(rows)
         x, y = torch.randn(rows, d_x, generator=generator), torch.randn(rows, d_y, generator=generator)
         line = {"table": "bias", "of": "independent Gaussian", "rows": rows, "dims": [d_x, d_y]}
-        lines.append(line | {"biased": linear_cka(x, y), "debiased": debiased_cka(x, y)})
+        lines.append(line | {"biased": sim.linear_cka(x, y), "debiased": sim.debiased_cka(x, y)})
     for rows in (100, 500, 2000):
-        pairing = shuffled_rows(len(states[11]), draws=1)[0]
-        ordinary = rms_normalised(states[11]), rms_normalised(states[24])
+        pairing = sim.shuffled_rows(len(states[11]), draws=1)[0]
+        ordinary = sim.rms_normalised(states[11]), sim.rms_normalised(states[24])
         x, y = ordinary[0][pairing.rows][1::7][:rows], ordinary[1][pairing.partners][1::7][:rows]
         line = {"table": "bias", "of": "shuffled states of blocks 11 and 24", "rows": rows, "dims": [576, 576]}
-        lines.append(line | {"biased": linear_cka(x, y), "debiased": debiased_cka(x, y)})
+        lines.append(line | {"biased": sim.linear_cka(x, y), "debiased": sim.debiased_cka(x, y)})
     return lines
 
 

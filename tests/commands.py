@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from latentcomm.cli import app
 
@@ -29,6 +32,13 @@ def run(*arguments: str | Path) -> Ended:
         except SystemExit as ended:
             return Ended(int(ended.code or 0), out.getvalue(), err.getvalue())
     raise AssertionError("a command ends by SystemExit")
+
+
+def refusals(table: str) -> pytest.MarkDecorator:
+    """Run a test with the `arguments` and the `sentence` of each line of a table, `arguments -> sentence`."""
+    lines = [line.strip().split(" -> ", 1) for line in table.strip().splitlines()]
+    cases = [(tuple(shlex.split(arguments)), sentence.strip()) for arguments, sentence in lines]
+    return pytest.mark.parametrize(("arguments", "sentence"), cases, ids=[arguments.strip() for arguments, _ in lines])
 
 
 def last_line(text: str) -> str:

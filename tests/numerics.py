@@ -6,6 +6,9 @@ another way (a batch and its rows alone, with a cache and without, padded and un
 to rounding only: which kernel a BLAS takes for a shape or a stride differs between processors.
 """
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,6 +29,15 @@ def assert_same_bits(x: Tensor, y: Tensor) -> None:
     if not same_bits(x, y):
         n_different = int((x != y).sum())
         raise AssertionError(f"{n_different} of {x.numel()} entries differ, by at most {_distance(x, y):.3g}")
+
+
+def assert_saved_bit_for_bit(trained: Any, path: Path) -> None:
+    """Require that what has a shape and weights is loaded as it was saved."""
+    trained.save(path)
+    found = type(trained).load(path)
+    assert found.shape == trained.shape
+    for name, weight in trained.weights.items():
+        assert_same_bits(found.weights[name], weight)
 
 
 def equal_to_rounding(x: Tensor, y: Tensor, *, terms: int, scale: float | None = None) -> bool:

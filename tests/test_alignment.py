@@ -12,6 +12,7 @@ import torch
 from jaxtyping import TypeCheckError
 from numerics import assert_same_bits
 from safetensors.torch import save_file
+from similar import rows
 from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import Ridge
 
@@ -27,10 +28,6 @@ from latentcomm.alignment import (
 )
 
 NAN, INF = float("nan"), float("inf")
-
-
-def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def orthogonal(d_out: int, d_in: int, seed: int = 3) -> torch.Tensor:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from numerics import assert_equal_to_rounding, assert_same_bits, equal_to_rounding
+from tiny import states
 
 from latentcomm.alignment import AffineMap
 from latentcomm.fusion import (
@@ -32,10 +33,6 @@ from latentcomm.fusion import (
 
 WIDTH = 6
 NAN, INF = float("nan"), float("inf")
-
-
-def states(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def some_map(d_in: int, d_out: int, seed: int = 7) -> AffineMap:

@@ -1,6 +1,7 @@
 """The tables of the results pages hold the committed numbers, all of them, and no others."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from results_tables import (
@@ -39,30 +40,25 @@ def test_the_table_of_merging_is_that_of_the_figures_data(task: str) -> None:
     assert merging_table(task) in tables()
 
 
-@pytest.mark.parametrize("task", ["countries", "tip_sheets"])
-def test_the_table_of_channels_is_that_of_the_figures_data(task: str) -> None:
-    if not (FIGURES / f"fig8_channels_{task}.csv").exists():
+@pytest.mark.parametrize(
+    ("page", "figure", "table"),
+    [
+        *(("channels", f"fig8_channels_{task}", (channels_table, task)) for task in ("countries", "tip_sheets")),
+        *(("merging", CROSS[direction], (cross_table, direction)) for direction in CROSS),
+        *(("cascade", f"fig11_cascade_{task}", (cascade_rows, task)) for task in ("kv_math_worked", "gsm8k")),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.startswith("fig") else "",
+)
+def test_a_table_is_that_of_the_figures_data(page: str, figure: str, table: tuple[Any, str]) -> None:
+    if not (FIGURES / f"{figure}.csv").exists():
         pytest.skip("not committed yet; run the analysis that writes it")
-    assert channels_table(task) in tables("results_channels.md")
+    make, of = table
+    assert make(of) in tables(f"results_{page}.md")
 
 
 def test_the_tables_of_what_learns_are_those_of_the_benchmark() -> None:
     shown = tables("learned.md")
     assert all(table in shown for table in learned_tables().values())
-
-
-@pytest.mark.parametrize("direction", list(CROSS))
-def test_the_table_between_families_is_that_of_the_figures_data(direction: str) -> None:
-    if not (FIGURES / f"{CROSS[direction]}.csv").exists():
-        pytest.skip("not committed yet; run the analysis that writes it")
-    assert cross_table(direction) in tables()
-
-
-@pytest.mark.parametrize("task", ["kv_math_worked", "gsm8k"])
-def test_the_table_of_a_cascade_is_that_of_the_figures_data(task: str) -> None:
-    if not (FIGURES / f"fig11_cascade_{task}.csv").exists():
-        pytest.skip("not committed yet; run the analysis that writes it")
-    assert cascade_rows(task) in tables("results_cascade.md")
 
 
 def test_a_table_shows_what_its_csv_says() -> None:

@@ -254,6 +254,21 @@ def states(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def block_counter(model: Model) -> list[int]:
+    """How many forward passes have entered each block."""
+    seen = [0] * model.n_layers
+
+    def counter(layer: int) -> Any:
+        def count(*_: object) -> None:
+            seen[layer] += 1
+
+        return count
+
+    for layer, block in enumerate(model.hooked.blocks):
+        block.register_forward_pre_hook(counter(layer))
+    return seen
+
+
 def hooks_left(model: Model) -> int:
     """How many forward hooks are attached to a model's hook points."""
     points = {id(point): point for point in model.hooked.hook_dict.values()}

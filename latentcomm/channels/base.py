@@ -36,6 +36,30 @@ class Channel(Protocol):
         ...
 
 
+class NothingOfItsOwn:
+    """What channels share whose receiver has nothing to send to itself: there is no self control."""
+
+    def carries_own(self, receiver: Model) -> bool:
+        """No: the receiver has nothing to send."""
+        return False
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        """Nothing."""
+        return Message(None, "nothing", is_own=True)
+
+
+class ReadsOwnText:
+    """What channels share whose self control is the message that the receiver makes from its own text."""
+
+    def carries_own(self: Channel, receiver: Model) -> bool:
+        """Yes: a model can read its own message."""
+        return True
+
+    def own(self: Channel, receiver: Model, task: Task) -> Message:
+        """The receiver's message to itself: `send`, with the receiver as the sender and its text as the sender's."""
+        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
+
+
 @runtime_checkable
 class Deciding(Protocol):
     """A channel whose answer is not the receiver's reply alone, such as a vote."""

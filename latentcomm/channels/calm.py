@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from latentcomm._core.files import digest
-from latentcomm.channels.base import receiver_prompts, sender_prompts, with_own_texts
+from latentcomm.channels.base import ReadsOwnText, receiver_prompts, sender_prompts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.training.answers import answer_ids, answer_logits, cross_entropy, xavier
 from latentcomm.channels.training.trainer import check_weights, load_weights, save_weights
@@ -193,7 +193,7 @@ class Attending:
 
 
 @dataclass(frozen=True)
-class Calm:
+class Calm(ReadsOwnText):
     """The sender reads its prompt once; the receiver attends to its states at the paired layers in every pass.
 
     Both models are frozen. The message is the sender's states over its whole prompt at its paired layers: 4 d_sender
@@ -229,10 +229,6 @@ class Calm:
         """Whether the bridge reads states of the receiver's width and layers that it has."""
         deepest = max(read for read, _ in self.bridge.shape.pairs)
         return receiver.d_model == self.bridge.shape.d_sender and deepest < receiver.n_layers
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """The receiver's own states over its own prompt."""
-        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's prompts, with the bridge's persistent hooks.

@@ -1,12 +1,12 @@
 """CIPHER: the sender sends averages of embeddings, which the receiver reads instead of token embeddings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from latentcomm.channels.base import with_own_texts
+from latentcomm.channels.base import ReadsOwnText
 from latentcomm.channels.debate import agent_models, agent_task
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.soft_decoding import (
@@ -29,7 +29,7 @@ OWN = "own"
 
 
 @dataclass(frozen=True)
-class Cipher:
+class Cipher(ReadsOwnText):
     """The sender decodes softly; the receiver reads the averages before its own text, inside its template.
 
     At each step the sender continues from sum_v softmax(logits / T)_v E_v, and the receiver gets the same average over
@@ -81,21 +81,8 @@ class Cipher:
             readers=(target,),
         )
         refuse_silence(self.name, sender, task, [len(reply.ids) > 0 for reply in replies], self.allow_empty)
-        return Message(
-            None,
-            f"{sender.name} soft tokens in the table of {target.name}",
-            parts=tuple({SOFT: reply.vectors[0]} for reply in replies),
-            meant_for=target.name,
-            made_by=made_by(sender, site="hook_embed", position="reply"),
-        )
-
-    def carries_own(self, receiver: Model) -> bool:
-        """Yes: a model can read its own averages."""
-        return True
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """The receiver's own soft reply to its own text."""
-        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
+        origin = f"{sender.name} soft tokens in the table of {target.name}"
+        return _message(sender, target, origin, [{SOFT: reply.vectors[0]} for reply in replies])
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The averages, `between` and the receiver's text as one prompt; an empty message is left out.
@@ -110,7 +97,7 @@ class Cipher:
 
 
 @dataclass(frozen=True)
-class CipherDebate:
+class CipherDebate(ReadsOwnText):
     """Agents debate in averaged embeddings, each at its own temperature; the answer of the coldest is the decision.
 
     Agents take turns between the two models as in `Debate`: the first is the sender, the last the receiver. In the
@@ -189,22 +176,7 @@ class CipherDebate:
         if self.coldest != len(agents) - 1:
             answers = rounds[-1][self.coldest]
             verdicts = tuple(agents[self.coldest].decode(reply.ids.tolist()) for reply in answers)
-        return Message(
-            None,
-            f"{sender.name} and {last_agent.name} in soft debate",
-            texts=verdicts,
-            parts=tuple(parts),
-            meant_for=last_agent.name,
-            made_by=made_by(sender, site="hook_embed", position="reply"),
-        )
-
-    def carries_own(self, receiver: Model) -> bool:
-        """Yes: a model can debate with itself."""
-        return True
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """A debate of the receiver with itself; all agents read the receiver's text."""
-        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
+        return _message(sender, last_agent, f"{sender.name} and {last_agent.name} in soft debate", parts, verdicts)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's last prompt: the others' answers of the previous round, its own, then its text.
@@ -295,3 +267,11 @@ def nearest_texts(model: Model, message: Message) -> list[str]:
     """
     message.check_receiver(model)
     return [model.decode(nearest_tokens(model, part[SOFT]).tolist()) for part in soft_parts("cipher", message, SOFT)]
+
+
+def _message(
+    sender: Model, reader: Model, origin: str, parts: Sequence[dict[str, Tensor]], texts: tuple[str, ...] | None = None
+) -> Message:
+    """A message of averages in the reader's table."""
+    facts = made_by(sender, site="hook_embed", position="reply")
+    return Message(None, origin, texts=texts, parts=tuple(parts), meant_for=reader.name, made_by=facts)

@@ -1,7 +1,7 @@
 """Continuous thoughts: a model's last state is fed back as its next input before it answers or sends."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentcomm._core.files import digest
-from latentcomm.channels.base import with_own_texts
+from latentcomm.channels.base import ReadsOwnText
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.soft_slots import with_gap
 from latentcomm.hooks.capture import run_to_deepest
@@ -21,7 +21,7 @@ from latentcomm.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Coconut:
+class Coconut(ReadsOwnText):
     """The sender generates thoughts after its prompt; they enter the receiver's prompt between the two markers.
 
     A thought is the last layer's state after the final norm; it replaces the next input embedding, and this is
@@ -68,10 +68,6 @@ class Coconut:
     def carries_own(self, receiver: Model) -> bool:
         """Yes where thoughts enter unmapped: a model can read its own."""
         return self.alignment is None
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """The receiver's thoughts after its own prompt."""
-        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's prompts with begin, thoughts and end at the end of the user's turn.

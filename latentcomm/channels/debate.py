@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from latentcomm.channels.base import with_own_texts
+from latentcomm.channels.base import ReadsOwnText, with_own_texts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.text import check_length, item_seed, refuse_silence, texts_of
 from latentcomm.hooks.decode import decode
@@ -21,7 +21,7 @@ _CLAUSE = re.compile(r"[.,;:!?\n]")
 
 
 @dataclass(frozen=True)
-class Debate:
+class Debate(ReadsOwnText):
     """Agents of both models answer; in later rounds each reads the others' last answers first; the majority counts.
 
     The first agent is the sender and reads its text, the last is the receiver and reads its own; agents between them
@@ -90,14 +90,6 @@ class Debate:
         facts = made_by(sender, site="logits", position="reply")
         origin = f"{sender.name} and {agents[-1].name} in debate"
         return Message(None, origin, texts=texts, meant_for=agents[-1].name, made_by=facts)
-
-    def carries_own(self, receiver: Model) -> bool:
-        """Yes: a model can debate with itself."""
-        return True
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """A debate of the receiver with itself; all agents read the receiver's text."""
-        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's last prompt: the others' answers of the previous round, then its text.

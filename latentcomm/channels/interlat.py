@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm.channels.base import sender_prompts, with_own_texts
+from latentcomm.channels.base import ReadsOwnText, sender_prompts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.soft_slots import filled, with_gap
 from latentcomm.channels.training.answers import xavier
@@ -157,7 +157,7 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Interlat:
+class Interlat(ReadsOwnText):
     """The sender generates a plan; its last states along the plan enter the receiver, adapted, after the user's turn.
 
     One state a plan token: the state that predicts the token, after the final norm. The receiver reads the user's
@@ -197,10 +197,6 @@ class Interlat:
     def carries_own(self, receiver: Model) -> bool:
         """Whether the adapter reads states of the receiver's width."""
         return receiver.d_model == self.adapter.shape.d_sender
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """The receiver's own plan for its own prompt."""
-        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's prompts with begin, latents, end at the end of the user's turn.

@@ -2,30 +2,26 @@
 
 from dataclasses import dataclass
 
-from latentcomm.channels.base import receiver_prompts
+from latentcomm.channels.base import NothingOfItsOwn, receiver_prompts
 from latentcomm.channels.message import Message
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, encode
 from latentcomm.tasks.base import Task
 
 
+class _SendsNothing(NothingOfItsOwn):
+    """What the two baselines share: the sender does not run, and there is no message to carry."""
+
+    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
+        """Nothing: the sender does not run."""
+        return Message(None, "nothing")
+
+
 @dataclass(frozen=True)
-class Silent:
+class Silent(_SendsNothing):
     """The receiver alone, without a message."""
 
     name: str = "silent"
-
-    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
-        """Nothing."""
-        return Message(None, "nothing")
-
-    def carries_own(self, receiver: Model) -> bool:
-        """No: nothing is sent."""
-        return False
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """Nothing."""
-        return Message(None, "nothing", is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's own prompts; a message meant for another model is refused, though it would not be read."""
@@ -34,22 +30,10 @@ class Silent:
 
 
 @dataclass(frozen=True)
-class Skyline:
+class Skyline(_SendsNothing):
     """One model reads both texts: the receiver without any loss of information in the message."""
 
     name: str = "skyline"
-
-    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
-        """Nothing: the sender does not run."""
-        return Message(None, "nothing")
-
-    def carries_own(self, receiver: Model) -> bool:
-        """No: nothing is sent."""
-        return False
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """Nothing."""
-        return Message(None, "nothing", is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The prompts that hold both texts; a message meant for another model is refused here too."""

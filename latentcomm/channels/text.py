@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from latentcomm.channels.base import with_own_texts
+from latentcomm.channels.base import ReadsOwnText
 from latentcomm.channels.message import Message, made_by
 from latentcomm.hooks.decode import decode
 from latentcomm.hooks.receiver_input import ReceiverInput
@@ -14,7 +14,7 @@ from latentcomm.tasks.base import Item, Task
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(ReadsOwnText):
     """The sender continues its prompt; the generated text is prepended to the receiver's own text.
 
     The natural-language baseline of Ramesh & Li 2025, arXiv:2501.14082.
@@ -59,14 +59,6 @@ class Text:
         refuse_silence(self.name, sender, task, [bool(text.strip()) for text in replies.texts], self.allow_empty)
         facts = made_by(sender, site="logits", position="reply")
         return Message(None, f"{sender.name} text", texts=tuple(replies.texts), made_by=facts)
-
-    def carries_own(self, receiver: Model) -> bool:
-        """Yes: a model can read its own text."""
-        return True
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """The receiver's continuation of its own text."""
-        return replace(self.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The message, `between` and the receiver's text as one prompt; an empty message is left out.

@@ -116,17 +116,8 @@ def learn(
     schedule = _schedule(name, plan)
     cell, alignment = None, None
     if name in WITH_A_CELL:
-        cell, alignment = choose_cell(
-            sender,
-            receiver,
-            tune,
-            read_layer=plan.read_layer,
-            write_layer=plan.write_layer,
-            n_tune=plan.n_tune,
-            seed=plan.seed,
-            folder=folder,
-            progress=progress,
-        )
+        given = {name: getattr(plan, name) for name in ("read_layer", "write_layer", "n_tune", "seed")}
+        cell, alignment = choose_cell(sender, receiver, tune, folder=folder, progress=progress, **given)
     untrained = _MAKERS[name](_Request(sender, receiver, tune, plan, cell, alignment))
     path = None if folder is None else folder / f"{name}.safetensors"
     training = train(

@@ -28,8 +28,24 @@ MANIFEST = "manifest.json"
 """The file that identifies the models and tokens of a folder of captured parts."""
 
 
+class _PairedRows:
+    """What both have in common: a row for each character at which a token of both models ends."""
+
+    document: Int[Tensor, " row"]
+    sender_position: Int[Tensor, " row"]
+    receiver_position: Int[Tensor, " row"]
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    @property
+    def after_first(self) -> Bool[Tensor, " row"]:
+        """Which rows are of no document's first token, the attention sink, in either model."""
+        return (self.sender_position > 0) & (self.receiver_position > 0)
+
+
 @dataclass(frozen=True, eq=False)
-class PairedTokens:
+class PairedTokens(_PairedRows):
     """Documents as both models read them, and the rows at which both have read the same text.
 
     Attributes:
@@ -46,17 +62,9 @@ class PairedTokens:
     sender_position: Int[Tensor, " row"]
     receiver_position: Int[Tensor, " row"]
 
-    def __len__(self) -> int:
-        return len(self.document)
-
-    @property
-    def after_first(self) -> Bool[Tensor, " row"]:
-        """Which rows are of no document's first token, the attention sink, in either model."""
-        return (self.sender_position > 0) & (self.receiver_position > 0)
-
 
 @dataclass(frozen=True, eq=False)
-class PairedStates:
+class PairedStates(_PairedRows):
     """The residual stream after every block of both models, row by row at the same character of the same text.
 
     Attributes:
@@ -72,14 +80,6 @@ class PairedStates:
     document: Int[Tensor, " row"]
     sender_position: Int[Tensor, " row"]
     receiver_position: Int[Tensor, " row"]
-
-    def __len__(self) -> int:
-        return len(self.document)
-
-    @property
-    def after_first(self) -> Bool[Tensor, " row"]:
-        """Which rows are of no document's first token, the attention sink, in either model."""
-        return (self.sender_position > 0) & (self.receiver_position > 0)
 
 
 def pair_tokens(

@@ -107,14 +107,8 @@ class Projection:
         return read @ self.loadings.to(torch.float64).T
 
 
-@dataclass(frozen=True)
-class Keep:
-    """`projection.keep` as a map that the fusions take: `Linear(Keep(p))` grafts the part in the subspace alone.
-
-    >>> from latentcomm.redundancy import principal_subspace
-    >>> Keep(principal_subspace(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), rank=1))(torch.tensor([5.0, 7.0]))
-    tensor([5., 0.])
-    """
+class _OfProjection:
+    """What the maps made of a projection share: they stay in its space."""
 
     projection: Projection
 
@@ -128,13 +122,25 @@ class Keep:
         """Width of what comes out."""
         return self.projection.d_model
 
+
+@dataclass(frozen=True)
+class Keep(_OfProjection):
+    """`projection.keep` as a map that the fusions take: `Linear(Keep(p))` grafts the part in the subspace alone.
+
+    >>> from latentcomm.redundancy import principal_subspace
+    >>> Keep(principal_subspace(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), rank=1))(torch.tensor([5.0, 7.0]))
+    tensor([5., 0.])
+    """
+
+    projection: Projection
+
     def __call__(self, rows: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The part in the subspace, row by row."""
         return self.projection.keep(rows)
 
 
 @dataclass(frozen=True)
-class Drop:
+class Drop(_OfProjection):
     """`scale * projection.drop` as a map that the fusions take: `Linear(Drop(p), Sum())` grafts own + scale * residual.
 
     Raises:
@@ -153,16 +159,6 @@ class Drop:
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
             raise ValueError(f"scale is {self.scale}; it must be a finite number")
-
-    @property
-    def d_in(self) -> int:
-        """Width of what goes in."""
-        return self.projection.d_model
-
-    @property
-    def d_out(self) -> int:
-        """Width of what comes out."""
-        return self.projection.d_model
 
     def __call__(self, rows: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The scaled rest, row by row."""

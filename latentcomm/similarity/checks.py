@@ -1,6 +1,7 @@
 """What every similarity requires of its rows before it computes anything."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from latentcomm._core.linalg import require_finite
 __all__ = [
     "LEAST_WIDTH",
     "Range",
+    "Ranges",
     "ranges_of",
     "require_float64",
     "require_layers",
@@ -179,3 +181,55 @@ def wider_ranges(ranges: tuple[Range, ...], more: tuple[Range, ...]) -> tuple[Ra
         (torch.minimum(low, other_low), torch.maximum(high, other_high))
         for (low, high), (other_low, other_high) in zip(ranges, more, strict=True)
     )
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The range of every column of x and of y over all rows that an accumulator was given; of no rows yet, no side.
+
+    >>> ranges = Ranges().with_rows(torch.tensor([[[1.0, 5.0], [2.0, 5.0]]]), torch.tensor([[[1.0, 3.0], [2.0, 4.0]]]))
+    >>> str(ranges)
+    '1 layers 2 wide and 1 layers 2 wide'
+    >>> ranges.require_varied()
+    Traceback (most recent call last):
+        ...
+    ValueError: layer 0 of x is constant in column 1; leave it out of the rows, it holds no information
+    """
+
+    sides: tuple[Range, ...] = ()
+
+    def __str__(self) -> str:
+        return " and ".join(f"{n_layers} layers {width} wide" for n_layers, width in self.shapes)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """The number of layers and the width of each side."""
+        return [(low.shape[0], low.shape[1]) for low, _ in self.sides]
+
+    def with_rows(
+        self,
+        x: Float[Tensor, "layer_x row_x d_sender"] | Sequence[Float[Tensor, "row_x d_sender"]],
+        y: Float[Tensor, "layer_y row_y d_receiver"] | Sequence[Float[Tensor, "row_y d_receiver"]],
+    ) -> "Ranges":
+        """Return the ranges over these rows too, at least 1.
+
+        Raises:
+            ValueError: as `ranges_of`.
+        """
+        known_x, known_y = self.sides or (None, None)
+        first = ranges_of(x, "x", known_x)
+        return Ranges((first, first if y is x and known_x is known_y else ranges_of(y, "y", known_y)))
+
+    def merged(self, other: "Ranges") -> "Ranges":
+        """Return the ranges over both sets of rows."""
+        return Ranges(wider_ranges(self.sides, other.sides))
+
+    def require_varied(self) -> None:
+        """Refuse columns that are constant, naming the layer.
+
+        Raises:
+            ValueError: as `require_varied`.
+        """
+        for (low, high), name in zip(self.sides, "xy", strict=True):
+            for layer in range(low.shape[0]):
+                require_varied(low[layer], high[layer], f"layer {layer} of {name}")

@@ -36,7 +36,7 @@ class Item:
     receiver: str
     skyline: str
     answers: tuple[str, ...]
-    choice: str
+    choice: str = ""
     tags: Mapping[str, str] = field(default_factory=dict, hash=False)
     candidates: tuple[str, ...] | None = None
     more_senders: tuple[str, ...] = ()

@@ -108,7 +108,6 @@ def _item(name: str, person: _Person, text: str, answers: tuple[str, ...], form:
         receiver=text,
         skyline=skyline,
         answers=answers,
-        choice="",
         tags={"name": person.name},
     )
 

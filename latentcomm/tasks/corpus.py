@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentcomm._core.files import digest
+from latentcomm.tasks.files import half_character, read_bytes
 
 LEAST_DOCUMENTS = 10
 """A null permutes documents and a fold holds them out: fewer than two for each of five folds show nothing."""
@@ -76,10 +77,7 @@ def read_corpus(path: str | os.PathLike[str] | None = None) -> Corpus:
 
 def _read(path: Path) -> str:
     """The text of a file, line ends as line feeds."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RuntimeError(f"{path} could not be read ({error.strerror})") from error
+    content = read_bytes(path)
     if (offset := content.find(b"\0")) >= 0:
         raise ValueError(f"{path} is no text: byte {offset} is zero; give a file of UTF-8 text")
     try:
@@ -93,10 +91,8 @@ def _document(text: str, where: str) -> str:
     """A text without the white space around it, refused where nothing is left or it is no text."""
     if not text.strip():
         raise ValueError(f"the document in {where} is empty; leave it out, or give it text")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the document in {where} has half a character at {error.start}; write it anew") from error
+    if (start := half_character(text)) is not None:
+        raise ValueError(f"the document in {where} has half a character at {start}; write it anew")
     return text.strip()
 
 

@@ -120,6 +120,27 @@ def refuse_repeats(rows: Sequence[Row], keys: Sequence[str], what: str) -> None:
         seen[key] = row.where
 
 
+def half_character(text: str) -> int | None:
+    """Where a text has a surrogate without its other half, which no encoding holds; None where it has none."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        RuntimeError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RuntimeError(f"{path} could not be read ({error.strerror})") from error
+
+
 def _file_rows(path: Path, headless: Sequence[str]) -> list[Row]:
     match path.suffix.lower():
         case ".jsonl":
@@ -133,10 +154,7 @@ def _file_rows(path: Path, headless: Sequence[str]) -> list[Row]:
 
 def _read_text(path: Path) -> str:
     """The text of a file, line ends as they are."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RuntimeError(f"{path} could not be read ({error.strerror})") from error
+    content = read_bytes(path)
     if (offset := content.find(b"\0")) >= 0:
         raise ValueError(f"line {_line(content, offset)} of {path.name} has a zero byte; give a file of UTF-8 text")
     try:
@@ -220,10 +238,8 @@ def _text(value: Any, name: str, where: str) -> str:
         raise ValueError(f"{where} has the {name} {_shown(value)}, which is no text; write it as one")
     if not value.strip():
         raise ValueError(f"{where} has an empty {name}; fill it in, or leave the record out")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} has half a character at {error.start} of its {name}; write it anew") from error
+    if (start := half_character(value)) is not None:
+        raise ValueError(f"{where} has half a character at {start} of its {name}; write it anew")
     return value.strip()
 
 

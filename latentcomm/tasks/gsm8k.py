@@ -114,15 +114,8 @@ def _item(number: int, problem: _Problem, shots: tuple[str, ...], template: Temp
     receiver = "\n\n".join([*shots, question])
     hint = " ".join(problem.steps[:-1])
     sender = "\n\n".join([*shots, f"Hint: {hint}", question]) if hint and sender_text == "hint" else receiver
-    return Item(
-        id=f"gsm8k-{number}",
-        sender=sender,
-        receiver=receiver,
-        skyline=sender,
-        answers=(problem.answer,),
-        choice="",
-        tags={"steps": str(len(problem.steps))},
-    )
+    tags = {"steps": str(len(problem.steps))}
+    return Item(f"gsm8k-{number}", sender, receiver, skyline=sender, answers=(problem.answer,), tags=tags)
 
 
 def _problems(rows: list[Row]) -> list[_Problem]:

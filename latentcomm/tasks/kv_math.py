@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 from latentcomm.models.prompts import Template
 from latentcomm.tasks.base import Item, Task
@@ -61,30 +61,20 @@ def kv_math(
             receiver=f"{left} {operator} {right} =",
             skyline=f"{table[left]} {operator} {table[right]} =",
             answers=(str(_result(table[left], operator, table[right])),),
-            choice="",
             tags={"operator": operator, "keys": f"{left} {right}"},
         )
         for left, operator, right in sums
     )
-    return Task(
-        name="kv_math",
-        items=items,
-        candidates=(),
-        template=template,
-        settings={
-            "n": n,
-            "n_keys": n_keys,
-            "n_digits": n_digits,
-            "operators": tuple(operators),
-            "part": part,
-            "test_fraction": test_fraction,
-            "template": template,
-            "seed": seed,
-        },
-        strata=("operator",),
-        judge=Number(),
-        reply_tokens=2 * n_digits + 2,
-    )
+    settings = {"n": n, "n_keys": n_keys, "n_digits": n_digits, "operators": tuple(operators), "part": part}
+    settings |= {"test_fraction": test_fraction, "template": template, "seed": seed}
+    return sums_task("kv_math", items, settings, strata=("operator",), reply_tokens=2 * n_digits + 2)
+
+
+def sums_task(
+    name: str, items: tuple[Item, ...], settings: dict[str, Any], *, strata: tuple[str, ...], reply_tokens: int
+) -> Task:
+    """A task of generated sums, whose replies are judged by their number."""
+    return Task(name, items, (), settings["template"], settings, strata, judge=Number(), reply_tokens=reply_tokens)
 
 
 def key_table(*, n_keys: int = 50, n_digits: int = 2, seed: int = 0) -> dict[str, int]:

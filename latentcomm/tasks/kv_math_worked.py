@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from latentcomm.models.prompts import Template
 from latentcomm.tasks.base import Item, Task
-from latentcomm.tasks.judging import Number
-from latentcomm.tasks.kv_math import TEST_FRACTION, Part
+from latentcomm.tasks.kv_math import TEST_FRACTION, Part, sums_task
 
 N_KEYS, HIGHEST = 20, 30
 """Keys, and the largest number that one of them may have."""
@@ -75,31 +74,14 @@ def kv_math_worked(
             receiver=_sum_text(keys),
             skyline=_sum_text([sums.table[key] for key in keys]),
             answers=(str(sum(sums.table[key] for key in keys)),),
-            choice="",
             tags={"terms": str(len(keys)), "keys": " ".join(keys), "pair": " ".join(sorted(keys[:2]))},
         )
         for keys in drawn
     )
     most = max(n_terms)
-    return Task(
-        name="kv_math_worked",
-        items=items,
-        candidates=(),
-        template=template,
-        settings={
-            "n": n,
-            "n_keys": n_keys,
-            "highest": highest,
-            "n_terms": tuple(n_terms),
-            "part": part,
-            "test_fraction": test_fraction,
-            "template": template,
-            "seed": seed,
-        },
-        strata=("terms",),
-        judge=Number(),
-        reply_tokens=most * most + most,
-    )
+    settings = {"n": n, "n_keys": n_keys, "highest": highest, "n_terms": tuple(n_terms), "part": part}
+    settings |= {"test_fraction": test_fraction, "template": template, "seed": seed}
+    return sums_task("kv_math_worked", items, settings, strata=("terms",), reply_tokens=most * most + most)
 
 
 def worked_table(*, n_keys: int = N_KEYS, highest: int = HIGHEST, seed: int = 0) -> dict[str, int]:

@@ -116,7 +116,6 @@ def prosqa(
             receiver=each.question,
             skyline=" ".join((each.question, *each.steps)),
             answers=(each.answer,),
-            choice="",
             tags={"answer": each.answer, "steps": str(n_steps)},
         )
         for number, each in enumerate(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numerics import assert_equal_to_rounding, assert_same_bits
+from similar import rows
 
 from latentcomm._core.linalg import (
     canonical_pairs,
@@ -15,10 +16,6 @@ from latentcomm._core.linalg import (
     squared_size,
     thin_svd,
 )
-
-
-def rows(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize(

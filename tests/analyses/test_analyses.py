@@ -1,12 +1,13 @@
 """Every analysis runs small, publishes what it says, and every committed figure is what its data give."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,37 @@ def plots(module: ModuleType) -> dict[str, Callable[[pd.DataFrame, dict[str, Any
 def call(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
     monkeypatch.setattr(sys, "argv", [f"{module.NAME}.py", *map(str, arguments)])
     module.main()
+
+
+@contextlib.contextmanager
+def interrupted(module: ModuleType) -> Iterator[None]:
+    """Within it an analysis is stopped when its tables are computed and nothing is published yet."""
+    compute = module.compute
+
+    def stopped(*given: Any, **options: Any) -> None:
+        compute(*given, **options)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "compute", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def assert_replots_the_same(module: ModuleType, folder: Path, names: Iterable[str]) -> None:
+    """Require that a script gives the same figures again, from their tables and without a model."""
+    figures = {name: (folder / f"{name}.json").read_bytes() for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lc, "load_model", lambda name, **options: pytest.fail("a replot loaded a model"))
+        call(module, patch, "--replot", "--out", folder)
+    assert figures == {name: (folder / f"{name}.json").read_bytes() for name in figures}
+
+
+def assert_same_figures(first: Path, second: Path) -> None:
+    """Require the same bytes of every table and figure of the first folder; their metadata have times."""
+    for name in files_in(first):
+        if name.endswith((".csv", ".json")) and not name.endswith(".meta.json"):
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
 PLOTS = {name: plot for path in SCRIPTS for name, plot in plots(script(path)).items()}
@@ -164,12 +196,9 @@ class TestASmallRun:
             }
             assert all(model["fingerprint"] == tiny.fingerprint for model in meta["models"].values())
 
-        figures = {name: (tmp_path / f"{name}.json").read_bytes() for name in plots(module)}
         for name in plots(module):
             (tmp_path / f"{name}.html").unlink()
-        monkeypatch.setattr(lc, "load_model", lambda name, **options: pytest.fail("a replot loaded a model"))
-        call(module, monkeypatch, "--replot", "--out", tmp_path)
-        assert figures == {name: (tmp_path / f"{name}.json").read_bytes() for name in plots(module)}
+        assert_replots_the_same(module, tmp_path, plots(module))
         assert all((tmp_path / f"{name}.html").exists() for name in plots(module))
 
         for name, plot in plots(

@@ -3,14 +3,12 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from test_analyses import ROOT, call, script
+from test_analyses import ROOT, assert_replots_the_same, call, interrupted, script
 from tiny import files_in
 
-import latentcomm as lc
 from latentcomm.experiments.cascade.report import PLOTS
 from latentcomm.reporting.publish import check_replot
 from latentcomm.tasks.kv_math_worked import worked_table
@@ -47,26 +45,15 @@ class TestASmallRun:
         table = pd.read_csv(tmp_path / f"{STEM}.csv", dtype={"stop": str})
         assert set(table["condition"]) == CONDITIONS
         assert set(table["hand_off"]) == {"none", *MODULE.SMOKE.hand_offs}
-        figures = {name: (tmp_path / f"{name}.json").read_bytes() for name in names}
-        monkeypatch.setattr(lc, "load_model", lambda name: pytest.fail("a replot loaded a model"))
-        call(MODULE, monkeypatch, "--replot", "--out", tmp_path)
-        assert figures == {name: (tmp_path / f"{name}.json").read_bytes() for name in names}
+        assert_replots_the_same(MODULE, tmp_path, names)
 
     def test_goes_on_after_an_interruption_to_the_same_numbers(
         self, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         smoke(monkeypatch, tmp_path / "first", work)
-        compute = MODULE.compute
-
-        def stopped(*given: Any, **options: Any) -> Any:
-            compute(*given, **options)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(MODULE, "compute", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(MODULE):
             smoke(monkeypatch, tmp_path / "second", work)
         assert [name for name in files_in(tmp_path / "second") if "handed-" in name]
-        monkeypatch.setattr(MODULE, "compute", compute)
         smoke(monkeypatch, tmp_path / "second", work)
         assert files_in(tmp_path / "first") == files_in(tmp_path / "second")
         for ending in (*(f"{each}.csv" for each in PLOTS), "_trials.jsonl"):

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from numerics import assert_same_bits
-from test_analyses import ROOT, call, plots, script
+from test_analyses import ROOT, assert_replots_the_same, call, interrupted, plots, script
 from tiny import files_in
 
 import latentcomm as lc
@@ -91,10 +91,7 @@ class TestASmallRun:
                 ]
             table = pd.read_csv(tmp_path / f"{name}.csv")
             assert {"silent", "skyline"} <= set(table["channel"]) and "shuffled" in set(table["condition"])
-        figures = {name: (tmp_path / f"{name}.json").read_bytes() for name in names}
-        monkeypatch.setattr(lc, "load_model", lambda name: pytest.fail("a replot loaded a model"))
-        call(module, monkeypatch, "--replot", "--out", tmp_path)
-        assert figures == {name: (tmp_path / f"{name}.json").read_bytes() for name in names}
+        assert_replots_the_same(module, tmp_path, names)
         for name in names:  # and a number that is changed in the data is a figure that is not theirs
             table = pd.read_csv(tmp_path / f"{name}.csv")
             table.assign(high=0.5 * (1 + table["high"])).to_csv(tmp_path / f"{name}.csv", index=False)
@@ -112,17 +109,9 @@ class TestASmallRun:
     ) -> None:
         module = script(path)
         asked, names = small(module)
-        compute = module.compute
-
-        def stopped(*given: Any, **options: Any) -> pd.DataFrame:
-            compute(*given, **options)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(module, "compute", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(module):
             call(module, monkeypatch, "--smoke", "--out", tmp_path, *asked)
         assert list(tmp_path.rglob("trials-*/*.json"))
-        monkeypatch.setattr(module, "compute", compute)
         call(module, monkeypatch, "--smoke", "--out", tmp_path, *asked)
         for name in names:
             tables = [pd.read_csv(folder / f"{name}.csv") for folder in (published(path), tmp_path)]

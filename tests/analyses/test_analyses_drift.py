@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from scipy.stats import spearmanr
-from test_analyses import FIGURES, ROOT, call, plots, script
+from test_analyses import FIGURES, ROOT, assert_replots_the_same, assert_same_figures, call, interrupted, plots, script
 from tiny import files_in
 
 import latentcomm as lc
@@ -92,10 +92,7 @@ class TestASmallRun:
             assert smoke.items() <= meta["settings"].items() and "somewhere" not in json.dumps(meta)
             prints = {role: model["fingerprint"] for role, model in meta["models"].items()}
             assert prints == {"sender": tiny.fingerprint, "receiver": (other if pair else tiny).fingerprint}
-        figures = {name: (tmp_path / f"{name}.json").read_bytes() for name in names}
-        monkeypatch.setattr(lc, "load_model", lambda name: pytest.fail("a replot loaded a model"))
-        call(module, monkeypatch, "--replot", "--out", tmp_path)
-        assert figures == {name: (tmp_path / f"{name}.json").read_bytes() for name in names}
+        assert_replots_the_same(module, tmp_path, names)
         for name in names:  # and a number that is changed in the data is a figure that is not theirs
             table = pd.read_csv(tmp_path / f"{name}.csv")
             shown = ("percentile", "flagged", "deviation_low", "rho", "combined")
@@ -110,21 +107,11 @@ class TestASmallRun:
     ) -> None:
         module = small(path, monkeypatch)
         call(module, monkeypatch, "--smoke", "--out", tmp_path / "first")
-        compute = module.compute
-
-        def stopped(*given: Any, **options: Any) -> pd.DataFrame:
-            compute(*given, **options)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(module, "compute", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(module):
             call(module, monkeypatch, "--smoke", "--out", tmp_path / "second")
         assert [name for name in files_in(tmp_path / "second") if name.endswith(".safetensors")]
-        monkeypatch.setattr(module, "compute", compute)
         call(module, monkeypatch, "--smoke", "--out", tmp_path / "second")
-        for name in files_in(tmp_path / "first"):
-            if name.endswith((".csv", ".json")) and not name.endswith(".meta.json"):
-                assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+        assert_same_figures(tmp_path / "first", tmp_path / "second")
 
     @every_script
     def test_a_smoke_run_is_the_same_on_less(self, path: Path) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from subwords import byte_level
-from test_analyses import FIGURES, ROOT, call, plots, script
+from test_analyses import FIGURES, ROOT, assert_replots_the_same, assert_same_figures, call, interrupted, plots, script
 from tiny import files_in, transformers_model
 from torch import Tensor
 
@@ -98,10 +98,7 @@ class TestASmallRun:
             assert prints == {"sender": tiny.fingerprint, "receiver": receiver.fingerprint}
             assert "somewhere" not in json.dumps(meta)
         assert "somewhere" not in "".join((tmp_path / f"{name}.csv").read_text("utf-8") for name in plots(module))
-        figures = {name: (tmp_path / f"{name}.json").read_bytes() for name in plots(module)}
-        monkeypatch.setattr(lc, "load_model", lambda name: pytest.fail("a replot loaded a model"))
-        call(module, monkeypatch, "--replot", "--out", tmp_path)
-        assert figures == {name: (tmp_path / f"{name}.json").read_bytes() for name in plots(module)}
+        assert_replots_the_same(module, tmp_path, plots(module))
         for name, plot in plots(module).items():  # and a number that is changed in the data is a figure not theirs
             table = pd.read_csv(tmp_path / f"{name}.csv")
             column = next(c for c in ("debiased_cka", "forward") if c in table)
@@ -116,22 +113,12 @@ class TestASmallRun:
         module = small(path, monkeypatch)
         for folder in ("first", "second"):
             call(module, monkeypatch, "--smoke", "--out", tmp_path / folder)
-        compute = module.compute
-
-        def stopped(*given: Any, **options: Any) -> pd.DataFrame:
-            compute(*given, **options)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(module, "compute", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(module):
             call(module, monkeypatch, "--smoke", "--out", tmp_path / "third")
         assert [name for name in files_in(tmp_path / "third") if name.endswith(".safetensors")]
-        monkeypatch.setattr(module, "compute", compute)
         call(module, monkeypatch, "--smoke", "--out", tmp_path / "third")
-        for name in files_in(tmp_path / "first"):
-            if name.endswith((".csv", ".json")) and not name.endswith(".meta.json"):
-                for folder in ("second", "third"):
-                    assert (tmp_path / "first" / name).read_bytes() == (tmp_path / folder / name).read_bytes(), name
+        for folder in ("second", "third"):
+            assert_same_figures(tmp_path / "first", tmp_path / folder)
 
     @every_script
     def test_a_smoke_run_is_the_same_on_fewer_documents(self, path: Path) -> None:

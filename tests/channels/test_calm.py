@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from numerics import same_bits
+from numerics import assert_saved_bit_for_bit
 from tiny import BACKENDS, build, model, states
 from torch import Tensor
 from toys import toy
@@ -85,10 +85,7 @@ class TestTheBridge:
 
     def test_it_is_saved_bit_for_bit_and_refuses_another_shape(self, tmp_path: Path) -> None:
         bridge = drawn(Bridge.initial(BridgeShape(6, 8, "toy", ((0, 0), (1, 2)), n_heads=2)))
-        bridge.save(tmp_path / "b")
-        found = Bridge.load(tmp_path / "b")
-        assert found.shape == bridge.shape
-        assert all(same_bits(found.weights[name], weight) for name, weight in bridge.weights.items())
+        assert_saved_bit_for_bit(bridge, tmp_path / "b")
         with pytest.raises(ValueError, match=r"the bridge's 0.project is \(8, 6\), but .* needs \(8, 7\)"):
             Bridge(replace(bridge.shape, d_sender=7), bridge.weights)
 

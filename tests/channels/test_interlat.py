@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms, same_bits
+from numerics import assert_equal_to_rounding, assert_same_bits, assert_saved_bit_for_bit, forward_terms, same_bits
 from tiny import BACKENDS, build, model, states
 from torch import Tensor
 from toys import ASKED, toy
@@ -136,10 +136,7 @@ class TestTheAdapter:
 
     def test_it_is_saved_bit_for_bit_and_refuses_weights_of_another_shape(self, tmp_path: Path) -> None:
         adapter = Adapter.initial(AdapterShape(6, 8, "toy", n_heads=2), states(20, 8))
-        adapter.save(tmp_path / "a")
-        found = Adapter.load(tmp_path / "a")
-        assert found.shape == adapter.shape
-        assert all(same_bits(found.weights[name], weight) for name, weight in adapter.weights.items())
+        assert_saved_bit_for_bit(adapter, tmp_path / "a")
         with pytest.raises(ValueError, match=r"begin is \(8,\), but .* needs \(16,\)"):
             Adapter(replace(adapter.shape, d_receiver=16), adapter.weights)
         with pytest.raises(ValueError, match="7 wide and the adapter reads 6"):

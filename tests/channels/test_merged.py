@@ -10,25 +10,14 @@ from tiny import COUNTRIES, EVERY_MODEL, build, model, states
 from torch import Tensor
 from toys import toy
 
+from latentcomm import fusion as fusions
 from latentcomm._core.files import digest
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, FurtherSender, Merged, Message, OfEach, Silent
 from latentcomm.channels.merged import MERGES, fit_predictability
 from latentcomm.channels.several_senders import takes_several
 from latentcomm.experiments.evaluation import evaluate
-from latentcomm.fusion import (
-    Fusion,
-    Linear,
-    Mean,
-    NormMatched,
-    OrthogonalResidual,
-    PredictabilityResidual,
-    Replace,
-    RightAligned,
-    Sum,
-    TaskArithmetic,
-    Ties,
-)
+from latentcomm.fusion import Fusion, NormMatched, OrthogonalResidual, Replace, Sum, TaskArithmetic, Ties
 from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import Model, recorded_passes
 from latentcomm.models.sites import Site
@@ -120,7 +109,7 @@ class TestSeveralSenders:
         assert [said["model"] for said in message.made_by["senders"]] == ["tiny-llama", "tiny-qwen2"]
         assert message.made_by["senders"][1]["site"] == "blocks.0.hook_resid_post"
 
-    @pytest.mark.parametrize("fusion", [Replace(), Mean(), Sum()], ids=repr)
+    @pytest.mark.parametrize("fusion", [Replace(), fusions.Mean(), Sum()], ids=repr)
     def test_a_fusion_of_one_state_gets_the_mean_of_all(self, fusion: Fusion) -> None:
         tiny = model("llama")
         channel = Activation("a", READ, WRITE, fusion, others=(SECOND,))
@@ -235,8 +224,8 @@ class TestSeveralSenders:
         [
             (TaskArithmetic(), True),
             (Ties(), True),
-            (RightAligned(NormMatched(Ties())), True),
-            (Linear(AffineMap.identity(2), TaskArithmetic()), True),
+            (fusions.RightAligned(NormMatched(Ties())), True),
+            (fusions.Linear(AffineMap.identity(2), TaskArithmetic()), True),
             (OfEach(OrthogonalResidual(), Ties()), True),
             (Replace(), False),
             (NormMatched(Sum()), False),
@@ -340,8 +329,8 @@ class TestWhatTheReceiverHasAlready:
         told = torch.zeros_like(corpus)
         told[:, :4] = corpus[:, :4] @ shared
         told[:, 9] = states(300, seed=3)  # unrelated to what the receiver has
-        predictable = PredictabilityResidual(fit_ridge_on(corpus, told))
-        subspace = Linear(Drop(principal_subspace(corpus, rank=4)), Sum())
+        predictable = fusions.PredictabilityResidual(fit_ridge_on(corpus, told))
+        subspace = fusions.Linear(Drop(principal_subspace(corpus, rank=4)), Sum())
         own, news = corpus[:5], torch.zeros(5, 32, dtype=torch.float64)
         news[:, 9] = torch.tensor([3.0, -2.0, 1.0, 4.0, -1.0])
         known = torch.zeros_like(news)

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from commands import Ended, last_line, run
+from commands import Ended, last_line, refusals, run
 from pairs import corpus
 from tiny import files_in
 from toys import Counter, countries_folder
@@ -328,35 +328,30 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize("name", ["", "../sweep", "a/b", "my run", ".."])
     def test_a_name_that_is_no_file_name(self, name: str, tiny: Path, tmp_path: Path) -> None:
         said = self.refused(tmp_path, "--sender", tiny, "--name", name)
-        assert (
-            said
-            == f"latentcomm: --name is {name!r}; give a plain file name (letters, digits, _ - .), and the folder as out\n"
-        )
+        assert said.startswith(f"latentcomm: --name is {name!r}; give a plain file name (letters, digits, _ - .)")
 
     def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         assert "holds no model" in self.refused(tmp_path, "--sender", tmp_path / "empty")
 
-    @pytest.mark.parametrize(
-        ("arguments", "sentence"),
-        [
-            (("--fusion", "replace,men"), "there is no fusion 'men'; did you mean 'mean'? choose among replace, mean"),
-            (("--fusion", " , "), "--fusion names none; choose among replace, mean"),
-            (("--task", "tip-shets"), "there is no task 'tip_shets'; did you mean 'tip_sheets'?"),
-            (("--n-tune", "1"), "--n-tune is 1; give at least 2"),
-            (("--seed", "-1"), "--seed is -1; give at least 0"),
-            (("--task", "tip-sheets", "--fame", "famous"), "--fame is no option of the task tip-sheets"),
-            (("--task", "tip-sheets", "--data", "x"), "--data is no option of the task tip-sheets"),
-            (("--task", "tip-sheets", "--sender-form", "entity"), "the task tip-sheets takes sentence or primed"),
-            (("--read-layers", "1,3"), "layer 3 is outside"),
-            (("--write-layers", "0-7"), "whose layers are 0 to 2"),
-            (("--read-layers", "1,1"), "layers [1, 1] must be at least one, each once"),
-            (("--n-tune", "500"), "cannot take 500 of the 163 items"),
-            (("--n-test", "500"), "cannot take 500 of the 162 items"),
-            (("--n-test", "1"), "share the answer"),
-            (("--dtype", "float8"), "there is no dtype 'float8'; choose one of float32"),
-        ],
-        ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+    @refusals(
+        """
+        --fusion replace,men -> there is no fusion 'men'; did you mean 'mean'? choose among replace, mean
+        --fusion ' , ' -> --fusion names none; choose among replace, mean
+        --task tip-shets -> there is no task 'tip_shets'; did you mean 'tip_sheets'?
+        --n-tune 1 -> --n-tune is 1; give at least 2
+        --seed -1 -> --seed is -1; give at least 0
+        --task tip-sheets --fame famous -> --fame is no option of the task tip-sheets
+        --task tip-sheets --data x -> --data is no option of the task tip-sheets
+        --task tip-sheets --sender-form entity -> the task tip-sheets takes sentence or primed
+        --read-layers 1,3 -> layer 3 is outside
+        --write-layers 0-7 -> whose layers are 0 to 2
+        --read-layers 1,1 -> layers [1, 1] must be at least one, each once
+        --n-tune 500 -> cannot take 500 of the 163 items
+        --n-test 500 -> cannot take 500 of the 162 items
+        --n-test 1 -> share the answer
+        --dtype float8 -> there is no dtype 'float8'; choose one of float32
+        """
     )
     def test_an_option(self, arguments: tuple[str, ...], sentence: str, tiny: Path, tmp_path: Path) -> None:
         assert sentence in self.refused(tmp_path, "--sender", tiny, *arguments)
@@ -577,19 +572,17 @@ class TestADiagnosis:
         for option in ("corpus", "fusion", "right-aligned", "documents", "tokens", "prompts", "layers", "out", "seed"):
             assert re.search(rf"--{option}\b.*\w", shown)
 
-    @pytest.mark.parametrize(
-        ("arguments", "sentence"),
-        [
-            (("--fusion", "replace,men"), "there is no fusion 'men'; did you mean 'mean'? choose among"),
-            (("--documents", "23"), "documents is 23; give at least 24"),
-            (("--tokens", "7"), "tokens is 7; give at least 8"),
-            (("--prompts", "1"), "prompts is 1; give at least 2"),
-            (("--layers", "0"), "layers is 0; give at least 1"),
-            (("--corpus", "nowhere.txt"), "there is no corpus nowhere.txt"),
-            (("nobody/nothing-7b",), "give a built-in name"),
-            (("--dtype", "float8"), "there is no dtype 'float8'"),
-        ],
-        ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+    @refusals(
+        """
+        --fusion replace,men -> there is no fusion 'men'; did you mean 'mean'? choose among
+        --documents 23 -> documents is 23; give at least 24
+        --tokens 7 -> tokens is 7; give at least 8
+        --prompts 1 -> prompts is 1; give at least 2
+        --layers 0 -> layers is 0; give at least 1
+        --corpus nowhere.txt -> there is no corpus nowhere.txt
+        nobody/nothing-7b -> give a built-in name
+        --dtype float8 -> there is no dtype 'float8'
+        """
     )
     def test_what_is_wrong_is_one_sentence(
         self, arguments: tuple[str, ...], sentence: str, tiny: Path, tmp_path: Path

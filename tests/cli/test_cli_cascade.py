@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from commands import Ended, last_line, run
+from commands import Ended, last_line, refusals, run
 from test_cli import compared
 from tiny import files_in
 from worked_models import Size, worked_pair
@@ -130,30 +130,28 @@ class TestCascade:
 
 
 class TestWhatIsWrong:
-    @pytest.mark.parametrize(
-        ("more", "said"),
-        [
-            (("--n", ""), "--n names no number of tokens"),
-            (("--n", "0,64"), "n is 64, and the large model writes 20 tokens at most"),
-            (("--stop", "soon"), "there is no stop 'soon'; choose among entropy-drop"),
-            (("--hand-off", "thought"), "there is no hand-off 'thought'; choose among text"),
-            (("--hand-off", ","), "no hand-off is named"),
-            (("--hand-off", "kv"), "layers"),
-            (("--controls", "placebo"), "there is no control 'placebo'"),
-            (("--shots", "some.jsonl"), "--shots names a file of solved examples, and n_shots is 0"),
-            (("--data", "some.jsonl"), "--data is no option of the task"),
-            (("--name", "a/b"), "--name is 'a/b'"),
-            (("--corpus", "no-such-file"), "there is no corpus"),
-            (("--task", "gsm8k"), "gsm8k needs its problems"),
-            (("--hand-off", "graft", "--read-layer", "7"), "7"),
-        ],
-        ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
+    @refusals(
+        """
+        --n '' -> --n names no number of tokens
+        --n 0,64 -> n is 64, and the large model writes 20 tokens at most
+        --stop soon -> there is no stop 'soon'; choose among entropy-drop
+        --hand-off thought -> there is no hand-off 'thought'; choose among text
+        --hand-off , -> no hand-off is named
+        --hand-off kv -> layers
+        --controls placebo -> there is no control 'placebo'
+        --shots some.jsonl -> --shots names a file of solved examples, and n_shots is 0
+        --data some.jsonl -> --data is no option of the task
+        --name a/b -> --name is 'a/b'
+        --corpus no-such-file -> there is no corpus
+        --task gsm8k -> gsm8k needs its problems
+        --hand-off graft --read-layer 7 -> 7
+        """
     )
     def test_is_one_sentence_and_nothing_is_written(
-        self, pair: Path, tmp_path: Path, more: tuple[str, ...], said: str
+        self, pair: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str
     ) -> None:
-        result = cascade(pair, tmp_path, *more)
-        assert result.exit_code == 1 and said in last_line(result.output)
+        result = cascade(pair, tmp_path, *arguments)
+        assert result.exit_code == 1 and sentence in last_line(result.output)
         assert [name for name in files_in(tmp_path) if not name.startswith(".unfinished")] == []
 
     def test_a_model_must_be_named(self, tmp_path: Path) -> None:

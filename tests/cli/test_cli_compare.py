@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from commands import Ended, last_line, run
+from commands import Ended, last_line, refusals, run
 from numerics import same_bits
 from tiny import files_in
 from toys import Counter, countries_folder
@@ -145,23 +145,22 @@ class TestCompare:
             assert refused.exit_code == 1 and f"the channel {name} cannot pass" in last_line(refused.stderr)
             assert files_in(tmp_path / "out") == []
 
-    @pytest.mark.parametrize(
-        ("arguments", "sentence"),
-        [
-            (("--task", "mmlu", "--data", "sample", "--subjects", "magic"), "magic"),
-            (("--subjects", "formal_logic"), "--subjects is no option of the task countries"),
-            (("--task", "biographies", "--fame", "famous"), "--fame is no option of the task biographies"),
-            (("--channels", "silent,smoke"), "there is no channel 'smoke'"),
-            (("--channels", "silent,silent"), "named twice"),
-            (("--channels", "calm"), "`latentcomm train calm`"),
-            (("--controls", "none"), "there is no control 'none'"),
-            (("--write-layer", "-1"), "--write-layer is -1; give at least 0"),
-            (("--read-layer", "99"), "layer 99 is outside"),
-            (("--task", "gsm8k", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
-            (("--task", "prosqa", "--data", "here.jsonl"), "--data is no option of the task prosqa"),
-            (("--name", "a/b"), "give a plain file name"),
-            (("--weights", "."), "holds no trained channel"),
-        ],
+    @refusals(
+        """
+        --task mmlu --data sample --subjects magic -> magic
+        --subjects formal_logic -> --subjects is no option of the task countries
+        --task biographies --fame famous -> --fame is no option of the task biographies
+        --channels silent,smoke -> there is no channel 'smoke'
+        --channels silent,silent -> named twice
+        --channels calm -> `latentcomm train calm`
+        --controls none -> there is no control 'none'
+        --write-layer -1 -> --write-layer is -1; give at least 0
+        --read-layer 99 -> layer 99 is outside
+        --task gsm8k --data nowhere.jsonl -> nowhere.jsonl
+        --task prosqa --data here.jsonl -> --data is no option of the task prosqa
+        --name a/b -> give a plain file name
+        --weights . -> holds no trained channel
+        """
     )
     def test_what_is_wrong_is_one_sentence_and_writes_nothing(
         self, arguments: tuple[str, ...], sentence: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -226,13 +225,12 @@ class TestTrain:
         assert self.train(tiny, tmp_path, "gated").exit_code == 0
         assert again.calls == 4  # nothing of it is kept once all are done
 
-    @pytest.mark.parametrize(
-        ("arguments", "sentence"),
-        [
-            (("replace",), "there is no channel to train 'replace'; choose among"),
-            (("gated", "--dtype", "float16"), "train in float32 or bfloat16"),
-            (("gated", "--task", "gsm8k"), "gsm8k"),
-        ],
+    @refusals(
+        """
+        replace -> there is no channel to train 'replace'; choose among
+        gated --dtype float16 -> train in float32 or bfloat16
+        gated --task gsm8k -> gsm8k
+        """
     )
     def test_what_is_wrong_is_one_sentence_and_writes_nothing(
         self, arguments: tuple[str, ...], sentence: str, tiny: Path, tmp_path: Path

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from commands import Ended, last_line, run
 from seeing import encoder_folder, picture_folder, reader_folder
-from test_cli_compare import stop
+from test_cli_compare import WRITTEN, stop
 from tiny import files_in
 from toys import Counter
 
@@ -16,7 +16,6 @@ from latentcomm.experiments.crossmodal.report import crossmodal_figure
 from latentcomm.reporting.publish import check_replot
 
 FEW = ("--n-fitting", "30", "--n-test", "6", "--reply-tokens", "1", "--vision-steps", "3")
-WRITTEN = ["c.csv", "c.html", "c.json", "c.meta.json", "c_trials.csv"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms
-from tiny import BACKENDS, EVERY_MODEL, PAD_ID, build, files_in, hooks_left, ids, left_padded, model
+from tiny import BACKENDS, EVERY_MODEL, PAD_ID, block_counter, build, files_in, hooks_left, ids, left_padded, model
 from torch import Tensor
 
 from latentcomm._core import records
@@ -44,21 +44,6 @@ def sites_of(model: Model) -> list[Site]:
     return [
         site for layer in (0, 1, 2) for stream in STREAMS if (site := Site(layer, stream)).hook_name in model.hook_names
     ]
-
-
-def block_counter(model: Model) -> list[int]:
-    """How many forward passes have entered each block."""
-    seen = [0] * model.n_layers
-
-    def counter(layer: int) -> Any:
-        def count(*_: object) -> None:
-            seen[layer] += 1
-
-        return count
-
-    for layer, block in enumerate(model.hooked.blocks):
-        block.register_forward_pre_hook(counter(layer))
-    return seen
 
 
 class TestInMemory:

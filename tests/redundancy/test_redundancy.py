@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 import torch
 from numerics import assert_same_bits
+from similar import rows
 from sklearn.linear_model import Ridge
 
 from latentcomm.alignment import AffineMap, fit_ridge, row_folds
@@ -19,10 +20,6 @@ from latentcomm.redundancy import (
     residual_fusion,
     residual_map,
 )
-
-
-def rows(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def correlations(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ import pytest
 import sklearn.decomposition
 import torch
 from numerics import assert_same_bits
+from similar import rows
 
 from latentcomm._core.linalg import canonical_pairs
 from latentcomm.redundancy import (
@@ -15,10 +16,6 @@ from latentcomm.redundancy import (
     principal_subspace,
     shared_subspace,
 )
-
-
-def rows(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("n_rows", "width"), [(60, 5), (4, 9)])

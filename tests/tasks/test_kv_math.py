@@ -4,6 +4,7 @@ import random
 import re
 from collections import Counter
 from itertools import combinations
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from latentcomm.tasks.kv_math import _pair, _pair_index, joint_texts, key_table,
 
 SUM = re.compile(r"(\S+) ([-+*]) (\S+) =")
 OPTIONS = {"n_keys": 12, "n_digits": 2, "seed": 3}
+every_seed = pytest.mark.parametrize("options", [OPTIONS | {"seed": seed} for seed in range(3)])
 
 
 def worked_out(left: int, operator: str, right: int) -> int:
@@ -86,16 +88,14 @@ class TestTheTask:
 
 
 class TestHeldOut:
-    @pytest.mark.parametrize("seed", range(3))
-    def test_the_parts_share_no_pair_of_keys_and_lose_none(self, seed: int) -> None:
-        options = OPTIONS | {"seed": seed}
+    @every_seed
+    def test_the_parts_share_no_pair_of_keys_and_lose_none(self, options: dict[str, Any]) -> None:
         test, train = kv_math(n=52, part="test", **options), kv_math(n=212, part="train", **options)
         assert not pairs(test) & pairs(train)
         assert pairs(test) | pairs(train) == {frozenset(pair) for pair in combinations(key_table(**options), 2)}
 
-    @pytest.mark.parametrize("seed", range(3))
-    def test_no_tested_sum_is_in_what_either_model_or_both_train_on(self, seed: int) -> None:
-        options = OPTIONS | {"seed": seed}
+    @every_seed
+    def test_no_tested_sum_is_in_what_either_model_or_both_train_on(self, options: dict[str, Any]) -> None:
         table = key_table(**options)
         tested = pairs(kv_math(n=52, **options))
         numbers = {frozenset(str(table[key]) for key in pair) for pair in tested}

@@ -53,19 +53,12 @@ def run_cascade(settings: CascadeSettings, job: Job) -> Result:
         "reply_tokens": task.reply_tokens,
     }
     checkpoint = job.unfinished(shown, large, small, task)
+    maps = {name: getattr(settings, name) for name in ("read_layer", "write_layer", "seed")}
     swept = sweep_cascade(
         large,
         small,
         task,
-        hand_offs=hand_offs_named(
-            wanted,
-            large,
-            small,
-            documents,
-            read_layer=settings.read_layer,
-            write_layer=settings.write_layer,
-            seed=settings.seed,
-        ),
+        hand_offs=hand_offs_named(wanted, large, small, documents, **maps),
         ns=ns,
         stops=stops,
         controls=settings.controls,

@@ -93,8 +93,49 @@ class HandOff(Channel, Protocol):
         ...
 
 
+class _Opened:
+    """What hand-offs share: their openings are generated, read to the end, and put before the reply."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """None: no states are needed."""
+        return ()
+
+    @property
+    def needs_cache(self) -> bool:
+        """No: no keys and values are needed."""
+        return False
+
+    def carries_own(self: HandOff, receiver: Model) -> bool:  # noqa: ARG002
+        """Whether there is a hand-off of the receiver's own opening to itself."""
+        return self.to_itself() is not None
+
+    def own(self: HandOff, receiver: Model, task: Task) -> Message:
+        """The message of the receiver's own opening, through `to_itself`.
+
+        Raises:
+            ValueError: the hand-off has no map for it.
+        """
+        itself = self.to_itself()
+        if itself is None:
+            raise ValueError(f"the hand-off {self.name} has no map of the small model's own states; fit one")
+        return replace(itself.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
+
+    def receive(self: HandOff, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        """The receiver's input at the end of each opening."""
+        return self.enter(receiver, task, message, _lengths(message)).given
+
+    def decide(self, task: Task, message: Message, replies: list[str]) -> list[str]:
+        """The text of each opening and its continuation; of one that had ended, or is as long as a reply, its own."""
+        texts, parts = opened(message)
+        return [
+            text if bool(part["ended"]) or len(part["ids"]) >= task.reply_tokens else text + reply
+            for text, part, reply in zip(texts, parts, replies, strict=True)
+        ]
+
+
 @dataclass(frozen=True)
-class TextHandOff:
+class TextHandOff(_Opened):
     """The small model reads its prompt followed by the opening's text.
 
     Between models of one vocabulary the token ids pass unchanged. Else the text is tokenized separately by the small
@@ -111,16 +152,6 @@ class TextHandOff:
 
     name: str = "text"
     longest: int | None = None
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """None."""
-        return ()
-
-    @property
-    def needs_cache(self) -> bool:
-        """No."""
-        return False
 
     def check(self, large: Model, small: Model, task: Task) -> None:  # noqa: ARG002 (the signature is that of every hand-off)
         """Both models need a tokenizer.
@@ -139,21 +170,9 @@ class TextHandOff:
         """The tokens and their text."""
         return _passed(openings)
 
-    def carries_own(self, receiver: Model) -> bool:  # noqa: ARG002
-        """Yes."""
-        return True
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """The receiver's own opening."""
-        return _own(self, receiver, task)
-
     def to_itself(self) -> "TextHandOff":
         """The same: the small model then reads its own output, which equals the small model alone."""
         return self
-
-    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The prompts, each followed by its whole opening."""
-        return self.enter(receiver, task, message, _lengths(message)).given
 
     def enter(self, small: Model, task: Task, message: Message, ns: Sequence[int]) -> Received:
         """The prompts, each followed by its opening.
@@ -164,13 +183,9 @@ class TextHandOff:
         opening = opening_tokens(small, task, message, ns)
         return Received(_after_prompts(small, task, opening), tuple(opening), (0,) * len(ns), (None,) * len(ns))
 
-    def decide(self, task: Task, message: Message, replies: list[str]) -> list[str]:
-        """The opening and its continuation."""
-        return _whole_replies(task, message, replies)
-
 
 @dataclass(frozen=True)
-class LatentHandOff:
+class LatentHandOff(_Opened):
     """The large model's states along the opening enter the small model, through a map.
 
     With `write="embeddings"` no text passes: the small model reads its prompt and n soft tokens, the mapped states.
@@ -220,11 +235,6 @@ class LatentHandOff:
         """The layer that is read."""
         return (self.read,)
 
-    @property
-    def needs_cache(self) -> bool:
-        """No."""
-        return False
-
     def check(self, large: Model, small: Model, task: Task) -> None:  # noqa: ARG002 (the signature is that of every hand-off)
         """Both models must have the layers, and the map their widths.
 
@@ -271,23 +281,11 @@ class LatentHandOff:
             )
         return _passed(openings, states=[self._mapped(part[name]) for part in parts])
 
-    def carries_own(self, receiver: Model) -> bool:  # noqa: ARG002
-        """Whether a map of its own was fitted; a graft needs none."""
-        return self.to_itself() is not None
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """The receiver's own states along its own opening, through `itself`."""
-        return _own(self, receiver, task)
-
     def to_itself(self) -> "LatentHandOff | None":
         """`itself`; at a layer, where that is None, the same layer's states without a map."""
         if self.write == EMBEDDINGS or self.itself is not None:
             return self.itself
         return LatentHandOff(int(self.write), self.write, None, self.fusion, self.reference, None, self.name)
-
-    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The prompts followed by soft tokens, or by the opening's text with grafts, to each opening's end."""
-        return self.enter(receiver, task, message, _lengths(message)).given
 
     def enter(self, small: Model, task: Task, message: Message, ns: Sequence[int]) -> Received:
         """The prompts followed by soft tokens, or by the opening's text with grafts.
@@ -320,10 +318,6 @@ class LatentHandOff:
         given = replace(_after_prompts(small, task, opening), grafts=(graft,))
         return Received(given, tuple(opening), self._multiply_adds(used), self._drift(used))
 
-    def decide(self, task: Task, message: Message, replies: list[str]) -> list[str]:
-        """The opening and its continuation."""
-        return _whole_replies(task, message, replies)
-
     def _mapped(self, states: Float[Tensor, "n d_sender"]) -> Float[Tensor, "n d_receiver"]:
         return states if self.alignment is None else self.alignment(states.to(self.alignment.weight.device))
 
@@ -353,7 +347,7 @@ class LatentHandOff:
 
 
 @dataclass(frozen=True)
-class KVHandOff:
+class KVHandOff(_Opened):
     """The large model's keys and values of prompt and opening are the small model's cache; it reads the last token of
     the opening and continues.
 
@@ -370,11 +364,6 @@ class KVHandOff:
 
     name: str = "kv"
     longest: int | None = None
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """None: keys and values are cached instead."""
-        return ()
 
     @property
     def needs_cache(self) -> bool:
@@ -420,21 +409,9 @@ class KVHandOff:
         caches = {name: [part[name] for part in parts] for name in ("prompt", "keys", "values")}
         return _passed(openings, **caches)
 
-    def carries_own(self, receiver: Model) -> bool:  # noqa: ARG002
-        """Yes."""
-        return True
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """The receiver's own keys and values."""
-        return _own(self, receiver, task)
-
     def to_itself(self) -> "KVHandOff":
         """The same: the small model then continues from its own cache, which equals the small model alone."""
         return self
-
-    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
-        """The last token of each opening, after the keys and values of all tokens before it."""
-        return self.enter(receiver, task, message, _lengths(message)).given
 
     def enter(self, small: Model, task: Task, message: Message, ns: Sequence[int]) -> Received:
         """The last of the first n tokens of each opening, after the keys and values of all tokens before it.
@@ -462,10 +439,6 @@ class KVHandOff:
         given = ReceiverInput(Prompts.from_ids([ids[-1:] for ids in opening]), past=Past(tuple(layers), tuple(lengths)))
         return Received(given, tuple(opening), (0,) * len(opening), (None,) * len(opening))
 
-    def decide(self, task: Task, message: Message, replies: list[str]) -> list[str]:
-        """The opening and its continuation."""
-        return _whole_replies(task, message, replies)
-
 
 def states_of(message: Message) -> list[Float[Tensor, "_ d_receiver"]]:
     """The states of a latent hand-off's message, `[n d_receiver]` an item.
@@ -488,18 +461,6 @@ def _sent(hand_off: HandOff, sender: Model, task: Task, receiver: Model | None, 
     )
 
 
-def _own(hand_off: HandOff, receiver: Model, task: Task) -> Message:
-    """The message of the receiver's own opening.
-
-    Raises:
-        ValueError: the hand-off has no map for it.
-    """
-    itself = hand_off.to_itself()
-    if itself is None:
-        raise ValueError(f"the hand-off {hand_off.name} has no map of the small model's own states; fit one")
-    return replace(itself.send(receiver, with_own_texts(task), receiver=receiver), is_own=True)
-
-
 def _passed(openings: Message, **more: Sequence[Tensor]) -> Message:
     """The tokens and texts of openings, and further tensors an item."""
     texts, parts = opened(openings)
@@ -520,12 +481,3 @@ def _after_prompts(small: Model, task: Task, opening: Sequence[tuple[int, ...]])
 def _lengths(message: Message) -> list[int]:
     """The number of tokens of each opening."""
     return [len(part["ids"]) for part in opened(message)[1]]
-
-
-def _whole_replies(task: Task, message: Message, replies: list[str]) -> list[str]:
-    """The text of each opening and its continuation; of one that had ended, or is as long as a reply, its own."""
-    texts, parts = opened(message)
-    return [
-        text if bool(part["ended"]) or len(part["ids"]) >= task.reply_tokens else text + reply
-        for text, part, reply in zip(texts, parts, replies, strict=True)
-    ]

@@ -67,19 +67,9 @@ def compare(
         raise ValueError(f"the channels are named {names}; give at least one, and each a name of its own")
     trials: list[Trial] = []
     told = {} if told is None else told
+    shared: dict[str, Any] = {"n": n, "seed": seed, "controls": controls, "checkpoint": checkpoint, "told": told}
     for channel in channels:
-        trials += evaluate(
-            channel,
-            sender,
-            receiver,
-            task,
-            n=n,
-            seed=seed,
-            controls=controls,
-            reply_tokens=reply_tokens,
-            checkpoint=checkpoint,
-            told=told,
-        )
+        trials += evaluate(channel, sender, receiver, task, reply_tokens=reply_tokens, **shared)
     return Comparison.of(trials, seed=seed)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm.alignment import AffineMap
-from latentcomm.channels.base import receiver_prompts
+from latentcomm.channels.base import NothingOfItsOwn, receiver_prompts
 from latentcomm.channels.message import Message
 from latentcomm.channels.soft_slots import filled
 from latentcomm.experiments.crossmodal.pictures import PictureSet
@@ -70,19 +70,11 @@ class Eye:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A channel about pictures, whose receiver has no message of its own about them."""
+class Seen(NothingOfItsOwn):
+    """A channel about pictures, whose receiver cannot see and has no message of its own about them."""
 
     name: str
     eye: Eye
-
-    def carries_own(self, receiver: Model) -> bool:
-        """No: the receiver cannot see."""
-        return False
-
-    def own(self, receiver: Model, task: Task) -> Message:
-        """Nothing."""
-        return Message(None, "nothing", is_own=True)
 
 
 @dataclass(frozen=True)

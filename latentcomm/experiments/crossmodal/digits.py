@@ -64,8 +64,7 @@ def one_digit(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "d
     Raises:
         ValueError: no digit to draw from, or no picture requested.
     """
-    _require(numbers, n)
-    scans, labels = _scans()
+    scans, labels = _scans_to_draw(numbers, n)
     rng = random.Random(f"one digit:{seed}")
     pictures = []
     for index, number in enumerate(rotated(numbers, n, rng)):
@@ -84,8 +83,7 @@ def four_cells(numbers: tuple[int, ...], *, n: int, seed: int = 0, name: str = "
     Raises:
         ValueError: no digit to draw from, or no picture requested.
     """
-    _require(numbers, n)
-    scans, labels = _scans()
+    scans, labels = _scans_to_draw(numbers, n)
     rng = random.Random(f"four cells:{seed}")
     pictures = []
     drawn = iter(rotated(numbers, sum(index % 4 + 1 for index in range(n)), rng))
@@ -122,6 +120,7 @@ def _inked(scan: UInt8[np.ndarray, "8 8"], ink: str) -> UInt8[np.ndarray, "8 8 3
     return (scan[:, :, None].astype(np.float64) / 255 * np.array(INKS[ink])).round().astype(np.uint8)
 
 
-def _require(numbers: tuple[int, ...], n: int) -> None:
+def _scans_to_draw(numbers: tuple[int, ...], n: int) -> tuple[UInt8[np.ndarray, "scan 8 8"], tuple[int, ...]]:
     if not numbers or n < 1:
         raise ValueError(f"{n} pictures of {len(numbers)} scanned digits cannot be drawn; give at least one of each")
+    return _scans()

@@ -28,13 +28,8 @@ def crossmodal_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
 
 def describe_vision(vision: VisionSender) -> dict[str, Any]:
     """The metadata of an encoder."""
-    return {
-        "name": vision.name,
-        "fingerprint": vision.fingerprint,
-        "n_blocks": vision.n_blocks,
-        "d_model": vision.d_model,
-        "dtype": str(vision.dtype).removeprefix("torch."),
-    }
+    facts = {name: getattr(vision, name) for name in ("name", "fingerprint", "n_blocks", "d_model")}
+    return facts | {"dtype": str(vision.dtype).removeprefix("torch.")}
 
 
 def print_crossmodal(found: CrossModal, console: Console) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,18 +127,8 @@ def drift_table(variants: Sequence[Variant], effects: Sequence[Effects], cells: 
     """Return the two-sided percentile of each fused state at its write layer, by each detector and "combined"."""
     return pd.DataFrame(
         [
-            {
-                "fusion": fusion,
-                "message": message,
-                "read_layer": cell.read,
-                "write_layer": cell.write,
-                "item": item,
-                "detector": detector,
-                "percentile": float(one.percentile[detector][number, index, cell.write]),
-            }
-            for number, (fusion, message) in enumerate(variants)
-            for index, cell in enumerate(cells)
-            for item, one in enumerate(effects)
+            graft | {"detector": detector, "percentile": float(one.percentile[detector][number, index, write])}
+            for graft, one, number, index, write in _each_graft(variants, effects, cells)
             for detector in (COMBINED, *DETECTORS)
         ]
     )
@@ -147,21 +138,26 @@ def effects_table(variants: Sequence[Variant], effects: Sequence[Effects], cells
     """Return the effect of each graft on the next token."""
     return pd.DataFrame(
         [
-            {
-                "fusion": fusion,
-                "message": message,
-                "read_layer": cell.read,
-                "write_layer": cell.write,
-                "item": item,
+            graft
+            | {
                 "kl": float(one.kl[number, index]),
                 "entropy_change": float(one.entropy_change[number, index]),
                 "top1_agreement": bool(one.top1_agreement[number, index]),
             }
-            for number, (fusion, message) in enumerate(variants)
-            for index, cell in enumerate(cells)
-            for item, one in enumerate(effects)
+            for graft, one, number, index, _ in _each_graft(variants, effects, cells)
         ]
     )
+
+
+def _each_graft(
+    variants: Sequence[Variant], effects: Sequence[Effects], cells: Sequence[ChosenCell]
+) -> Iterator[tuple[dict[str, Any], Effects, int, int, int]]:
+    """Yield the columns that name each graft, the effects on its item, and its variant, cell and write layer there."""
+    for number, (fusion, message) in enumerate(variants):
+        for index, cell in enumerate(cells):
+            named = {"fusion": fusion, "message": message, "read_layer": cell.read, "write_layer": cell.write}
+            for item, one in enumerate(effects):
+                yield named | {"item": item}, one, number, index, cell.write
 
 
 def own_percentiles(effects: Sequence[Effects], cells: Sequence[ChosenCell]) -> dict[int, Float[np.ndarray, " item"]]:

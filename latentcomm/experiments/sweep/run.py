@@ -87,18 +87,9 @@ def sweep_and_judge(
     test = test if n_test is None else test.take(n_test, seed=seed)
     derangement([label(item) for item in test.items], seed=seed)  # raises now, before the sweep
     names = list(fusions)
-    sweep = tune_sweep(
-        sender,
-        receiver,
-        tune,
-        fusion=fusions[names[0]],
-        alignment=alignment,
-        read_layers=read_layers,
-        write_layers=write_layers,
-        seed=seed,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
+    grid: dict[str, Any] = {"alignment": alignment, "read_layers": read_layers, "write_layers": write_layers}
+    grid |= {"seed": seed, "checkpoint": checkpoint, "progress": progress}
+    sweep = tune_sweep(sender, receiver, tune, fusion=fusions[names[0]], **grid)
     cells = cell_table(sweep, sender, tune)
     chosen = best_cell(cells, n_layers=receiver.n_layers)
     channels = [Silent(), Skyline()]

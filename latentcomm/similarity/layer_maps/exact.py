@@ -9,15 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.similarity.checks import (
-    Range,
-    ranges_of,
-    require_float64,
-    require_layers,
-    require_rows,
-    require_varied,
-    wider_ranges,
-)
+from latentcomm.similarity.checks import Ranges, require_float64, require_layers, require_rows
 from latentcomm.similarity.layer_maps.grams import HeldRows
 from latentcomm.similarity.layer_maps.moments import LayerSums, bytes_of_sums, empty_sums
 from latentcomm.similarity.layer_maps.ridge import (
@@ -93,13 +85,12 @@ class LayerPairs:
         self.by_document: bool | None = None
         self._held: list[tuple[Tensor, Tensor, Tensor]] = []
         self._sums: LayerSums | None = None
-        self._ranges: tuple[Range, ...] = ()
+        self._ranges = Ranges()
 
     def __repr__(self) -> str:
-        if not self._ranges:
+        if not self._ranges.sides:
             return "LayerPairs(no rows yet)"
-        sides = " and ".join(f"{low.shape[0]} layers {low.shape[1]} wide" for low, _ in self._ranges)
-        return f"LayerPairs({self.n_rows} rows of {sides})"
+        return f"LayerPairs({self.n_rows} rows of {self._ranges})"
 
     def update(self, x_layers: LayersX, y_layers: LayersY, *, groups: Documents | None = None) -> "LayerPairs":
         """Take in rows of all layers, paired between x and y, with one document label a row; return this accumulator.
@@ -118,9 +109,7 @@ class LayerPairs:
             return self
         x = torch.stack([layer.detach().to(self.device) for layer in x_layers])
         y = x if y_layers is x_layers else torch.stack([layer.detach().to(self.device) for layer in y_layers])
-        known = self._ranges or (None, None)
-        first = ranges_of(x, "x", known[0])
-        ranges = first, first if y is x and known[0] is known[1] else ranges_of(y, "y", known[1])
+        ranges = self._ranges.with_rows(x, y)
         self._require_room(self.n_rows + n_rows, x, y)
         self.by_document, self._ranges = groups is not None, ranges
         self.n_rows += n_rows
@@ -144,12 +133,12 @@ class LayerPairs:
         if self.by_document is not None:
             if self.by_document != other.by_document:
                 raise ValueError("one side was given documents and the other not; give them to both")
-            if [low.shape for low, _ in self._ranges] != [low.shape for low, _ in other._ranges]:
+            if self._ranges.shapes != other._ranges.shapes:
                 raise ValueError(f"{self!r} cannot take in {other!r}; their layers or widths differ")
         if other._held:
             self._require_room(self.n_rows + other.n_rows, *other._held[0][:2])
         self.by_document = other.by_document
-        self._ranges = wider_ranges(self._ranges, other._ranges)
+        self._ranges = self._ranges.merged(other._ranges)
         self.n_rows += other.n_rows
         self._held += other._held
         if other._sums is not None:
@@ -164,7 +153,7 @@ class LayerPairs:
         other = LayerPairs(
             folds=self.folds, seed=self.seed, fold_of=self.fold_of, max_bytes=self.max_bytes, device=self.device
         )
-        other.n_rows, other.by_document, other._ranges = self.n_rows, self.by_document, self._ranges[::-1]
+        other.n_rows, other.by_document, other._ranges = self.n_rows, self.by_document, Ranges(self._ranges.sides[::-1])
         other._held = [(y, x, fold) for x, y, fold in self._held]
         other._sums = None if self._sums is None else self._sums.swapped()
         return other
@@ -268,14 +257,14 @@ class LayerPairs:
         """Reduce held rows to sums once those take less memory, in blocks that do not depend on the chunks."""
         while sum(fold.shape[0] for _, _, fold in self._held) > (limit := self._held_limit()):
             x, y, fold = self._joined()
-            self._absorb(x[:, :limit], y[:, :limit], fold[:limit])
+            self._absorb(limit)
             rest = x[:, limit:].clone()
             self._held = [(rest, rest if y is x else y[:, limit:].clone(), fold[limit:].clone())]
 
     def _held_limit(self) -> int:
         """Return how many rows may be held: as many as the sums would take, and all where those are too large."""
         if self._sums is not None:
-            return _block_rows(sum(low.numel() for low, _ in self._ranges))
+            return _block_rows(sum(low.numel() for low, _ in self._ranges.sides))
         sums, a_row = self._bytes(*self._held[0][:2])
         return max(1, sums // a_row) if sums <= self.max_bytes else self.n_rows
 
@@ -298,13 +287,10 @@ class LayerPairs:
                 f" than max_bytes, {self.max_bytes / 1e9:.3g} GB; stream fewer layers at a time, or allow more"
             )
 
-    def _absorb(
-        self,
-        x: Float[Tensor, "layer_x row d_sender"],
-        y: Float[Tensor, "layer_y row d_receiver"],
-        fold: Int[Tensor, " row"],
-    ) -> None:
-        """Add rows to the sums, about the mean of the first that came."""
+    def _absorb(self, n_rows: int) -> None:
+        """Add the first held rows, or all where there are fewer, to the sums, about the mean of the first that came."""
+        x, y, fold = self._joined()
+        x, y, fold = x[:, :n_rows], y[:, :n_rows], fold[:n_rows]
         if self._sums is None:
             origin_x, origin_y = (torch.stack([layer.double().mean(0) for layer in side]) for side in (x, y))
             self._sums = empty_sums(origin_x, origin_y, self.folds)
@@ -325,14 +311,12 @@ class LayerPairs:
     def _source(self, least_rows: int) -> HeldRows | LayerSums:
         """Return what the maps follow from, refusing rows that they cannot follow from."""
         require_rows(self.n_rows, least_rows)
-        for (low, high), name in zip(self._ranges, "xy", strict=True):
-            for layer in range(low.shape[0]):
-                require_varied(low[layer], high[layer], f"layer {layer} of {name}")
+        self._ranges.require_varied()
         if self._sums is None:
             x, y, fold = self._joined()
             return HeldRows(x, y, fold, self.folds)
         if self._held:
-            self._absorb(*self._joined())
+            self._absorb(self.n_rows)
             self._held = []
         return self._sums
 

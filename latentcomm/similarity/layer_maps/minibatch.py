@@ -6,15 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.similarity.checks import (
-    Range,
-    ranges_of,
-    require_float64,
-    require_layers,
-    require_rows,
-    require_varied,
-    wider_ranges,
-)
+from latentcomm.similarity.checks import Ranges, require_float64, require_layers, require_rows
 from latentcomm.similarity.cka import BATCH_ROWS
 from latentcomm.similarity.hsic import LEAST_ROWS, alignment_ratio, gram_products, gram_squares, hsic1_of_centred
 from latentcomm.similarity.layer_maps.row_buffer import Room, RowBuffer
@@ -72,14 +64,13 @@ class MinibatchPairs:
         self._buffer: RowBuffer | None = None
         self._sums: tuple[Tensor, ...] | None = None
         self._buffers_done = 0
-        self._ranges: tuple[Range, ...] = ()
+        self._ranges = Ranges()
         self._room = Room()
 
     def __repr__(self) -> str:
-        if not self._ranges:
+        if not self._ranges.sides:
             return "MinibatchPairs(no rows yet)"
-        sides = " and ".join(f"{low.shape[0]} layers {low.shape[1]} wide" for low, _ in self._ranges)
-        return f"MinibatchPairs({self.n_rows} rows of {sides})"
+        return f"MinibatchPairs({self.n_rows} rows of {self._ranges})"
 
     def update(self, x_layers: LayersX, y_layers: LayersY) -> "MinibatchPairs":
         """Take in rows of all layers, paired between x and y; return this accumulator.
@@ -112,7 +103,7 @@ class MinibatchPairs:
         if other._buffer is None:
             return self
         self._take(*other._buffer.rows(), other.n_rows)
-        self._ranges = wider_ranges(self._ranges, other._ranges)  # rows that left the other's buffer have varied too
+        self._ranges = self._ranges.merged(other._ranges)  # rows that left the other's buffer have varied too
         if other._sums is not None:
             self._sums = _added(self._sums, other._sums)
         return self
@@ -125,9 +116,7 @@ class MinibatchPairs:
                 equally similar.
         """
         require_rows(self.n_rows, LEAST_ROWS, "for the unbiased estimator")
-        for (low, high), name in zip(self._ranges, "xy", strict=True):
-            for layer in range(low.shape[0]):
-                require_varied(low[layer], high[layer], f"layer {layer} of {name}")
+        self._ranges.require_varied()
         slots = self._held().slots()
         sums = _added(self._sums, self._batch_sums(slots, max(1, len(slots) // self.batch_rows)))
         return alignment_ratio(sums[0], sums[1][:, None], sums[2], sums[3][:, None], sums[4])
@@ -159,9 +148,7 @@ class MinibatchPairs:
 
     def _take(self, x: LayersX, y: LayersY, n_rows: int) -> None:
         """Take in rows, `n_rows` counted; a batch's worth of rows stays in the buffer for the last, uneven batches."""
-        known = self._ranges or (None, None)
-        first = ranges_of(x, "x", known[0])
-        ranges = first, first if y is x and known[0] is known[1] else ranges_of(y, "y", known[1])
+        ranges = self._ranges.with_rows(x, y)
         if self._buffer is None:
             self._buffer = RowBuffer(self.buffer_rows + self.batch_rows, x, y)
         for layers, held, name in ((x, self._buffer.x, "x"), (y, self._buffer.y, "y")):

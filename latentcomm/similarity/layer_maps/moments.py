@@ -88,19 +88,6 @@ class LayerSums:
         products, square_x, square_y = self.cross.sum(0), self.square_x.sum(0), self.square_y.sum(0)
         xp, yq = (s_x * p).sum(1), (s_y * q).sum(1)  # sums over rows of x.p and y.q
         size_x, size_y = self.size_x + 2 * xp + n * pp, self.size_y + 2 * yq + n * qq
-        norms_xy = self._moved_norms(p, q, torch.einsum("ld,ldme,me->lm", p, products, q))
-        weighted_xy = (
-            self.weighted_xy
-            + 2 * torch.einsum("ldme,me->ldm", products, q)
-            + s_x[:, :, None] * qq
-            + p[:, :, None] * size_y
-        )
-        weighted_yx = (
-            self.weighted_yx
-            + 2 * torch.einsum("ld,ldme->lme", p, products)
-            + pp[:, None, None] * s_y
-            + size_x[:, None, None] * q
-        )
         norms_xx, weighted_xx = _moved_own(self.norms_xx, self.weighted_xx, square_x, s_x, self.size_x, n, p)
         norms_yy, weighted_yy = _moved_own(self.norms_yy, self.weighted_yy, square_y, s_y, self.size_y, n, q)
         counts = self.n[:, None, None]
@@ -119,11 +106,17 @@ class LayerSums:
             size_y=size_y,
             norms_xx=norms_xx,
             norms_yy=norms_yy,
-            norms_xy=norms_xy,
+            norms_xy=self._moved_norms(p, q, torch.einsum("ld,ldme,me->lm", p, products, q)),
             weighted_xx=weighted_xx,
             weighted_yy=weighted_yy,
-            weighted_xy=weighted_xy,
-            weighted_yx=weighted_yx,
+            weighted_xy=self.weighted_xy
+            + 2 * torch.einsum("ldme,me->ldm", products, q)
+            + s_x[:, :, None] * qq
+            + p[:, :, None] * size_y,
+            weighted_yx=self.weighted_yx
+            + 2 * torch.einsum("ld,ldme->lme", p, products)
+            + pp[:, None, None] * s_y
+            + size_x[:, None, None] * q,
         )
 
     def merged(self, other: "LayerSums") -> "LayerSums":

@@ -11,17 +11,9 @@ from latentcomm.alignment import AffineMap
 from latentcomm.channels import Message, Skyline
 from latentcomm.channels.training.trainer import Schedule, train
 from latentcomm.experiments.controls import Sending, shuffled
+from latentcomm.experiments.crossmodal import fitting
 from latentcomm.experiments.crossmodal.captions import Caption, NearestLabel, NearestPicture, NearestWords
 from latentcomm.experiments.crossmodal.channels import Eye, SoftPrompt, VisionGraft, in_caption_position
-from latentcomm.experiments.crossmodal.fitting import (
-    SoftPromptLearner,
-    caption_embeddings,
-    caption_length,
-    caption_tokens,
-    fit_soft_prompt,
-    fit_vision_graft,
-    informed_states,
-)
 from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
 from latentcomm.experiments.crossmodal.questions import Question, answerable, picture_task, told
 from latentcomm.experiments.evaluation import evaluate
@@ -42,7 +34,7 @@ TASK = picture_task(PICTURES, WHERE)
 def planted(receiver: Any, n: int, *, width: int = 40, seed: int = 0) -> tuple[torch.Tensor, PictureSet, torch.Tensor]:
     """Vectors in which the embedding of each caption is mapped by a random linear map, their pictures, and that map."""
     pictures = country_pictures(n)
-    target = caption_embeddings(receiver, [each.caption for each in pictures], n_tokens=1)
+    target = fitting.caption_embeddings(receiver, [each.caption for each in pictures], n_tokens=1)
     hidden = states(width, receiver.d_model, seed=5, dtype=torch.float32)
     noisy = target @ hidden.T + 0.01 * states(n, width, seed=seed, dtype=torch.float32)
     return noisy, pictures, hidden
@@ -103,7 +95,7 @@ def test_a_split_keeps_groups_whole_and_holds_every_picture_once() -> None:
 def test_the_embeddings_of_a_caption_give_the_logits_of_its_text(architecture: str, template: Any) -> None:
     receiver = model(architecture)
     task = picture_task(PICTURES, WHERE, template=template)
-    exact = caption_embeddings(receiver, [PICTURES[item.sender].caption for item in task.items], n_tokens=1)
+    exact = fitting.caption_embeddings(receiver, [PICTURES[item.sender].caption for item in task.items], n_tokens=1)
     soft = in_caption_position(receiver, task, exact[:, None])
     words = Skyline().receive(receiver, task, Message(None, "nothing"))
     assert_same_bits(soft.prompts.lengths, words.prompts.lengths)
@@ -116,13 +108,13 @@ def test_the_embeddings_of_a_caption_give_the_logits_of_its_text(architecture: s
 def test_a_planted_map_is_found_on_held_out_pictures_and_a_random_one_not() -> None:
     receiver = model("llama")
     vectors, pictures, hidden = planted(receiver, 80)
-    found = fit_soft_prompt(vectors, pictures, receiver, n_tokens=1)
+    found = fitting.fit_soft_prompt(vectors, pictures, receiver, n_tokens=1)
     fresh, held, _ = planted(receiver, 40, seed=9)
-    target = caption_embeddings(receiver, [each.caption for each in held], n_tokens=1)
+    target = fitting.caption_embeddings(receiver, [each.caption for each in held], n_tokens=1)
     assert found.r_squared(fresh, target) > 0.99
-    unrelated = fit_soft_prompt(states(80, 40, seed=3, dtype=torch.float32), pictures, receiver, n_tokens=1)
+    unrelated = fitting.fit_soft_prompt(states(80, 40, seed=3, dtype=torch.float32), pictures, receiver, n_tokens=1)
     assert unrelated.r_squared(states(40, 40, seed=4, dtype=torch.float32), target) < 0.05
-    wrong = fit_soft_prompt(vectors, pictures, receiver, n_tokens=1, shuffled=0)
+    wrong = fitting.fit_soft_prompt(vectors, pictures, receiver, n_tokens=1, shuffled=0)
     assert wrong.r_squared(fresh, target) < 0.05
     assert hidden.shape == (40, receiver.d_model)
 
@@ -132,7 +124,10 @@ def test_a_planted_soft_prompt_answers_as_the_oracle_unless_shuffled() -> None:
     vectors, pictures, _ = planted(receiver, 80)
     task = picture_task(pictures, WHERE)
     channel = SoftPrompt(
-        "soft", Eye(sender(), pictures, VisionSite(0)), fit_soft_prompt(vectors, pictures, receiver, n_tokens=1), 1
+        "soft",
+        Eye(sender(), pictures, VisionSite(0)),
+        fitting.fit_soft_prompt(vectors, pictures, receiver, n_tokens=1),
+        1,
     )
     message = Message(vectors, "planted")
     oracle = next_token_logits(receiver, Skyline().receive(receiver, task, Message(None, "nothing")))
@@ -146,25 +141,25 @@ def test_a_planted_soft_prompt_answers_as_the_oracle_unless_shuffled() -> None:
 def test_captions_of_unequal_length_are_filled_with_full_stops() -> None:
     receiver = model("llama")
     captions = ["Greece", "Greece is the country"]
-    assert caption_length(receiver, captions) == 4
+    assert fitting.caption_length(receiver, captions) == 4
     table = receiver.embedding_table.float()
     stop = encode(receiver, ["."]).ids(0)[0]
-    filled = caption_embeddings(receiver, captions, n_tokens=4).unflatten(1, (4, -1))
+    filled = fitting.caption_embeddings(receiver, captions, n_tokens=4).unflatten(1, (4, -1))
     assert_same_bits(filled[0, 1:], table[stop].expand(3, -1))
     assert_same_bits(filled[1], table[encode(receiver, [" Greece is the country"]).ids(0)])
-    assert torch.allclose(caption_embeddings(receiver, captions)[1], filled[1].mean(0), atol=1e-6)
+    assert torch.allclose(fitting.caption_embeddings(receiver, captions)[1], filled[1].mean(0), atol=1e-6)
     with pytest.raises(ValueError, match="has 4 tokens, more than n_tokens 2"):
-        caption_embeddings(receiver, captions, n_tokens=2)
+        fitting.caption_embeddings(receiver, captions, n_tokens=2)
 
 
 def test_a_graft_is_fitted_to_the_state_of_one_who_has_read_the_name() -> None:
     receiver = model("llama")
     site = Site(1)
-    target = informed_states(receiver, TASK, [site])[site]
+    target = fitting.informed_states(receiver, TASK, [site])[site]
     one = capture(receiver, encode(receiver, [told("Peru", WHERE.ask)]), [site]).last(site)[0]
     assert torch.allclose(target[2], one.float(), atol=1e-5)
     hidden = states(40, receiver.d_model, seed=5, dtype=torch.float32)
-    maps = fit_vision_graft(target @ hidden.T, PICTURES, [WHERE, KIND], receiver, [site])[site]
+    maps = fitting.fit_vision_graft(target @ hidden.T, PICTURES, [WHERE, KIND], receiver, [site])[site]
     assert set(maps) == {"identity", "category"}
     assert maps["identity"].r_squared(target @ hidden.T, target) > 0.99
     channel = VisionGraft("graft", EYE, site, maps)
@@ -183,22 +178,22 @@ def test_the_nearest_caption_is_that_of_the_nearest_centred_vector() -> None:
     rows = known[[4, 2, 2]] + 0.01
     assert say(rows) == ["e", "c", "c"]
     receiver = model("llama")
-    targets = caption_embeddings(receiver, list(COUNTRIES), n_tokens=1)
+    targets = fitting.caption_embeddings(receiver, list(COUNTRIES), n_tokens=1)
     hidden = drawn_map(receiver.d_model, receiver.d_model)
-    inverse = fit_soft_prompt(hidden(targets).repeat(3, 1), PICTURES, receiver, n_tokens=1)
+    inverse = fitting.fit_soft_prompt(hidden(targets).repeat(3, 1), PICTURES, receiver, n_tokens=1)
     assert NearestLabel(inverse, targets, COUNTRIES)(hidden(targets)) == list(COUNTRIES)
 
 
 def test_a_caption_word_by_word_says_what_no_picture_was_called() -> None:
     receiver = model("llama")
     captions = ["Greece is Peru", "Italy is Japan", "Egypt"]
-    rows = caption_tokens(receiver, captions, n_tokens=3)
+    rows = fitting.caption_tokens(receiver, captions, n_tokens=3)
     places = tuple(tuple(dict.fromkeys(ids)) for ids in zip(*rows, strict=True))
     say = NearestWords(AffineMap.identity(3 * receiver.d_model), receiver, places)
-    known = caption_embeddings(receiver, captions, n_tokens=3)
+    known = fitting.caption_embeddings(receiver, captions, n_tokens=3)
     noisy = known + 0.1 * known.std() * states(*known.shape, dtype=torch.float32)
     assert say(noisy) == captions
-    new = caption_embeddings(receiver, ["Greece is Japan", "Peru is Japan"], n_tokens=3)
+    new = fitting.caption_embeddings(receiver, ["Greece is Japan", "Peru is Japan"], n_tokens=3)
     assert say(new)[0] == "Greece is Japan"  # each token at its own place
     assert say(new)[1].split()[1:] == ["is", "Japan"] and say(new)[1] not in ("Peru is Japan", *captions)
     assert NearestLabel(say.mapping, known, tuple(captions))(new)[0] in captions  # which whole captions cannot say
@@ -211,7 +206,7 @@ def test_a_caption_word_by_word_says_what_no_picture_was_called() -> None:
 def test_channels_run_in_the_evaluation_with_their_shuffled_message() -> None:
     receiver = model("llama")
     vectors = EYE.vectors_of(receiver, TASK)
-    soft = SoftPrompt("soft", EYE, fit_soft_prompt(vectors, PICTURES, receiver, n_tokens=1), 1)
+    soft = SoftPrompt("soft", EYE, fitting.fit_soft_prompt(vectors, PICTURES, receiver, n_tokens=1), 1)
     trials = evaluate(soft, receiver, receiver, TASK, reply_tokens=1)
     assert {trial.condition for trial in trials} == {"message", "shuffled", "zero", "random"}
     assert {trial.message_bytes for trial in trials} == {16 * 4}
@@ -256,16 +251,16 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="gives 5 entries and 2 soft tokens"):
         SoftPrompt("soft", EYE, drawn_map(16, 5), 2).receive(receiver, TASK, message)
     with pytest.raises(ValueError, match="3 vectors for 24 pictures"):
-        fit_soft_prompt(states(3, 8, dtype=torch.float32), PICTURES, receiver, n_tokens=1)
+        fitting.fit_soft_prompt(states(3, 8, dtype=torch.float32), PICTURES, receiver, n_tokens=1)
     with pytest.raises(ValueError, match="penalty 0 needs a source of full rank"):
-        fit_soft_prompt(states(24, 80, dtype=torch.float32), PICTURES, receiver, n_tokens=1, penalty=0)
+        fitting.fit_soft_prompt(states(24, 80, dtype=torch.float32), PICTURES, receiver, n_tokens=1, penalty=0)
 
 
 def test_training_through_the_frozen_receiver_lowers_the_loss() -> None:
     receiver = build("llama", dtype=torch.float32)
     before = receiver.fingerprint
     vectors = {each.id: row for each, row in zip(PICTURES, EYE.vectors_of(receiver, TASK), strict=True)}
-    learner = SoftPromptLearner.of(receiver, [TASK], vectors, drawn_map(16, receiver.d_model))
+    learner = fitting.SoftPromptLearner.of(receiver, [TASK], vectors, drawn_map(16, receiver.d_model))
     found = train(learner, Schedule(steps=80, batch_size=8, learning_rate=0.05), frozen=[receiver])
     assert sum(found.losses[-5:]) < 0.6 * sum(found.losses[:5])
     assert receiver.fingerprint == before
@@ -275,4 +270,4 @@ def test_training_through_the_frozen_receiver_lowers_the_loss() -> None:
     with torch.no_grad():
         assert learner.loss(range(24), torch.Generator()).item() == pytest.approx(loss.item(), abs=1e-4)
     with pytest.raises(ValueError, match="the picture '0' has no vector"):
-        SoftPromptLearner.of(receiver, [TASK], {}, drawn_map(16, receiver.d_model))
+        fitting.SoftPromptLearner.of(receiver, [TASK], {}, drawn_map(16, receiver.d_model))

@@ -20,6 +20,7 @@ from tiny import (
     EVERY_MODEL,
     PAD_ID,
     VOCABULARY,
+    block_counter,
     build,
     files_in,
     hooks_left,
@@ -384,20 +385,10 @@ class TestThePrice:
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_the_sender_runs_once_and_stops_at_the_deepest_read_layer(self, backend: str) -> None:
         sender, receiver = build("llama", backend), model("gpt2", backend)
-        seen = [0, 0, 0]
-
-        def counter(layer: int) -> Any:
-            def count(*_: object) -> None:
-                seen[layer] += 1
-
-            return count
-
-        for layer, block in enumerate(sender.hooked.blocks):
-            block.register_forward_hook(counter(layer))
+        seen = block_counter(sender)
         options: dict[str, Any] = {"fusion": Sum(), "read_layers": [1, 0]}
         sweep_layers(sender, receiver, SENDER_PROMPTS, RECEIVER_PROMPTS, **options)
-        assert seen[0] == 1  # the last block to run is left by its own hook, before it returns
-        assert seen[2] == 0
+        assert seen == [1, 1, 0]
 
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_a_prefix_is_read_once_for_all_items_of_one_prompt(
