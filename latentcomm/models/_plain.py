@@ -141,9 +141,12 @@ class Plain:
 
 
 def has_foreign_hooks(modules: list[Any], *, own: str) -> bool:
-    """Whether one of these modules has a torch hook that is defined outside the modules named `own` and below."""
+    """Whether one of these modules has a torch hook that is defined outside `own` and transformers.
+
+    The hooks of transformers record outputs for who asks for them, and stay where they were once asked for.
+    """
     return any(
-        not str(getattr(hook, "__module__", "")).startswith(own)
+        not str(getattr(hook, "__module__", "")).startswith((own, "transformers."))
         for module in modules
         for hooks in (module._forward_hooks, module._forward_pre_hooks)
         for hook in hooks.values()

@@ -37,17 +37,16 @@ def model(architecture: str, backend: str = "bridge") -> Model:
 def exact(tiny: Model) -> Model:
     """With rotations in float64, which transformers takes in float32: only then are positions quite relative."""
 
-    def rotate(
-        module: Any, given: tuple[Any, ...], named: dict[str, Tensor], out: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        places = named["position_ids"] if "position_ids" in named else given[1]
-        angles = places[:, :, None].double() * module.inv_freq.double()
+    def rotate(module: Any, run: Any, *given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        cos, _ = run(*given, **named)
+        positions = named["position_ids"] if "position_ids" in named else given[1]
+        angles = positions[:, :, None].double() * module.inv_freq.double()
         angles = torch.cat([angles, angles], -1)
-        return angles.cos().to(out[0].dtype), angles.sin().to(out[1].dtype)
+        return angles.cos().to(cos.dtype), angles.sin().to(cos.dtype)
 
     for module in tiny.hooked.original_model.modules():
-        if hasattr(module, "inv_freq"):
-            module.register_forward_hook(rotate, with_kwargs=True)
+        if "inv_freq" in module._buffers:
+            module.forward = functools.partial(rotate, module, module.forward)
     return tiny
 
 
