@@ -12,6 +12,8 @@ from torch import Tensor
 
 BRIDGE = "transformer_lens.model_bridge"
 """The modules of TransformerLens whose own torch hooks serve its hook points and change nothing by themselves."""
+WRAPPED = "_original_component"
+"""The child of a bridge's module that it wraps."""
 ATTENTION = ("full_attention", "sliding_attention")
 """Kinds of layers whose cache is keys and values."""
 
@@ -37,12 +39,16 @@ class Plain:
     Attributes:
         bridge: the bridge.
         swaps: the children to put back during a pass.
-        modules: all modules of both, by which hooks, patches and weights of others are seen.
+        links: parent, name and child wherever one of the bridge's modules is held or holds the one it wraps.
+        modules: all modules of both, by which hooks of others are seen.
+        wrappers: those of the bridge, by which patches and weights of others are seen.
     """
 
     bridge: Any
     swaps: list[Swap] = field(default_factory=list)
+    links: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list)
     modules: list[Any] = field(default_factory=list)
+    wrappers: list[Any] = field(default_factory=list)
     _agreed: dict[Any, bool] = field(default_factory=dict)
 
     @classmethod
@@ -57,14 +63,8 @@ class Plain:
 
     @property
     def replaces_bridge(self) -> bool:
-        """Whether a pass would be the same now."""
-        if (
-            not all(
-                each.parent.get(each.name) is each.wrapper and _unwrapped(each.wrapper) is each.original
-                for each in self.swaps
-            )
-            or not self.swaps
-        ):
+        """Whether a pass would be the same now: asked before each, so that it calls nothing for every module."""
+        if not self.links or any(parent.get(name) is not child for parent, name, child in self.links):
             self._look()
         return not has_foreign_hooks(self.modules, own=BRIDGE) and not self._is_patched and self._agrees
 
@@ -72,7 +72,8 @@ class Plain:
         """Find what the bridge has replaced, anew."""
         original = self.bridge.original_model
         self.modules = list({id(each): each for root in (self.bridge, original) for each in root.modules()}.values())
-        self.swaps, self._agreed = [], {}
+        self.wrappers = [module for module in self.modules if _is_wrapper(module)]
+        self.swaps = []
         inside, reached = [original], dict[int, Any]()
         while inside:
             module = inside.pop()
@@ -83,6 +84,9 @@ class Plain:
                 if child is not None and _is_wrapper(child):
                     self.swaps.append(Swap(module._modules, name, child, _unwrapped(child)))
                 inside += [] if child is None else [_unwrapped(child)]
+        self.links = [(each.parent, each.name, each.wrapper) for each in self.swaps]
+        wrapping = [module._modules for module in self.wrappers if WRAPPED in module._modules]
+        self.links += [(children, WRAPPED, children[WRAPPED]) for children in wrapping]
         of_plain = {id(tensor) for module in reached.values() for tensor in _own_tensors(module)}
         of_bridge = {id(tensor) for module in self.modules for tensor in _own_tensors(module)}
         self._agreed = {} if of_bridge <= of_plain else {"weights of the bridge's own": False}
@@ -90,10 +94,7 @@ class Plain:
     @property
     def _is_patched(self) -> bool:
         """Whether one of the bridge's modules has a `forward` or weights that were put there."""
-        return any(
-            _is_wrapper(module) and ("forward" in module.__dict__ or len(module._parameters) > 0)
-            for module in self.modules
-        )
+        return any("forward" in module.__dict__ or len(module._parameters) > 0 for module in self.wrappers)
 
     def logits(
         self, tokens: Int[Tensor, "batch pos"], *, last_only: bool, **options: Any
@@ -159,7 +160,7 @@ def _is_wrapper(module: Any) -> bool:
 
 def _unwrapped(module: Any) -> Any:
     while _is_wrapper(module):
-        module = module._modules["_original_component"]
+        module = module._modules[WRAPPED]
     return module
 
 
