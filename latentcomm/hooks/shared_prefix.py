@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -13,7 +14,9 @@ from latentcomm.models import Hook, Model
 MEMORY_BUDGET = 512 * 2**20
 """Bytes that the rows of one pass may take, besides the model's weights and the prefix."""
 MOST_ROWS = 1024
-"""Rows of one pass at most: matrix products are at full speed well below, and packed rows cost their square."""
+"""Rows of one pass at most: matrix products are at full speed well below."""
+MOST_PACKED = 64
+"""Packed rows at most: their attention scores are as many as the square of their number."""
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.2}
 """The largest difference of the ungrafted row from a plain run, in standard deviations of its logits."""
 
@@ -44,7 +47,7 @@ def read_prefix(model: Model, ids: Int[Tensor, " pos"], write_position: int) -> 
 
 
 def can_pack(model: Model, n_cached: int, n_tail: int) -> bool:
-    """Whether rows can be packed as positions of one row, each attending to the prefix and itself alone.
+    """Whether rows can be packed as positions of one prompt, each attending to the prefix and itself alone.
 
     That needs a one-token tail, a bridge (its position ids can be given), scores that a hook can mask in every layer,
     positions that act through the embedding or by rotation, and no sliding window shorter than the prefix. Everything
@@ -65,8 +68,9 @@ def can_pack(model: Model, n_cached: int, n_tail: int) -> bool:
 def columns_per_pass(model: Model, n_cached: int, n_tail: int, n_writes: int) -> int:
     """How many messages one pass carries to all write layers within `MEMORY_BUDGET` and `MOST_ROWS`.
 
-    A row takes its attention scores (a packed row sees all rows' columns, masked), about eight vectors of d_model and
-    three of d_mlp; a row in the batch takes its own copy of the prefix's keys and values in every layer as well.
+    A row takes its attention scores (a packed row sees the columns of all that it is packed with, masked), about eight
+    vectors of d_model and three of d_mlp; a row that is not packed takes its own copy of the prefix's keys and values in
+    every layer as well.
     """
     config, packed = model.hooked.cfg, can_pack(model, n_cached, n_tail)
     size = torch.finfo(model.dtype).bits // 8
@@ -75,7 +79,8 @@ def columns_per_pass(model: Model, n_cached: int, n_tail: int, n_writes: int) ->
     columns = max(1, (MOST_ROWS - 1) // n_writes)
     while columns > 1:
         rows = 1 + columns * n_writes
-        scores = 3 * int(config.n_heads) * max(size, 4) * n_tail * (n_cached + (rows if packed else n_tail))
+        seen = n_cached + (min(MOST_PACKED, columns) + 1 if packed else n_tail)
+        scores = 3 * int(config.n_heads) * max(size, 4) * n_tail * seen
         if rows * (scores + (n_tail * width + cached) * size) <= MEMORY_BUDGET:
             break
         columns -= 1
@@ -106,23 +111,37 @@ def run_staircase(
     writes, last = sorted(set(write_layers)), model.n_layers - 1
     final: list[Tensor] = []
     masked: list[int] = []
+    n_packs = -(-n_rows // MOST_PACKED)  # of the rows of one write layer, of equal length
+    width = -(-n_rows // n_packs)
 
     def joined(layer: int, value: Tensor) -> Tensor:
         states = join(layer, value[0, 0]).to(value.dtype)
         if packed:
-            return torch.cat([value, states[None]], 1)
+            states = torch.cat([states, states[-1:].expand(n_packs * width - n_rows, -1)])
+            states = rearrange(states, "(pack pos) d_model -> pack pos d_model", pack=n_packs)
+            packs = torch.cat([value[:1, :1].expand(n_packs, -1, -1), states], 1)
+            return packs if value.shape[1] == 1 else torch.cat([value, packs])
         rows = value[:1].repeat(len(states), 1, 1)
         rows[:, 0] = states
         return torch.cat([value, rows])
+
+    def rows_of(value: Tensor, position: int) -> Float[Tensor, "joined d_model"]:
+        """The states of the rows that joined, by write layer and then by row; `position` is that of unpacked rows."""
+        if not packed:
+            return value[1:, position]
+        if value.shape[1] == 1:
+            return value[0, 1:]
+        rows = rearrange(value[:, 1:], "(write pack) pos d_model -> write (pack pos) d_model", pack=n_packs)
+        return rearrange(rows[:, :n_rows], "write row d_model -> (write row) d_model")
 
     def write(layer: int) -> Hook:
         def at_layer(value: Tensor, hook: Any) -> Tensor | None:
             grown = joined(layer, value) if layer in writes else value
             if observe is not None:
-                observe(layer, grown[0, 0], grown[0, 1:] if packed else grown[1:, 0])
+                observe(layer, grown[0, 0], rows_of(grown, 0))
             if layer != last:
                 return grown
-            final.append((grown[0] if packed else grown[:, -1]).clone())
+            final.append(rows_of(grown, -1).clone())
             return grown[:1, :1] if packed else grown[:1]  # only the ungrafted row goes through the unembedding
 
         return f"blocks.{layer}.hook_resid_post", at_layer
@@ -139,23 +158,20 @@ def run_staircase(
     above = [layer for layer in range(model.n_layers) if layer > writes[0]]  # below, the ungrafted row runs alone
     if packed:
         hooks += [mask(layer) for layer in above] + [(_pattern(layer), _among_rows) for layer in above]
-        cache = model.cache_from_layers(prefix.layers) if prefix.n_cached else model.new_cache(1)
-        n_positions = prefix.n_cached + 1 + n_rows * len(writes)
-    else:
-        rows_at = [1 + n_rows * sum(write < layer for write in writes) for layer in range(model.n_layers)]
-        cache = _batched_cache(model, prefix, rows_at)
-        n_positions = 0
+    below = [sum(write < layer for write in writes) for layer in range(model.n_layers)]
+    cache = _batched_cache(model, prefix, [max(1, n_packs * n) if packed else 1 + n_rows * n for n in below])
+    n_positions = prefix.n_cached + 1 + width if packed else 0
     logits = model.forward_growing(prefix.tail, hooks=hooks, cache=cache, n_positions=n_positions)[0, -1]
-    if not torch.isfinite(final[0]).all():  # one packed row's NaN reaches all others through their zero weights
+    if not torch.isfinite(final[0]).all():  # a packed row's NaN reaches the others through their zero weights
         raise ValueError(f"the states of {model.name} overflow after a graft in {model.dtype}; use a wider dtype")
     if packed and masked != above:
         raise RuntimeError(f"the attention scores of {model.name} fired at {masked} and not at {above}")
     _check_same(model, logits, prefix.logits)
-    joined_at = final[0][1:].reshape(len(writes), n_rows, model.d_model)
+    joined_at = rearrange(final[0], "(write row) d_model -> write row d_model", row=n_rows)
     return joined_at[[writes.index(layer) for layer in write_layers]]
 
 
-def _prefix_and_self(scores: Float[Tensor, "1 head row pos"]) -> Float[Tensor, "1 head row seen"]:
+def _prefix_and_self(scores: Float[Tensor, "pack head row pos"]) -> Float[Tensor, "pack head row seen"]:
     """The scores of each packed row for the prefix and for itself alone: those that a plain run has, in the same order.
 
     A softmax over all rows with the others masked would add its terms in another order: transformers computes it in
@@ -165,7 +181,7 @@ def _prefix_and_self(scores: Float[Tensor, "1 head row pos"]) -> Float[Tensor, "
     return torch.cat([prefix, rows.diagonal(dim1=-2, dim2=-1)[..., None]], -1)
 
 
-def _among_rows(pattern: Float[Tensor, "1 head row seen"], hook: Any) -> Float[Tensor, "1 head row pos"]:
+def _among_rows(pattern: Float[Tensor, "pack head row seen"], hook: Any) -> Float[Tensor, "pack head row pos"]:
     """The pattern of `_prefix_and_self` over the prefix and all rows, 0 where a row does not attend to another."""
     rows, n_cached = pattern.shape[-2], pattern.shape[-1] - 1
     out = pattern.new_zeros(*pattern.shape[:-1], n_cached + rows)

@@ -394,7 +394,7 @@ def _records(
     return Records.of(
         folder,
         "sweep",
-        1,
+        2,
         [*fingerprints(sender, receiver), str(receiver.dtype)],
         [sender_prompts.ids(row) for row in range(len(sender_prompts))],
         [receiver_prompts.ids(row) for row in range(len(receiver_prompts))],

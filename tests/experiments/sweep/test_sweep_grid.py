@@ -298,6 +298,22 @@ class TestTheGridEqualsTheNaiveOne:
             assert parts.top_token is not None and whole.top_token is not None
             assert_same_bits(parts.top_token, whole.top_token)
 
+    @pytest.mark.parametrize("most", [1, 2, 4, 5])
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_however_many_rows_are_packed(self, architecture: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(staircase, "MOST_PACKED", most)  # six rows a write layer: whole packs, and filled ones
+        tiny = model(architecture)
+        swept = sweep_layers(
+            tiny,
+            tiny,
+            SENDER_PROMPTS,
+            RECEIVER_PROMPTS,
+            fusion=Mean(),
+            choices=CHOICES_OF_ITEMS,
+            write_layers=[2, 0, 1],
+        )
+        assert_same(swept, mean_grid(architecture, "bridge")[:, :, [2, 0, 1]])
+
     def test_with_padding_on_the_left(self) -> None:
         tiny = model("llama")
         swept = sweep_layers(
