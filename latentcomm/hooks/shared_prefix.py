@@ -69,8 +69,8 @@ def columns_per_pass(model: Model, n_cached: int, n_tail: int, n_writes: int) ->
     """How many messages one pass carries to all write layers within `MEMORY_BUDGET` and `MOST_ROWS`.
 
     A row takes its attention scores (a packed row sees the columns of all that it is packed with, masked), about eight
-    vectors of d_model and three of d_mlp; a row that is not packed takes its own copy of the prefix's keys and values in
-    every layer as well.
+    vectors of d_model and three of d_mlp; a row that is not packed takes its own copy of the prefix's keys and values
+    in every layer as well.
     """
     config, packed = model.hooked.cfg, can_pack(model, n_cached, n_tail)
     size = torch.finfo(model.dtype).bits // 8
