@@ -554,13 +554,10 @@ class TestLoadModel:
             load_model(path)
 
     def test_a_dtype_or_device_that_is_not_there_is_refused(self, folder: Path) -> None:
-        with pytest.raises(ValueError, match="there is no dtype 'float8'; choose one of float32, float64, bfloat16"):
-            load_model(folder, dtype="float8")
-        with pytest.raises(ValueError, match="'gpu'"):
+        with pytest.raises(ValueError, match="there is no dtype 'int3'; choose among float32, float64, "):
+            load_model(folder, dtype="int3")
+        with pytest.raises(ValueError, match=r"there is no device 'gpu'; .*choose among auto, cuda, mps, cpu"):
             load_model(folder, device="gpu")
-        if not torch.cuda.is_available():
-            with pytest.raises(ValueError, match="device is 'cuda:0', but torch sees no CUDA device here; use 'cpu'"):
-                load_model(folder, device="cuda:0")
 
 
 @pytest.mark.skipif(HAS_HOOKED_TRANSFORMER, reason="TransformerLens 3.9 has a HookedTransformer")
