@@ -2,8 +2,9 @@
 
 import contextlib
 import copy
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from latentcomm.models import builtin
 from latentcomm.models.base import Model
 from latentcomm.models.devices import resolve_device, resolve_dtype
-from latentcomm.models.places import locate, read_by_transformers
+from latentcomm.models.places import Place, locate, read_by_transformers
 
 
 def load_model(
@@ -36,7 +37,7 @@ def load_model(
 
     with read_by_transformers(name):
         tokenizer = AutoTokenizer.from_pretrained(place.folder, **place.options)
-        model: Any = AutoModelForCausalLM.from_pretrained(place.folder, dtype=numbers, **place.options)
+    model = load_whole(AutoModelForCausalLM, name, place, dtype=numbers)
     return wrap_model(model.to(kind), tokenizer, name=name)
 
 
@@ -88,6 +89,52 @@ def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) ->
         name=name or str(model.cfg.model_name),
         is_bridge=True,
     )
+
+
+def load_whole(
+    kind: Any, name: str, place: Place, *, dtype: torch.dtype, optional: tuple[str, ...] | None = None
+) -> Any:
+    """A transformers model whose weights all come from its checkpoint; transformers would invent those that it lacks.
+
+    `optional` is for a model that is a part of its checkpoint: weights with one of these in their names may be
+    missing, and those of other parts are not counted as too many.
+
+    Raises:
+        ValueError: the checkpoint lacks weights, holds others, or holds them in another shape; they are named.
+    """
+    from transformers import modeling_utils
+
+    report = logging.getLogger(modeling_utils.__name__)
+    level = report.level
+    report.setLevel(logging.ERROR)  # its table of the same names
+    try:
+        with read_by_transformers(name):
+            model, info = kind.from_pretrained(
+                place.folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **place.options
+            )
+    finally:
+        report.setLevel(level)
+    lacking = sorted(each for each in info["missing_keys"] if not any(part in each for part in optional or ()))
+    others = sorted(info["unexpected_keys"]) if optional is None else []
+    source = "the header of the file" if place.gguf_file else "config.json"
+    if reshaped := sorted(info["mismatched_keys"]):
+        weight, stored, wanted = reshaped[0]
+        sizes = f"{[*stored]} in the file and {[*wanted]} by {source}"
+        more = f" (and {len(reshaped) - 1} more)" if len(reshaped) > 1 else ""
+        raise ValueError(f"the weights of {name} do not fit its sizes: {weight}{more} is {sizes}; correct {source}")
+    if lacking:
+        raise ValueError(
+            f"{name} lacks {len(lacking)} of the weights that {source} describes: {_few(lacking)}; get the files again"
+        )
+    if others:
+        raise ValueError(
+            f"{name} holds weights that {source} does not describe ({len(others)}): {_few(others)}; correct {source}"
+        )
+    return model
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:2]) + (" ..." if len(names) > 2 else "")
 
 
 def _plain_tokenizer(tokenizer: Any) -> Any:

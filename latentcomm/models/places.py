@@ -7,7 +7,10 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Literal
 
+import torch
 from safetensors import SafetensorError
 
 from latentcomm.models import builtin
@@ -16,6 +19,10 @@ __all__ = ["Place", "check_hub", "first_line", "locate", "read_by_transformers"]
 
 HUB_TIMEOUT_SECONDS = 10.0
 """How long the hub may take to answer whether it has a model or a data set."""
+
+UNREADABLE = (OSError, ValueError, KeyError, SafetensorError, struct.error, RuntimeError, EOFError, UnpicklingError)
+"""What transformers raises on a damaged checkpoint: struct.error by a .gguf cut in its header, the last by a .bin."""
+What = Literal["model", "vision encoder", "data set"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Place:
         return Path(found).parent if isinstance(found, str) else None
 
 
-def locate(name_or_path: str | os.PathLike[str]) -> Place:
+def locate(name_or_path: str | os.PathLike[str], what: What = "model") -> Place:
     """The place that a name stands for; nothing is downloaded, and the hub is queried once for what is not here.
 
     Raises:
@@ -69,32 +76,38 @@ def locate(name_or_path: str | os.PathLike[str]) -> Place:
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"there is no file or directory {name}")
     if (place := Place(name)).local is None:
-        check_hub(name)
+        check_hub(name, what)
     return place
 
 
-def check_hub(name: str) -> None:
-    """Query the hub once for a model that is not on this machine: its own client would try for a minute.
+def check_hub(name: str, what: What = "model") -> None:
+    """Query the hub once for what is not on this machine: its own client would try for a minute.
 
     Raises:
-        ValueError: the hub has no such model; the nearest built-in one is named.
+        ValueError: the hub has no such model (the nearest built-in one is named) or data set.
         RuntimeError: the hub cannot be reached.
     """
     import huggingface_hub
 
-    families = {known.split("-")[0]: known for known in builtin.BUILT_IN}
-    near = difflib.get_close_matches(name.lower(), [*builtin.BUILT_IN, *families], n=1, cutoff=0.5)
-    hint = f"give a built-in name ({', '.join(builtin.BUILT_IN)}), a local directory or a .gguf file"
-    hint = f"did you mean {families.get(near[0], near[0])}?" if near else hint
+    hint = {"model": _built_in_hint(name), "vision encoder": "give a local directory", "data set": "give a file"}[what]
+    hub = huggingface_hub.HfApi()
+    query = hub.dataset_info if what == "data set" else hub.model_info
     try:
-        huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
+        query(name, timeout=HUB_TIMEOUT_SECONDS)
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError) as error:
-        raise ValueError(f"there is no model {name!r} here or on the hub; {hint}") from error
+        raise ValueError(f"there is no {what} {name!r} here or on the hub; {hint}") from error
     except Exception as error:  # any error of its HTTP library: they differ between versions
         raise RuntimeError(
-            f"there is no model {name!r} on this machine, and the model hub could not be reached "
+            f"there is no {what} {name!r} on this machine, and the model hub could not be reached "
             f"({first_line(error)}); {hint}"
         ) from error
+
+
+def _built_in_hint(name: str) -> str:
+    families = {known.split("-")[0]: known for known in builtin.BUILT_IN}
+    if near := difflib.get_close_matches(name.lower(), [*builtin.BUILT_IN, *families], n=1, cutoff=0.5):
+        return f"did you mean {families.get(near[0], near[0])}?"
+    return f"give a built-in name ({', '.join(builtin.BUILT_IN)}), a local directory or a .gguf file"
 
 
 def first_line(error: Exception) -> str:
@@ -103,7 +116,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def read_by_transformers(name: str) -> Iterator[None]:
+def read_by_transformers(name: str, what: What = "model") -> Iterator[None]:
     """A block in which transformers reads a model's files without progress bars; what it cannot read is one sentence.
 
     Raises:
@@ -112,5 +125,7 @@ def read_by_transformers(name: str) -> Iterator[None]:
     try:
         with builtin.no_bars():
             yield
-    except (OSError, ValueError, KeyError, struct.error, SafetensorError) as error:  # struct: a .gguf cut in its header
-        raise ValueError(f"{name} holds no model that transformers can load: {first_line(error)}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except UNREADABLE as error:
+        raise ValueError(f"{name} holds no {what} that transformers can load: {first_line(error)}") from error
