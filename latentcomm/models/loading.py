@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from latentcomm._core.files import snapshot_id
 from latentcomm.models import builtin
 from latentcomm.models.base import Model
 from latentcomm.models.devices import resolve_device, resolve_dtype
@@ -38,7 +39,7 @@ def load_model(
     with read_by_transformers(name):
         tokenizer = AutoTokenizer.from_pretrained(place.folder, **place.options)
     model = load_whole(AutoModelForCausalLM, name, place, dtype=numbers)
-    return wrap_model(model.to(kind), tokenizer, name=name)
+    return wrap_model(model.to(kind), tokenizer, name=snapshot_id(name) or name)
 
 
 def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model:

@@ -476,6 +476,12 @@ class TestLoadModel:
         assert encode(loaded, ["Alice is"]).tokens.tolist() == encode(model("llama"), ["Alice is"]).tokens.tolist()
         assert load_model(str(folder), dtype=dtype).fingerprint == loaded.fingerprint
 
+    def test_a_snapshot_of_the_hub_has_its_id_for_a_name(self, folder: Path, tmp_path: Path) -> None:
+        snapshot = tmp_path / "models--someone--tiny" / "snapshots" / ("a" * 40)
+        snapshot.parent.mkdir(parents=True)
+        folder.rename(snapshot)
+        assert load_model(snapshot).name == "someone/tiny"
+
     def test_a_gguf_file(self, tmp_path: Path) -> None:
         raw = transformers_model("llama", dtype=torch.float32)
         write_gguf(raw, tmp_path / "tiny.gguf")
