@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentcomm._core.files import digest
+from latentcomm._core.linalg import WITHOUT_FLOAT64, in_float64
 from latentcomm.models._plain import Plain, has_foreign_hooks
 from latentcomm.models.sites import Site
 
@@ -471,7 +472,7 @@ def _state_of(name: str, tensor: Tensor) -> tuple[Any, ...]:
         for axis in (0, 1)
     )
     version = None if tensor.is_inference() else tensor._version
-    total = float(tensor.detach().sum(dtype=torch.float64))
+    total = float(tensor.detach().sum(dtype=None if tensor.device.type in WITHOUT_FLOAT64 else torch.float64))
     return name, tensor.data_ptr(), tensor.stride(), tuple(tensor.shape), tensor.dtype, version, sums, total
 
 
@@ -483,5 +484,5 @@ def _hooked_transformer_is_processed(model: Any) -> bool:
     """Folded norms show in the config; centred writing weights show in W_O, whose rows then have mean zero."""
     if str(model.cfg.normalization_type).endswith("Pre"):
         return True
-    writes = model.blocks[0].attn.W_O.detach().double()
+    writes = in_float64(model.blocks[0].attn.W_O.detach())
     return bool(writes.mean(-1).abs().max() < 1e-6 * writes.abs().mean())
