@@ -106,10 +106,8 @@ def _weight_files(place: Place) -> list[Path]:
     folder = place.local
     if folder is not None and place.gguf_file:
         return [folder / place.gguf_file]
-    for pattern in _WEIGHTS if folder is not None else ():
-        if found := sorted(folder.glob(pattern)):
-            return found
-    return []
+    found = [] if folder is None else [sorted(folder.glob(pattern)) for pattern in _WEIGHTS]
+    return next(filter(None, found), [])
 
 
 def _size(config: Any, *names: str) -> int | None:
@@ -191,5 +189,5 @@ def _gguf_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     for _ in range(n_tensors):
         text()
         n_parameters += math.prod(number("Q") for _ in range(number("I")))
-        number("I"), number("Q")  # its type, and where it is
+        file.seek(struct.calcsize("<IQ"), os.SEEK_CUR)  # its type, and where it is
     return facts, n_parameters

@@ -476,6 +476,12 @@ class TestLoadModel:
         assert encode(loaded, ["Alice is"]).tokens.tolist() == encode(model("llama"), ["Alice is"]).tokens.tolist()
         assert load_model(str(folder), dtype=dtype).fingerprint == loaded.fingerprint
 
+    def test_a_torch_dtype_and_the_device_that_is_there(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        loaded = load_model(folder, dtype=torch.bfloat16, device="auto")
+        assert (loaded.dtype, loaded.device) == (torch.bfloat16, torch.device("cpu"))
+
     def test_a_snapshot_of_the_hub_has_its_id_for_a_name(self, folder: Path, tmp_path: Path) -> None:
         snapshot = tmp_path / "models--someone--tiny" / "snapshots" / ("a" * 40)
         snapshot.parent.mkdir(parents=True)
