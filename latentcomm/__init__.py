@@ -9,10 +9,11 @@ import sys
 import lazy_loader
 from jaxtyping import install_import_hook
 
+import latentcomm._core.typed  # noqa: F401 (before the hook that checks by it)
 from latentcomm._core.moved import MovedModules
 from latentcomm._core.version import __version__ as __version__
 
-install_import_hook("latentcomm", "beartype.beartype")  # every shape in a signature is checked at the call
+install_import_hook("latentcomm", "latentcomm._core.typed.checked")  # every shape in a signature is checked at the call
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

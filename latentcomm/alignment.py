@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from latentcomm._core import files
+from latentcomm._core.arrays import takes_arrays
 from latentcomm._core.linalg import canonical_pairs, centred, fitted_dtype, require_finite, squared_size, thin_svd
 
 __all__ = [
@@ -56,6 +57,7 @@ class AffineMap:
             require_finite(getattr(self, name), name)
             object.__setattr__(self, name, files.laid_out(getattr(self, name)))
 
+    @takes_arrays
     def __call__(self, rows: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Return W x + c for each row, computed in the longer of the two dtypes and returned in that of `rows`.
 
@@ -96,6 +98,7 @@ class AffineMap:
             raise ValueError(f"an identity map needs a width of at least 1, not {width}")
         return cls(torch.eye(width, dtype=dtype), torch.zeros(width, dtype=dtype))
 
+    @takes_arrays
     def r_squared(self, source: Float[Tensor, "row d_in"], target: Float[Tensor, "row d_out"]) -> float:
         """Return 1 - SSE / TSS over all rows and outputs together, TSS about the mean of the target rows given.
 
@@ -145,6 +148,7 @@ class AffineMap:
         return cls(tensors["weight"], tensors["bias"])
 
 
+@takes_arrays
 def fit_procrustes(
     source: Float[Tensor, "row d_sender"], target: Float[Tensor, "row d_receiver"], *, centre: bool = True
 ) -> AffineMap:
@@ -184,6 +188,7 @@ def fit_procrustes(
     return _through_means(left @ right, x_mean, y_mean, fitted_dtype(target))
 
 
+@takes_arrays
 def fit_ridge(
     source: Float[Tensor, "row d_sender"],
     target: Float[Tensor, "row d_receiver"],
@@ -258,6 +263,7 @@ def choose_penalty(
     return PENALTY_RATIOS[int(errors.argmin())] * _mean_eigenvalue(centred(source)[0])
 
 
+@takes_arrays
 def fit_cca(source: Float[Tensor, "row d_sender"], target: Float[Tensor, "row d_receiver"], *, rank: int) -> AffineMap:
     """Return the map that predicts the target from the source's top `rank` canonical variates.
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm._core.linalg import remove_component, require_finite
+from latentcomm._core.linalg import in_float64, remove_component, require_finite
 
 __all__ = [
     "FUSIONS",
@@ -122,7 +122,7 @@ class Weighted:
 
     def __call__(self, own: State, incoming: Message) -> State:
         _require_one_space(own, incoming)
-        return ((1 - self.alpha) * own.to(torch.float64) + self.alpha * incoming.to(torch.float64)).to(own.dtype)
+        return ((1 - self.alpha) * in_float64(own) + self.alpha * in_float64(incoming)).to(own)
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ class Gated:
     def __call__(self, own: State, incoming: Message) -> State:
         _require_one_space(own, incoming)
         _require_map(self.gate, 2 * own.shape[-1], own.shape[-1])
-        gate = torch.sigmoid(self.gate(torch.cat((own, incoming), dim=-1)).to(torch.float64))
-        return (gate * incoming.to(torch.float64) + (1 - gate) * own.to(torch.float64)).to(own.dtype)
+        gate = torch.sigmoid(in_float64(self.gate(torch.cat((own, incoming), dim=-1))))
+        return (gate * in_float64(incoming) + (1 - gate) * in_float64(own)).to(own)
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,11 @@ class NormMatched:
         _require_instance(self.fusion)
 
     def __call__(self, own: State, incoming: Messages) -> State:
-        fused = self.fusion(own, incoming).to(torch.float64)
+        fused = in_float64(self.fusion(own, incoming))
         length = torch.linalg.vector_norm(fused, dim=-1, keepdim=True)
         if bool(((length == 0) | ~length.isfinite()).any()):
             raise ValueError(f"{self.fusion!r} gave a row that is zero or not finite; it cannot be given own's norm")
-        return (fused * (torch.linalg.vector_norm(own.to(torch.float64), dim=-1, keepdim=True) / length)).to(own.dtype)
+        return (fused * (torch.linalg.vector_norm(in_float64(own), dim=-1, keepdim=True) / length)).to(own)
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class OrthogonalResidual:
 
     def __call__(self, own: State, incoming: Message) -> State:
         _require_one_space(own, incoming)
-        return (own.to(torch.float64) + self.scale * remove_component(incoming, own)).to(own.dtype)
+        return (in_float64(own) + self.scale * remove_component(incoming, own)).to(own)
 
 
 @dataclass(frozen=True)
@@ -252,8 +252,8 @@ class PredictabilityResidual:
     def __call__(self, own: State, incoming: Message) -> State:
         _require_one_space(own, incoming)
         _require_map(self.map, own.shape[-1], own.shape[-1])
-        residual = incoming.to(torch.float64) - self.map(own).to(torch.float64)
-        return (own.to(torch.float64) + self.scale * residual).to(own.dtype)
+        residual = in_float64(incoming) - in_float64(self.map(own))
+        return (in_float64(own) + self.scale * residual).to(own)
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class TaskArithmetic:
         _require_number(self, "scale")
 
     def __call__(self, own: State, incoming: Messages) -> State:
-        return (own.to(torch.float64) + self.scale * _changes(own, incoming).sum(0)).to(own.dtype)
+        return (in_float64(own) + self.scale * _changes(own, incoming).sum(0)).to(own)
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ class Ties:
         trimmed = torch.where(changes.abs() >= least_kept, changes, 0.0)
         agreeing = trimmed.sign() * trimmed.sum(0).sign() > 0
         merged = torch.where(agreeing, trimmed, 0.0).sum(0) / agreeing.sum(0).clamp(min=1)
-        return (own.to(torch.float64) + self.scale * merged).to(own.dtype)
+        return (in_float64(own) + self.scale * merged).to(own)
 
 
 @dataclass(frozen=True)
@@ -377,7 +377,7 @@ def _changes(own: Tensor, incoming: Tensor) -> Float[Tensor, "sender *batch d_re
     senders = incoming if incoming.ndim > own.ndim else incoming[None]
     if senders.shape[0] == 0:
         raise ValueError("incoming has a sender axis of length 0; merge at least one sender")
-    return senders.to(torch.float64) - own.to(torch.float64)
+    return in_float64(senders) - in_float64(own)
 
 
 FUSIONS: Mapping[str, type[Fusion]] = MappingProxyType(

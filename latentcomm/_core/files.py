@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -120,13 +121,48 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 
 
 def without_folder(name: str) -> str:
-    """A name, of an absolute path its last part: the folders of a machine are not recorded.
+    """A name, of an absolute path its last part, or the hub id whose snapshot it is: no folders are recorded.
 
     >>> without_folder("organisation/model"), without_folder("~/models/one")
     ('organisation/model', 'one')
+    >>> without_folder("~/.cache/hub/models--someone--tiny/snapshots/0a1b")
+    'someone/tiny'
     """
-    absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or name.startswith("~")
-    return PureWindowsPath(name).name or name if absolute and "\n" not in name else name
+    if found := snapshot_id(name):
+        return found
+    return PureWindowsPath(name).name or name if _is_absolute(name) and "\n" not in name else name
+
+
+def snapshot_id(path: str) -> str | None:
+    """The hub id whose snapshot in the hub's cache a folder is, or None."""
+    found = _SNAPSHOT.search(path)
+    return found["id"].replace("--", "/", 1) if found else None
+
+
+def told_apart(*names: str) -> list[str]:
+    """Names without the folders of a machine, with as much of their paths as tells them apart.
+
+    >>> told_apart("/runs/a/model", "/runs/b/model"), told_apart("/runs/a/model", "/runs/a/model")
+    (['a/model', 'b/model'], ['model', 'model'])
+    """
+    short = [without_folder(name) for name in names]
+    paths = [PureWindowsPath(name).parts for name in names]
+    for depth in range(2, max(map(len, paths))):
+        if len(set(short)) == len(set(paths)):
+            break
+        clashing = {name for name in short if short.count(name) > 1}
+        short = [
+            "/".join(path[1:][-depth:]) if last in clashing and _is_absolute(name) else last
+            for name, path, last in zip(names, paths, short, strict=True)
+        ]
+    return short
+
+
+_SNAPSHOT = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$")
+
+
+def _is_absolute(path: str) -> bool:
+    return PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute() or path.startswith("~")
 
 
 def digest(*values: Any) -> str:

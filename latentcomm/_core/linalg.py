@@ -18,6 +18,8 @@ __all__ = [
     "thin_svd",
 ]
 
+WITHOUT_FLOAT64 = {"mps"}
+"""Kinds of devices that have no float64."""
 ROWS_NAMED = 5
 """How many offending rows an error lists before it only counts them: a sentence must stay readable."""
 
@@ -58,13 +60,24 @@ def require_finite(rows: Float[Tensor, "*batch d_model"], name: str) -> None:
     raise ValueError(f"{name} holds NaN or infinity in {where}{more}; find the cause, or leave such rows out")
 
 
+def in_float64(x: Tensor) -> Tensor:
+    """Return x in float64: where it is, or on the CPU where its device has no float64 (Apple's MPS).
+
+    What is computed from it goes back by `.to(x)`, which is that of a device and of a dtype.
+
+    >>> in_float64(torch.tensor([1.0])).dtype
+    torch.float64
+    """
+    return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).to(torch.float64)
+
+
 def centred(rows: Float[Tensor, "row d_model"]) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, " d_model"]]:
     """Return the rows less their mean, and the mean, both in float64 and outside the autograd graph.
 
     >>> centred(torch.tensor([[1.0], [3.0]]))[0].flatten().tolist()
     [-1.0, 1.0]
     """
-    wide = rows.detach().to(torch.float64)
+    wide = in_float64(rows.detach())
     mean = wide.mean(0)
     return wide - mean, mean
 
@@ -75,7 +88,7 @@ def squared_size(rows: Float[Tensor, "*batch d_model"]) -> float:
     >>> squared_size(torch.tensor([[3.0, 4.0]]))
     25.0
     """
-    return float(rows.detach().to(torch.float64).square().sum())
+    return float(in_float64(rows.detach()).square().sum())
 
 
 def fitted_dtype(rows: Float[Tensor, "row d_model"]) -> torch.dtype:
@@ -111,7 +124,7 @@ def thin_svd(
     >>> thin_svd(torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))[1].tolist()
     [3.0]
     """
-    left, sizes, right = torch.linalg.svd(matrix.to(torch.float64), full_matrices=False)
+    left, sizes, right = torch.linalg.svd(in_float64(matrix), full_matrices=False)
     rank = numerical_rank(sizes, (matrix.shape[0], matrix.shape[1]))
     return left[:, :rank], sizes[:rank], right[:rank]
 
@@ -150,7 +163,7 @@ def remove_component(
     >>> remove_component(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0])).tolist()
     [0.0, 4.0]
     """
-    a, b = a.to(torch.float64), b.to(torch.float64)
+    a, b = in_float64(a), in_float64(b)
     squared_norm = (b * b).sum(-1, keepdim=True)
     divisor = torch.where(squared_norm == 0, 1.0, squared_norm)
     return a - (a * b).sum(-1, keepdim=True) / divisor * b

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
+from latentcomm._core.linalg import in_float64
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.several_senders import FurtherSender, apart, takes_several, together
@@ -94,7 +95,7 @@ class Activation:
             raise ValueError(f"the channel {self.name} needs a message with vectors and got {message.origin}")
         vectors = self._in_receivers_space(states, receiver, message)
         if vectors.ndim == 3 and not takes_several(self.fusion):
-            vectors = vectors.double().mean(0).to(vectors.dtype)
+            vectors = in_float64(vectors).mean(0).to(vectors)
         vectors = vectors[:, :, None] if vectors.ndim == 3 else vectors
         return ReceiverInput(receiver_prompts(receiver, task), (Graft(self.write, LAST, vectors, self.fusion),))
 

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.linalg import in_float64
 from latentcomm.channels.base import receiver_prompts, sender_prompts, with_own_texts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.hooks.capture import recorder, run_to_deepest
@@ -209,7 +210,7 @@ def choose_layers(
             f"share {share} must be in (0, 1], weight {weight} in [0, 1] and width {width} above 0, "
             f"for at least one layer of {len(attention)}"
         )
-    measured = attention.double()
+    measured = in_float64(attention)
     spread = float(measured.max() - measured.min())
     scaled = (measured - measured.min()) / spread if spread else torch.zeros_like(measured)
     middle = (len(attention) - 1) / 2 if centre is None else centre
@@ -234,7 +235,7 @@ class _Watched:
         def at(layer: int) -> Hook:
             def watch(pattern: Tensor) -> None:
                 for index, (row, length) in enumerate(zip(self.rows, self.length, strict=True)):
-                    self.shares[row, layer] = pattern[index, ..., :length].double().sum(-1).mean()
+                    self.shares[row, layer] = in_float64(pattern[index, ..., :length]).sum(-1).mean()
 
             return recorder(f"blocks.{layer}.attn.hook_pattern", watch)
 

@@ -122,7 +122,8 @@ def fit_predictability(
     own = capture(receiver, tokens.receiver, [write]).values[write][document, tokens.receiver_position[rows]]
     incoming = incoming.to(own.dtype)
     incoming = incoming if alignment is None else alignment(incoming)
-    return fit_predictable(own, incoming, groups=document, seed=seed)
+    found = fit_predictable(own, incoming, groups=document, seed=seed)
+    return AffineMap(found.weight.to(receiver.device), found.bias.to(receiver.device))  # it maps in the receiver's pass
 
 
 MERGES: Mapping[str, tuple[Fusion, Fusion]] = MappingProxyType(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.linalg import in_float64
 from latentcomm.hooks.decode import Choice, Read, Reply, runs, write_replies
 from latentcomm.hooks.receiver_input import EMBEDDED, ReceiverInput, SoftTokens
 from latentcomm.models import Hook, Model, around_gap, encode, record_products
@@ -183,7 +184,7 @@ class _Rule:
 
     def step(self, logits: Tensor) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
         """Of logits [batch d_vocab]: the model's next embeddings, each target's, nearest tokens, entropies."""
-        logits = logits[:, : len(self.own)].double()
+        logits = in_float64(logits[:, : len(self.own)])
         log_p = logits.log_softmax(-1)
         entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)  # a token of probability 0 adds nothing
         best = logits.argmax(-1)
@@ -200,7 +201,11 @@ class _Rule:
             return torch.where(hard[:, None].to(rows.device), taken, weights.to(rows.device, rows.dtype) @ rows)
 
         own = mixed(self.own)
-        ids = best if weights is None else torch.where(hard, best, _nearest(own, self.own, self.inverse_norms))
+        ids = (
+            best
+            if weights is None
+            else torch.where(hard, best, _nearest(own, self.own, self.inverse_norms).to(best.device))
+        )
         return own, [mixed(each) for each in self.tables], ids, entropy
 
 
@@ -226,8 +231,8 @@ def _as_in_the_table(model: Model, rows: Tensor, last: Tensor) -> Hook:
 
 def _inverse_norms(rows: Tensor) -> Tensor:
     """1 over each row's norm; a row of zeros has no direction and is never the nearest."""
-    norms = rows.double().norm(dim=-1)
-    return torch.where(norms > 0, 1 / norms, -math.inf).to(rows.dtype)
+    norms = in_float64(rows).norm(dim=-1)
+    return torch.where(norms > 0, 1 / norms, -math.inf).to(rows)
 
 
 def _nearest(vectors: Tensor, rows: Tensor, inverse_norms: Tensor) -> Tensor:

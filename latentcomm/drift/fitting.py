@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm._core.linalg import ROWS_NAMED, require_finite
 from latentcomm.alignment import row_folds
 from latentcomm.drift.detectors import DETECTORS, LOCAL_NEIGHBOURS, LOF_NEIGHBOURS, Manifold, measure_all
@@ -34,6 +35,7 @@ MOST_HELD_OUT = 4096
 """Held-out states used at most: a percentile's standard error is then below 0.8 points."""
 
 
+@takes_arrays
 def fit_drift_reference(
     rows: Float[Tensor, "row d_model"],
     *,

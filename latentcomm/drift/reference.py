@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm._core.files import laid_out, read_tensors, write_tensors
 from latentcomm._core.linalg import require_finite
 from latentcomm.drift.alarms import alarm_shares
@@ -132,10 +133,12 @@ class DriftReference:
                     f" fit one with {what}={given!r}"
                 )
 
+    @takes_arrays
     def mahalanobis(self, x: States) -> Float[Tensor, "*batch"]:
         """RMS: sqrt((x - m)' C^-1 (x - m)), C the Ledoit-Wolf covariance (Ledoit & Wolf 2004)."""
         return self._one(x, "mahalanobis")
 
+    @takes_arrays
     def cluster_mahalanobis(self, x: States) -> Float[Tensor, "*batch"]:
         """RMS: min_k sqrt((x - m_k)' W^-1 (x - m_k)), m_k the k-means centres, W the covariance within clusters.
 
@@ -143,6 +146,7 @@ class DriftReference:
         """
         return self._one(x, "cluster_mahalanobis")
 
+    @takes_arrays
     def relative_mahalanobis(self, x: States) -> Float[Tensor, "*batch"]:
         """RMS: squared cluster distance less the squared distance to the background Gaussian.
 
@@ -151,30 +155,37 @@ class DriftReference:
         """
         return self._one(x, "relative_mahalanobis")
 
+    @takes_arrays
     def off_subspace(self, x: States) -> Float[Tensor, "*batch"]:
         """Raw: |r|^2, the energy of x - m outside the principal subspace that holds 90 % of the fitted variance."""
         return self._one(x, "off_subspace")
 
+    @takes_arrays
     def knn_distance(self, x: States) -> Float[Tensor, "*batch"]:
         """RMS: the distance to the 10th nearest fitted state. Source: Sun et al. 2022, arXiv:2204.06507."""
         return self._one(x, "knn_distance")
 
+    @takes_arrays
     def local_outlier_factor(self, x: States) -> Float[Tensor, "*batch"]:
         """RMS: the density of the 20 nearest fitted states over one's own. Source: Breunig et al. 2000."""
         return self._one(x, "local_outlier_factor")
 
+    @takes_arrays
     def local_pca_residual(self, x: States) -> Float[Tensor, "*batch"]:
         """RMS: the distance to the plane through the 30 nearest fitted states, of 10 dimensions (or half the width)."""
         return self._one(x, "local_pca_residual")
 
+    @takes_arrays
     def norm_ratio(self, x: States) -> Float[Tensor, "*batch"]:
         """Raw: |x| over the median norm of the fitted states."""
         return self._one(x, "norm_ratio")
 
+    @takes_arrays
     def cosine(self, x: States) -> Float[Tensor, "*batch"]:
         """Raw: the cosine of x and the mean of the fitted states."""
         return self._one(x, "cosine")
 
+    @takes_arrays
     def measure(self, x: Float[Tensor, "row d_model"]) -> Drift:
         """Every detector's number, percentile and rank, and the joint p-value, neighbours being sought once.
 
@@ -191,6 +202,7 @@ class DriftReference:
         out = {name: values.to(x.dtype) for name, values in scores.items()}
         return Drift(out, percentiles, ranks, share_at_least(loud, self._real_loudness))
 
+    @takes_arrays
     def percentile(self, x: Float[Tensor, "row d_model"]) -> dict[str, Float[Tensor, " row"]]:
         """Each detector's two-sided percentile among held-out real states, and under "combined" 1 - the joint p-value.
 
@@ -199,6 +211,7 @@ class DriftReference:
         drift = self.measure(x)
         return drift.percentiles | {COMBINED: 1 - drift.p_value}
 
+    @takes_arrays
     def p_value(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, " row"]:
         """The joint verdict of the six detectors of PANEL: the rank of the smallest p-value among held-out real ones.
 
@@ -208,6 +221,7 @@ class DriftReference:
         loud = self._loudness(self._scores(x, PANEL))
         return share_at_least(loud, self._real_loudness)
 
+    @takes_arrays
     def drifted(self, x: Float[Tensor, "row d_model"], *, rate: float = 0.05) -> Bool[Tensor, " row"]:
         """Whether each state is rarer than a share `rate` of real ones: the false alarms among real states.
 
@@ -233,6 +247,7 @@ class DriftReference:
         each, jointly = alarm_shares(self.held_out_scores, self.held_out_groups, panel, rate=rate)
         return dict(zip(DETECTORS, each, strict=True)) | {COMBINED: jointly}
 
+    @takes_arrays
     def auroc(self, on: Float[Tensor, "row d_model"], off: Float[Tensor, "other d_model"]) -> dict[str, Auroc]:
         """How well each detector, and the panel as "combined", separates `off` from `on`, real states of new documents.
 
@@ -273,6 +288,7 @@ class DriftReference:
             out[name] = _aurocs(on, off, rare_on, self._surprises(off))
         return out
 
+    @takes_arrays
     def set_drift(
         self, x: Float[Tensor, "row d_model"], *, groups: Groups | None = None, n_splits: int = 10, seed: int = 0
     ) -> SetDrift:

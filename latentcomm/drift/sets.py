@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm._core.linalg import require_finite
 from latentcomm.alignment import row_folds
 from latentcomm.drift.gaussian import ledoit_wolf
@@ -59,6 +60,7 @@ class SetDrift:
     n_splits: int
 
 
+@takes_arrays
 def energy_distance(x: Float[Tensor, "row d_model"], y: Float[Tensor, "other d_model"]) -> float:
     """Return 2 E|x - y| - E|x - x'| - E|y - y'|, each mean over different rows: unbiased, and so sometimes below 0.
 
@@ -81,6 +83,7 @@ def energy_distance(x: Float[Tensor, "row d_model"], y: Float[Tensor, "other d_m
     return float(2 * _distances(x, y).mean() - within_x - within_y)
 
 
+@takes_arrays
 def classifier_auroc(
     x: Float[Tensor, "row d_model"],
     y: Float[Tensor, "other d_model"],
@@ -120,6 +123,7 @@ def classifier_auroc(
     return sum(found) / len(found)
 
 
+@takes_arrays
 def set_drift(
     x: Float[Tensor, "row d_model"],
     real: Float[Tensor, "other d_model"],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from latentcomm._core.linalg import in_float64
 from latentcomm.channels.base import Channel, label
 from latentcomm.channels.message import Message
 from latentcomm.models import Model
@@ -72,9 +73,10 @@ def random_message(sending: Sending) -> Message:
 
 def random_directions(vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Random directions, uniform on the sphere, each of the norm of the vector `[... d]` that it replaces."""
-    noise = torch.randn(vectors.shape, generator=generator, dtype=torch.float64).to(vectors.device)
-    noise = noise / noise.norm(dim=-1, keepdim=True) * vectors.double().norm(dim=-1, keepdim=True)
-    return noise.to(vectors.dtype)
+    wide = in_float64(vectors)
+    noise = torch.randn(vectors.shape, generator=generator, dtype=torch.float64).to(wide.device)
+    noise = noise / noise.norm(dim=-1, keepdim=True) * wide.norm(dim=-1, keepdim=True)
+    return noise.to(vectors)
 
 
 def self_message(sending: Sending) -> Message:

@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from latentcomm._core.linalg import in_float64
 from latentcomm._core.progress import track
 from latentcomm.drift import COMBINED, DETECTORS, DriftReference
 from latentcomm.fusion import Fusion
@@ -147,7 +148,7 @@ def _one_pass(
         return fusion(own.expand(n_rows, -1), incoming[layer])
 
     def observe(layer: int, own: Float[Tensor, " d_model"], rows: Float[Tensor, "joined d_model"]) -> None:
-        wide, plain = rows.to(torch.float64), own.to(torch.float64)
+        wide, plain = in_float64(rows), in_float64(own)
         off = torch.linalg.vector_norm(wide - plain, dim=1) / torch.linalg.vector_norm(plain)
         n_joined = len(rows) // n_rows
         deviation[:, :n_joined, layer] = rearrange(off, "(joined row) -> row joined", row=n_rows).cpu()

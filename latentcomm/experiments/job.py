@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from latentcomm import models
-from latentcomm._core.files import digest, without_folder
+from latentcomm._core.files import digest, told_apart, without_folder
 from latentcomm.experiments.settings import Settings, TaskSettings
 from latentcomm.models import Model
 from latentcomm.models.facts import describe
@@ -67,14 +67,21 @@ class Job:
     def pair(self, settings: Settings) -> tuple[Model, Model]:
         """Both models; one model twice where no receiver is given or the receiver is the sender.
 
+        Two folders of one name are named by as much of their paths as tells them apart.
+
         Raises:
             ValueError: a name or option that `load_model` refuses.
         """
         first = self.model(settings.sender, settings) if self.sender is None else self.sender
         if self.receiver is not None:
-            return first, self.receiver
-        same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
-        return first, first if same else self.model(settings.receiver, settings)
+            second = self.receiver
+        else:
+            same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
+            second = first if same else self.model(settings.receiver, settings)
+        if without_folder(first.name) == without_folder(second.name) and first.name != second.name:
+            names = told_apart(first.name, second.name)
+            first, second = replace(first, name=names[0]), replace(second, name=names[1])
+        return first, second
 
     def model(self, name: str, settings: Settings) -> Model:
         """The model of this name, with the dtype and on the device of the settings."""
@@ -154,6 +161,7 @@ def record_of(settings: Settings, in_memory: tuple[str, ...] = ()) -> dict[str, 
     """What the metadata hold to repeat a run: the experiment, its settings, and what was in memory."""
     values = settings.to_dict()
     values |= {name: without_folder(values[name]) for name in PATHS if name in values}
+    values["sender"], values["receiver"] = told_apart(settings.sender, settings.receiver)
     return {"experiment": settings.command, "settings": values, "in_memory": list(in_memory)}
 
 

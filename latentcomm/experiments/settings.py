@@ -38,7 +38,7 @@ class Settings:
         sender: The sender: built-in name, hub id, directory or .gguf file.
         receiver: The receiver, given the same way; by default the sender itself.
         seed: Of splits, choices, controls and training.
-        device: cpu, cuda, cuda:1 or mps.
+        device: cpu, cuda, cuda:1, mps, or auto (cuda where there is one, then mps, then cpu).
         dtype: float32, float64, bfloat16 or float16.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from latentcomm._core.files import without_folder
+from latentcomm._core.files import told_apart
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Calm, Channel, Interlat
 from latentcomm.channels.calm import Bridge, BridgeShape, CalmLearner, new_bridge
@@ -127,11 +127,12 @@ def learn(
         key: value.detach().clone() for key, value in {**untrained.learner.parameters, **untrained.fixed}.items()
     }
     sender_fingerprint, receiver_fingerprint = fingerprints(sender, receiver)
+    sender_name, receiver_name = told_apart(sender.name, receiver.name)
     facts = {
         "name": name,
-        "sender": without_folder(sender.name),
+        "sender": sender_name,
         "sender_fingerprint": sender_fingerprint,
-        "receiver": without_folder(receiver.name),
+        "receiver": receiver_name,
         "receiver_fingerprint": receiver_fingerprint,
         "task": task.name,
         "template": task.template,

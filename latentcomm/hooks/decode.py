@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentcomm._core.linalg import in_float64
 from latentcomm.hooks.capture import recorder, run_to_deepest
 from latentcomm.hooks.graft import LAST, check_fired, counting_hooks, is_grafted
 from latentcomm.hooks.receiver_input import EMBEDDED, Joining, Past, PersistentHooks, ReceiverInput, SoftTokens  # noqa: F401
@@ -398,7 +399,7 @@ def _choose(
     """The next token of each row."""
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = (logits.double() / temperature).softmax(-1).cpu()
+    probabilities = (in_float64(logits) / temperature).softmax(-1).cpu()
     ordered, order = probabilities.sort(descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens: the first is always included
     ordered = ordered.masked_fill(before >= top_p, 0)

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.linalg import in_float64
 from latentcomm.models import Hook, Model
 
 MEMORY_BUDGET = 512 * 2**20
@@ -217,7 +218,7 @@ def _pattern(layer: int) -> str:
 
 
 def _check_same(model: Model, found: Float[Tensor, " d_vocab"], expected: Float[Tensor, " d_vocab"]) -> None:
-    off = float((found - expected).abs().max() / expected.double().std())
+    off = float((found - expected).abs().max()) / float(in_float64(expected).std())
     if not off <= TOLERANCE[model.dtype]:
         raise RuntimeError(
             f"a cached one-token step of {model.name} differs from a plain run by {off:.1e} standard deviations of the "

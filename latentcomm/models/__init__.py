@@ -12,14 +12,17 @@ from latentcomm.models.base import (
     record_products,
     recorded_passes,
 )
+from latentcomm.models.devices import resolve_device
 from latentcomm.models.encoding import Halves, around_gap, encode
 from latentcomm.models.loading import load_model, wrap_model
 from latentcomm.models.prompts import Template
+from latentcomm.models.shapes import ModelShape, shape_of, tokenizer_of
 
 __all__ = [
     "Halves",
     "Hook",
     "Model",
+    "ModelShape",
     "Pass",
     "PassEnded",
     "Template",
@@ -32,5 +35,8 @@ __all__ = [
     "one_vocabulary",
     "record_products",
     "recorded_passes",
+    "resolve_device",
+    "shape_of",
+    "tokenizer_of",
     "wrap_model",
 ]

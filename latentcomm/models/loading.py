@@ -2,27 +2,23 @@
 
 import contextlib
 import copy
-import difflib
+import logging
 import os
-import struct
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from latentcomm.models import builtin as weights
+from latentcomm._core.files import snapshot_id
+from latentcomm.models import builtin
 from latentcomm.models.base import Model
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-HUB_TIMEOUT_SECONDS = 10.0
-"""How long the hub may take to answer whether it has a model."""
+from latentcomm.models.devices import resolve_device, resolve_dtype
+from latentcomm.models.places import Place, locate, read_by_transformers
 
 
-def load_model(name_or_path: str | os.PathLike[str], *, dtype: str = "float32", device: str = "cpu") -> Model:
+def load_model(
+    name_or_path: str | os.PathLike[str], *, dtype: str | torch.dtype = "float32", device: str = "cpu"
+) -> Model:
     """A model with raw weights and TransformerLens hook points.
 
     `name_or_path` is a built-in name (`latentcomm models` lists them; downloaded and converted once), a directory in
@@ -32,34 +28,18 @@ def load_model(name_or_path: str | os.PathLike[str], *, dtype: str = "float32", 
         ValueError: an unknown name (near matches are named), an unknown dtype or device, a path that is not there.
         RuntimeError: the hub or the package index cannot be reached, or downloaded weights have the wrong hash.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"there is no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f"there is no device {device!r}; use 'cpu', or 'cuda' where there is one") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch sees no CUDA device here; use 'cpu'")
+    kind = resolve_device(device)
+    numbers = resolve_dtype(dtype, device=kind)
     name = os.fspath(name_or_path)
-    folder, gguf_file = _locate(name)
+    place = locate(name)
+    if name in builtin.BUILT_IN:
+        builtin.fetch(builtin.BUILT_IN[name])
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-    if not Path(folder).exists():
-        _check_hub(name)
-    with weights.no_bars():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            struct.error,
-            SafetensorError,
-        ) as error:  # the last: a .gguf that breaks off in its header
-            raise ValueError(f"{name} holds no model that transformers can load: {_first_line(error)}") from error
-    return wrap_model(model.to(device), tokenizer, name=name)
+    with read_by_transformers(name):
+        tokenizer = AutoTokenizer.from_pretrained(place.folder, **place.options)
+    model = load_whole(AutoModelForCausalLM, name, place, dtype=numbers)
+    return wrap_model(model.to(kind), tokenizer, name=snapshot_id(name) or name)
 
 
 def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model:
@@ -92,7 +72,7 @@ def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) ->
         model.eval()
         model.config.architectures = [type(model).__name__]
         device = str(next(model.parameters()).device)
-        with _no_installs(), weights.no_bars():
+        with _no_installs(), builtin.no_bars():
             model = TransformerBridge.boot_transformers(
                 "any", hf_model=model, tokenizer=_tokenizer_for_bridge(tokenizer), device=device
             )
@@ -112,6 +92,52 @@ def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) ->
     )
 
 
+def load_whole(
+    kind: Any, name: str, place: Place, *, dtype: torch.dtype, optional: tuple[str, ...] | None = None
+) -> Any:
+    """A transformers model whose weights all come from its checkpoint; transformers would invent those that it lacks.
+
+    `optional` is for a model that is a part of its checkpoint: weights with one of these in their names may be
+    missing, and those of other parts are not counted as too many.
+
+    Raises:
+        ValueError: the checkpoint lacks weights, holds others, or holds them in another shape; they are named.
+    """
+    from transformers import modeling_utils
+
+    report = logging.getLogger(modeling_utils.__name__)
+    level = report.level
+    report.setLevel(logging.ERROR)  # its table of the same names
+    try:
+        with read_by_transformers(name):
+            model, info = kind.from_pretrained(
+                place.folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **place.options
+            )
+    finally:
+        report.setLevel(level)
+    lacking = sorted(each for each in info["missing_keys"] if not any(part in each for part in optional or ()))
+    others = sorted(info["unexpected_keys"]) if optional is None else []
+    source = "the header of the file" if place.gguf_file else "config.json"
+    if reshaped := sorted(info["mismatched_keys"]):
+        weight, stored, wanted = reshaped[0]
+        sizes = f"{[*stored]} in the file and {[*wanted]} by {source}"
+        more = f" (and {len(reshaped) - 1} more)" if len(reshaped) > 1 else ""
+        raise ValueError(f"the weights of {name} do not fit its sizes: {weight}{more} is {sizes}; correct {source}")
+    if lacking:
+        raise ValueError(
+            f"{name} lacks {len(lacking)} of the weights that {source} describes: {_few(lacking)}; get the files again"
+        )
+    if others:
+        raise ValueError(
+            f"{name} holds weights that {source} does not describe ({len(others)}): {_few(others)}; correct {source}"
+        )
+    return model
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:2]) + (" ..." if len(names) > 2 else "")
+
+
 def _plain_tokenizer(tokenizer: Any) -> Any:
     """The tokenizer as transformers loads it: TransformerLens replaces a model's own by one that adds a BOS token."""
     if tokenizer is None or tokenizer.bos_token_id is None or not tokenizer.name_or_path:
@@ -127,47 +153,6 @@ def _plain_tokenizer(tokenizer: Any) -> Any:
             f"the tokenizer {tokenizer.name_or_path!r} adds a BOS token and is not on this machine to be compared with "
             "the model's own; pass the tokenizer you mean to wrap_model"
         ) from error
-
-
-def _locate(name: str) -> tuple[str, str | None]:
-    """Folder (or hub id) and .gguf file of a name."""
-    if name in weights.BUILT_IN:
-        return str(weights.fetch(weights.BUILT_IN[name])), None
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path), None
-    if path.is_file() and path.suffix == ".gguf":
-        return str(path.parent), path.name
-    if path.is_file():
-        raise ValueError(f"{name} is a file but not a .gguf; give a .gguf file or a directory in transformers' format")
-    if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"there is no file or directory {name}")
-    return name, None
-
-
-def _check_hub(name: str) -> None:
-    """Query the hub once for a model that is not on this machine: its own client would try for a minute."""
-    import huggingface_hub
-
-    families = {known.split("-")[0]: known for known in weights.BUILT_IN}
-    near = difflib.get_close_matches(name.lower(), [*weights.BUILT_IN, *families], n=1, cutoff=0.5)
-    hint = f"give a built-in name ({', '.join(weights.BUILT_IN)}), a local directory or a .gguf file"
-    hint = f"did you mean {families.get(near[0], near[0])}?" if near else hint
-    try:
-        if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
-            return
-        huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
-    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError) as error:
-        raise ValueError(f"there is no model {name!r} here or on the hub; {hint}") from error
-    except Exception as error:  # any error of its HTTP library: they differ between versions
-        raise RuntimeError(
-            f"there is no model {name!r} on this machine, and the model hub could not be reached "
-            f"({_first_line(error)}); {hint}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _tokenizer_for_bridge(tokenizer: Any) -> Any:

@@ -17,13 +17,18 @@ from torch import Tensor
 
 from latentcomm._core.files import without_folder
 from latentcomm.models.base import PassEnded
+from latentcomm.models.devices import resolve_device, resolve_dtype
+from latentcomm.models.loading import load_whole
+from latentcomm.models.places import Place, first_line, locate, read_by_transformers
 from latentcomm.models.vision_preprocessing import PictureLike, Preprocessing
 
 PICTURES_AT_ONCE = 16
 """Pictures per forward pass: 257 tokens of 384 a picture and block of DINOv2-small are 25 MB a block."""
 ANY_SIZE = ("dinov2", "dinov2_with_registers")
 """Kinds of encoder that interpolate their position embeddings; the others take pictures of one size alone."""
-DTYPES = ("float32", "bfloat16")
+DTYPES = (torch.float32, torch.bfloat16)
+UNREAD = ("pooler", "vision_model.head")
+"""Parts of names of weights that affect no state of a block; a checkpoint may lack them."""
 TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 """Checkpoints of two towers, and the class of the vision tower."""
 
@@ -174,7 +179,7 @@ class VisionSender:
         """SHA-256 over the weights that make its states, at first access, and the preprocessing."""
         state = hashlib.sha256(repr(self.preprocessing).encode())
         for name, tensor in sorted(self.encoder.state_dict().items()):
-            if "pooler" in name or "vision_model.head" in name:  # affects no state; a checkpoint may lack it
+            if any(part in name for part in UNREAD):
                 continue
             state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -306,7 +311,7 @@ def load_vision(
     name_or_path: str | os.PathLike[str],
     *,
     preprocessing: Preprocessing | None = None,
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     device: str = "cpu",
 ) -> VisionSender:
     """The vision encoder of a local directory or a hub id, with the preprocessing that its checkpoint states.
@@ -315,44 +320,43 @@ def load_vision(
     bridge is needed.
 
     Raises:
-        ValueError: no such model, no vision encoder, another dtype, or no preprocessing in the checkpoint and none
-            given.
+        ValueError: no such model, no vision encoder, weights that are missing, another dtype, or no preprocessing in
+            the checkpoint and none given.
+        RuntimeError: the hub cannot be reached.
     """
     import transformers
 
-    if dtype not in DTYPES:
-        raise ValueError(f"the dtype is {dtype}; encoders run in {' or '.join(DTYPES)}")
-
-    name = os.fspath(name_or_path)
-    try:
-        config = transformers.AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    place, numbers = resolve_device(device), resolve_dtype(dtype)
+    if numbers not in DTYPES:
         raise ValueError(
-            f"there is no vision encoder at {name} ({str(error).splitlines()[0]}); give a directory that holds a "
-            "config.json and weights, or the id of one on the hub"
-        ) from error
+            f"dtype is {dtype}; encoders run in {' or '.join(str(each).removeprefix('torch.') for each in DTYPES)}"
+        )
+    name = os.fspath(name_or_path)
+    files = locate(name, "vision encoder")
+    with read_by_transformers(name, "vision encoder"):
+        config = transformers.AutoConfig.from_pretrained(files.folder)
     kind = str(config.model_type)
     if preprocessing is None:
-        preprocessing = Preprocessing.read(_local(name))
+        preprocessing = Preprocessing.read(_stated_in(name, files))
     tower = TOWERS.get(kind, TOWERS.get(kind.removesuffix("_vision_model"), "AutoModel"))
-    encoder = getattr(transformers, tower).from_pretrained(name, dtype=getattr(torch, dtype))
+    encoder = load_whole(getattr(transformers, tower), name, files, dtype=numbers, optional=UNREAD)
     if not hasattr(encoder.config, "patch_size"):
         raise ValueError(f"{name} is of the kind {kind}, which does not cut pictures into patches; give a ViT")
-    return VisionSender(encoder.to(device), preprocessing, without_folder(name))
+    return VisionSender(encoder.to(place), preprocessing, without_folder(name))
 
 
-def _local(name: str) -> str:
+def _stated_in(name: str, files: Place) -> str:
     """The directory, or the file of the hub that states the preprocessing."""
-    if Path(name).is_dir():
-        return name
+    if Path(files.folder).is_dir():
+        return files.folder
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError
 
     try:
-        return hf_hub_download(name, "preprocessor_config.json")
+        return hf_hub_download(files.folder, "preprocessor_config.json")
     except (OSError, EntryNotFoundError) as error:
         raise ValueError(
-            f"{name} states no preprocessing ({str(error).splitlines()[0]}); give preprocessing=, such as IMAGENET"
+            f"{name} states no preprocessing ({first_line(error)}); give preprocessing=, such as IMAGENET"
         ) from error
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm._core.linalg import remove_component, require_finite
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.fusion import Concat
@@ -35,6 +36,7 @@ def group_codes(groups: Groups | None, n_rows: int) -> Int[Tensor, " row"]:
     return torch.tensor([numbers.setdefault(label, len(numbers)) for label in labels])
 
 
+@takes_arrays
 def orthogonal_residual(
     a: Float[Tensor, "*batch d_sender"], b: Float[Tensor, "*batch d_receiver"]
 ) -> Float[Tensor, "*batch d_sender"]:
@@ -59,6 +61,7 @@ def orthogonal_residual(
     return remove_component(a, b).to(a.dtype)
 
 
+@takes_arrays
 def fit_predictable(
     b_rows: Float[Tensor, "row d_receiver"],
     a_rows: Float[Tensor, "row_a d_sender"],

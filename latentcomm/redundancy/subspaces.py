@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm._core.linalg import canonical_pairs, centred, fitted_dtype, require_finite, thin_svd
 from latentcomm.redundancy.projection import Projection
 
@@ -13,6 +14,7 @@ SHARE_ROUNDING = 1e-12
 """A share of the variance this close below the energy requested has reached it: sums of squares round by less."""
 
 
+@takes_arrays
 def principal_subspace(
     rows: Float[Tensor, "row d_model"], *, rank: int | None = None, energy: float | None = None
 ) -> Projection:
@@ -53,6 +55,7 @@ def principal_subspace(
     return Projection(mean.to(basis.dtype), basis, basis)
 
 
+@takes_arrays
 def shared_subspace(
     x: Float[Tensor, "row d_sender"],
     y: Float[Tensor, "row_y d_receiver"],

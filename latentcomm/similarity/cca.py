@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm._core.linalg import canonical_pairs, centred, thin_svd
 from latentcomm.similarity.checks import require_pair, require_rows
 
@@ -12,6 +13,7 @@ LEAST_ROWS = 4
 """Two centred rows are collinear, and three correlate perfectly with any other three at widths of 2."""
 
 
+@takes_arrays
 def svcca(
     x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"], *, energy: float | int = 0.99
 ) -> float:
@@ -41,6 +43,7 @@ def svcca(
     return float(canonical_pairs(leading_x, leading_y).correlations.mean())
 
 
+@takes_arrays
 def pwcca(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"]) -> float:
     """Return the canonical correlations averaged with the weight that each direction has in x, in [0, 1].
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm._core.linalg import require_finite
+from latentcomm._core.linalg import WITHOUT_FLOAT64, require_finite
 
 __all__ = [
     "LEAST_WIDTH",
@@ -53,6 +53,7 @@ def require_pair(
     """
     if x.shape[0] != y.shape[0]:
         raise ValueError(f"x has {x.shape[0]} rows but y {y.shape[0]}; pair them row by row")
+    require_float64(x.device)
     require_rows(x.shape[0], least_rows, why)
     for rows, name in ((x, "x"), (y, "y")):
         if rows.shape[1] < least_width:
@@ -108,7 +109,7 @@ def require_float64(device: str | torch.device) -> None:
         ...
     ValueError: device mps has no float64, in which sums are taken; use cpu or cuda
     """
-    if torch.device(device).type == "mps":
+    if torch.device(device).type in WITHOUT_FLOAT64:
         raise ValueError(f"device {device} has no float64, in which sums are taken; use cpu or cuda")
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm._core.linalg import centred
 from latentcomm.similarity.checks import require_pair
 from latentcomm.similarity.hsic import (
@@ -22,6 +23,7 @@ BATCH_ROWS = 512
 """Rows of a minibatch: its Gram matrix of 1 MB in float32 stays in a processor's cache."""
 
 
+@takes_arrays
 def linear_cka(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"]) -> float:
     """Return the BIASED linear CKA, |X_c'Y_c|_F^2 / (|X_c'X_c|_F |Y_c'Y_c|_F), in [0, 1].
 
@@ -42,6 +44,7 @@ def linear_cka(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_recei
     return float(xy / (xx * yy).sqrt())
 
 
+@takes_arrays
 def debiased_cka(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"]) -> float:
     """Return the debiased linear CKA: HSIC1(K, L) / sqrt(HSIC1(K, K) HSIC1(L, L)) with K = XX', L = YY'.
 
@@ -65,6 +68,7 @@ def debiased_cka(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_rec
     return float(alignment_ratio(*_debiased_sums(centred(x)[0], centred(y)[0])))
 
 
+@takes_arrays
 def minibatch_linear_cka(
     x: Float[Tensor, "row d_sender"],
     y: Float[Tensor, "row_y d_receiver"],
@@ -90,6 +94,7 @@ def minibatch_linear_cka(
     return float(xy / (xx * yy).sqrt())
 
 
+@takes_arrays
 def minibatch_debiased_cka(
     x: Float[Tensor, "row d_sender"],
     y: Float[Tensor, "row_y d_receiver"],
@@ -119,6 +124,7 @@ def minibatch_debiased_cka(
     return float(alignment_ratio(*torch.stack(sums).sum(0)))
 
 
+@takes_arrays
 def rbf_cka(
     x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"], *, bandwidth: float | int = 1.0
 ) -> float:

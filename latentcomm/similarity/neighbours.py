@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm.similarity.checks import require_pair
 
 __all__ = ["cknna", "mutual_knn"]
@@ -17,6 +18,7 @@ BLOCK_ENTRIES = 2**23
 """Similarities held at a time for each side, 64 MB: memory grows with the rows, not with their square."""
 
 
+@takes_arrays
 def mutual_knn(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"], *, k: int = 10) -> float:
     """Return the mean share of a row's k nearest neighbours that it has in both spaces, in [0, 1].
 
@@ -44,6 +46,7 @@ def mutual_knn(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_recei
     return overlap / (x.shape[0] * k)
 
 
+@takes_arrays
 def cknna(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"], *, k: int = 10) -> float:
     """Return CKA restricted to pairs of rows that are mutual neighbours, as its paper defines it.
 

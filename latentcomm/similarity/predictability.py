@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm._core.linalg import centred
 from latentcomm.alignment import row_folds
 from latentcomm.similarity.checks import require_pair
@@ -25,6 +26,7 @@ Documents = Int[Tensor, " row"] | Sequence[int] | Sequence[str]
 """One document label a row."""
 
 
+@takes_arrays
 def linear_predictability(
     x: Float[Tensor, "row d_sender"],
     y: Float[Tensor, "row_y d_receiver"],

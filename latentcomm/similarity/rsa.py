@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm.similarity.checks import require_pair
 
 __all__ = ["rsa"]
@@ -15,6 +16,7 @@ LEAST_WIDTH = 3
 """The correlation of two rows of width 2 is 1 or -1."""
 
 
+@takes_arrays
 def rsa(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"]) -> float:
     """Return Spearman's correlation of the two sides' dissimilarities, 1 - Pearson's correlation of two rows.
 

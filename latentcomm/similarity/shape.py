@@ -4,12 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm._core.linalg import centred
 from latentcomm.similarity.checks import require_pair
 
 __all__ = ["procrustes"]
 
 
+@takes_arrays
 def procrustes(x: Float[Tensor, "row d_sender"], y: Float[Tensor, "row_y d_receiver"]) -> float:
     """Return the nuclear norm of X_n'Y_n, both sides centred and divided by their Frobenius norm, in [0, 1].
 

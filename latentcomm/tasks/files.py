@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentcomm.models.places import check_hub
+
 Source = str | os.PathLike[str]
 """A file, or the id of a hub data set as owner/name."""
 
@@ -220,8 +222,13 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _hub_rows(name: str, split: str, subset: str | None) -> list[Row]:
-    from datasets import load_dataset
+    from datasets import config, load_dataset
+    from datasets.naming import camelcase_to_snakecase
 
+    *owner, own = name.split("/")
+    cached = Path(config.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(own)]))
+    if not (config.HF_HUB_OFFLINE or cached.is_dir()):
+        check_hub(name, "data set")
     try:
         records = load_dataset(name, subset, split=split)
     except (OSError, ValueError, RuntimeError) as error:

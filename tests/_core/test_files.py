@@ -18,7 +18,16 @@ from numerics import assert_same_bits
 from safetensors.torch import save_file
 from tiny import files_in, states
 
-from latentcomm._core.files import ALIGNMENT, digest, laid_out, read_tensors, write_json, write_text, written_whole
+from latentcomm._core.files import (
+    ALIGNMENT,
+    digest,
+    laid_out,
+    read_tensors,
+    told_apart,
+    write_json,
+    write_text,
+    written_whole,
+)
 from latentcomm.fusion import Mean, RightAligned, Weighted
 
 
@@ -239,3 +248,22 @@ class TestDigest:
     def test_what_has_no_stable_content_is_refused(self, value: object) -> None:
         with pytest.raises(TypeError, match="has no digest; give plain values, tensors or dataclasses"):
             digest(value)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("gpt2", "gpt2"), ["gpt2", "gpt2"]),
+        (("/runs/one/model", ""), ["model", ""]),
+        (("/runs/one/model", "/runs/two/model"), ["one/model", "two/model"]),
+        (("/one/x/model", "/two/x/model", "/three/other"), ["one/x/model", "two/x/model", "other"]),
+        (("/runs/one/model", "/runs/one/model/"), ["model", "model"]),
+        (("~/one/model", "model"), ["one/model", "model"]),
+        (("C:\\one\\model", "C:\\two\\model"), ["one/model", "two/model"]),
+        (("models--a--m/snapshots/" + "0" * 40, "/x/models--b--m/snapshots/1f/"), ["a/m", "b/m"]),
+        (("/models--m/snapshots/0a", "/models--a--b--c/snapshots/0a"), ["m", "a/b--c"]),
+        (("/x/models--a--m/snapshots", "/y/models--a--m/snapshots/0a/onnx"), ["snapshots", "onnx"]),
+    ],
+)
+def test_names_are_told_apart_by_as_little_of_their_paths_as_does_it(names: tuple[str, ...], told: list[str]) -> None:
+    assert told_apart(*names) == told

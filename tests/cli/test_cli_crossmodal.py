@@ -110,7 +110,7 @@ def test_a_folder_is_asked_about_other_views_and_new_pictures(reader: Path, eye:
     [
         (("--data", "nowhere"), "name one as sender"),
         (("--data", "nowhere", "--vision", "EYE"), "no table.csv or table.json in nowhere"),
-        (("--vision", "nothing/here"), "no vision encoder at nothing/here"),
+        (("--vision", "nothing/here"), "no vision encoder 'nothing/here' on this machine"),
         (("--channels", "smoke"), "no channel 'smoke' for pictures"),
         (("--block", "9"), "block 9 is outside"),
         (("--vision", "EYE", "--dtype", "float16"), "encoders run in float32 or bfloat16"),

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from toys import Counter
+from toys import Counter, countries_folder
 
 import latentcomm as lc
 from latentcomm.experiments import job
@@ -63,6 +63,17 @@ class TestRun:
         lc.run(SETTINGS, sender=tiny, out=tmp_path, name="c")
         record = json.loads((tmp_path / "c.meta.json").read_text("utf-8"))["run"]
         assert record["in_memory"] == ["sender"] and record["settings"]["n_test"] == 6
+
+    def test_two_folders_of_one_name_are_told_apart_and_no_path_is_recorded(self, tmp_path: Path) -> None:
+        folders = [countries_folder(tmp_path / place / "model", seed=seed) for seed, place in enumerate("ab")]
+        settings = lc.SweepSettings(sender=str(folders[0]), receiver=str(folders[1]), n_tune=2, n_test=2)
+        result = lc.run(settings, out=tmp_path / "out")
+        assert [result.models[role]["name"] for role in ("sender", "receiver")] == ["a/model", "b/model"]
+        meta = (tmp_path / "out" / "sweep.meta.json").read_text()
+        assert [json.loads(meta)["run"]["settings"][role] for role in ("sender", "receiver")] == ["a/model", "b/model"]
+        in_memory = lc.run(settings, *(lc.load_model(folder) for folder in folders))
+        assert [in_memory.models[role]["name"] for role in ("sender", "receiver")] == ["a/model", "b/model"]
+        assert str(tmp_path) not in meta
 
     @pytest.mark.parametrize("name", ["", "a/b", "my run", ".."])
     def test_a_name_that_is_no_file_name_is_refused(self, name: str, tiny: lc.Model, tmp_path: Path) -> None:

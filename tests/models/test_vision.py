@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from numerics import assert_equal_to_rounding, assert_same_bits
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from seeing import KINDS, TO_16, encoder, noise, sender
 
 from latentcomm.experiments.crossmodal import (
@@ -250,8 +252,37 @@ def test_the_tower_that_sees_is_taken_out_of_two(tmp_path: Path) -> None:
 
 
 def test_a_place_without_an_encoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no vision encoder at"):
+    with pytest.raises(ValueError, match="holds no vision encoder that transformers can load: "):
         load_vision(tmp_path, preprocessing=TO_16)
+    with pytest.raises(ValueError, match=r"there is no file or directory \./nowhere"):
+        load_vision("./nowhere", preprocessing=TO_16)
+
+
+def test_an_encoder_that_is_not_here_is_sought_once_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unreachable(self: Any, name: str, *, timeout: float) -> None:
+        asked.append((name, timeout))
+        raise TimeoutError("too slow")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    message = r"^there is no vision encoder 'someone/eye' on this machine, .*\(too slow\); give a local directory$"
+    with pytest.raises(RuntimeError, match=message):
+        load_vision("someone/eye", preprocessing=TO_16)
+    assert asked == [("someone/eye", 10.0)]
+
+
+def test_an_encoder_whose_checkpoint_lacks_a_block_is_refused(tmp_path: Path) -> None:
+    encoder("dinov2").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    held = load_file(path)
+    name = next(name for name in held if "layer.1" in name)
+    save_file({other: value for other, value in held.items() if other != name}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 of the weights that config\.json describes: \S+layer\.1\."):
+        load_vision(tmp_path, preprocessing=TO_16)
+    pooler = {"pooler.dense.weight": torch.zeros(2, 2), "classifier.weight": torch.zeros(2, 2)}
+    save_file(held | pooler, path, metadata={"format": "pt"})
+    assert load_vision(tmp_path, preprocessing=TO_16).n_blocks == 3
 
 
 def test_seeing_needs_no_torchvision_and_installs_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -180,6 +181,23 @@ class TestTheHub:
         with pytest.raises(RuntimeError, match=r"'test' of its subset 'main'.*Couldn't reach.*give a file") as caught:
             gsm8k("nobody/nothing")
         assert "trace" not in str(caught.value)
+
+    def test_a_hub_that_does_not_answer_is_given_ten_seconds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import datasets
+        import huggingface_hub
+
+        asked = []
+
+        def unreachable(self: Any, name: str, *, timeout: float) -> None:
+            asked.append((name, timeout))
+            raise TimeoutError("too slow")
+
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("its own client would try on"))
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+        with pytest.raises(RuntimeError, match=r"^there is no data set 'nobody/nothing' .*\(too slow\); give a file$"):
+            gsm8k("nobody/nothing")
+        assert asked == [("nobody/nothing", 10.0)]
 
     def test_a_data_set_of_the_hub_gives_the_task_of_its_file(
         self, problems: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm._core.files import without_folder
+from latentcomm._core.linalg import in_float64
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts
@@ -128,7 +129,7 @@ def _write(large: Model, given: ReceiverInput, longest: int, layers: tuple[int, 
 
 def _signals(logits: Float[Tensor, "batch d_vocab"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Entropy in nats, and the likeliest token's probability less the second's."""
-    log_p = logits.double().log_softmax(-1)
+    log_p = in_float64(logits).log_softmax(-1)
     p = log_p.exp()
     best = p.topk(2, dim=-1).values
     return torch.special.entr(p).sum(-1).cpu(), (best[:, 0] - best[:, 1]).cpu()

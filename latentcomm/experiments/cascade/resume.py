@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.linalg import in_float64
 from latentcomm.hooks.decode import Choice, Past, ReceiverInput, Reply, read_prompts, runs, write_replies
 from latentcomm.models import Model
 from latentcomm.models.prompts import Prompts
@@ -54,7 +55,7 @@ class ReadPrefix:
         logits = model.forward(tokens, cache=cache)[0, :-1]
         wanted = tokens[0, 1:, None].to(logits.device)
         surprise = torch.cat([
-            torch.nn.functional.cross_entropy(part.double(), goal[:, 0], reduction="none")
+            torch.nn.functional.cross_entropy(wide := in_float64(part), goal[:, 0].to(wide.device), reduction="none")
             for part, goal in zip(logits.split(64), wanted.split(64), strict=True)
         ]) if len(ids) > 1 else torch.zeros(0, dtype=torch.float64)  # fmt: skip
         return cls(model, tuple(ids), model.cache_layers(cache), surprise.cpu())

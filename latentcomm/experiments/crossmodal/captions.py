@@ -42,7 +42,9 @@ class NearestPicture:
 
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
         """The first of equally near ones."""
-        return [self.captions[index] for index in nearest(vectors, self.known, self.known.double().mean(0)).tolist()]
+        return [
+            self.captions[index] for index in nearest(vectors, self.known, self.known.cpu().double().mean(0)).tolist()
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class NearestLabel:
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
         """By cosine, after subtracting the mean of all captions."""
         indices = nearest(
-            self.mapping(vectors.to(self.mapping.weight.device)), self.targets, self.targets.double().mean(0)
+            self.mapping(vectors.to(self.mapping.weight.device)), self.targets, self.targets.cpu().double().mean(0)
         )
         return [self.captions[index] for index in indices.tolist()]
 
@@ -98,12 +100,12 @@ class NearestWords:
 
     def __call__(self, vectors: Float[Tensor, "item d_read"]) -> list[str]:
         """By Euclidean distance; of equally near ones the first."""
-        rows = self.mapping(vectors.to(self.mapping.weight.device)).double().cpu()
+        rows = self.mapping(vectors.to(self.mapping.weight.device)).cpu().double()
         mapped = rearrange(rows, "item (token d_receiver) -> item token d_receiver", token=len(self.candidates))
         table = self.receiver.embedding_table.detach()
         tokens: list[list[int]] = [[] for _ in mapped]
         for index, ids in enumerate(self.candidates):
-            known = table[torch.tensor(ids, device=table.device)].double().cpu()
+            known = table[torch.tensor(ids, device=table.device)].cpu().double()
             for row, found in zip(tokens, torch.cdist(mapped[:, index], known).argmin(1).tolist(), strict=True):
                 row.append(ids[found])
         decode = self.receiver.require_tokenizer().decode
@@ -134,5 +136,5 @@ def nearest(
     vectors: Float[Tensor, "item d"], known: Float[Tensor, "known d"], centre: Float[Tensor, " d"]
 ) -> Int[Tensor, " item"]:
     """The number of the known vector at the largest cosine to each, all less the centre."""
-    rows, bank = (F.normalize(each.double().cpu() - centre.cpu(), dim=1) for each in (vectors, known))
+    rows, bank = (F.normalize(each.cpu().double() - centre.cpu(), dim=1) for each in (vectors, known))
     return (rows @ bank.T).argmax(1)

@@ -58,7 +58,7 @@ class Classifier:
 
     def log_probabilities(self, vector: Float[Tensor, " d_read"]) -> list[float]:
         """The log-probability of each answer."""
-        return self.fitted.predict_log_proba(vector.double().cpu().numpy()[None])[0].tolist()
+        return self.fitted.predict_log_proba(vector.cpu().double().numpy()[None])[0].tolist()
 
 
 def fit_answer_probe(
@@ -129,7 +129,7 @@ def probe_trials(
 
 
 def _fit(rows: Float[Tensor, "item d_read"], answers: list[str], groups: list[str], seed: int) -> Classifier:
-    x, held_out = rows.double().cpu().numpy(), _folds(answers, groups, seed)
+    x, held_out = rows.cpu().double().numpy(), _folds(answers, groups, seed)
 
     def right(strength: float) -> int:
         total = 0

@@ -17,6 +17,7 @@ from latentcomm._core.records import read_whole
 from latentcomm.channels.training.trainer import Schedule, load_weights, save_weights, train
 from latentcomm.experiments.crossmodal.digits import CELLS, EDGE, INKS, WORDS, digit_halves, four_cells, one_digit
 from latentcomm.experiments.crossmodal.pictures import PictureSet
+from latentcomm.models import resolve_device
 from latentcomm.models.vision import VisionSender, load_vision
 from latentcomm.models.vision_preprocessing import IMAGENET, Preprocessing
 
@@ -152,7 +153,7 @@ def encoder_named(
         return load_vision(vision, preprocessing=None if stated else IMAGENET, dtype=dtype, device=device)
     path = None if folder is None else folder / f"small-vit-{seed}-{steps}.safetensors"
     sender = small_vit(seed=seed, steps=steps, path=path, progress=progress)
-    sender.encoder.to(device)
+    sender.encoder.to(resolve_device(device))
     return sender
 
 

@@ -1,0 +1,131 @@
+"""Where the files of a model are: a built-in name's folder, a directory, a .gguf file, or the hub's cache."""
+
+import contextlib
+import difflib
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+
+from latentcomm.models import builtin
+
+__all__ = ["Place", "check_hub", "first_line", "locate", "read_by_transformers"]
+
+HUB_TIMEOUT_SECONDS = 10.0
+"""How long the hub may take to answer whether it has a model or a data set."""
+
+UNREADABLE = (OSError, ValueError, KeyError, SafetensorError, struct.error, RuntimeError, EOFError, UnpicklingError)
+"""What transformers raises on a damaged checkpoint: struct.error by a .gguf cut in its header, the last by a .bin."""
+What = Literal["model", "vision encoder", "data set"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where transformers finds a model.
+
+    Attributes:
+        folder: a directory, which a built-in model not yet downloaded does not have, or a hub id.
+        gguf_file: the name of the .gguf file in it, if that is what holds the model.
+    """
+
+    folder: str
+    gguf_file: str | None = None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What transformers' `from_pretrained` takes besides the folder."""
+        return {"gguf_file": self.gguf_file} if self.gguf_file else {}
+
+    @property
+    def local(self) -> Path | None:
+        """The directory on this machine: `folder`, or the snapshot of a hub id in the cache; None if neither is."""
+        if Path(self.folder).is_dir():
+            return Path(self.folder)
+        import huggingface_hub
+
+        try:
+            found = huggingface_hub.try_to_load_from_cache(self.folder, "config.json")
+        except huggingface_hub.errors.HFValidationError:  # a path: a built-in model that is not here yet
+            return None
+        return Path(found).parent if isinstance(found, str) else None
+
+
+def locate(name_or_path: str | os.PathLike[str], what: What = "model") -> Place:
+    """The place that a name stands for; nothing is downloaded, and the hub is queried once for what is not here.
+
+    Raises:
+        ValueError: a path at which there is nothing, a file of another kind, or a name that the hub does not know.
+        RuntimeError: the hub cannot be reached.
+    """
+    name = os.fspath(name_or_path)
+    if name in builtin.BUILT_IN:
+        return Place(str(builtin.folder_of(builtin.BUILT_IN[name])))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Place(str(path))
+    if path.is_file() and path.suffix == ".gguf":
+        return Place(str(path.parent), path.name)
+    if path.is_file():
+        raise ValueError(f"{name} is a file but not a .gguf; give a .gguf file or a directory in transformers' format")
+    if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"there is no file or directory {name}")
+    if (place := Place(name)).local is None:
+        check_hub(name, what)
+    return place
+
+
+def check_hub(name: str, what: What = "model") -> None:
+    """Query the hub once for what is not on this machine: its own client would try for a minute.
+
+    Raises:
+        ValueError: the hub has no such model (the nearest built-in one is named) or data set.
+        RuntimeError: the hub cannot be reached.
+    """
+    import huggingface_hub
+
+    hint = {"model": _built_in_hint(name), "vision encoder": "give a local directory", "data set": "give a file"}[what]
+    hub = huggingface_hub.HfApi()
+    query = hub.dataset_info if what == "data set" else hub.model_info
+    try:
+        query(name, timeout=HUB_TIMEOUT_SECONDS)
+    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError) as error:
+        raise ValueError(f"there is no {what} {name!r} here or on the hub; {hint}") from error
+    except Exception as error:  # any error of its HTTP library: they differ between versions
+        raise RuntimeError(
+            f"there is no {what} {name!r} on this machine, and the model hub could not be reached "
+            f"({first_line(error)}); {hint}"
+        ) from error
+
+
+def _built_in_hint(name: str) -> str:
+    families = {known.split("-")[0]: known for known in builtin.BUILT_IN}
+    if near := difflib.get_close_matches(name.lower(), [*builtin.BUILT_IN, *families], n=1, cutoff=0.5):
+        return f"did you mean {families.get(near[0], near[0])}?"
+    return f"give a built-in name ({', '.join(builtin.BUILT_IN)}), a local directory or a .gguf file"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def read_by_transformers(name: str, what: What = "model") -> Iterator[None]:
+    """A block in which transformers reads a model's files without progress bars; what it cannot read is one sentence.
+
+    Raises:
+        ValueError: files that are missing, damaged, cut off or of a kind that it does not know.
+    """
+    try:
+        with builtin.no_bars():
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except UNREADABLE as error:
+        raise ValueError(f"{name} holds no {what} that transformers can load: {first_line(error)}") from error

@@ -1,0 +1,193 @@
+"""Sizes and tokenizer of a model by its name, from its configuration alone: no weights are read."""
+
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import safe_open
+
+from latentcomm.models import builtin
+from latentcomm.models.places import Place, locate, read_by_transformers
+from latentcomm.models.vision import TOWERS
+
+__all__ = ["ModelShape", "shape_of", "tokenizer_of"]
+
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
+"""Files of weights in the order in which transformers looks for them."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a model; None where a configuration does not state one.
+
+    Attributes:
+        name: what it was asked for as.
+        n_layers: blocks.
+        d_model: the width of the residual stream.
+        n_heads, n_key_value_heads, d_head: of the attention.
+        d_mlp: the width inside the feed-forward layers.
+        d_vocab: tokens that it has logits for.
+        n_parameters: numbers in the files of weights, those that two matrices share counted once.
+        weights_bytes: the size of these files.
+    """
+
+    name: str
+    n_layers: int | None = None
+    d_model: int | None = None
+    n_heads: int | None = None
+    n_key_value_heads: int | None = None
+    d_head: int | None = None
+    d_mlp: int | None = None
+    d_vocab: int | None = None
+    n_parameters: int | None = None
+    weights_bytes: int | None = None
+
+
+def shape_of(name_or_path: str | os.PathLike[str]) -> ModelShape:
+    """The sizes of a model of any name that `load_model` or `load_vision` takes, without its weights.
+
+    They come from the config.json of a directory or of the hub, the header of a .gguf file, or, for a built-in model
+    that has not been downloaded, from what is known about it.
+
+    Raises:
+        ValueError: an unknown name, a path that is not there, or files that transformers cannot read.
+        RuntimeError: the hub cannot be reached.
+    """
+    name = os.fspath(name_or_path)
+    place = locate(name)
+    if name in builtin.BUILT_IN and place.local is None:
+        return ModelShape(name, **builtin.BUILT_IN[name].sizes)
+    if place.gguf_file:
+        return _of_gguf(name, Path(place.folder) / place.gguf_file)
+    from transformers import AutoConfig
+
+    with read_by_transformers(name):
+        config = AutoConfig.from_pretrained(place.folder)
+    config = config.vision_config if config.model_type in TOWERS else config.get_text_config()
+    n_heads, d_model = _size(config, "num_attention_heads"), _size(config, "hidden_size")
+    d_mlp = _size(config, "intermediate_size", "n_inner", "ffn_dim")
+    files = _weight_files(place)
+    return ModelShape(
+        name,
+        n_layers=_size(config, "num_hidden_layers"),
+        d_model=d_model,
+        n_heads=n_heads,
+        n_key_value_heads=_size(config, "num_key_value_heads") or n_heads,
+        d_head=_size(config, "head_dim") or (d_model // n_heads if d_model and n_heads else None),
+        d_mlp=d_mlp or (4 * d_model if d_model and hasattr(config, "n_inner") else None),  # GPT-2: None is four widths
+        d_vocab=_size(config, "vocab_size"),
+        n_parameters=_n_stored(name, files),
+        weights_bytes=sum(path.stat().st_size for path in files) or None,
+    )
+
+
+def tokenizer_of(name_or_path: str | os.PathLike[str]) -> Any:
+    """The tokenizer of a model of any name that `load_model` takes; None of a built-in model not yet downloaded.
+
+    Raises:
+        ValueError: an unknown name, a path that is not there, or files that transformers cannot read.
+        RuntimeError: the hub cannot be reached.
+    """
+    name = os.fspath(name_or_path)
+    place = locate(name)
+    if name in builtin.BUILT_IN and place.local is None:
+        return None
+    from transformers import AutoTokenizer
+
+    with read_by_transformers(name):
+        return AutoTokenizer.from_pretrained(place.folder, **place.options)
+
+
+def _weight_files(place: Place) -> list[Path]:
+    """The files of weights that transformers would read; none where they are not on this machine."""
+    folder = place.local
+    if folder is not None and place.gguf_file:
+        return [folder / place.gguf_file]
+    found = [] if folder is None else [sorted(folder.glob(pattern)) for pattern in _WEIGHTS]
+    return next(filter(None, found), [])
+
+
+def _size(config: Any, *names: str) -> int | None:
+    """The first of these sizes that a configuration states."""
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+
+
+def _n_stored(name: str, files: list[Path]) -> int | None:
+    """How many numbers lie in files of safetensors, from their headers; None of another format."""
+    if not files or any(path.suffix != ".safetensors" for path in files):
+        return None
+    count = 0
+    with read_by_transformers(name):
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (no mapping)
+    return count
+
+
+def _of_gguf(name: str, path: Path) -> ModelShape:
+    with read_by_transformers(name), path.open("rb") as file:
+        facts, n_parameters = _gguf_header(file)
+    kind = facts.get("general.architecture")
+
+    def size(key: str) -> int | None:
+        value = facts.get(f"{kind}.{key}")
+        return value if isinstance(value, int) else None
+
+    n_heads, d_model = size("attention.head_count"), size("embedding_length")
+    return ModelShape(
+        name,
+        n_layers=size("block_count"),
+        d_model=d_model,
+        n_heads=n_heads,
+        n_key_value_heads=size("attention.head_count_kv") or n_heads,
+        d_head=size("attention.key_length") or (d_model // n_heads if d_model and n_heads else None),
+        d_mlp=size("feed_forward_length"),
+        d_vocab=size("vocab_size") or facts.get("tokenizer.ggml.tokens"),
+        n_parameters=n_parameters,
+        weights_bytes=path.stat().st_size,
+    )
+
+
+_GGUF_NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+_GGUF_STRING, _GGUF_ARRAY = 8, 9
+
+
+def _gguf_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The metadata of a .gguf file (of an array its length) and how many numbers its tensors hold.
+
+    The package gguf builds every token of the vocabulary on the way, which takes seconds.
+    Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
+    """
+
+    def number(kind: str) -> Any:
+        return struct.unpack(f"<{kind}", file.read(struct.calcsize(f"<{kind}")))[0]
+
+    def text() -> str:
+        return file.read(number("Q")).decode("utf-8", errors="replace")
+
+    def value(kind: int) -> Any:
+        if kind == _GGUF_STRING:
+            return text()
+        if kind != _GGUF_ARRAY:
+            return number(_GGUF_NUMBERS[kind])
+        inner, length = number("I"), number("Q")
+        if inner in _GGUF_NUMBERS:
+            file.seek(length * struct.calcsize(f"<{_GGUF_NUMBERS[inner]}"), os.SEEK_CUR)
+        else:
+            for _ in range(length):
+                value(inner)
+        return length
+
+    if (magic := file.read(4)) != b"GGUF" or number("I") not in (2, 3):
+        raise ValueError(f"a .gguf file begins with GGUF and version 2 or 3, not {magic!r}")
+    n_tensors, n_facts = number("Q"), number("Q")
+    facts = {text(): value(number("I")) for _ in range(n_facts)}
+    n_parameters = 0
+    for _ in range(n_tensors):
+        text()
+        n_parameters += math.prod(number("Q") for _ in range(number("I")))
+        file.seek(struct.calcsize("<IQ"), os.SEEK_CUR)  # its type, and where it is
+    return facts, n_parameters
