@@ -4,12 +4,12 @@ import json
 
 from latentcomm._core.files import write_json
 from latentcomm._core.names import check_name
-from latentcomm.alignment import fit_ridge
 from latentcomm.experiments.diagnosis import run
 from latentcomm.experiments.diagnosis.fusions import FUSIONS
 from latentcomm.experiments.diagnosis.result import Diagnosis
-from latentcomm.experiments.diagnosis.settings import PAGE, RECORD, DiagnoseSettings, Size
+from latentcomm.experiments.diagnosis.settings import FILES, PAGE, RECORD, DiagnoseSettings, Size
 from latentcomm.experiments.job import Job, Result, record_of
+from latentcomm.experiments.maps import ALIGNMENTS, is_mapped
 from latentcomm.experiments.settings import listed
 from latentcomm.reporting.terminal import Console
 from latentcomm.tasks.corpus import read_corpus
@@ -27,13 +27,14 @@ def run_diagnose(settings: DiagnoseSettings, job: Job) -> Result:
     names = [check_name("fusion", name.replace("-", "_"), FUSIONS) for name in listed(settings.fusion)]
     texts = read_corpus(settings.corpus or None)
     sender, receiver = job.pair(settings)
+    is_mapped(sender, receiver, settings.alignment)  # refuses unequal widths that nothing matches
     found = run.diagnose(
         sender,
         receiver,
         corpus=texts,
         out=job.out,
         fusions={name: FUSIONS[name] for name in names or FUSIONS},
-        aligner=None if settings.right_aligned else fit_ridge,
+        aligner=ALIGNMENTS.get(settings.alignment),
         size=size,
         seed=settings.seed,
         progress=job.progress,
@@ -49,7 +50,7 @@ def run_diagnose(settings: DiagnoseSettings, job: Job) -> Result:
         models=found.models,
         seconds=job.seconds,
         summary=lambda console: _summary(found, console),
-        files=() if job.out is None else (job.out / PAGE, *(job.out / f"{name}.csv" for name in found.tables)),
+        files=() if job.out is None else tuple(job.out / name for name in (PAGE, *FILES)),
     )
 
 
