@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from commands import Ended, last_line, refusals, run
+from commands import Ended, last_line, listed_files, refusals, run
 from test_cli import compared
 from tiny import files_in
 from worked_models import Size, worked_pair
@@ -43,7 +43,7 @@ class TestCascade:
     def test_writes_three_figures_with_their_data_and_prints_the_table(self, pair: Path, tmp_path: Path) -> None:
         result = cascade(pair, tmp_path)
         assert result.exit_code == 0, result.output
-        assert files_in(tmp_path) == WRITTEN
+        assert files_in(tmp_path) == WRITTEN == listed_files(result.stdout)
         for ending, plot in PLOTS.items():
             check_replot(f"c{ending}", tmp_path, plot)
         table = pd.read_csv(tmp_path / "c.csv", dtype={"stop": str})

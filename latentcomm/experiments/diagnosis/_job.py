@@ -11,6 +11,7 @@ from latentcomm.experiments.diagnosis.settings import FILES, PAGE, RECORD, Diagn
 from latentcomm.experiments.job import Job, Result, record_of
 from latentcomm.experiments.maps import ALIGNMENTS, is_mapped
 from latentcomm.experiments.settings import listed
+from latentcomm.fusion import BY_NAME
 from latentcomm.reporting.terminal import Console
 from latentcomm.tasks.corpus import read_corpus
 
@@ -60,6 +61,14 @@ def _summary(found: Diagnosis, console: Console) -> None:
     for cell in found.recommended:
         console.print(
             f"try {cell.fusion}, k = {cell.read} (sender), j = {cell.write} (receiver): {cell.reason}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    first = next((cell for cell in found.recommended if cell.fusion in BY_NAME), None)
+    if first is not None:
+        console.print(
+            f"`latentcomm sweep --fusion {first.fusion.replace('_', '-')} --read-layer {first.read} --write-layer "
+            f"{first.write}`, with the same models and alignment, judges it on a task",
             highlight=False,
             soft_wrap=True,
         )
