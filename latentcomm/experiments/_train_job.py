@@ -1,11 +1,12 @@
 """`TrainSettings` run: channels trained on the tuning half of a task, one file each."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from latentcomm._core.names import check_name
 from latentcomm.channels.catalogue import LEARNED
@@ -15,10 +16,11 @@ from latentcomm.experiments.settings import listed
 from latentcomm.experiments.train_settings import TrainSettings
 from latentcomm.models.facts import describe
 from latentcomm.reporting.plots import loss_curves
+from latentcomm.reporting.plots.tables import spoken
 from latentcomm.reporting.publish import plain
 from latentcomm.reporting.terminal import Console
 
-__all__ = ["run_train"]
+__all__ = ["run_train", "training_figure"]
 
 
 def run_train(settings: TrainSettings, job: Job) -> Result:
@@ -59,16 +61,16 @@ def run_train(settings: TrainSettings, job: Job) -> Result:
         facts = trained[name].facts["training"]
         curve = [dict(zip(("update", "loss", "held_out_loss"), each, strict=True)) for each in facts["curve"]]
         losses = pd.DataFrame(curve).astype(float).astype({"update": int}).assign(channel=name)
-        rows.append(_summary_row(name, losses) | {"seconds": facts["seconds"]})
+        rows.append(_summary_row(name, facts["curve"]) | {"seconds": facts["seconds"]})
         if job.out is not None:
             weights = job.out / f"{name}.safetensors"
             trained[name].save(weights)
-            title = f"{name.replace('_', ' ')}: {sender.name} to {receiver.name}, {task.name}"
+            here = plain(shown | {"channels": [name], "trained_on": len(trained[name].facts["trained_on"])})
             published = publish_all(
-                {"": Drawing(loss_curves(losses, title=title), losses)},
+                {"": Drawing(training_figure(losses, here), losses)},
                 name=name,
                 folder=job.out,
-                settings=plain(shown | {"channels": [name]}),
+                settings=here,
                 measured={"wall_seconds": facts["seconds"]},
                 models=models,
                 run=record_of(replace(settings, channels=(name,)), job.in_memory),
@@ -92,12 +94,21 @@ def run_train(settings: TrainSettings, job: Job) -> Result:
     )
 
 
-def _summary_row(name: str, losses: pd.DataFrame) -> dict[str, Any]:
+def training_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
+    """The losses of one channel."""
+    items = f"{settings['trained_on']} items" if settings["trained_on"] else "text of the corpus"
+    return loss_curves(
+        table,
+        title=f"{spoken(settings['channels'][0])}: {settings['sender']} to {settings['receiver']}, {settings['task']}",
+        note=f"Trained on {items}; the loss on those held out changes nothing.",
+    )
+
+
+def _summary_row(name: str, curve: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """The updates, and both losses at the begin and at the end."""
-    known = losses.dropna(subset="loss")
-    held = losses.dropna(subset="held_out_loss")["held_out_loss"].tolist() or [math.nan]
-    row = {"channel": name, "updates": int(losses["update"].max())}
-    row |= {"first_loss": float(known["loss"].iloc[0]), "last_loss": float(known["loss"].iloc[-1])}
+    losses = [loss for _, loss, _ in curve if loss is not None]
+    held = [loss for *_, loss in curve if loss is not None] or [math.nan]
+    row = {"channel": name, "updates": curve[-1][0], "first_loss": losses[0], "last_loss": losses[-1]}
     return row | {"held_out_before": held[0], "held_out_after": held[-1]}
 
 

@@ -283,8 +283,8 @@ def _linear(request: _Request) -> _Untrained:
         return _Untrained(learner)
     document = states.document[rows]
     held = document >= int((int(document.max()) + 1) * (1 - request.plan.held_out))
-    parts = (replace(learner, source=source[part], target=target[part]) for part in (~held, held))
-    return _Untrained(*parts)
+    trained, left = (replace(learner, source=source[part], target=target[part]) for part in (~held, held))
+    return _Untrained(trained, left)
 
 
 def _fused(make: Callable[[AffineMap], Fusion]) -> Callable[[_Request], _Untrained]:

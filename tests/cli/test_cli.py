@@ -113,7 +113,7 @@ class TestHelp:
     def test_every_option_of_a_sweep_has_a_word_of_help(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "200")
         shown = re.sub(r"\x1b\[[0-9;]*m", "", run("sweep", "--help").stdout)
-        for option in ("sender", "receiver", "task", "template", "sender-form", "fame", "fusion", "right-aligned"):
+        for option in ("sender", "receiver", "task", "template", "sender-form", "fame", "fusion", "alignment"):
             assert re.search(rf"--{option}\b.*\w", shown)
         for option in ("read-layers", "write-layers", "n-tune", "n-test", "out", "name", "seed", "device", "dtype"):
             assert re.search(rf"--{option}\b.*\w", shown)

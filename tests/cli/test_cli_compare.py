@@ -17,8 +17,10 @@ from latentcomm.channels.catalogue import LEARNED
 from latentcomm.channels.training import trainer as training
 from latentcomm.experiments import evaluation, maps
 from latentcomm.experiments import train as learning
+from latentcomm.experiments._train_job import training_figure
 from latentcomm.experiments.compare import run as comparing
 from latentcomm.models import recorded_passes
+from latentcomm.reporting.publish import check_replot
 
 FEW = ("--n-tune", "4", "--n-test", "6", "--message-tokens", "2", "--read-layer", "1", "--write-layer", "1")
 WRITTEN = ["c.csv", "c.html", "c.json", "c.meta.json", "c_trials.csv"]
@@ -194,6 +196,7 @@ class TestTrain:
             assert re.search(
                 rf"{name}: 2 updates in .*loss .* on held-out examples .* before and .* after", result.stdout
             )
+            check_replot(name, weights, training_figure)
             losses = pd.read_csv(weights / f"{name}.csv")
             assert list(losses["update"]) == [0, 1, 2] and losses["held_out_loss"].notna().all()
         found = compare(tiny, tmp_path / "out", "--weights", weights, channels=",".join(["silent", *LEARNED]))
