@@ -65,7 +65,7 @@ def quiet(*, on: bool = True) -> Iterator[None]:
         _QUIET.reset(before)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """About how long something takes.
 
     >>> duration(40), duration(400), duration(8000)

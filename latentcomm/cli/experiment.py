@@ -110,20 +110,23 @@ def parse(settings: type[Settings], arguments: Sequence[str]) -> tuple[Settings,
 
 
 def in_flags(message: str, settings: type[Settings]) -> str:
-    """An error that names settings, with their options instead: the first word of a line, and names of several words.
+    """An error that names settings, with their options instead: at the begin of a line, in backticks, or in snake case.
 
-    A name of one word, such as seed, is an ordinary word inside a sentence.
+    Elsewhere a name of one word, such as seed, is an ordinary word.
 
     >>> from latentcomm.experiments.sweep.settings import SweepSettings
-    >>> in_flags("shots names a file, and n_shots is 0; give n_shots with it", SweepSettings)
-    '--shots names a file, and --n-shots is 0; give --n-shots with it'
+    >>> in_flags("shots names a file, and n_shots is 0; give n_shots, another `seed` or another seed", SweepSettings)
+    '--shots names a file, and --n-shots is 0; give --n-shots, another --seed or another seed'
     """
     options = [field.name for cls in (settings, Files) for field in fields(cls)]
-    first = re.compile(rf"^((?:\d+\. |note: )?)({'|'.join(options)})(?= )", re.MULTILINE)
-    message = first.sub(lambda found: found[1] + _flag(found[2]), message)
-    several = [re.escape(each) for each in options if "_" in each]
-    inside = re.compile(rf"(?<![\w./'\"`-])(?:{'|'.join(several)})(?![\w/'\"=`]|\.\w)")
-    return inside.sub(lambda found: _flag(found[0]), message) if several else message
+    every, several = "|".join(options), "|".join(each for each in options if "_" in each) or "(?!)"
+    for pattern in (
+        rf"^((?:\d+\. |note: )?)({every})(?= )",
+        rf"()`({every})(?:=True)?`",
+        rf"(?<![\w./'\"`-])()({several})(?![\w/'\"=`]|\.\w)",
+    ):
+        message = re.sub(pattern, lambda found: found[1] + _flag(found[2]), message, flags=re.MULTILINE)
+    return message
 
 
 def _flag(name: str) -> str:

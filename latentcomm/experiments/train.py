@@ -217,7 +217,7 @@ def check_unseen(learned: Learned, test: Task) -> None:
     if seen and learned.facts["task"] == test.name:
         raise ValueError(
             f"the trained channel {learned.facts['name']} has seen {len(seen)} of the {len(test.items)} items of "
-            f"the test set; compare with the seed {learned.facts['plan']['seed']} and the options of its training"
+            f"the test set; compare with `seed` {learned.facts['plan']['seed']} and the options of its training"
         )
 
 

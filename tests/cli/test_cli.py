@@ -37,7 +37,7 @@ from latentcomm.fusion import BY_NAME, Mean, NormMatched, Replace, RightAligned,
 from latentcomm.models import Model, load_model
 from latentcomm.models import builtin as weights
 from latentcomm.reporting.publish import check_replot
-from latentcomm.tasks import Task, countries, tip_sheets
+from latentcomm.tasks import Task, countries, mmlu, tip_sheets
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_IN = "smollm2-135m-instruct"
@@ -274,6 +274,7 @@ class TestOptions:
             (("--fame", "obscure", "--sender-form", "sentence"), countries(fame="obscure", sender_form="sentence")),
             (("--fame", "famous"), countries(fame="famous")),
             (("--task", "tip-sheets"), tip_sheets(n=200, sender_form="primed")),
+            (("--task", "mmlu", "--data", "sample"), mmlu("sample")),
             (
                 ("--task", "tip-sheets", "--sender-form", "sentence", "--seed", "3", "--template", "chat"),
                 tip_sheets(n=200, seed=3, sender_form="sentence", template="chat"),

@@ -139,7 +139,7 @@ class TestWhatIsWrong:
         --hand-off , -> no hand-off is named
         --hand-off kv -> layers
         --controls placebo -> there is no control 'placebo'
-        --shots some.jsonl -> --shots names a file of solved examples, and n_shots is 0
+        --shots some.jsonl -> --shots names a file of solved examples, and --n-shots is 0; give --n-shots with it
         --data some.jsonl -> --data is no option of the task
         --name a/b -> --name is 'a/b'
         --corpus no-such-file -> there is no corpus

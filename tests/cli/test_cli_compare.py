@@ -203,7 +203,7 @@ class TestTrain:
         assert found.exit_code == 0, found.output
         assert set(pd.read_csv(tmp_path / "out" / "c.csv")["channel"]) == {"silent", *LEARNED}
         seen = compare(tiny, tmp_path / "out", "--weights", weights, "--seed", "1", channels="silent,gated")
-        assert seen.exit_code == 1 and "has seen" in last_line(seen.stderr)
+        assert seen.exit_code == 1 and "has seen" in last_line(seen.stderr) and "--seed 0 and" in seen.stderr
 
     def test_a_run_stopped_by_ctrl_c_resumes_and_ends_with_the_same_bytes(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

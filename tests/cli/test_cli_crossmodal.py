@@ -111,7 +111,7 @@ def test_a_folder_is_asked_about_other_views_and_new_pictures(reader: Path, eye:
         (("--data", "nowhere"), "name one as sender"),
         (("--data", "nowhere", "--vision", "EYE"), "no table.csv or table.json in nowhere"),
         (("--vision", "nothing/here"), "no vision encoder at nothing/here"),
-        (("--channels", "smoke"), "no channel 'smoke' for pictures"),
+        (("--channels", "smoke"), "no channel for pictures 'smoke'"),
         (("--block", "9"), "block 9 is outside"),
         (("--vision", "EYE", "--dtype", "float16"), "encoders run in float32 or bfloat16"),
         (("--name", "a/b"), "give a plain file name"),
