@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from numerics import assert_same_bits, equal_to_rounding, forward_terms, same_bits
@@ -10,6 +11,7 @@ from toys import toy
 
 from latentcomm.channels.catalogue import CHANNELS, LEARNED, Recipe
 from latentcomm.channels.catalogue import build as build_channels
+from latentcomm.channels.training.trainer import Schedule, Trainable, Training
 from latentcomm.experiments import maps
 from latentcomm.experiments import train as learning
 from latentcomm.experiments.compare import run as comparing
@@ -101,8 +103,18 @@ class TestEveryChannelThatLearns:
             with pytest.raises(ValueError, match=rf"has seen {len(tune.items)} of the {len(tune.items)} items"):
                 check_unseen(made, tune)
 
-    def test_what_is_held_out_is_neither_trained_on_nor_tested(self, name: str) -> None:
+    def test_what_is_held_out_is_neither_trained_on_nor_tested(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         sender, receiver = pair()
+        learners: list[Trainable] = []
+        real = learning.train
+
+        def watched(learner: Trainable, schedule: Schedule, *, held_out: Trainable, **options: Any) -> Training:
+            learners.extend((learner, held_out))
+            return real(learner, schedule, held_out=held_out, **options)
+
+        monkeypatch.setattr(learning, "train", watched)
         made = learn(name, sender, receiver, asked(), plan=replace(PLAN, held_out=0.25))
         tune, test = asked().split(seed=0)
         curve = made.facts["training"]["curve"]
@@ -112,6 +124,10 @@ class TestEveryChannelThatLearns:
             parts = [set(made.facts[part]) for part in ("trained_on", "held_out")]
             assert all(parts) and not parts[0] & parts[1]
             assert parts[0] | parts[1] == {item.id for item in tune.items}
+            assert [len(each) for each in learners] == [len(made.facts[part]) for part in ("trained_on", "held_out")]
+        trained, held = learners
+        assert all(held.parameters[key] is value for key, value in trained.parameters.items())  # the loss as it is now
+        assert held.configuration != trained.configuration
         check_unseen(made, test)
 
     def test_without_its_weights_it_is_refused_with_what_makes_them(self, name: str) -> None:
