@@ -44,7 +44,6 @@ def run_train(settings: TrainSettings, job: Job) -> Result:
         plan_tokens=settings.plan_tokens,
         n_steps=settings.n_steps or None,
         every=settings.every,
-        held_out=settings.held_out,
         seed=settings.seed,
     )
     task = job.task_of(settings)
@@ -53,10 +52,10 @@ def run_train(settings: TrainSettings, job: Job) -> Result:
     shown = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
     trained, files, rows = {}, [], []
     for name in names:
-        folder = job.unfinished(name, sender, receiver, task, plan)
+        folder = job.unfinished(name, sender, receiver, task, plan, settings.held_out)
         trained[name] = train.learn(
-            name, sender, receiver, task, plan=plan, checkpoint=folder, save_every=settings.save_every,
-            progress=job.progress,
+            name, sender, receiver, task, plan=plan, held_out=settings.held_out, checkpoint=folder,
+            save_every=settings.save_every, progress=job.progress,
         )  # fmt: skip
         facts = trained[name].facts["training"]
         curve = [dict(zip(("update", "loss", "held_out_loss"), each, strict=True)) for each in facts["curve"]]

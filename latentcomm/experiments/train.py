@@ -55,8 +55,6 @@ class LearningPlan:
         n_steps: of Interlat, latents that a plan is compressed to; None for one a state.
         every: of CALM, the step between the layers of the sender that are read.
         n_tune: items that the cell is chosen on; the weights are trained on the whole half, but for what is held out.
-        held_out: the share of the tuning half (of learned_linear: of the corpus) that is not trained on; the loss on it
-            is recorded at every tenth of the updates.
         seed: of the split and of the training; the comparison must use the same split.
     """
 
@@ -70,7 +68,6 @@ class LearningPlan:
     n_steps: int | None = None
     every: int = 4
     n_tune: int | None = 40
-    held_out: float | int = 0.0
     seed: int = 0
 
 
@@ -111,14 +108,16 @@ def learn(
     task: Task,
     *,
     plan: LearningPlan = LearningPlan(),
+    held_out: float | int = 0.0,
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: float | int = SAVE_EVERY,
     progress: bool = False,
 ) -> Learned:
     """The channel of this name, trained on the tuning half of a task, both models frozen.
 
-    With `checkpoint`, a folder, an interrupted training resumes and ends with the same bits; it loses at most
-    `save_every` seconds.
+    `held_out` is the share of that half (of learned_linear: of the corpus) that is not trained on; the loss on it is
+    recorded at every tenth of the updates. With `checkpoint`, a folder, an interrupted training resumes and ends with
+    the same bits; it loses at most `save_every` seconds.
 
     Raises:
         ValueError: a name that is not in `LEARNED`, or an argument that the channel, the cell or the trainer refuses.
@@ -127,14 +126,14 @@ def learn(
         raise ValueError(f"there is nothing to train in a channel {name!r}; choose among {', '.join(LEARNED)}")
     check_pair(sender, receiver)
     half, _ = task.split(seed=plan.seed)
-    tune, held = _trained_and_held_out(half, plan)
+    tune, held = _trained_and_held_out(half, held_out, plan.seed)
     folder = None if checkpoint is None else Path(checkpoint)
     schedule = _schedule(name, plan)
     cell, alignment = None, None
     if name in WITH_A_CELL:
         given = {name: getattr(plan, name) for name in ("read_layer", "write_layer", "n_tune", "seed")}
         cell, alignment = choose_cell(sender, receiver, tune, folder=folder, progress=progress, **given)
-    untrained = _MAKERS[name](_Request(sender, receiver, tune, held, plan, cell, alignment))
+    untrained = _MAKERS[name](_Request(sender, receiver, tune, held, held_out, plan, cell, alignment))
     path = None if folder is None else folder / f"{name}.safetensors"
     training = train(
         untrained.learner, schedule, frozen=[sender, receiver], held_out=untrained.held_out, checkpoint=path,
@@ -229,6 +228,7 @@ class _Request:
     receiver: Model
     tune: Task
     held: Task | None
+    share: float | int
     plan: LearningPlan
     cell: Cell | None
     alignment: AffineMap | None
@@ -257,16 +257,16 @@ def _answers(task: Task) -> list[str]:
     return [right_answer(item, task) for item in task.items]
 
 
-def _trained_and_held_out(half: Task, plan: LearningPlan) -> tuple[Task, Task | None]:
+def _trained_and_held_out(half: Task, share: float | int, seed: int) -> tuple[Task, Task | None]:
     """The items that are trained on, and those that are not."""
-    if plan.held_out == 0:
+    if share == 0:
         return half, None
-    if not 0 < round(plan.held_out * len(half.items)) < len(half.items):
+    if not 0 < round(share * len(half.items)) < len(half.items):
         raise ValueError(
-            f"held_out is {plan.held_out}, which of the {len(half.items)} items of the tuning half leaves none to "
+            f"held_out is {share}, which of the {len(half.items)} items of the tuning half leaves none to "
             "train on or none to hold out; give another share, or 0 for none"
         )
-    return half.split(seed=plan.seed, tune_fraction=1 - plan.held_out)
+    return half.split(seed=seed, tune_fraction=1 - share)
 
 
 def _linear(request: _Request) -> _Untrained:
@@ -282,7 +282,7 @@ def _linear(request: _Request) -> _Untrained:
     if request.held is None:
         return _Untrained(learner)
     document = states.document[rows]
-    held = document >= int((int(document.max()) + 1) * (1 - request.plan.held_out))
+    held = document >= int((int(document.max()) + 1) * (1 - request.share))
     trained, left = (replace(learner, source=source[part], target=target[part]) for part in (~held, held))
     return _Untrained(trained, left)
 

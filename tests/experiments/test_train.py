@@ -115,7 +115,7 @@ class TestEveryChannelThatLearns:
             return real(learner, schedule, held_out=held_out, **options)
 
         monkeypatch.setattr(learning, "train", watched)
-        made = learn(name, sender, receiver, asked(), plan=replace(PLAN, held_out=0.25))
+        made = learn(name, sender, receiver, asked(), plan=PLAN, held_out=0.25)
         tune, test = asked().split(seed=0)
         curve = made.facts["training"]["curve"]
         assert [n_done for n_done, *_ in curve] == [0, 1, 2, 3] and all(held > 0 for *_, held in curve)
@@ -165,7 +165,7 @@ class TestWhoItIsFor:
     @pytest.mark.parametrize("share", [0.001, 1.0, -0.5])
     def test_a_share_that_holds_out_nothing_or_everything_is_refused(self, share: float) -> None:
         with pytest.raises(ValueError, match=f"held_out is {share}"):
-            learn("gated", *pair(), asked(), plan=replace(PLAN, held_out=share))
+            learn("gated", *pair(), asked(), plan=PLAN, held_out=share)
 
     def test_only_what_learns_can_be_trained(self) -> None:
         with pytest.raises(ValueError, match="nothing to train in a channel 'replace'"):
