@@ -35,8 +35,8 @@ from latentcomm.alignment import AffineMap, choose_penalty, fit_procrustes, fit_
 from latentcomm.channels import Activation, Silent, Skyline, Text
 from latentcomm.channels.base import receiver_prompts, sender_prompts
 from latentcomm.experiments.compare.channels import compare_trials
-from latentcomm.experiments.compare.run import MAP_FOLDS, MAP_TOKENS, map_documents, map_tokens
 from latentcomm.experiments.evaluation import MESSAGE
+from latentcomm.experiments.maps import MAP_FOLDS, MAP_TOKENS, map_documents, map_tokens
 from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.experiments.sweep.run import best_cell, cell_table
 from latentcomm.fusion import Fusion, PredictabilityResidual, Replace, RightAligned

@@ -24,8 +24,8 @@ import latentcomm as lc
 from latentcomm.experiments.cascade import CascadeSweep, sweep_cascade
 from latentcomm.experiments.cascade.by_name import hand_offs_named, stops_named
 from latentcomm.experiments.cascade.report import PLOTS, cascade_drawings, save_rows
-from latentcomm.experiments.compare.run import map_documents
 from latentcomm.experiments.job import publish_all
+from latentcomm.experiments.maps import map_documents
 from latentcomm.models.prompts import Template
 from latentcomm.tasks import Task, gsm8k, kv_math_worked
 from latentcomm.tasks.kv_math_worked import knowing_texts, pairs_of

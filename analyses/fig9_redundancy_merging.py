@@ -27,8 +27,8 @@ from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Silent, Skyline
 from latentcomm.channels.base import receiver_prompts, sender_prompts
 from latentcomm.experiments.compare.channels import compare_trials
-from latentcomm.experiments.compare.run import fit_maps, map_documents, map_tokens
 from latentcomm.experiments.evaluation import MESSAGE
+from latentcomm.experiments.maps import fit_maps, map_documents, map_tokens
 from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.fusion import Fusion, Mean, OrthogonalResidual, PredictabilityResidual, Replace, Sum
 from latentcomm.hooks.paired_text import capture_paired, pair_tokens

@@ -118,9 +118,7 @@ def interlat(work: Path, quick: bool) -> dict[str, Any]:
             )
         learner = InterlatLearner.of(model, tune, message, untrained.adapter, options=loss)
         checkpoint = work / f"{name.replace(', ', '-').replace(' ', '-')}.safetensors"
-        out[name] = facts(
-            train(learner, schedule, frozen=[model], checkpoint=checkpoint, every=5, progress=True, name=name)
-        )
+        out[name] = facts(train(learner, schedule, frozen=[model], checkpoint=checkpoint, progress=True, name=name))
         controls = CONTROLS if sender is model else ()
         trials[name] = lc.evaluate(
             untrained, sender, model, test, controls=controls, reply_tokens=4, checkpoint=work / "trials"

@@ -41,5 +41,14 @@ def refusals(table: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("arguments", "sentence"), cases, ids=[arguments.strip() for arguments, _ in lines])
 
 
+def listed_files(text: str) -> list[str]:
+    """The names of the files that a command says it wrote."""
+    lines = [line.removeprefix("wrote ") for line in text.splitlines() if line.startswith("wrote ")]
+    pages = [Path(line.partition(" (open it")[0]).name for line in lines if "(open it" in line]
+    return sorted(
+        [*pages, *(name for line in lines if "(open it" not in line for name in line.partition(" in ")[0].split(", "))]
+    )
+
+
 def last_line(text: str) -> str:
     return text.rstrip("\n").rpartition("\n")[2]

@@ -111,3 +111,11 @@ def signal_rows() -> pd.DataFrame:
         share = dict.fromkeys(("median", "low", "high"), token / 4)
         rows.append({"signal": "handed over by entropy-drop", "token": token, "n": 9} | share)
     return pd.DataFrame(rows)
+
+
+def loss_rows() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"channel": channel, "update": n, "loss": math.nan if n == 0 else 4 / (n + c), "held_out_loss": 5 / (n + 1 + c)}
+        for c, channel in enumerate(("gated", "calm"))
+        for n in range(0, 30, 10)
+    )

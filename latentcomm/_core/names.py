@@ -35,21 +35,24 @@ class Named(Mapping[str, T], Generic[T]):
         what: what a name stands for, for errors.
         built_in: name to value, or to "module:attribute" for a value that is imported when it is looked up.
         group: entry points of this group, which other packages declare, are found under their names as well.
+        kind: the type of what other packages declare; any where None.
 
     Raises:
-        ValueError: on look-up, an unknown name, with the nearest one.
+        ValueError: on look-up, an unknown name, with the nearest one; or what another package declares cannot be
+            imported, or is no `kind`.
 
     >>> Named("number", {"pi": "math:pi"})["pi"]
     3.141592653589793
     """
 
-    def __init__(self, what: str, built_in: Mapping[str, Any], *, group: str = "") -> None:
+    def __init__(self, what: str, built_in: Mapping[str, Any], *, group: str = "", kind: type | None = None) -> None:
         self.what = what
         self._built_in = {
             name: EntryPoint(name, value, group) if isinstance(value, str) else value
             for name, value in built_in.items()
         }
         self._group = group
+        self._kind = kind
 
     @property
     def _all(self) -> dict[str, Any]:
@@ -58,7 +61,23 @@ class Named(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         found = self._all[check_name(self.what, name, [*self])]
-        return found.load() if isinstance(found, EntryPoint) else found
+        if not isinstance(found, EntryPoint):
+            return found
+        return found.load() if found.dist is None else self._declared(found)
+
+    def _declared(self, point: EntryPoint) -> T:
+        """What another package declares under a name."""
+        package = point.dist.name if point.dist is not None else point.module
+        where = f"the {self.what} {point.name!r} of the package {package}"
+        try:
+            found = point.load()
+        except Exception as error:  # a foreign package may raise anything when it is imported
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"{where} cannot be loaded from {point.value} ({reason}); mend or remove it") from error
+        if self._kind is not None and not isinstance(found, self._kind):
+            kinds = f"{type(found).__name__} and no {self._kind.__name__}"
+            raise ValueError(f"{where} is a {kinds}; let its entry point name one")
+        return found
 
     def __contains__(self, name: object) -> bool:
         return name in self._all

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -91,6 +91,15 @@ class Records:
             RuntimeError: it cannot be written.
         """
         return self._record(f"{name}.safetensors", make, lambda path, record: record.save(path), load)
+
+    def n_saved(self, names: Iterable[str]) -> int:
+        """How many of the records of these names are there.
+
+        >>> Records(None).n_saved(["pass-000000"])
+        0
+        """
+        there = set() if self.folder is None else {path.stem for path in self.folder.glob("*")}
+        return sum(name in there for name in names)
 
     def _record(
         self,

@@ -128,22 +128,38 @@ FUSED: Mapping[str, Fusion] = {name: fusion for name, fusion in BY_NAME.items() 
 CHANNELS: Named[Entry] = Named(
     "channel",
     {
-        "silent": Entry(lambda name, _: Silent(name)),
-        "skyline": Entry(lambda name, _: Skyline(name)),
-        "text": Entry(_text),
-        "debate": Entry(_debate),
-        "cipher": Entry(_cipher, same=("vocabulary",)),
-        "cipher_debate": Entry(_cipher_debate, same=("vocabulary",)),
-        **dict.fromkeys(FUSED, Entry(_fused, needs_cell=True)),
-        PREDICTABILITY: Entry(_predictability, needs_cell=True),
-        **dict.fromkeys(MERGED, Entry(_merged, needs_cell=True)),
-        "coconut": Entry(_coconut, same=("layout",)),
-        "deltas": Entry(_deltas, same=("vocabulary", "width")),
-        "kv": Entry(lambda name, _: KeyValues(name), same=("layout",)),
+        "silent": Entry(lambda name, _: Silent(name), about="the receiver alone, without a message: the floor"),
+        "skyline": Entry(lambda name, _: Skyline(name), about="one model reads both texts: the ceiling"),
+        "text": Entry(_text, about="the sender's generated text before the receiver's own"),
+        "debate": Entry(_debate, about="both models answer in text; the majority counts"),
+        "cipher": Entry(_cipher, same=("vocabulary",), about="averages of token embeddings, from soft decoding"),
+        "cipher_debate": Entry(_cipher_debate, same=("vocabulary",), about="a debate in averages of token embeddings"),
+        **{
+            name: Entry(_fused, needs_cell=True, about=f"one state into another, at one cell: {fusion!r}")
+            for name, fusion in FUSED.items()
+        },
+        PREDICTABILITY: Entry(
+            _predictability, needs_cell=True, about="one state, less what the receiver's own predicts of it"
+        ),
+        **{
+            name: Entry(_merged, needs_cell=True, about=f"one state merged as a task vector: {content!r}, {merge!r}")
+            for name, (content, merge) in MERGED.items()
+        },
+        "coconut": Entry(_coconut, same=("layout",), about="continuous thoughts: states fed back as embeddings"),
+        "deltas": Entry(_deltas, same=("vocabulary", "width"), about="a text, and how it changed the sender's states"),
+        "kv": Entry(lambda name, _: KeyValues(name), same=("layout",), about="keys and values of the sender's prompt"),
     },
     group="latentcomm.channels",
+    kind=Entry,
 )
 """All channels that can run without training, by name. A package that declares an entry point of the group
 `latentcomm.channels`, an `Entry`, adds its own."""
-LEARNED = ("learned_linear", "gated", "concatenated", "interlat", "calm")
+ABOUT_LEARNED: Mapping[str, str] = {
+    "learned_linear": "one state through a linear map that is trained on paired text",
+    "gated": "a learned gate between one state and the receiver's own",
+    "concatenated": "a learned map of both states together",
+    "interlat": "the sender's plan as latents, through an adapter",
+    "calm": "cross-attention from the receiver's layers to the sender's",
+}
+LEARNED = tuple(ABOUT_LEARNED)
 """Channels with parts that are trained first, by name; `experiments.train.learn` trains them."""

@@ -51,8 +51,10 @@ class Entry:
         same: what sender and receiver must share for its message to pass: the vocabulary, where it is made of tokens
             that must mean the same; the width, where it is added without a map; the layout, where only a model of the
             sender's own layers and width can read it.
+        about: one line for `latentcomm list channels`.
     """
 
     make: Callable[[str, Recipe], Channel]
     needs_cell: bool = False
     same: tuple[Literal["vocabulary", "width", "layout"], ...] = ()
+    about: str = ""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from latentcomm._core.names import check_name
 from latentcomm._core.version import __version__
+from latentcomm.cli.clean import clean
 from latentcomm.cli.experiment import command_of
 from latentcomm.cli.listing import list_names, models
 from latentcomm.experiments.run import EXPERIMENTS
@@ -64,5 +65,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     **{name: command_of(experiment) for name, experiment in EXPERIMENTS.items()},
     "models": models,
     "list": list_names,
+    "clean": clean,
 }
 """In the order of the help."""

@@ -1,15 +1,20 @@
 """A command for an experiment: options from its settings class through tyro, from a file by --config."""
 
 import json
+import math
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
+from latentcomm._core.names import check_name
+from latentcomm._core.progress import quiet, say
 from latentcomm._core.version import __version__
 from latentcomm.experiments.run import EXPERIMENTS, Experiment, run
 from latentcomm.experiments.settings import Settings, listed
@@ -36,11 +41,21 @@ class Files:
             options on the command line win.
         out: Folder of the results and of saved work.
         name: What the files are called.
+        quiet: Print errors alone.
+        json: Print the result's table, settings and files as one JSON object, and all else on standard error.
+        threads: Processor threads that torch computes with; 0 leaves its own choice.
     """
 
     config: Path | None = None
     out: Path = Path("figures")
     name: str = ""
+    quiet: bool = False
+    json: bool = False
+    threads: int = 0
+
+
+class ConfigError(ValueError):
+    """A configuration file cannot be used: the names in the sentence are those of the file, and no flags."""
 
 
 def command_of(experiment: Experiment) -> Callable[[Sequence[str]], None]:
@@ -49,10 +64,19 @@ def command_of(experiment: Experiment) -> Callable[[Sequence[str]], None]:
     def command(arguments: Sequence[str]) -> None:
         try:
             settings, files = parse(experiment.settings, arguments)
-            result = run(settings, out=files.out, name=files.name, progress=True)
+            with quiet(on=files.quiet), redirect_stdout(sys.stderr) if files.json else nullcontext():
+                use_threads(files.threads)
+                result = run(settings, out=files.out, name=files.name, progress=not files.quiet)
+                if not files.quiet:
+                    print_result(result)
+        except ConfigError:
+            raise
         except ValueError as error:
             raise ValueError(in_flags(str(error), experiment.settings)) from error
-        print_result(result)
+        except RuntimeError as error:
+            raise RuntimeError(in_flags(str(error), experiment.settings)) from error
+        if files.json:
+            print(as_json(result))
 
     command.__doc__ = experiment.settings.__doc__
     return command
@@ -86,15 +110,27 @@ def parse(settings: type[Settings], arguments: Sequence[str]) -> tuple[Settings,
 
 
 def in_flags(message: str, settings: type[Settings]) -> str:
-    """An error that begins with the name of a setting, with that of its option instead.
+    """An error that names settings, with their options instead: at the begin of a line, in backticks, or in snake case.
+
+    Elsewhere a name of one word, such as seed, is an ordinary word.
 
     >>> from latentcomm.experiments.sweep.settings import SweepSettings
-    >>> in_flags("n_tune is 1; give at least 2", SweepSettings)
-    '--n-tune is 1; give at least 2'
+    >>> in_flags("shots names a file, and n_shots is 0; give n_shots, another `seed` or another seed", SweepSettings)
+    '--shots names a file, and --n-shots is 0; give --n-shots, another --seed or another seed'
     """
-    name, space, rest = message.partition(" ")
-    options = {field.name for cls in (settings, Files) for field in fields(cls)}
-    return f"--{name.replace('_', '-')}{space}{rest}" if name in options else message
+    options = [field.name for cls in (settings, Files) for field in fields(cls)]
+    every, several = "|".join(options), "|".join(each for each in options if "_" in each) or "(?!)"
+    for pattern in (
+        rf"^((?:\d+\. |note: )?)({every})(?= )",
+        rf"()`({every})(?:=True)?`",
+        rf"(?<![\w./'\"`-])()({several})(?![\w/'\"=`]|\.\w)",
+    ):
+        message = re.sub(pattern, lambda found: found[1] + _flag(found[2]), message, flags=re.MULTILINE)
+    return message
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def spelled_out(command: str, arguments: Sequence[str]) -> list[str]:
@@ -110,6 +146,9 @@ def spelled_out(command: str, arguments: Sequence[str]) -> list[str]:
         found += [option, given.pop(0)]
     aliases = ALIASES.get(command, {})
     for argument in given:
+        if argument == "--right-aligned":  # of release 0.1
+            found += ["--alignment", "right-aligned"]
+            continue
         option, equals, value = argument.partition("=")
         found.append(f"{aliases.get(option, option)}{equals}{value}")
     options = [argument.partition("=")[0] for argument in found]
@@ -138,7 +177,7 @@ def read_config(path: Path, settings: type[Settings]) -> Settings:
     try:
         return settings.from_dict(values)
     except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
+        raise ConfigError(f"{path.name}: {error}") from None
 
 
 def _recorded(path: Path, values: Any, settings: type[Settings]) -> Mapping[str, Any]:
@@ -155,10 +194,9 @@ def _recorded(path: Path, values: Any, settings: type[Settings]) -> Mapping[str,
     if in_memory := record.get("in_memory"):
         raise ValueError(f"{path.name} is of a run with {' and '.join(in_memory)} in memory, which no command repeats")
     if release != __version__:
-        print(
+        say(
             f"note: {path.name} was written by latentcomm {release}, and this is {__version__}; "
-            "an option may mean something else",
-            file=sys.stderr,
+            "an option may mean something else"
         )
     return record["settings"]
 
@@ -169,6 +207,41 @@ def _config_of(arguments: Sequence[str]) -> Path | None:
         if option == "--config":
             return Path(value) if equals else Path(arguments[number + 1]) if number + 1 < len(arguments) else None
     return None
+
+
+def use_threads(n: int) -> None:
+    """Let torch compute with n threads; 0 leaves its own choice.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    if n < 0:
+        raise ValueError(f"threads is {n}; give at least 1, or 0 to leave torch its own choice")
+    if n:
+        import torch
+
+        torch.set_num_threads(n)
+
+
+def as_json(result: Any) -> str:
+    """The table, the settings and the files of a result, and what the metadata record of it, as one JSON object."""
+    from latentcomm.reporting.publish import plain
+
+    record = {
+        "command": result.settings.command,
+        "settings": result.settings.to_dict(),
+        "table": [
+            {str(name): _number(value) for name, value in row.items()} for row in result.table.to_dict("records")
+        ],
+        "files": [str(path) for path in result.files],
+        **plain(result.provenance),
+    }
+    return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _number(value: Any) -> Any:
+    """A table's value as JSON has it: where there is no number, null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_result(result: Any) -> None:
@@ -185,6 +258,21 @@ def print_result(result: Any) -> None:
 
 
 REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _one_of(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """One of several names; the nearest one is named where it is none of them."""
+    if get_origin(info.type) is not Literal:
+        return None
+    names = [str(each) for each in get_args(info.type)]
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(names) + "}",
+        instance_from_str=lambda given: check_name("such choice", given[0], names),
+        is_instance=lambda value: value in names,
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 @REGISTRY.primitive_rule

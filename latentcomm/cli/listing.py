@@ -12,6 +12,7 @@ def list_names(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: latentcomm list {'|'.join(LISTS)}\n\n{list_names.__doc__}")
         return
+    _refuse("list takes one name", arguments[1:])
     for name, description in LISTS[check_name("list", arguments[0], LISTS)]().items():
         print(f"{name:<26}{description}".rstrip())
 
@@ -21,6 +22,7 @@ def models(arguments: Sequence[str]) -> None:
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: latentcomm models\n\n{models.__doc__}")
         return
+    _refuse("models takes nothing", arguments)
     from latentcomm.models import builtin
     from latentcomm.reporting.terminal import console, print_table
 
@@ -39,6 +41,11 @@ def models(arguments: Sequence[str]) -> None:
     print(f"cached in {builtin.cache_folder()}; any hub id, local directory or .gguf file can be given as well")
 
 
+def _refuse(what: str, more: Sequence[str]) -> None:
+    if more:
+        raise ValueError(f"{what}, and {' '.join(more)} is given as well; leave it out")
+
+
 def _tasks() -> dict[str, str]:
     from latentcomm.tasks.catalogue import TASKS
 
@@ -46,10 +53,10 @@ def _tasks() -> dict[str, str]:
 
 
 def _channels() -> dict[str, str]:
-    from latentcomm.channels.catalogue import CHANNELS, LEARNED
+    from latentcomm.channels.catalogue import ABOUT_LEARNED, CHANNELS
 
-    trained = "trained first: `latentcomm train` makes it, compare --weights takes it"
-    return dict.fromkeys(CHANNELS, "") | dict.fromkeys(LEARNED, trained)
+    trained = {name: f"{about} (`latentcomm train` first)" for name, about in ABOUT_LEARNED.items()}
+    return {name: entry.about for name, entry in CHANNELS.items()} | trained
 
 
 def _fusions() -> dict[str, str]:
@@ -59,9 +66,12 @@ def _fusions() -> dict[str, str]:
 
 
 def _controls() -> dict[str, str]:
+    from latentcomm.experiments.cascade import votes
+    from latentcomm.experiments.cascade.trials import SELF_CONSISTENCY
     from latentcomm.experiments.controls import CONTROLS
 
-    return {name: _sentence(control) for name, control in CONTROLS.items()}
+    vote = {SELF_CONSISTENCY: f"Of cascade: {_sentence(votes)[0].lower()}{_sentence(votes)[1:]}"}
+    return {name: _sentence(control) for name, control in CONTROLS.items()} | vote
 
 
 def _stops() -> dict[str, str]:

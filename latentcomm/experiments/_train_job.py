@@ -1,17 +1,26 @@
 """`TrainSettings` run: channels trained on the tuning half of a task, one file each."""
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
 import pandas as pd
+import plotly.graph_objects as go
 
 from latentcomm._core.names import check_name
 from latentcomm.channels.catalogue import LEARNED
 from latentcomm.experiments import train
-from latentcomm.experiments.job import Job, Result
+from latentcomm.experiments.job import Drawing, Job, Result, publish_all, record_of
 from latentcomm.experiments.settings import listed
 from latentcomm.experiments.train_settings import TrainSettings
 from latentcomm.models.facts import describe
+from latentcomm.reporting.plots import loss_curves
+from latentcomm.reporting.plots.tables import spoken
+from latentcomm.reporting.publish import plain
 from latentcomm.reporting.terminal import Console
 
-__all__ = ["run_train"]
+__all__ = ["run_train", "training_figure"]
 
 
 def run_train(settings: TrainSettings, job: Job) -> Result:
@@ -39,31 +48,72 @@ def run_train(settings: TrainSettings, job: Job) -> Result:
     )
     task = job.task_of(settings)
     sender, receiver = job.pair(settings.in_float32())
-    trained, files = {}, []
+    models = {"sender": describe(sender), "receiver": describe(receiver)}
+    shown = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
+    trained, files, rows = {}, [], []
     for name in names:
-        folder = job.unfinished(name, sender, receiver, task, plan)
-        trained[name] = train.learn(name, sender, receiver, task, plan=plan, checkpoint=folder, progress=job.progress)
+        folder = job.unfinished(name, sender, receiver, task, plan, settings.held_out)
+        trained[name] = train.learn(
+            name, sender, receiver, task, plan=plan, held_out=settings.held_out, checkpoint=folder,
+            save_every=settings.save_every, progress=job.progress,
+        )  # fmt: skip
+        facts = trained[name].facts["training"]
+        curve = [dict(zip(("update", "loss", "held_out_loss"), each, strict=True)) for each in facts["curve"]]
+        losses = pd.DataFrame(curve).astype(float).astype({"update": int}).assign(channel=name)
+        rows.append(_summary_row(name, facts["curve"]) | {"seconds": facts["seconds"]})
         if job.out is not None:
-            files.append(job.out / f"{name}.safetensors")
-            trained[name].save(files[-1])
-    facts = {name: each.facts["training"] for name, each in trained.items()}
-    table = pd.DataFrame(
-        {"channel": name, "updates": each["updates"], "seconds": each["seconds"]} for name, each in facts.items()
-    )
+            weights = job.out / f"{name}.safetensors"
+            trained[name].save(weights)
+            here = plain(shown | {"channels": [name], "trained_on": len(trained[name].facts["trained_on"])})
+            published = publish_all(
+                {"": Drawing(training_figure(losses, here), losses)},
+                name=name,
+                folder=job.out,
+                settings=here,
+                measured={"wall_seconds": facts["seconds"]},
+                models=models,
+                run=record_of(replace(settings, channels=(name,)), job.in_memory),
+            )
+            files += [weights, *(path for each in published for path in (each.page, each.data, each.figure, each.meta))]
+    table = pd.DataFrame(rows)
 
     def summary(console: Console) -> None:
-        for row in table.to_dict("records"):
-            console.print(
-                f"{row['channel']}: {row['updates']} updates in {row['seconds']:.0f} s", highlight=False, soft_wrap=True
-            )
+        for row in rows:
+            console.print(_sentence(row), highlight=False, soft_wrap=True)
 
     return Result(
         settings=settings,
         found=trained,
         table=table,
-        shown=settings.to_dict() | {"sender": sender.name, "receiver": receiver.name, "channels": names},
-        models={"sender": describe(sender), "receiver": describe(receiver)},
+        shown=shown | {"channels": names},
+        models=models,
         seconds=job.seconds,
         summary=summary,
         files=tuple(files),
+    )
+
+
+def training_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
+    """The losses of one channel."""
+    items = f"{settings['trained_on']} items" if settings["trained_on"] else "text of the corpus"
+    return loss_curves(
+        table,
+        title=f"{spoken(settings['channels'][0])}: {settings['sender']} to {settings['receiver']}, {settings['task']}",
+        note=f"Trained on {items}; the loss on those held out changes nothing.",
+    )
+
+
+def _summary_row(name: str, curve: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """The updates, and both losses at the begin and at the end."""
+    losses = [loss for _, loss, _ in curve if loss is not None]
+    held = [loss for *_, loss in curve if loss is not None] or [math.nan]
+    row = {"channel": name, "updates": curve[-1][0], "first_loss": losses[0], "last_loss": losses[-1]}
+    return row | {"held_out_before": held[0], "held_out_after": held[-1]}
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    held = f"; on held-out examples {row['held_out_before']:.4f} before and {row['held_out_after']:.4f} after"
+    return (
+        f"{row['channel']}: {row['updates']} updates in {row['seconds']:.0f} s, loss {row['first_loss']:.4f} in the "
+        f"first tenth and {row['last_loss']:.4f} in the last{'' if math.isnan(row['held_out_after']) else held}"
     )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from latentcomm._core.files import digest
+from latentcomm._core.names import check_name
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
 from latentcomm.channels.base import Channel, Deciding, Sharing, label
@@ -92,23 +93,44 @@ def evaluate(
         ValueError: an unknown control, a processed model with a raw one, or what the task or the channel refuses.
     """
     check_pair(sender, receiver)
-    if unknown := [name for name in controls if name not in CONTROLS]:
-        raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
+    for name in controls:
+        check_name("control", name, CONTROLS)
     task = task if n is None else task.take(n, seed=seed)
-    choices = draw_choices(task, receiver.first_token, seed=seed) if task.has_choices else [()] * len(task.items)
     decoding = (task.reply_tokens if reply_tokens is None else reply_tokens, temperature, top_p)
-    prints = None if checkpoint is None else [print_of(sender), print_of(receiver)]
-    messages = _Messages(channel, sender, receiver, task, seed, checkpoint, prints, {} if told is None else told)
+    work = _Work.of(channel, sender, receiver, task, seed, controls, decoding, checkpoint, {} if told is None else told)
     trials: list[Trial] = []
-    saved = messages.records("conditions", choices, list(controls), *decoding)
-    names = saved.values("names", partial(_conditions, messages, controls))
-    for name in track(names, channel.name, total=len(names), shown=progress and len(names) > 1):
-        saved = messages.records("trials", choices, name, *decoding)
-        message = cache(partial(messages.under, name))  # made where a trial is not saved yet, and once
+    names = work.conditions.values("names", partial(_conditions, work.messages, controls))
+    n_saved = sum(work.is_saved(name) for name in names)
+    for name in track(names, channel.name, total=len(names), saved=n_saved, shown=progress and len(names) > 1):
+        saved = work.trials(name)
+        message = cache(partial(work.messages.under, name))  # made where a trial is not saved yet, and once
         for rows in chunks(len(task.items), ITEMS_AT_ONCE):
-            run = partial(_trials, channel, receiver, task, message, rows, choices, name, *decoding, seed)
+            run = partial(_trials, channel, receiver, task, message, rows, work.choices, name, *decoding, seed)
             trials += [Trial(**each) for each in saved.values(f"{rows.start:05d}", run)]
     return trials
+
+
+def n_evaluated(
+    channels: Sequence[Channel],
+    sender: Model,
+    receiver: Model,
+    task: Task,
+    *,
+    seed: int = 0,
+    controls: Sequence[str] = USUAL,
+    reply_tokens: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> int:
+    """How many of these channels have all their trials in a checkpoint, for `evaluate` with the same options."""
+    if checkpoint is None:
+        return 0
+    decoding = (task.reply_tokens if reply_tokens is None else reply_tokens, 0.0, 1.0)
+    works = [_Work.of(each, sender, receiver, task, seed, controls, decoding, checkpoint, {}) for each in channels]
+    return sum(
+        bool(work.conditions.n_saved(["names"]))
+        and all(work.is_saved(name) for name in work.conditions.values("names", list[str]))
+        for work in works
+    )
 
 
 @dataclass(frozen=True)
@@ -166,6 +188,49 @@ class _Messages:
         if self.checkpoint is None:
             return None
         return digest(self.prints, self.channel, self.task, self.seed, ITEMS_AT_ONCE)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """An evaluation, and where its trials are saved."""
+
+    messages: _Messages
+    choices: Sequence[tuple[str, ...]]
+    controls: Sequence[str]
+    decoding: tuple[int, float | int, float | int]
+
+    @classmethod
+    def of(
+        cls,
+        channel: Channel,
+        sender: Model,
+        receiver: Model,
+        task: Task,
+        seed: int,
+        controls: Sequence[str],
+        decoding: tuple[int, float | int, float | int],
+        checkpoint: str | os.PathLike[str] | None,
+        told: MutableMapping[str, tuple[Message, Cost]],
+    ) -> "_Work":
+        """The evaluation of a channel."""
+        choices = draw_choices(task, receiver.first_token, seed=seed) if task.has_choices else [()] * len(task.items)
+        prints = None if checkpoint is None else [print_of(sender), print_of(receiver)]
+        messages = _Messages(channel, sender, receiver, task, seed, checkpoint, prints, told)
+        return cls(messages, choices, list(controls), decoding)
+
+    @property
+    def conditions(self) -> Records:
+        """The record of the conditions that apply."""
+        return self.messages.records("conditions", self.choices, self.controls, *self.decoding)
+
+    def trials(self, name: str) -> Records:
+        """The records of the trials of a condition."""
+        return self.messages.records("trials", self.choices, name, *self.decoding)
+
+    def is_saved(self, name: str) -> bool:
+        """Whether all trials of a condition are there."""
+        parts = [f"{rows.start:05d}" for rows in chunks(len(self.messages.task.items), ITEMS_AT_ONCE)]
+        return self.trials(name).n_saved(parts) == len(parts)
 
 
 def _conditions(messages: _Messages, controls: Sequence[str]) -> list[str]:

@@ -105,9 +105,11 @@ def _run(
     """The result, written where there is a folder, and what removes the saved work that it no longer needs."""
     from latentcomm.experiments.job import Job, publish
 
+    if settings.names_files and name not in (None, settings.command):
+        raise ValueError(f"name is {name!r}, but {settings.names_files}; give another folder as `out` instead")
     name = settings.command if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"name is {name!r}; give a plain file name (letters, digits, _ - .), and the folder as out")
+        raise ValueError(f"name is {name!r}; give a plain file name (letters, digits, _ - .), and the folder as `out`")
     folder = None if out is None else Path(out).expanduser()
     job = Job(out=folder, **given)
     result = replace(EXPERIMENTS[settings.command].function(settings, job), in_memory=job.in_memory)

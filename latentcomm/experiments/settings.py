@@ -13,7 +13,7 @@ from beartype.door import is_bearable
 
 from latentcomm._core.names import check_name
 
-__all__ = ["DEFAULT_MODEL", "AtLeast", "Layer", "Settings", "TaskSettings", "listed"]
+__all__ = ["DEFAULT_MODEL", "Alignment", "AtLeast", "Layer", "Settings", "TaskSettings", "listed"]
 
 S = TypeVar("S", bound="Settings")
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -28,6 +28,9 @@ class AtLeast:
 
 Layer = Annotated[int | None, AtLeast(0)]
 """A block counted from 0, as in TransformerLens; None where it is chosen or has a default."""
+Alignment = Literal["ridge", "procrustes", "cca", "right-aligned", "none"]
+"""How a state of one model enters another: through a map of that kind; the last entries of both fused, without a map;
+or as it is. A model with itself needs none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ class Settings:
     """The name of the experiment on the command line."""
     default_folder: ClassVar[str] = "figures"
     """The folder that the command writes to by default."""
+    names_files: ClassVar[str] = ""
+    """Why the files cannot be given a name, where the experiment names them itself."""
 
     sender: str = DEFAULT_MODEL
     receiver: str = ""
@@ -90,6 +95,8 @@ class Settings:
         hints = get_type_hints(cls)
         given = {}
         for key, value in values.items():
+            if key.replace("-", "_") == "right_aligned" and "alignment" in known:  # its name in release 0.1
+                key, value = "alignment", "right-aligned" if value else "ridge"
             name = check_name(f"option of {cls.command}", key.replace("-", "_"), known)
             if name in given:
                 raise ValueError(f"{key} is given twice; give it once")

@@ -1,5 +1,6 @@
 """The training of `latentcomm train`: channels trained on the tuning half of a task, saved and loaded."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,8 +19,17 @@ from latentcomm.channels.interlat import Adapter, AdapterShape, new_adapter
 from latentcomm.channels.training.answers import LinearRows, xavier
 from latentcomm.channels.training.fusions import FusionLearner
 from latentcomm.channels.training.interlat import InterlatLearner, InterlatLoss, right_answer, warm_start
-from latentcomm.channels.training.trainer import Schedule, Trainable, Training, load_weights, save_weights, train
-from latentcomm.experiments.compare.run import choose_cell, map_documents, map_tokens
+from latentcomm.channels.training.trainer import (
+    SAVE_EVERY,
+    Schedule,
+    Trainable,
+    Training,
+    load_weights,
+    save_weights,
+    train,
+)
+from latentcomm.experiments.compare.run import choose_cell
+from latentcomm.experiments.maps import map_documents, map_tokens
 from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.fusion import Concat, Fusion, Gated, Replace
 from latentcomm.hooks.paired_text import capture_paired, pair_tokens
@@ -44,7 +54,7 @@ class LearningPlan:
         plan_tokens: of Interlat, tokens of the sender's plan.
         n_steps: of Interlat, latents that a plan is compressed to; None for one a state.
         every: of CALM, the step between the layers of the sender that are read.
-        n_tune: items that the cell is chosen on; the weights are trained on the whole half.
+        n_tune: items that the cell is chosen on; the weights are trained on the whole half, but for what is held out.
         seed: of the split and of the training; the comparison must use the same split.
     """
 
@@ -98,12 +108,16 @@ def learn(
     task: Task,
     *,
     plan: LearningPlan = LearningPlan(),
+    held_out: float | int = 0.0,
     checkpoint: str | os.PathLike[str] | None = None,
+    save_every: float | int = SAVE_EVERY,
     progress: bool = False,
 ) -> Learned:
     """The channel of this name, trained on the tuning half of a task, both models frozen.
 
-    With `checkpoint`, a folder, an interrupted training resumes and ends with the same bits.
+    `held_out` is the share of that half (of learned_linear: of the corpus) that is not trained on; the loss on it is
+    recorded at every tenth of the updates. With `checkpoint`, a folder, an interrupted training resumes and ends with
+    the same bits; it loses at most `save_every` seconds.
 
     Raises:
         ValueError: a name that is not in `LEARNED`, or an argument that the channel, the cell or the trainer refuses.
@@ -111,18 +125,20 @@ def learn(
     if name not in LEARNED:
         raise ValueError(f"there is nothing to train in a channel {name!r}; choose among {', '.join(LEARNED)}")
     check_pair(sender, receiver)
-    tune, _ = task.split(seed=plan.seed)
+    half, _ = task.split(seed=plan.seed)
+    tune, held = _trained_and_held_out(half, held_out, plan.seed)
     folder = None if checkpoint is None else Path(checkpoint)
     schedule = _schedule(name, plan)
     cell, alignment = None, None
     if name in WITH_A_CELL:
         given = {name: getattr(plan, name) for name in ("read_layer", "write_layer", "n_tune", "seed")}
         cell, alignment = choose_cell(sender, receiver, tune, folder=folder, progress=progress, **given)
-    untrained = _MAKERS[name](_Request(sender, receiver, tune, plan, cell, alignment))
+    untrained = _MAKERS[name](_Request(sender, receiver, tune, held, held_out, plan, cell, alignment))
     path = None if folder is None else folder / f"{name}.safetensors"
     training = train(
-        untrained.learner, schedule, frozen=[sender, receiver], checkpoint=path, every=20, progress=progress, name=name
-    )
+        untrained.learner, schedule, frozen=[sender, receiver], held_out=untrained.held_out, checkpoint=path,
+        save_every=save_every, progress=progress, name=name,
+    )  # fmt: skip
     weights = {
         key: value.detach().clone() for key, value in {**untrained.learner.parameters, **untrained.fixed}.items()
     }
@@ -137,6 +153,7 @@ def learn(
         "task": task.name,
         "template": task.template,
         "trained_on": [] if name == "learned_linear" else [item.id for item in tune.items],
+        "held_out": [] if held is None or name == "learned_linear" else [item.id for item in held.items],
         "chosen_on": [item.id for item in tune.items] if cell is not None and plan.read_layer is None else [],
         "cell": None if cell is None else list(cell),
         "shape": plain(untrained.shape),
@@ -200,7 +217,7 @@ def check_unseen(learned: Learned, test: Task) -> None:
     if seen and learned.facts["task"] == test.name:
         raise ValueError(
             f"the trained channel {learned.facts['name']} has seen {len(seen)} of the {len(test.items)} items of "
-            f"the test set; compare with the seed {learned.facts['plan']['seed']} and the options of its training"
+            f"the test set; compare with `seed` {learned.facts['plan']['seed']} and the options of its training"
         )
 
 
@@ -211,6 +228,8 @@ class _Request:
     sender: Model
     receiver: Model
     tune: Task
+    held: Task | None
+    share: float | int
     plan: LearningPlan
     cell: Cell | None
     alignment: AffineMap | None
@@ -224,15 +243,31 @@ class _Request:
 
 @dataclass(frozen=True, eq=False)
 class _Untrained:
-    """A learner before its training, the sizes of its trained part, and its fixed tensors."""
+    """A learner before its training, the sizes of its trained part, and its fixed tensors.
+
+    `held_out` has the same parameters as the learner, and the examples that are held out.
+    """
 
     learner: Trainable
+    held_out: Trainable | None = None
     shape: dict[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def _answers(task: Task) -> list[str]:
     return [right_answer(item, task) for item in task.items]
+
+
+def _trained_and_held_out(half: Task, share: float | int, seed: int) -> tuple[Task, Task | None]:
+    """The items that are trained on, and those that are not."""
+    if share == 0:
+        return half, None
+    if not 0 < round(share * len(half.items)) < len(half.items):
+        raise ValueError(
+            f"held_out is {share}, which of the {len(half.items)} items of the tuning half leaves none to "
+            "train on or none to hold out; give another share, or 0 for none"
+        )
+    return half.split(seed=seed, tune_fraction=1 - share)
 
 
 def _linear(request: _Request) -> _Untrained:
@@ -244,21 +279,32 @@ def _linear(request: _Request) -> _Untrained:
     read, write = request.require_cell()
     source, target = states.x[read, rows].float(), states.y[write, rows].float()
     weight = xavier(target.shape[1], source.shape[1], generator=torch.Generator().manual_seed(request.plan.seed))
-    return _Untrained(LinearRows(source, target, weight, torch.zeros(target.shape[1])))
+    learner = LinearRows(source, target, weight, torch.zeros(target.shape[1]))
+    if request.held is None:
+        return _Untrained(learner)
+    document = states.document[rows]
+    held = document >= int((int(document.max()) + 1) * (1 - request.share))
+    trained, left = (replace(learner, source=source[part], target=target[part]) for part in (~held, held))
+    return _Untrained(trained, left)
 
 
 def _fused(make: Callable[[AffineMap], Fusion]) -> Callable[[_Request], _Untrained]:
     def build(request: _Request) -> _Untrained:
         receiver, alignment = request.receiver, request.alignment
         read, write = (Site(layer) for layer in request.require_cell())
-        message = Activation("states", read, write, Replace()).send(request.sender, request.tune, receiver=receiver)
-        if alignment is not None and message.vectors is not None:
-            message = replace(message, vectors=alignment(message.vectors.to(receiver.device, receiver.dtype)))
-        learner = FusionLearner.of(receiver, request.tune, message, write, make, answers=_answers(request.tune))
+
+        def learner_of(task: Task) -> FusionLearner:
+            message = Activation("states", read, write, Replace()).send(request.sender, task, receiver=receiver)
+            if alignment is not None and message.vectors is not None:
+                message = replace(message, vectors=alignment(message.vectors.to(receiver.device, receiver.dtype)))
+            return FusionLearner.of(receiver, task, message, write, make, answers=_answers(task))
+
+        learner = learner_of(request.tune)
         if make is Concat:  # initialised as replace
             learner.map.weight[:, -receiver.d_model :] = torch.eye(receiver.d_model)
         fixed = {} if alignment is None else {"alignment.weight": alignment.weight, "alignment.bias": alignment.bias}
-        return _Untrained(learner, fixed=fixed)
+        held = None if request.held is None else replace(learner_of(request.held), map=learner.map)
+        return _Untrained(learner, held, fixed=fixed)
 
     return build
 
@@ -276,16 +322,26 @@ def _interlat(request: _Request) -> _Untrained:
     else:
         loss = replace(loss, curriculum=(0,))
     learner = InterlatLearner.of(receiver, tune, message, first, options=loss, answers=_answers(tune))
-    return _Untrained(learner, shape=asdict(first.shape))
+    held = None
+    if request.held is not None:  # the answers' part of the loss, with latents alone, as the channel is used
+        sent = Interlat("interlat", first, plan.plan_tokens).send(sender, request.held, receiver=receiver)
+        alone = InterlatLoss(separation=0.0, alignment=0.0, curriculum=(0,))
+        answers = _answers(request.held)
+        held = InterlatLearner.of(receiver, request.held, sent, first, options=alone, answers=answers)
+    return _Untrained(learner, held, shape=asdict(first.shape))
 
 
 def _calm(request: _Request) -> _Untrained:
     sender, receiver, plan = request.sender, request.receiver, request.plan
     every = min(plan.every, sender.n_layers)
     bridge = new_bridge(sender, receiver, every=every, n_heads=_heads(receiver.d_model), seed=plan.seed)
-    message = Calm("calm", bridge).send(sender, request.tune, receiver=receiver)
-    learner = CalmLearner.of(receiver, request.tune, message, bridge, answers=_answers(request.tune))
-    return _Untrained(learner, shape=asdict(bridge.shape))
+
+    def learner_of(task: Task) -> CalmLearner:
+        message = Calm("calm", bridge).send(sender, task, receiver=receiver)
+        return CalmLearner.of(receiver, task, message, bridge, answers=_answers(task))
+
+    held = None if request.held is None else learner_of(request.held)
+    return _Untrained(learner_of(request.tune), held, shape=asdict(bridge.shape))
 
 
 _MAKERS: Mapping[str, Callable[[_Request], _Untrained]] = {
@@ -332,9 +388,14 @@ def _schedule(name: str, plan: LearningPlan) -> Schedule:
     )
 
 
+def _rounded(loss: float) -> float | None:
+    return None if math.isnan(loss) else round(loss, 5)
+
+
 def _facts(training: Training) -> dict[str, Any]:
     return {
         "updates": len(training.losses),
         "seconds": round(training.seconds, 1),
         "mean_loss_by_tenths": [round(loss, 5) for loss in training.mean_losses],
+        "curve": [[n_done, *map(_rounded, losses)] for n_done, *losses in training.curve],
     }

@@ -22,11 +22,15 @@ class TrainSettings(TaskSettings):
         plan_tokens: Of Interlat: tokens of the sender's plan.
         n_steps: Of Interlat: compress the plan to this many latents; 0 for one a state.
         every: Of CALM: the step between the layers of the sender that are read.
+        held_out: Share of the tuning half (of learned_linear: of the corpus) that is not trained on, so that its loss
+            can be reported; 0 for none.
+        save_every: Seconds between two checkpoints: what an interrupted training loses at most.
         dtype: Of the arithmetic of training: float32 or bfloat16.
     """
 
     command: ClassVar[str] = "train"
     default_folder: ClassVar[str] = "weights"
+    names_files: ClassVar[str] = "train names the files after the channels"
 
     channels: tuple[str, ...] = ()
     read_layer: Layer = None
@@ -37,6 +41,8 @@ class TrainSettings(TaskSettings):
     plan_tokens: Annotated[int, AtLeast(1)] = 8
     n_steps: Annotated[int, AtLeast(0)] = 0
     every: Annotated[int, AtLeast(1)] = 4
+    held_out: Annotated[float, AtLeast(0)] = 0.1
+    save_every: Annotated[float, AtLeast(0)] = 30.0
 
     def in_float32(self) -> "TrainSettings":
         """The same with the models in float32: `dtype` is that of the arithmetic alone."""

@@ -163,7 +163,8 @@ def capture_paired(
         role: torch.empty(model.n_layers, len(tokens), model.d_model, dtype=torch.float32)
         for role, (model, _, _) in sides.items()
     }
-    for role, number in track(todo, "capture", total=len(todo), shown=progress):
+    saved = records.n_saved(f"{role}-{number:05d}" for role, number in todo)
+    for role, number in track(todo, "capture", total=len(todo), saved=saved, shown=progress):
         model, prompts, position = sides[role]
         rows = slice(bounds[number], bounds[number + 1])
         start, stop = parts[number]

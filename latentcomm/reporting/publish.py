@@ -381,6 +381,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": None if pages is None else round(pages / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "accelerators": accelerators,
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -69,7 +69,7 @@ def gsm8k(
     given: tuple[str, ...] = ()
     if n_shots:
         if shots is None and is_local:
-            raise ValueError(f"n_shots is {n_shots}; name a file of other problems to draw them from, as shots=")
+            raise ValueError(f"n_shots is {n_shots}; name a file of other problems to draw them from as `shots`")
         rows = read_rows(source if shots is None else shots, split=shots_split, subset=HUB_SUBSET)
         examples = [(one.question, one.solved) for one in _problems(rows)]
         given = draw_shots(examples, [one.question for one in problems], n_shots, seed=seed)

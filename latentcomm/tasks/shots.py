@@ -21,7 +21,7 @@ def draw_shots(examples: Sequence[tuple[str, str]], questions: Sequence[str], n:
     taken = {_key(key) for key in questions}
     free = {_key(key): text for key, text in examples if _key(key) not in taken}
     if len(free) < n:
-        raise ValueError(f"only {len(free)} examples are none of the questions, fewer than n_shots={n}; lower it")
+        raise ValueError(f"only {len(free)} examples are none of the questions, fewer than n_shots {n}; lower it")
     return tuple(random.Random(f"shots:{seed}").sample(list(free.values()), n))
 
 

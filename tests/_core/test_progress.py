@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from latentcomm._core.progress import say, track
+from latentcomm._core import progress
+from latentcomm._core.progress import quiet, say, track
 
 
 class Terminal(io.StringIO):
@@ -53,7 +54,31 @@ class TestInALog:
 
     def test_what_an_earlier_run_did_is_counted(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert list(track("cd", "x", total=4, done=2)) == ["c", "d"]
-        assert lines(capsys) == ["x: 2 of 4 done", "x: 3 of 4 done", "x: 4 of 4 done"]
+        assert lines(capsys) == ["x: going on, 2 of 4 done", "x: 3 of 4 done", "x: 4 of 4 done"]
+
+    def test_what_is_saved_is_counted_once_and_passes_without_a_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert list(track("abcd", "x", total=4, saved=3)) == list("abcd")
+        assert lines(capsys) == ["x: going on, 3 of 4 done", "x: 4 of 4 done"]
+
+    def test_the_time_left_is_that_of_the_steps_made_here(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        clock = [0.0]
+        monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+        for number in track(range(8), "x", total=8, saved=2):
+            clock[0] += 60.0 * (number >= 2)  # a minute a step, of those that are not saved
+        assert lines(capsys) == [
+            "x: going on, 2 of 8 done", "x: 4 of 8 done, 4 min left", "x: 6 of 8 done, 2 min left", "x: 8 of 8 done"
+        ]  # fmt: skip
+
+    def test_nothing_is_shown_in_a_quiet_block(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with quiet():
+            assert list(track("ab", "x", total=2)) == ["a", "b"]
+            say("a sentence")
+        assert lines(capsys) == []
+        with quiet(on=False):
+            say("a sentence")
+        assert lines(capsys) == ["a sentence"]
 
     def test_a_step_is_done_when_the_next_is_asked_for(self, capsys: pytest.CaptureFixture[str]) -> None:
         steps = track("ab", "x", total=2)

@@ -9,14 +9,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from commands import Ended, last_line, refusals, run
+from commands import Ended, last_line, listed_files, refusals, run
 from pairs import corpus
 from tiny import files_in
 from toys import Counter, countries_folder
@@ -24,17 +24,20 @@ from toys import Counter, countries_folder
 from latentcomm._core import files as core_files
 from latentcomm._core import records
 from latentcomm.alignment import fit_ridge
-from latentcomm.experiments import diagnosis, evaluation
+from latentcomm.cli.experiment import read_config
+from latentcomm.experiments import diagnosis, evaluation, maps
+from latentcomm.experiments import job as experiment_job
 from latentcomm.experiments.diagnosis import grafts
 from latentcomm.experiments.sweep import grid as layer_sweep
 from latentcomm.experiments.sweep import run as sweeps
 from latentcomm.experiments.sweep.report import conditions_figure, heatmap
 from latentcomm.experiments.sweep.run import sweep_and_judge
+from latentcomm.experiments.sweep.settings import SweepSettings
 from latentcomm.fusion import BY_NAME, Mean, NormMatched, Replace, RightAligned, Sum
 from latentcomm.models import Model, load_model
 from latentcomm.models import builtin as weights
 from latentcomm.reporting.publish import check_replot
-from latentcomm.tasks import Task, countries, tip_sheets
+from latentcomm.tasks import Task, countries, mmlu, tip_sheets
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_IN = "smollm2-135m-instruct"
@@ -59,6 +62,11 @@ def compared(folder: Path) -> dict[str, Any]:
             found[name] = json.loads(found[name])
             assert set(found[name].pop("not_compared")) == {"date", "measured"}
     return found
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return countries_folder(tmp_path_factory.mktemp("models") / "tiny-wide", d_model=24)
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class TestHelp:
     def test_every_option_of_a_sweep_has_a_word_of_help(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "200")
         shown = re.sub(r"\x1b\[[0-9;]*m", "", run("sweep", "--help").stdout)
-        for option in ("sender", "receiver", "task", "template", "sender-form", "fame", "fusion", "right-aligned"):
+        for option in ("sender", "receiver", "task", "template", "sender-form", "fame", "fusion", "alignment"):
             assert re.search(rf"--{option}\b.*\w", shown)
         for option in ("read-layers", "write-layers", "n-tune", "n-test", "out", "name", "seed", "device", "dtype"):
             assert re.search(rf"--{option}\b.*\w", shown)
@@ -147,6 +155,7 @@ class TestASweep:
     def test_writes_both_figures_with_data_and_metadata_and_the_trials(self, job: Job) -> None:
         assert job.result.exit_code == 0, job.result.output
         assert files_in(job.out) == WRITTEN  # nothing unfinished is left behind
+        assert listed_files(job.result.stdout) == WRITTEN
 
     def test_prints_a_table_with_an_interval_for_every_channel_and_control(self, job: Job) -> None:
         shown = job.result.stdout
@@ -265,6 +274,7 @@ class TestOptions:
             (("--fame", "obscure", "--sender-form", "sentence"), countries(fame="obscure", sender_form="sentence")),
             (("--fame", "famous"), countries(fame="famous")),
             (("--task", "tip-sheets"), tip_sheets(n=200, sender_form="primed")),
+            (("--task", "mmlu", "--data", "sample"), mmlu("sample")),
             (
                 ("--task", "tip-sheets", "--sender-form", "sentence", "--seed", "3", "--template", "chat"),
                 tip_sheets(n=200, seed=3, sender_form="sentence", template="chat"),
@@ -392,17 +402,89 @@ class TestWhatIsWrong:
         assert found.exit_code == 1 and "could not be written (Not a directory)" in last_line(found.stderr)
         assert files_in(tmp_path) == ["file"]
 
-    def test_widths_that_differ_without_a_rule(
-        self, tiny: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    def test_widths_that_differ_without_a_rule(self, tiny: Path, wide: Path, tmp_path: Path) -> None:
+        said = self.refused(tmp_path, "--sender", tiny, "--receiver", wide, *SMALL, "--alignment", "none")
+        assert "--alignment is 'none', but" in said and "16 wide" in said and "ridge, procrustes, cca" in said
+
+
+class TestTwoModels:
+    """A pair of unequal widths: the sweep maps the sender's states, as a comparison does."""
+
+    @pytest.fixture(autouse=True)
+    def short_texts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        texts = [f"Alice is at the Colosseum number {number} . Alice is in the country of" for number in range(6)]
+        monkeypatch.setattr(maps, "map_documents", lambda: texts)
+
+    def sweep(self, out: Path, *arguments: str | Path) -> dict[str, Any]:
+        """The settings in the metadata of a sweep."""
+        found = run("sweep", *arguments, *SMALL, "--out", out)
+        assert found.exit_code == 0, found.output
+        return json.loads((out / "sweep.meta.json").read_text("utf-8"))["settings"]
+
+    def test_a_map_is_fitted_for_every_cell_of_five_depths(self, tiny: Path, wide: Path, tmp_path: Path) -> None:
+        made = self.sweep(tmp_path, "--sender", tiny, "--receiver", wide)
+        assert made["alignment"] == "ridge" and made["fusions"]["mean"] == "Mean()"
+        cells = pd.read_csv(tmp_path / "sweep.csv")
+        assert sorted(set(cells["read_layer"])) == sorted(set(cells["write_layer"])) == maps.depths(3) == [1]
+
+    def test_the_alignment_decides_the_replies(self, tiny: Path, wide: Path, tmp_path: Path) -> None:
+        sent: dict[str, Any] = {}
+        for alignment in ("ridge", "procrustes", "right-aligned"):
+            out, cell = tmp_path / alignment, ("--read-layer", "1", "--write-layer", "1")
+            made = self.sweep(out, "--sender", tiny, "--receiver", wide, "--alignment", alignment, *cell)
+            assert made["fusions"]["mean"] == ("RightAligned(fusion=Mean())" if "-" in alignment else "Mean()")
+            trials = pd.read_csv(out / "sweep_trials.csv").query("channel == 'replace'")
+            sent[alignment] = [*trials["reply"].fillna(""), *trials["pick"]]
+        assert sent["ridge"] != sent["right-aligned"] != sent["procrustes"] != sent["ridge"]
+
+    def test_the_option_of_the_last_release_is_still_understood(self, tiny: Path, wide: Path, tmp_path: Path) -> None:
+        made = self.sweep(tmp_path, "--sender", tiny, "--receiver", wide, "--right-aligned")
+        assert made["alignment"] == "right-aligned"
+        old = tmp_path / "old.toml"
+        old.write_text("right_aligned = true\n", "utf-8")
+        assert read_config(old, SweepSettings) == SweepSettings(alignment="right-aligned")
+
+
+class TestOneCell:
+    CELL = ("--read-layer", "1", "--write-layer", "0")
+
+    def test_is_judged_without_a_grid_or_the_tuning_half(self, job: Job, tiny: Path, tmp_path: Path) -> None:
+        found = run("sweep", "--sender", tiny, *SMALL, *self.CELL, "--out", tmp_path)
+        assert found.exit_code == 0, found.output
+        assert "cell k = 1 (sender), j = 0 (receiver): given" in found.stdout and "layer sweep" not in found.stderr
+        assert files_in(tmp_path) == sorted([f"sweep{ending}" for ending in ENDINGS] + ["sweep_trials.csv"])
+        made = json.loads((tmp_path / "sweep.meta.json").read_text("utf-8"))["settings"]
+        assert (made["chosen_read_layer"], made["chosen_write_layer"], made["n_cells"]) == (1, 0, 0)
+        here, swept = (pd.read_csv(out / "sweep_trials.csv") for out in (tmp_path, job.out))
+        assert list(here["item"]) == list(swept["item"])  # of the test half, the same in both
+        check_replot("sweep", tmp_path, conditions_figure)
+
+    def test_needs_no_answer_choices(self, tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        free = countries(fame="famous")
+        items = tuple(replace(item, choice="", candidates=None) for item in free.items)
+        monkeypatch.setattr(experiment_job, "make_task", lambda *_, **__: replace(free, candidates=(), items=items))
+        refused = run("sweep", "--sender", tiny, *SMALL, "--out", tmp_path)
+        assert last_line(refused.stderr) == (
+            "latentcomm: --task 'countries' has no answer choices, and a sweep chooses its cell by choices; "
+            "give --read-layer and --write-layer"
+        )
+        found = run("sweep", "--sender", tiny, *SMALL, *self.CELL, "--out", tmp_path)
+        assert found.exit_code == 0, found.output
+        assert set(pd.read_csv(tmp_path / "sweep.csv")["metric"]) == {"free"}
+
+    @refusals(
+        """
+        --read-layer 1 -> --write-layer is not given, but --read-layer is; give both
+        --read-layer 1 --write-layer 0 --read-layers 0-1 -> --read-layers and --write-layers make a grid
+        --read-layer 1 --write-layer 7 -> layer 7 is outside
+        """
+    )
+    def test_that_is_none_is_refused(
+        self, arguments: tuple[str, ...], sentence: str, tiny: Path, tmp_path: Path
     ) -> None:
-        wide = countries_folder(tmp_path_factory.mktemp("wide") / "wide", d_model=24)
-        pair = ("--sender", tiny, "--receiver", wide)
-        said = self.refused(tmp_path, *pair, *SMALL)
-        assert "16" in said and "24" in said and "RightAligned" in said
-        assert run("sweep", *pair, *SMALL, "--right-aligned", "--out", tmp_path).exit_code == 0
-        meta = json.loads((tmp_path / "sweep.meta.json").read_text("utf-8"))
-        assert (meta["models"]["sender"]["d_model"], meta["models"]["receiver"]["d_model"]) == (16, 24)
-        assert meta["settings"]["fusions"]["mean"] == "RightAligned(fusion=Mean())"
+        found = run("sweep", "--sender", tiny, *arguments, "--out", tmp_path)
+        assert found.exit_code == 1 and sentence in last_line(found.stderr)
+        assert files_in(tmp_path) == []
 
 
 class TestAStoppedRun:
@@ -508,9 +590,15 @@ def pages(tiny: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 class TestADiagnosis:
     def test_writes_a_report_with_its_tables_beside_it(self, pages: Pages) -> None:
         assert pages.result.exit_code == 0, pages.result.output
-        assert files_in(pages.out) == DIAGNOSED
+        assert files_in(pages.out) == DIAGNOSED == listed_files(pages.result.stdout)
         assert "wrote" in pages.result.stdout and "report.html" in pages.result.stdout.replace("\n", "")
         assert "warning: Sender and receiver are the same model." in pages.result.stdout
+        recommended = re.search(r"try (\w+), k = (\d+) \(sender\), j = (\d+)", pages.result.stdout)
+        line = re.search(
+            r"`latentcomm sweep --fusion (\S+) --read-layer (\d+) --write-layer (\d+)`", pages.result.stdout
+        )
+        assert (recommended is None) == (line is None)
+        assert line is None or line.groups() == (recommended[1].replace("_", "-"), *recommended.groups()[1:])
         meta = json.loads((pages.out / "report.meta.json").read_text("utf-8"))
         assert list(meta["settings"]["fusions"]) == ["replace", "norm_matched"]
         assert meta["settings"]["corpus"] == "texts.jsonl"
@@ -569,7 +657,7 @@ class TestADiagnosis:
     def test_every_option_has_a_word_of_help(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "200")
         shown = re.sub(r"\x1b\[[0-9;]*m", "", run("diagnose", "--help").stdout)
-        for option in ("corpus", "fusion", "right-aligned", "documents", "tokens", "prompts", "layers", "out", "seed"):
+        for option in ("corpus", "fusion", "alignment", "documents", "tokens", "prompts", "layers", "out", "seed"):
             assert re.search(rf"--{option}\b.*\w", shown)
 
     @refusals(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from commands import Ended, last_line, refusals, run
+from commands import Ended, last_line, listed_files, refusals, run
 from test_cli import compared
 from tiny import files_in
 from worked_models import Size, worked_pair
@@ -43,7 +43,7 @@ class TestCascade:
     def test_writes_three_figures_with_their_data_and_prints_the_table(self, pair: Path, tmp_path: Path) -> None:
         result = cascade(pair, tmp_path)
         assert result.exit_code == 0, result.output
-        assert files_in(tmp_path) == WRITTEN
+        assert files_in(tmp_path) == WRITTEN == listed_files(result.stdout)
         for ending, plot in PLOTS.items():
             check_replot(f"c{ending}", tmp_path, plot)
         table = pd.read_csv(tmp_path / "c.csv", dtype={"stop": str})
@@ -139,7 +139,7 @@ class TestWhatIsWrong:
         --hand-off , -> no hand-off is named
         --hand-off kv -> layers
         --controls placebo -> there is no control 'placebo'
-        --shots some.jsonl -> --shots names a file of solved examples, and n_shots is 0
+        --shots some.jsonl -> --shots names a file of solved examples, and --n-shots is 0; give --n-shots with it
         --data some.jsonl -> --data is no option of the task
         --name a/b -> --name is 'a/b'
         --corpus no-such-file -> there is no corpus

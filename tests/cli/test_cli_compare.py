@@ -2,22 +2,25 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from commands import Ended, last_line, refusals, run
+from commands import Ended, last_line, listed_files, refusals, run
 from numerics import same_bits
 from tiny import files_in
 from toys import Counter, countries_folder
 
 from latentcomm.channels.catalogue import LEARNED
 from latentcomm.channels.training import trainer as training
-from latentcomm.experiments import evaluation
+from latentcomm.experiments import evaluation, maps
 from latentcomm.experiments import train as learning
+from latentcomm.experiments._train_job import training_figure
 from latentcomm.experiments.compare import run as comparing
 from latentcomm.models import recorded_passes
+from latentcomm.reporting.publish import check_replot
 
 FEW = ("--n-tune", "4", "--n-test", "6", "--message-tokens", "2", "--read-layer", "1", "--write-layer", "1")
 WRITTEN = ["c.csv", "c.html", "c.json", "c.meta.json", "c_trials.csv"]
@@ -36,7 +39,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"Alice is at the Colosseum number {number} . Alice is in the country of" for number in range(6)]
-    for module in (comparing, learning):
+    for module in (maps, comparing, learning):
         monkeypatch.setattr(module, "map_documents", lambda: texts)
 
 
@@ -67,7 +70,7 @@ class TestCompare:
     def test_channels_without_training_are_in_one_table_with_their_costs(self, tiny: Path, tmp_path: Path) -> None:
         result = compare(tiny, tmp_path, channels="")
         assert result.exit_code == 0, result.output
-        assert written(tmp_path) == WRITTEN
+        assert written(tmp_path) == WRITTEN == listed_files(result.stdout)
         table = pd.read_csv(tmp_path / "c.csv")
         names = set(table["channel"])
         assert {"silent", "skyline", "text", "debate", "cipher", "replace", "ties", "coconut", "deltas", "kv"} <= names
@@ -90,7 +93,8 @@ class TestCompare:
         assert "finished work is saved, and the same command resumes it" in last_line(stopped.stderr)
         after = Counter(evaluation.decode)
         monkeypatch.setattr(evaluation, "decode", after)
-        assert compare(tiny, parts).exit_code == 0
+        resumed = compare(tiny, parts)
+        assert resumed.exit_code == 0 and "channels: going on, 1 of 3 done" in resumed.stderr
         assert after.calls == 3  # of five: silence, and two channels under two conditions each
         seconds = [pd.read_csv(folder / "c.csv") for folder in (whole, parts)]
         same = [table.drop(columns="seconds") for table in seconds]
@@ -182,19 +186,31 @@ class TestTrain:
         weights = tmp_path / "weights"
         result = self.train(tiny, weights, ",".join(LEARNED))
         assert result.exit_code == 0, result.output
-        assert files_in(weights) == sorted(f"{name}.safetensors" for name in LEARNED)
+        endings = (".safetensors", ".csv", ".html", ".json", ".meta.json")
+        assert (
+            files_in(weights)
+            == listed_files(result.stdout)
+            == sorted(f"{name}{ending}" for name in LEARNED for ending in endings)
+        )
+        for name in LEARNED:
+            assert re.search(
+                rf"{name}: 2 updates in .*loss .* on held-out examples .* before and .* after", result.stdout
+            )
+            check_replot(name, weights, training_figure)
+            losses = pd.read_csv(weights / f"{name}.csv")
+            assert list(losses["update"]) == [0, 1, 2] and losses["held_out_loss"].notna().all()
         found = compare(tiny, tmp_path / "out", "--weights", weights, channels=",".join(["silent", *LEARNED]))
         assert found.exit_code == 0, found.output
         assert set(pd.read_csv(tmp_path / "out" / "c.csv")["channel"]) == {"silent", *LEARNED}
         seen = compare(tiny, tmp_path / "out", "--weights", weights, "--seed", "1", channels="silent,gated")
-        assert seen.exit_code == 1 and "has seen" in last_line(seen.stderr)
+        assert seen.exit_code == 1 and "has seen" in last_line(seen.stderr) and "--seed 0 and" in seen.stderr
 
     def test_a_run_stopped_by_ctrl_c_resumes_and_ends_with_the_same_bytes(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert self.train(tiny, tmp_path / "whole").exit_code == 0
         real = learning.train
-        monkeypatch.setattr(learning, "train", lambda *given, **options: real(*given, **(options | {"every": 1})))
+        monkeypatch.setattr(learning, "train", lambda *given, **options: real(*given, **(options | {"save_every": 0})))
         stop(monkeypatch, training, "_update", 2)
         stopped = self.train(tiny, tmp_path / "parts")
         assert stopped.exit_code == 130 and "the same command resumes it" in last_line(stopped.stderr)
@@ -207,7 +223,7 @@ class TestTrain:
             for name in ("whole", "parts")
         ]
         assert all(same_bits(kept[0][0][key], kept[1][0][key]) for key in kept[0][0])
-        assert files_in(tmp_path / "parts") == ["gated.safetensors"]
+        assert [name for name in files_in(tmp_path / "parts") if name.endswith("tensors")] == ["gated.safetensors"]
 
     def test_a_trained_channel_is_not_trained_again_after_a_stop_in_the_next(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -221,12 +237,23 @@ class TestTrain:
         assert again.calls == 2
         after, _ = learning.load_weights(tmp_path / "gated.safetensors", kind=learning.KIND)
         assert all(same_bits(after[key], before[key]) for key in before)
-        assert files_in(tmp_path) == ["concatenated.safetensors", "gated.safetensors"]
+        weights = [name for name in files_in(tmp_path) if name.endswith("tensors")]
+        assert weights == ["concatenated.safetensors", "gated.safetensors"]
         assert self.train(tiny, tmp_path, "gated").exit_code == 0
         assert again.calls == 4  # nothing of it is kept once all are done
 
+    def test_the_metadata_of_a_channel_repeat_its_training(self, tiny: Path, tmp_path: Path) -> None:
+        first, again = tmp_path / "first", tmp_path / "again"
+        assert self.train(tiny, first, "gated,concatenated").exit_code == 0
+        found = run("train", "--config", first / "gated.meta.json", "--sender", tiny, "--out", again)
+        assert found.exit_code == 0, found.output
+        assert (again / "gated.csv").read_bytes() == (first / "gated.csv").read_bytes()
+        assert not (again / "concatenated.csv").exists()
+
     @refusals(
         """
+        gated --name mine -> --name is 'mine', but train names the files after the channels
+        gated --held-out 0.001 -> --held-out is 0.001, which of the 163 items
         replace -> there is no channel to train 'replace'; choose among
         gated --dtype float16 -> train in float32 or bfloat16
         gated --task gsm8k -> gsm8k

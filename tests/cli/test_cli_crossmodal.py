@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import Ended, last_line, run
+from commands import Ended, last_line, listed_files, run
 from seeing import encoder_folder, picture_folder, reader_folder
 from test_cli_compare import WRITTEN, stop
 from tiny import files_in
@@ -40,7 +40,7 @@ def written(folder: Path) -> list[str]:
 def test_digits_need_no_other_encoder_and_every_question_is_in_one_table(reader: Path, tmp_path: Path) -> None:
     result = crossmodal(reader, tmp_path, channels="")
     assert result.exit_code == 0, result.output
-    assert written(tmp_path) == WRITTEN
+    assert written(tmp_path) == WRITTEN == listed_files(result.stdout)
     table = pd.read_csv(tmp_path / "c.csv")
     assert set(table["type"]) == {"identity", "category", "colour", "count", "position"}
     assert set(table["channel"]) == {
@@ -111,7 +111,7 @@ def test_a_folder_is_asked_about_other_views_and_new_pictures(reader: Path, eye:
         (("--data", "nowhere"), "name one as sender"),
         (("--data", "nowhere", "--vision", "EYE"), "no table.csv or table.json in nowhere"),
         (("--vision", "nothing/here"), "no vision encoder 'nothing/here' on this machine"),
-        (("--channels", "smoke"), "no channel 'smoke' for pictures"),
+        (("--channels", "smoke"), "no channel for pictures 'smoke'"),
         (("--block", "9"), "block 9 is outside"),
         (("--vision", "EYE", "--dtype", "float16"), "encoders run in float32 or bfloat16"),
         (("--name", "a/b"), "give a plain file name"),

@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from itertools import combinations
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 from commands import run as command
 from toys import countries_folder
 
@@ -36,6 +39,11 @@ class TestOptions:
         assert shared == ["sender", "receiver", "seed", "device", "dtype"]
         for experiment in EXPERIMENTS.values():
             assert [field.name for field in fields(experiment.settings)][:5] == shared
+
+    def test_options_of_two_commands_come_in_the_same_order_in_both(self) -> None:
+        names = {name: [field.name for field in fields(each.settings)] for name, each in EXPERIMENTS.items()}
+        for one, other in combinations(names.values(), 2):
+            assert [name for name in one if name in other] == [name for name in other if name in one]
 
     @pytest.mark.parametrize("name", EXPERIMENTS)
     def test_the_defaults_of_the_command_are_those_of_the_class(self, name: str) -> None:
@@ -77,6 +85,10 @@ class TestOptions:
         ("line", "sentence"),
         [
             (("compare", "--controls", "shufled"), "there is no control 'shufled'; did you mean 'shuffled'?"),
+            (("cascade", "--controls", "shufled"), "there is no control 'shufled'; did you mean 'shuffled'?"),
+            (("cascade", "--stop", "entropy-dorp"), "there is no stop 'entropy-dorp'; did you mean 'entropy-drop'?"),
+            (("cascade", "--hand-off", "txet"), "there is no hand-off 'txet'; did you mean 'text'?"),
+            (("crossmodal", "--channels", "sylent"), "no channel for pictures 'sylent'; did you mean 'silent'?"),
             (("compare", "--controls", "zero,zero"), "--controls names zero twice"),
             (("sweep", "--fusion", "norm-matched,norm_matched_sum"), "--fusion names norm_matched twice"),
         ],
@@ -85,6 +97,10 @@ class TestOptions:
         self, line: tuple[str, ...], sentence: str, tiny: Path
     ) -> None:
         assert sentence in command(*line, "--sender", tiny).stderr
+
+    def test_the_nearest_choice_is_named(self) -> None:
+        found = command("sweep", "--template", "chta")
+        assert found.exit_code == 2 and "did you mean 'chat'?" in found.stderr and "--template" in found.stderr
 
     def test_the_nearest_option_is_named(self) -> None:
         found = command("compare", "--chanels", "silent")
@@ -175,3 +191,93 @@ class TestTheCommand:
 
     def test_a_list_that_does_not_exist_names_the_nearest(self) -> None:
         assert "did you mean 'tasks'?" in command("list", "task").stderr
+
+    @pytest.mark.parametrize("line", [("list", "tasks", "fusions"), ("models", "gpt2"), ("clean", "a", "b")])
+    def test_what_a_command_does_not_take_is_refused(self, line: tuple[str, ...]) -> None:
+        found = command(*line)
+        assert found.exit_code == 1 and found.stdout == "" and line[-1] in found.stderr
+
+    def test_everything_that_is_listed_is_described(self) -> None:
+        for name in ("tasks", "channels", "fusions", "controls", "stops", "models"):
+            assert all(len(line.split(None, 1)) == 2 for line in command("list", name).stdout.splitlines()), name
+        assert "self-consistency" in command("list", "controls").stdout
+
+    @pytest.mark.parametrize(
+        ("value", "sentence"),
+        [
+            ("no_such_module:ENTRY", "cannot be loaded from no_such_module:ENTRY (ModuleNotFoundError: No module"),
+            ("math:pi", "is a float and no Entry; let its entry point name one"),
+        ],
+    )
+    def test_a_broken_channel_of_another_package_is_named(
+        self, value: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        package = tmp_path / "unlucky-1.0.dist-info"
+        package.mkdir()
+        (package / "METADATA").write_text("Metadata-Version: 2.1\nName: unlucky\nVersion: 1.0\n")
+        (package / "entry_points.txt").write_text(f"[latentcomm.channels]\nbroken = {value}\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        found = command("list", "channels")
+        assert found.exit_code == 1 and "Traceback" not in found.stderr
+        assert found.stderr.startswith("latentcomm: the channel 'broken' of the package unlucky ")
+        assert sentence in found.stderr
+
+
+class TestHowItIsShown:
+    """--quiet, --json and --threads, of the quickest command there is."""
+
+    @pytest.fixture
+    def line(self, tiny: Path, tmp_path: Path) -> tuple[str | Path, ...]:
+        cell = ("--read-layer", "1", "--write-layer", "0")
+        return ("sweep", "--sender", tiny, *SMALL, *cell, "--out", tmp_path / "out")
+
+    def test_quiet_prints_errors_alone(self, line: tuple[str | Path, ...]) -> None:
+        assert "going" not in (done := command(*line, "--quiet")).output
+        assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+        refused = command(*line, "--quiet", "--name", "a/b")
+        assert refused.exit_code == 1 and refused.stderr.startswith("latentcomm: --name is 'a/b'")
+
+    def test_json_is_one_object_and_everything_else_goes_to_standard_error(
+        self, line: tuple[str | Path, ...], tmp_path: Path
+    ) -> None:
+        done = command(*line, "--json")
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout, parse_constant=pytest.fail)
+        assert found["command"] == "sweep" and found["settings"]["read_layer"] == 1
+        shown = pd.read_csv(tmp_path / "out" / "sweep.csv")
+        assert [row["channel"] for row in found["table"]] == [*shown["channel"]]
+        assert [row["low"] for row in found["table"]] == [*shown["low"]]  # every digit
+        assert None in [row["p_shuffled"] for row in found["table"]]  # there is no test of silence against it
+        assert sorted(found["files"]) == sorted(map(str, (tmp_path / "out").glob("[!.]*")))
+        assert "wrote" in done.stderr and "replace" in done.stderr
+
+    def test_threads_are_those_of_torch_and_are_recorded(
+        self, line: tuple[str | Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: list[int] = []
+        monkeypatch.setattr(torch, "set_num_threads", given.append)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: given[-1])
+        assert command(*line, "--threads", "3").exit_code == 0
+        meta = json.loads((tmp_path / "out" / "sweep.meta.json").read_text("utf-8"))
+        assert (given, meta["machine"]["threads"]) == ([3], 3)
+        refused = command(*line, "--threads", "-1")
+        assert refused.exit_code == 1 and "--threads is -1; give at least 1, or 0" in refused.stderr
+
+
+class TestClean:
+    def test_removes_the_saved_work_and_nothing_else(self, tmp_path: Path) -> None:
+        (tmp_path / ".latentcomm" / "sweep-1").mkdir(parents=True)
+        (tmp_path / ".latentcomm" / "sweep-1" / "pass-000000.safetensors").write_bytes(b"0" * 1500)
+        (tmp_path / "sweep.csv").write_text("a result")
+        (tmp_path / ".other").mkdir()
+        found = command("clean", tmp_path)
+        assert (found.exit_code, found.stdout) == (0, f"removed {tmp_path / '.latentcomm'}: 1 files, 1.5 kB\n")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".other", "sweep.csv"]
+
+    def test_refuses_a_folder_without_saved_work(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / ".latentcomm").symlink_to(tmp_path / "mine")
+        for folder in (tmp_path, tmp_path / "mine", tmp_path / "nowhere"):
+            found = command("clean", folder)
+            assert found.exit_code == 1 and "holds no saved work" in found.stderr
+        assert (tmp_path / "mine").exists()

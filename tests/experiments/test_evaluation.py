@@ -210,7 +210,8 @@ class TestWhatIsEvaluated:
     def test_an_unknown_control_is_refused_before_anything_runs(self, forwards: Callable[..., Forwards]) -> None:
         count = forwards(tiny := build("llama"))
         with pytest.raises(
-            ValueError, match="there is no control 'shufled'; choose among shuffled, zero, random, self, same-label"
+            ValueError,
+            match=r"did you mean 'shuffled'\? choose among shuffled, zero, random, self, same-label",
         ):
             evaluate(GRAFT, tiny, tiny, TASK, controls=("shuffled", "shufled"))
         assert count.calls == 0

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from numerics import assert_same_bits, equal_to_rounding, forward_terms, same_bits
@@ -10,6 +11,8 @@ from toys import toy
 
 from latentcomm.channels.catalogue import CHANNELS, LEARNED, Recipe
 from latentcomm.channels.catalogue import build as build_channels
+from latentcomm.channels.training.trainer import Schedule, Trainable, Training
+from latentcomm.experiments import maps
 from latentcomm.experiments import train as learning
 from latentcomm.experiments.compare import run as comparing
 from latentcomm.experiments.compare.run import compare_named
@@ -27,7 +30,7 @@ FEW_DOCUMENTS = 3
 @pytest.fixture(autouse=True)
 def small_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["Alice is in the country of Greece .", "The best company is one of Bob .", "Bob says that Alice is in ."]
-    for module in (learning, comparing):
+    for module in (maps, learning, comparing):
         monkeypatch.setattr(module, "map_documents", lambda: texts * FEW_DOCUMENTS)
 
 
@@ -70,7 +73,7 @@ class TestEveryChannelThatLearns:
         real = learning.train
 
         def stopped(learner: object, schedule: object, **options: object) -> object:
-            real(learner, schedule, **(options | {"every": 1}))  # type: ignore[arg-type]
+            real(learner, schedule, **(options | {"save_every": 0}))  # type: ignore[arg-type]
             raise KeyboardInterrupt
 
         monkeypatch.setattr(learning, "train", stopped)
@@ -99,6 +102,33 @@ class TestEveryChannelThatLearns:
             assert set(made.facts["trained_on"]) == {item.id for item in tune.items}
             with pytest.raises(ValueError, match=rf"has seen {len(tune.items)} of the {len(tune.items)} items"):
                 check_unseen(made, tune)
+
+    def test_what_is_held_out_is_neither_trained_on_nor_tested(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sender, receiver = pair()
+        learners: list[Trainable] = []
+        real = learning.train
+
+        def watched(learner: Trainable, schedule: Schedule, *, held_out: Trainable, **options: Any) -> Training:
+            learners.extend((learner, held_out))
+            return real(learner, schedule, held_out=held_out, **options)
+
+        monkeypatch.setattr(learning, "train", watched)
+        made = learn(name, sender, receiver, asked(), plan=PLAN, held_out=0.25)
+        tune, test = asked().split(seed=0)
+        curve = made.facts["training"]["curve"]
+        assert [n_done for n_done, *_ in curve] == [0, 1, 2, 3] and all(held > 0 for *_, held in curve)
+        assert curve[0][1] is None and all(loss > 0 for _, loss, _ in curve[1:])
+        if name != "learned_linear":  # which holds out documents
+            parts = [set(made.facts[part]) for part in ("trained_on", "held_out")]
+            assert all(parts) and not parts[0] & parts[1]
+            assert parts[0] | parts[1] == {item.id for item in tune.items}
+            assert [len(each) for each in learners] == [len(made.facts[part]) for part in ("trained_on", "held_out")]
+        trained, held = learners
+        assert all(held.parameters[key] is value for key, value in trained.parameters.items())  # the loss as it is now
+        assert held.configuration != trained.configuration
+        check_unseen(made, test)
 
     def test_without_its_weights_it_is_refused_with_what_makes_them(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"latentcomm train {name}"):
@@ -131,6 +161,11 @@ class TestWhoItIsFor:
         (tmp_path / "gated.safetensors").write_bytes(b"nothing")
         with pytest.raises(ValueError, match="cannot be read"):
             load_learned(tmp_path / "gated.safetensors", *pair())
+
+    @pytest.mark.parametrize("share", [0.001, 1.0, -0.5])
+    def test_a_share_that_holds_out_nothing_or_everything_is_refused(self, share: float) -> None:
+        with pytest.raises(ValueError, match=f"held_out is {share}"):
+            learn("gated", *pair(), asked(), plan=PLAN, held_out=share)
 
     def test_only_what_learns_can_be_trained(self) -> None:
         with pytest.raises(ValueError, match="nothing to train in a channel 'replace'"):

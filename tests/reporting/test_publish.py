@@ -294,7 +294,7 @@ def test_the_metadata_say_what_made_the_figure(tmp_path: Path) -> None:
     assert meta["settings"] == SETTINGS and meta["models"] == {"sender": {"fingerprint": "ab12"}}
     assert meta["versions"]["python"] == platform.python_version() and meta["versions"]["torch"] == torch.__version__
     assert set(publishing.PACKAGES) < set(meta["versions"])
-    assert set(meta["machine"]) == {"processor", "cores", "memory_gib", "system", "accelerators"}
+    assert set(meta["machine"]) == {"processor", "cores", "memory_gib", "system", "accelerators", "threads"}
     assert meta["machine"]["cores"] >= 1 and meta["machine"]["memory_gib"] > 0.1
     assert meta["not_compared"]["measured"] == {"seconds": 1.5} and meta["not_compared"]["date"].endswith("+00:00")
 

@@ -66,7 +66,7 @@ class TestTheTask:
         assert len(drawn) == 3
         with pytest.raises(ValueError, match="only 3 examples"):
             gsm8k(problems, n_shots=4, shots=train)
-        with pytest.raises(ValueError, match="shots="):
+        with pytest.raises(ValueError, match="as `shots`"):
             gsm8k(problems, n_shots=1)
         with pytest.raises(ValueError, match="n_shots is -1"):
             gsm8k(problems, n_shots=-1, shots=train)
@@ -91,7 +91,7 @@ class TestTheTask:
         task = gsm8k("sample")
         assert len(task.items) == 6 and task.settings["source"] == "sample"
         assert {item.answers[0] for item in task.items} == {"24", "420", "10.75", "300", "-7", "18"}
-        with pytest.raises(ValueError, match="shots="):
+        with pytest.raises(ValueError, match="as `shots`"):
             gsm8k("sample", n_shots=1)
 
 

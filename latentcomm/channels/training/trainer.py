@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -16,14 +17,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from latentcomm._core.files import read_tensors, write_tensors
-from latentcomm._core.progress import say
+from latentcomm._core.progress import duration, say
 from latentcomm._core.records import read_whole
 from latentcomm.models import Model
 
 CHECKPOINT = "latentcomm checkpoint 1"
 WEIGHTS = "latentcomm weights 1"
 REPORTS = 10
-"""Progress lines that a training prints."""
+"""Progress lines that a training prints, and how often it computes the loss on held-out examples."""
+SAVE_EVERY = 30.0
+"""Seconds between two checkpoints: what an interrupted training loses at most, with one update."""
 
 
 @runtime_checkable
@@ -107,6 +110,8 @@ class Training:
 
     Attributes:
         losses: the loss before every update.
+        held_out: the number of updates done and the loss on held-out examples then, before the first update and at
+            each of `marks`; empty where none are held out.
         seconds: the total time, the part before an interruption included.
         resumed_at: the number of updates that the checkpoint held when this run began.
     """
@@ -114,6 +119,7 @@ class Training:
     losses: tuple[float, ...]
     seconds: float
     resumed_at: int = 0
+    held_out: tuple[tuple[int, float], ...] = ()
 
     @property
     def mean_losses(self) -> tuple[float, ...]:
@@ -126,25 +132,49 @@ class Training:
         parts = [self.losses[start : start + tenth] for start in range(0, len(self.losses), tenth)]
         return tuple(sum(part) / len(part) for part in parts)
 
+    @property
+    def curve(self) -> list[tuple[int, float, float]]:
+        """At 0 updates and at each of `marks`: the updates done, the mean loss since the last mark, the held-out loss.
+
+        NaN where there is none.
+
+        >>> Training(losses=(4.0, 2.0), seconds=0.0, held_out=((0, 5.0), (1, 3.0), (2, 2.5))).curve
+        [(0, nan, 5.0), (1, 4.0, 3.0), (2, 2.0, 2.5)]
+        """
+        at, held = [0, *marks(len(self.losses))], dict(self.held_out)
+        means = [math.nan, *(sum(self.losses[a:b]) / (b - a) for a, b in pairwise(at))]
+        return [(n, mean, held.get(n, math.nan)) for n, mean in zip(at, means, strict=True)]
+
+
+def marks(steps: int) -> list[int]:
+    """The numbers of updates after which a training reports: `REPORTS` of them, evenly, the last is the end.
+
+    >>> marks(25), marks(3)
+    ([3, 5, 8, 10, 13, 15, 18, 20, 23, 25], [1, 2, 3])
+    """
+    return sorted({-(-part * steps // REPORTS) for part in range(1, REPORTS + 1)} - {0})
+
 
 def train(
     learner: Trainable,
     schedule: Schedule,
     *,
     frozen: Sequence[Model] = (),
+    held_out: Trainable | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    every: int = 100,
+    save_every: float | int = SAVE_EVERY,
     progress: bool = False,
     name: str = "training",
 ) -> Training:
     """Change the learner's parameters in place until the schedule ends, and return the losses.
 
     Each epoch has a new order of the examples, and a loss draws from the seed and the number of the update, so there is
-    no random state to save. With `checkpoint` the parameters, the optimiser and the losses are written there every
-    `every` updates and at the end; an interrupted training resumes from them and ends with the same bits as an
-    uninterrupted one, and a finished one is loaded. A damaged checkpoint is named on standard error and set aside as
-    FILE.damaged, and the training starts anew. Gradients flow through the `frozen` models, whose weights do not
-    change.
+    no random state to save. `held_out` holds other examples of the same parameters, whose loss is computed at `marks`
+    and changes nothing. With `checkpoint` the parameters, the optimiser and the losses are written there whenever
+    `save_every` seconds have passed, and at the end; an interrupted training resumes from them and ends with the same
+    bits as an uninterrupted one, and a finished one is loaded. A damaged checkpoint is named on standard error and set
+    aside as FILE.damaged, and the training starts anew. Gradients flow through the `frozen` models, whose weights do
+    not change.
 
     Raises:
         ValueError: there are no parameters or examples, a parameter belongs to a frozen model, or the checkpoint has
@@ -158,25 +188,40 @@ def train(
     if overlap := [label for label, parameter in parameters.items() if id(parameter) in frozen_ids]:
         raise ValueError(f"the parameter {overlap[0]} belongs to a frozen model; leave that model out of `frozen`")
     configuration = {"schedule": asdict(schedule), **learner.configuration}
+    if held_out is not None:
+        configuration["held_out"] = dict(held_out.configuration)
     path = None if checkpoint is None else Path(checkpoint)
     with frozen_weights(frozen), _requires_grad(parameters.values(), gradients=True):
         optimiser = torch.optim.AdamW(
             parameters.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
-        losses, seconds_before = ([], 0.0) if path is None else _resume(path, parameters, optimiser, configuration)
+        losses, held, seconds_before = [], [], 0.0
+        if path is not None:
+            losses, held, seconds_before = _resume(path, parameters, optimiser, configuration)
         resumed_at, start = len(losses), time.perf_counter()
+        if progress and 0 < resumed_at < schedule.steps:
+            say(f"{name}: going on, {resumed_at} of {schedule.steps} updates done")
+        if held_out is not None and not held:
+            held.append((0, _held_out_loss(held_out, schedule, parameters)))
+        reported, saved_at = marks(schedule.steps), start
         for step in range(resumed_at, schedule.steps):
             losses.append(_update(learner.loss, len(learner), parameters, optimiser, schedule, step))
-            n_done, seconds = step + 1, seconds_before + time.perf_counter() - start
-            if path is not None and (n_done % every == 0 or n_done == schedule.steps):
-                _write_checkpoint(path, parameters, optimiser, configuration, losses, seconds)
-            is_due = n_done * REPORTS // schedule.steps > step * REPORTS // schedule.steps or step == resumed_at
-            if progress and is_due:
+            n_done = step + 1
+            if held_out is not None and n_done in reported:
+                held.append((n_done, _held_out_loss(held_out, schedule, parameters)))
+            now = time.perf_counter()
+            if path is not None and (now - saved_at >= save_every or n_done == schedule.steps):
+                _write_checkpoint(
+                    path, parameters, optimiser, configuration, losses, held, seconds_before + now - start
+                )
+                saved_at = time.perf_counter()
+            if progress and (n_done in reported or step == resumed_at):
                 recent = losses[-max(1, schedule.steps // REPORTS) :]
-                mean = sum(recent) / len(recent)
-                say(f"{name}: {n_done} of {schedule.steps} updates, loss {mean:.4f}, {seconds:.0f} s")
+                shown = f"loss {sum(recent) / len(recent):.4f}" + (f", held out {held[-1][1]:.4f}" if held else "")
+                left = (now - start) / (n_done - resumed_at) * (schedule.steps - n_done)
+                say(f"{name}: {n_done} of {schedule.steps} updates, {shown}, {duration(left)} left")
         seconds = seconds_before + time.perf_counter() - start
-    return Training(tuple(losses), seconds, resumed_at)
+    return Training(tuple(losses), seconds, resumed_at, tuple(held))
 
 
 def frozen_weights(models: Sequence[Model]) -> contextlib.AbstractContextManager[None]:
@@ -239,19 +284,34 @@ def _update(
             torch.manual_seed(_mixed(schedule.seed, 2, number))  # for layers that draw by themselves, such as dropout
             loss = loss_of(_batch(n_examples, schedule, number), draw)
         if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"the loss of update {step} is {float(loss.detach())}; lower the learning rate or set clip"
-            )
+            raise RuntimeError(f"the loss of update {step} is {float(loss.detach())}; lower learning_rate or set clip")
         (loss / schedule.accumulate).backward()
         total += float(loss.detach()) / schedule.accumulate
     if schedule.clip is not None:
         norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), schedule.clip)
         if not torch.isfinite(norm):
-            raise RuntimeError(f"the gradient of update {step} is not finite; lower the learning rate")
+            raise RuntimeError(f"the gradient of update {step} is not finite; lower learning_rate")
     for group in optimiser.param_groups:
         group["lr"] = schedule.rate(step)
     optimiser.step()
     return total
+
+
+def _held_out_loss(held_out: Trainable, schedule: Schedule, parameters: Mapping[str, Tensor]) -> float:
+    """The mean loss over all held-out examples, with the same random draws each time."""
+    device = next(iter(parameters.values())).device.type
+    total = 0.0
+    for start in range(0, len(held_out), schedule.batch_size):
+        batch = range(start, min(start + schedule.batch_size, len(held_out)))
+        draw = torch.Generator().manual_seed(_mixed(schedule.seed, 3, start))
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+            torch.autocast(device, torch.bfloat16, enabled=schedule.dtype == "bfloat16"),
+        ):
+            torch.manual_seed(_mixed(schedule.seed, 4, start))
+            total += float(held_out.loss(batch, draw)) * len(batch)
+    return total / len(held_out)
 
 
 def _batch(n: int, schedule: Schedule, number: int) -> list[int]:
@@ -293,9 +353,11 @@ def _write_checkpoint(
     optimiser: torch.optim.Optimizer,
     configuration: Mapping[str, Any],
     losses: Sequence[float],
+    held: Sequence[tuple[int, float]],
     seconds: float,
 ) -> None:
     tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
+    tensors["held_out"] = torch.tensor(held, dtype=torch.float64).view(-1, 2)
     for name, parameter in parameters.items():
         tensors[f"parameters/{name}"] = parameter
         tensors |= {f"{kind}/{name}": value for kind, value in optimiser.state.get(parameter, {}).items()}
@@ -305,11 +367,11 @@ def _write_checkpoint(
 
 def _resume(
     path: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, configuration: Mapping[str, Any]
-) -> tuple[list[float], float]:
+) -> tuple[list[float], list[tuple[int, float]], float]:
     """Load the checkpoint, if there is one, into the parameters and the optimiser; its losses and seconds."""
     found = read_whole(path, _read)
     if found is None:
-        return [], 0.0
+        return [], [], 0.0
     manifest, tensors = found[0]
     if manifest.get("format") != CHECKPOINT:
         raise ValueError(f"{path} is no checkpoint of a training; give another path")
@@ -333,7 +395,8 @@ def _resume(
                 for kind in ("step", "exp_avg", "exp_avg_sq")
                 if f"{kind}/{name}" in tensors
             }
-    return tensors["losses"].tolist(), float(manifest["seconds"])
+    held = [(int(n_done), loss) for n_done, loss in tensors.get("held_out", torch.zeros(0, 2)).tolist()]
+    return tensors["losses"].tolist(), held, float(manifest["seconds"])
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

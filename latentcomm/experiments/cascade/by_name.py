@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from latentcomm._core.names import check_name
 from latentcomm._core.progress import say
 from latentcomm.experiments.cascade.fitting import fit_hand_off
 from latentcomm.experiments.cascade.hand_offs import EMBEDDINGS, HandOff, KVHandOff, TextHandOff
 from latentcomm.experiments.cascade.stops import STOPS, Oracle, Stop
-from latentcomm.experiments.cascade.trials import RENAMED
+from latentcomm.experiments.cascade.trials import CONTROLS, RENAMED
 from latentcomm.models import Model
 
 TEXT, LATENT, GRAFT, KV = "text", "latent", "graft", "kv"
@@ -29,7 +30,8 @@ def stops_named(names: Sequence[str]) -> dict[str, Stop | Oracle]:
     for name in names:
         fits = [name] if name in STOPS else [each for each in STOPS if name and each.startswith(name)]
         if len(fits) != 1:
-            raise ValueError(f"there is no stop {name!r}; choose among {', '.join(STOPS)}")
+            check_name("stop", name, STOPS)
+            raise ValueError(f"stop {name!r} begins {' and '.join(fits)}; give more of the name")
         found[fits[0]] = STOPS[fits[0]]
     return found
 
@@ -37,13 +39,16 @@ def stops_named(names: Sequence[str]) -> dict[str, Stop | Oracle]:
 def controls_named(names: Sequence[str]) -> tuple[str, ...]:
     """The controls with these names; names of version 0.1 are taken for one more release, and the new ones are said.
 
+    Raises:
+        ValueError: an unknown name.
+
     >>> controls_named(["shuffled", "zero"])
     ('shuffled', 'zero')
     """
     for name in names:
         if name in RENAMED:
             say(f"the control {name!r} is called {RENAMED[name]!r} now; the old name goes in the next release")
-    return tuple(RENAMED.get(name, name) for name in names)
+    return tuple(check_name("control", RENAMED.get(name, name), CONTROLS) for name in names)
 
 
 def hand_offs_named(
@@ -88,8 +93,8 @@ def refuse_hand_offs(names: Sequence[str]) -> None:
     Raises:
         ValueError: none is named, or an unknown one.
     """
-    if unknown := [name for name in names if name not in HAND_OFFS]:
-        raise ValueError(f"there is no hand-off {unknown[0]!r}; choose among {', '.join(HAND_OFFS)}")
+    for name in names:
+        check_name("hand-off", name, HAND_OFFS)
     if not names:
         raise ValueError(f"no hand-off is named; choose among {', '.join(HAND_OFFS)}")
 

@@ -10,7 +10,7 @@ from latentcomm.alignment import fit_ridge
 from latentcomm.drift import DriftReference, fit_drift_reference
 from latentcomm.experiments.cascade.hand_offs import EMBEDDINGS, LatentHandOff
 from latentcomm.experiments.cascade.openings import EMBEDDING
-from latentcomm.experiments.compare.run import MAP_FOLDS, map_documents, map_tokens
+from latentcomm.experiments.maps import MAP_FOLDS, map_documents, map_tokens
 from latentcomm.fusion import Replace
 from latentcomm.hooks.capture import capture
 from latentcomm.hooks.paired_text import PairedTokens, pair_tokens

@@ -71,7 +71,9 @@ def write_openings(
         records = Records.of(checkpoint, "openings", 2, *decisive)
     parts = chunks(len(prompts), ITEMS_AT_ONCE)
     rows: list[Message] = []
-    for part in track(parts, f"openings by {without_folder(large.name)}", total=len(parts), shown=progress):
+    saved = records.n_saved(f"{part.start:05d}" for part in parts)
+    what = f"openings by {without_folder(large.name)}"
+    for part in track(parts, what, total=len(parts), saved=saved, shown=progress):
 
         def write(part: range = part) -> Message:
             return _write(large, ReceiverInput(prompts.select(part)), longest, wanted, keep_cache)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from latentcomm._core.files import write_text
+from latentcomm._core.names import check_name
 from latentcomm.channels.base import receiver_prompts, with_own_texts
 from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade.generate import write_openings
@@ -273,8 +274,8 @@ def _refuse_names(
         raise ValueError(f"a stop is named {odd[0]!r}, which is the name of a fixed n; name it otherwise")
     if renamed := [name for name in controls if name in RENAMED]:
         raise ValueError(f"the control {renamed[0]!r} is called {RENAMED[renamed[0]]!r} now; give that name")
-    if unknown := [name for name in controls if name not in CONTROLS]:
-        raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
+    for name in controls:
+        check_name("control", name, CONTROLS)
 
 
 def _refuse_late(stop: Stop | Oracle, longest: int) -> None:

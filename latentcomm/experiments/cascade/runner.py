@@ -199,7 +199,9 @@ class Setting:
         """For each item the continuation after each number of tokens, in chunks of items that are saved."""
         parts = chunks(len(wanted), ITEMS_AT_ONCE)
         continued: list[dict[int, Continued]] = []
-        for chunk in track(parts, f"{hand_off}, {condition}", total=len(parts), shown=self.shown):
+        records_of = {chunk.start: self._records(side, condition, wanted, chunk) for chunk in parts}
+        saved = sum(records.n_saved(["handed"]) for records in records_of.values())
+        for chunk in track(parts, f"{hand_off}, {condition}", total=len(parts), saved=saved, shown=self.shown):
             known = [Continuation(alone[row].ids, alone[row].ended) for row in chunk if row in alone]
             request = Request(
                 replace(self.task, items=self.task.items[chunk.start : chunk.stop]),
@@ -209,18 +211,22 @@ class Setting:
                 self.task.reply_tokens,
                 measures_surprise=condition != SELF,
             )
-            records = Records(None)
-            if self.folder is not None:
-                prompts = receiver_prompts(self.small, request.task)
-                inputs = [ids_of(prompts, row) for row in range(len(chunk))]
-                sent = [(side.openings[row].prompt, side.openings[row].ids) for row in chunk]
-                records = Records.of(
-                    self.folder, "handed", 2, self.large_print, self.small_print, request.task, inputs, side.hand_off,
-                    condition, self.seed if condition in OF_STATES else None, sent, request.wanted,
-                )  # fmt: skip
-            of_items = saved_or_handed(records, side.hand_off, self.small, request)
+            of_items = saved_or_handed(records_of[chunk.start], side.hand_off, self.small, request)
             continued += [{handed.n: handed for handed in of_item} for of_item in of_items]
         return continued
+
+    def _records(self, side: Side, condition: str, wanted: Sequence[Sequence[int]], chunk: range) -> Records:
+        """Where the continuations of some items are saved."""
+        if self.folder is None:
+            return Records(None)
+        task = replace(self.task, items=self.task.items[chunk.start : chunk.stop])
+        prompts = receiver_prompts(self.small, task)
+        inputs = [ids_of(prompts, row) for row in range(len(chunk))]
+        sent = [(side.openings[row].prompt, side.openings[row].ids) for row in chunk]
+        return Records.of(
+            self.folder, "handed", 2, self.large_print, self.small_print, task, inputs, side.hand_off,
+            condition, self.seed if condition in OF_STATES else None, sent, [wanted[row] for row in chunk],
+        )  # fmt: skip
 
     def _of_both(self, label: _Label, side: Side, row: int, n: int, handed: Continued | None) -> CascadeTrial:
         """The trial of an item after n tokens of an opening; without a continuation the opening is the reply."""

@@ -58,11 +58,13 @@ def held_votes(
     counts = {
         key: max(1, round(sum(trial.flops for trial in each) / len(each) / reply_cost)) for key, each in of_stop.items()
     }
+    numbers = range(max(counts.values(), default=0))
+    records = _records(small, task, seed=seed, folder=folder, decisive=decisive)
+    saved = records.n_saved(f"{number:04d}" for number in numbers)
     replies = [
-        _sampled(small, task, number, seed=seed, folder=folder, decisive=decisive)
-        for number in track(range(max(counts.values(), default=0)), "votes", total=max(counts.values(), default=1),
-                            shown=shown)
-    ]  # fmt: skip
+        _sampled(small, task, number, seed=seed, records=records)
+        for number in track(numbers, "votes", total=max(1, len(numbers)), saved=saved, shown=shown)
+    ]
     lengths = receiver_prompts(small, task).lengths.tolist()
     size, votes = ModelSize.of(small), []
     for (hand_off, stop), m in counts.items():
@@ -119,22 +121,24 @@ def _plain(reply: str) -> str:
     return next((line for line in lines if line), "")
 
 
-def _sampled(
-    small: Model, task: Task, number: int, *, seed: int, folder: Path | None, decisive: Sequence[Any]
-) -> list[Reply]:
+def _records(small: Model, task: Task, *, seed: int, folder: Path | None, decisive: Sequence[Any]) -> Records:
+    """Where sampled replies are saved."""
+    prompts = receiver_prompts(small, task)
+    inputs = [(item.id, ids_of(prompts, row)) for row, item in enumerate(task.items)]
+    return Records.of(folder, "votes", 2, decisive, inputs, task.reply_tokens, TEMPERATURE, seed)
+
+
+def _sampled(small: Model, task: Task, number: int, *, seed: int, records: Records) -> list[Reply]:
     """The sampled replies number `number` to all items, read from the records where they are saved."""
 
     def sampled() -> list[Reply]:
         decoded = decode(
             small,
-            prompts,
+            receiver_prompts(small, task),
             max_new_tokens=task.reply_tokens,
             temperature=TEMPERATURE,
             seeds=[item_seed(item, seed, number) for item in task.items],
         )
         return list(zip(decoded.texts, decoded.n_tokens, strict=True))
 
-    prompts = receiver_prompts(small, task)
-    inputs = [(item.id, ids_of(prompts, row)) for row, item in enumerate(task.items)]
-    records = Records.of(folder, "votes", 2, decisive, inputs, task.reply_tokens, TEMPERATURE, seed)
     return [(text, n) for text, n in records.values(f"{number:04d}", sampled)]

@@ -33,7 +33,7 @@ def run_compare(settings: CompareSettings, job: Job) -> Result:
     trained = load_folder(settings.weights, sender, receiver) if settings.weights else {}
     for each in trained.values():
         check_unseen(each, task.split(seed=settings.seed)[1])
-    names = names or [*names_for(sender, receiver, right_aligned=settings.right_aligned), *trained]
+    names = names or [*names_for(sender, receiver, alignment=settings.alignment), *trained]
     given = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
     shared = {name: value for name, value in given.items() if name not in NOT_SHARED}
     folder = None if job.out is None else job.out / ".compared" / digest(shared, task)[:16]

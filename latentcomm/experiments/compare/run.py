@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from latentcomm._core.names import check_name
 from latentcomm._core.progress import track
-from latentcomm.alignment import AffineMap, fit_ridge
+from latentcomm.alignment import AffineMap
 from latentcomm.channels.base import Channel
 from latentcomm.channels.catalogue import (
     CHANNELS,
@@ -26,32 +26,28 @@ from latentcomm.experiments.compare.channels import Comparison
 from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.controls import CONTROLS, deranged, deranged_within_label
 from latentcomm.experiments.cost import ModelSize, paper_activation_flops, paper_forward_flops, paper_text_flops
-from latentcomm.experiments.evaluation import MESSAGE, Trial, evaluate
+from latentcomm.experiments.evaluation import MESSAGE, Trial, evaluate, n_evaluated
+from latentcomm.experiments.maps import depths, fit_maps, is_mapped, map_documents, map_tokens
+from latentcomm.experiments.settings import Alignment
 from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.experiments.sweep.run import best_cell, cell_table, tune_sweep
 from latentcomm.fusion import Replace, RightAligned
-from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.models import Model, check_pair, encode, one_model, one_vocabulary
 from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
-from latentcomm.tasks.corpus import read_corpus
 
-DEPTHS = (0.5, 0.65, 0.8, 0.9, 0.97)
-"""Relative depths, in blocks from the first, of the cells that are swept where every cell needs its own map."""
 MARKERS = (("(", ")"), ("[", "]"), ("<", ">"), (":", "."), (".", "."))
 """Candidate markers of continuous thoughts: the first pair whose texts are single tokens is used."""
-MAP_DOCUMENTS, MAP_TOKENS, MAP_FOLDS = 64, 128, 3
-"""Documents of the packaged corpus, tokens of each, and folds for the penalty, of maps between models."""
 SETTINGS = CompareSettings()
 
 
-def names_for(sender: Model, receiver: Model, *, right_aligned: bool = False) -> list[str]:
+def names_for(sender: Model, receiver: Model, *, alignment: Alignment = "ridge") -> list[str]:
     """The names of all channels that can run without training and can pass between these two models."""
     if one_model(sender, receiver):
         return list(CHANNELS)
     left_out = {*_refused(CHANNELS, sender, receiver)}
     left_out |= {name for name, entry in CHANNELS.items() if "layout" in entry.same}
-    if right_aligned and sender.d_model != receiver.d_model:
+    if alignment == "right-aligned" and sender.d_model != receiver.d_model:
         left_out.add(PREDICTABILITY)
     return [name for name in CHANNELS if name not in left_out]
 
@@ -103,12 +99,13 @@ def compare_named(
             raise ValueError(f"controls names {name} twice; name each once")
     for name, why in _refused(names, sender, receiver).items():
         raise ValueError(f"the channel {name} cannot pass from {sender.name} to {receiver.name}: {why}; leave it out")
-    if settings.right_aligned and PREDICTABILITY in names and sender.d_model != receiver.d_model:
+    wide = settings.alignment == "right-aligned" and sender.d_model != receiver.d_model
+    if wide and PREDICTABILITY in names:
         raise ValueError(
             f"{PREDICTABILITY} needs a map between {sender.name} and {receiver.name}; leave out one of both"
         )
     if (settings.read_layer is None) != (settings.write_layer is None):
-        raise ValueError("a cell has a read and a write layer; give both, or neither to have it chosen")
+        raise ValueError("read_layer and write_layer make a cell; give both, or neither to have it chosen")
     tune, test = task.split(seed=settings.seed)
     if 0 < settings.n_test < len(test.items):
         test = test.take(settings.n_test, seed=settings.seed)
@@ -124,7 +121,7 @@ def compare_named(
             tune,
             read_layer=settings.read_layer,
             write_layer=settings.write_layer,
-            right_aligned=settings.right_aligned,
+            alignment=settings.alignment,
             n_tune=settings.n_tune,
             seed=settings.seed,
             folder=folder,
@@ -146,7 +143,7 @@ def compare_named(
         Site(cell[1] if cell else 0),
         alignment=alignment,
         predictable=predictable,
-        right_aligned=settings.right_aligned and sender.d_model != receiver.d_model,
+        right_aligned=wide,
         message_tokens=settings.message_tokens,
         request=settings.request,
         n_thoughts=settings.n_thoughts,
@@ -154,18 +151,11 @@ def compare_named(
         learned=learned,
         delta_layers=tuple(sorted({sender.n_layers * part // 4 for part in (1, 2, 3)})),
     )
-    trials, sent = [], {}
-    for channel in track(build(names, recipe), "channels", total=len(names), shown=progress):
-        trials += evaluate(
-            channel,
-            sender,
-            receiver,
-            test,
-            seed=settings.seed,
-            controls=settings.controls,
-            checkpoint=folder,
-            told=sent,
-        )
+    trials, sent, channels = [], {}, build(names, recipe)
+    shared = {"seed": settings.seed, "controls": settings.controls, "checkpoint": folder}
+    saved = n_evaluated(channels, sender, receiver, test, **shared) if progress else 0
+    for channel in track(channels, "channels", total=len(names), saved=saved, shown=progress):
+        trials += evaluate(channel, sender, receiver, test, told=sent, **shared)
     comparison = Comparison.of(trials, seed=settings.seed)
     paper_flops = _paper_flops(names, sender, receiver, test, cell, settings, comparison.trials)
     return replace(
@@ -229,7 +219,7 @@ def choose_cell(
     *,
     read_layer: int | None = None,
     write_layer: int | None = None,
-    right_aligned: bool = False,
+    alignment: Alignment = "ridge",
     n_tune: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
@@ -241,20 +231,21 @@ def choose_cell(
         ValueError: a task without choices and no cell, or a layer that the model does not have.
     """
     given = None if read_layer is None or write_layer is None else (read_layer, write_layer)
-    mapped = not right_aligned and not one_model(sender, receiver)
+    mapped = is_mapped(sender, receiver, alignment)
     if given is not None:
         sender.check_site(Site(given[0]))
         receiver.check_site(Site(given[1]))
-        return given, fit_maps(sender, receiver, [given], seed)[given] if mapped else None
+        return given, fit_maps(sender, receiver, [given], seed, alignment=alignment)[given] if mapped else None
     if not tune.has_choices:
-        raise ValueError(f"task {tune.name!r} has no choices to choose a cell by; give the read and the write layer")
+        raise ValueError(f"task {tune.name!r} has no choices to choose a cell by; give read_layer and write_layer")
     tune = tune if n_tune is None else tune.take(min(n_tune, len(tune.items)), seed=seed)
-    reads = _depths(sender.n_layers) if mapped else None
-    writes = _depths(receiver.n_layers) if mapped else None
+    reads = depths(sender.n_layers) if mapped else None
+    writes = depths(receiver.n_layers) if mapped else None
     maps = None
     if reads is not None and writes is not None:
-        maps = fit_maps(sender, receiver, [(read, write) for read in reads for write in writes], seed)
-    wide = right_aligned and sender.d_model != receiver.d_model
+        cells = [(read, write) for read in reads for write in writes]
+        maps = fit_maps(sender, receiver, cells, seed, alignment=alignment, progress=progress)
+    wide = alignment == "right-aligned" and sender.d_model != receiver.d_model
     sweep = tune_sweep(
         sender,
         receiver,
@@ -280,32 +271,3 @@ def _markers(sender: Model, receiver: Model) -> tuple[str, str]:
                     marker(model, text)
             return pair
     return MARKERS[0]
-
-
-def _depths(n_layers: int) -> list[int]:
-    """Blocks at the relative depths `DEPTHS`, without duplicates and without the last block."""
-    return sorted({min(n_layers - 2, int(depth * n_layers)) for depth in DEPTHS} - {-1}) or [0]
-
-
-def map_documents() -> list[str]:
-    """The texts that maps are fitted on, spaced evenly over the packaged corpus."""
-    texts = read_corpus().documents
-    return list(texts)[:: max(1, len(texts) // MAP_DOCUMENTS)][:MAP_DOCUMENTS]
-
-
-def map_tokens(sender: Model, receiver: Model) -> int:
-    """Tokens of a text that maps are fitted on, at most the context of either model."""
-    return min(MAP_TOKENS, sender.n_ctx, receiver.n_ctx)
-
-
-def fit_maps(sender: Model, receiver: Model, cells: Sequence[Cell], seed: int) -> dict[Cell, AffineMap]:
-    """For every cell the ridge map from the sender's states to the receiver's on the packaged corpus, without sinks."""
-    tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
-    states = capture_paired(sender, receiver, tokens)
-    rows = states.after_first
-    return {
-        (read, write): fit_ridge(
-            states.x[read, rows], states.y[write, rows], folds=MAP_FOLDS, groups=states.document[rows], seed=seed
-        )
-        for read, write in cells
-    }

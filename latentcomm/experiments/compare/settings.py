@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from latentcomm.experiments.settings import AtLeast, Layer, TaskSettings
+from latentcomm.experiments.settings import Alignment, AtLeast, Layer, TaskSettings
 
 __all__ = ["CompareSettings"]
 
@@ -17,7 +17,8 @@ class CompareSettings(TaskSettings):
             pass between the two models, and those of `weights`.
         read_layer: Of the sender, for channels that graft a state; chosen on the tuning half by default.
         write_layer: Of the receiver; the same. Give both or neither.
-        right_aligned: Fit no map between unequal models: fuse the last entries of their states.
+        alignment: Between unequal models: a map fitted on the packaged corpus; the last entries of both states; or
+            neither.
         message_tokens: Tokens of a generated message at most.
         request: Appended to the text of a sender that generates.
         n_tune: Items that the cell is chosen on.
@@ -32,7 +33,7 @@ class CompareSettings(TaskSettings):
     channels: tuple[str, ...] = ()
     read_layer: Layer = None
     write_layer: Layer = None
-    right_aligned: bool = False
+    alignment: Alignment = "ridge"
     message_tokens: Annotated[int, AtLeast(1)] = 16
     request: str = ""
     n_tune: Annotated[int, AtLeast(2)] = 40

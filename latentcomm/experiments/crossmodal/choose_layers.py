@@ -111,6 +111,6 @@ def _inner(part: Part, seed: int) -> tuple[PictureSet, PictureSet]:
     if groups < FEWEST_GROUPS:
         raise ValueError(
             f"{part.name!r} has {groups} groups of fitting pictures, and a choice of block and write layer needs "
-            f"{FEWEST_GROUPS}; give more fitting pictures, or both the block and the write layer"
+            f"{FEWEST_GROUPS}; give more fitting pictures, or both block and write_layer"
         )
     return part.fitting.split(seed=seed, fraction=CHOSEN_ON)

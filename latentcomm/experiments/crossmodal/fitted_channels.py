@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.names import check_name
 from latentcomm._core.records import Records
 from latentcomm.alignment import PENALTY_RATIOS, AffineMap
 from latentcomm.channels import Channel, Silent, Skyline
@@ -108,8 +109,8 @@ class Plan:
     def __post_init__(self) -> None:
         if renamed := [name for name in self.channels if name in RENAMED]:
             raise ValueError(f"the channel {renamed[0]!r} is called {RENAMED[renamed[0]]!r}, as in every command")
-        if unknown := [name for name in self.channels if name not in CHANNELS]:
-            raise ValueError(f"there is no channel {unknown[0]!r} for pictures; choose among {', '.join(CHANNELS)}")
+        for name in self.channels:
+            check_name("channel for pictures", name, CHANNELS)
         if len(set(self.channels)) < len(self.channels):
             raise ValueError(f"a channel is named twice in {', '.join(self.channels)}; name each once")
         if self.reply_tokens < 1 or self.train_steps < 1 or (self.n_test is not None and self.n_test < 1):
@@ -372,7 +373,6 @@ def train_soft_map(
         Schedule(steps=steps, batch_size=BATCH, learning_rate=RATE, warmup=steps // 20, seed=plan.seed),
         frozen=[setup.receiver],
         checkpoint=None if setup.records.folder is None else setup.records.folder / file,
-        every=20,
         progress=setup.progress,
         name=name,
     )

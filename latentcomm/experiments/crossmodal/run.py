@@ -22,7 +22,7 @@ from latentcomm.experiments.crossmodal.fitted_channels import (
 from latentcomm.experiments.crossmodal.questions import distinct_choices, picture_task
 from latentcomm.experiments.crossmodal.splits import Part, digit_parts
 from latentcomm.experiments.crossmodal.table import picture_table
-from latentcomm.experiments.evaluation import Cost, Trial, evaluate
+from latentcomm.experiments.evaluation import Cost, Trial, evaluate, n_evaluated
 from latentcomm.models import Model
 from latentcomm.models.vision import VisionSender
 from latentcomm.tasks.base import Task
@@ -104,12 +104,16 @@ def cross_modal(
             groups |= {item.id: f"{part.name}/{item.tags['group']}" for item in task.items}
             messages: dict[str, tuple[Message, Cost]] = {}
             results: list[Trial] = []
-            for channel in track(channels, f"{part.name}: {question.name}", total=len(channels), shown=progress):
+            options = {"seed": plan.seed, "reply_tokens": plan.reply_tokens, "checkpoint": folder}
+            controls = {channel.name: () if channel.name in FITTED_CONTROLS else CONTROLS for channel in channels}
+            saved = 0
+            for channel in channels if progress else ():
+                saved += n_evaluated([channel], receiver, receiver, task, controls=controls[channel.name], **options)
+            what = f"{part.name}: {question.name}"
+            for channel in track(channels, what, total=len(channels), saved=saved, shown=progress):
                 results += evaluate(
-                    channel, receiver, receiver, task, seed=plan.seed,
-                    controls=() if channel.name in FITTED_CONTROLS else CONTROLS,
-                    reply_tokens=plan.reply_tokens, checkpoint=folder, told=messages,
-                )  # fmt: skip
+                    channel, receiver, receiver, task, controls=controls[channel.name], told=messages, **options
+                )
             if fitted.probe is not None:
                 results += fitted.probe.trials(question, task)
             trials[part.name, question.name, question.type] = results

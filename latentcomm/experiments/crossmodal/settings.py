@@ -18,9 +18,9 @@ class CrossModalSettings(Settings):
     Attributes:
         sender: Directory or hub id of a vision encoder (alias: --vision); for digits a small one, trained here.
         receiver: The receiver: built-in name, hub id, directory or .gguf file.
+        template: Prompts as they are, or as a chat.
         data: 'digits', or a folder of pictures with table.csv or table.json: file, name and facts.
         channels: Comma-separated; by default all that need no training through the receiver.
-        template: Prompts as they are, or as a chat.
         pooling: What is read from the encoder: its class token where it has one, else its patches.
         block: Of the encoder; chosen on fitting pictures by default.
         write_layer: Of the receiver; the same.
@@ -38,9 +38,9 @@ class CrossModalSettings(Settings):
 
     sender: str = ""
     receiver: str = DEFAULT_MODEL
+    template: Literal["raw", "chat"] = "raw"
     data: str = DIGITS
     channels: tuple[str, ...] = ()
-    template: Literal["raw", "chat"] = "raw"
     pooling: Literal["auto", "class", "patches"] = "auto"
     block: Layer = None
     write_layer: Layer = None

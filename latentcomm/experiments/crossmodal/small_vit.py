@@ -122,7 +122,7 @@ def small_vit(
         steps=steps, batch_size=BATCH, learning_rate=RATE, warmup=max(1, steps // 20), final_rate=0.05, seed=seed
     )
     checkpoint = None if file is None else file.with_name(f"{file.name}.training")
-    train(learner, schedule, checkpoint=checkpoint, every=200, progress=progress, name=name)
+    train(learner, schedule, checkpoint=checkpoint, progress=progress, name=name)
     encoder.eval()
     for weight in encoder.parameters():
         weight.requires_grad_(False)

@@ -4,13 +4,14 @@ import json
 
 from latentcomm._core.files import write_json
 from latentcomm._core.names import check_name
-from latentcomm.alignment import fit_ridge
 from latentcomm.experiments.diagnosis import run
 from latentcomm.experiments.diagnosis.fusions import FUSIONS
 from latentcomm.experiments.diagnosis.result import Diagnosis
-from latentcomm.experiments.diagnosis.settings import PAGE, RECORD, DiagnoseSettings, Size
+from latentcomm.experiments.diagnosis.settings import FILES, PAGE, RECORD, DiagnoseSettings, Size
 from latentcomm.experiments.job import Job, Result, record_of
+from latentcomm.experiments.maps import ALIGNMENTS, is_mapped
 from latentcomm.experiments.settings import listed
+from latentcomm.fusion import BY_NAME
 from latentcomm.reporting.terminal import Console
 from latentcomm.tasks.corpus import read_corpus
 
@@ -27,13 +28,14 @@ def run_diagnose(settings: DiagnoseSettings, job: Job) -> Result:
     names = [check_name("fusion", name.replace("-", "_"), FUSIONS) for name in listed(settings.fusion)]
     texts = read_corpus(settings.corpus or None)
     sender, receiver = job.pair(settings)
+    is_mapped(sender, receiver, settings.alignment)  # refuses unequal widths that nothing matches
     found = run.diagnose(
         sender,
         receiver,
         corpus=texts,
         out=job.out,
         fusions={name: FUSIONS[name] for name in names or FUSIONS},
-        aligner=None if settings.right_aligned else fit_ridge,
+        aligner=ALIGNMENTS.get(settings.alignment),
         size=size,
         seed=settings.seed,
         progress=job.progress,
@@ -49,7 +51,7 @@ def run_diagnose(settings: DiagnoseSettings, job: Job) -> Result:
         models=found.models,
         seconds=job.seconds,
         summary=lambda console: _summary(found, console),
-        files=() if job.out is None else (job.out / PAGE, *(job.out / f"{name}.csv" for name in found.tables)),
+        files=() if job.out is None else tuple(job.out / name for name in (PAGE, *FILES)),
     )
 
 
@@ -59,6 +61,14 @@ def _summary(found: Diagnosis, console: Console) -> None:
     for cell in found.recommended:
         console.print(
             f"try {cell.fusion}, k = {cell.read} (sender), j = {cell.write} (receiver): {cell.reason}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    first = next((cell for cell in found.recommended if cell.fusion in BY_NAME), None)
+    if first is not None:
+        console.print(
+            f"`latentcomm sweep --fusion {first.fusion.replace('_', '-')} --read-layer {first.read} --write-layer "
+            f"{first.write}`, with the same models and alignment, judges it on a task",
             highlight=False,
             soft_wrap=True,
         )

@@ -50,8 +50,9 @@ def similarity_table(
         pairing = _thinned(pairings[number], NULL_ROWS, seed + number)
         return {"map": MinibatchPairs(seed=seed).update(x[:, pairing.rows], y[:, pairing.partners]).debiased_cka()}
 
-    steps = track(range(-1, draws), "similarity", total=draws + 1, shown=progress)
-    found = [records.tensors(f"similarity-{number + 1:03d}", lambda n=number: measured(n))["map"] for number in steps]
+    names = [f"similarity-{number:03d}" for number in range(draws + 1)]
+    steps = track(enumerate(names, -1), "similarity", total=len(names), saved=records.n_saved(names), shown=progress)
+    found = [records.tensors(name, lambda n=number: measured(n))["map"] for number, name in steps]
     widths, fewest = (x.shape[2], y.shape[2]), min(NULL_ROWS, *(len(pairing.rows) for pairing in pairings))
     null = NullMaps("exchanged documents", fewest, widths, torch.stack(found[1:]))
     mean, high, highest = null.mean, null.quantile(NULL_QUANTILE), null.maximum.quantiles[NULL_QUANTILE]
@@ -113,7 +114,8 @@ def predictability_table(
         for number, source in enumerate(sources)
     ]
     lines: dict[str, list[Tensor]] = {name: [] for name, *_ in maps_to_fit}
-    for name, number, measure in track(steps, "predictability", total=len(steps), shown=progress):
+    saved = records.n_saved(f"{name}-{number:03d}" for name, number, _ in steps)
+    for name, number, measure in track(steps, "predictability", total=len(steps), saved=saved, shown=progress):
         lines[name].append(records.tensors(f"{name}-{number:03d}", measure)["line"])
     maps = {name: torch.stack(each) for name, each in lines.items()}
     if symmetric:

@@ -110,7 +110,8 @@ def fit_references(
     """
     chosen = sample(rows.fit.nonzero().flatten(), REFERENCE_ROWS, seed)
     references = {}
-    for layer in track(layers, "drift references", total=len(layers), shown=progress):
+    saved = records.n_saved(f"reference-{layer:03d}" for layer in layers)
+    for layer in track(layers, "drift references", total=len(layers), saved=saved, shown=progress):
         references[layer] = records.saved(
             f"reference-{layer:03d}",
             lambda layer=layer: fit_drift_reference(
@@ -181,7 +182,8 @@ def calibration_table(
     reference_layers = sorted(references)
     drawn = sample((~rows.fit).nonzero().flatten(), CALIBRATION_STATES, seed)
     entries = []
-    for layer in track(layers, "calibration", total=len(layers), shown=progress):
+    saved = records.n_saved(f"calibration-{layer:03d}" for layer in layers)
+    for layer in track(layers, "calibration", total=len(layers), saved=saved, shown=progress):
         index = reference_layers.index(layer)
         others = {}
         if len(reference_layers) > 1:

@@ -107,7 +107,8 @@ def graft_items(
         return parts | {f"own.{name}": values for name, values in effects.own_percentile.items()}
 
     all_effects = []
-    for item in track(range(len(items)), "grafts", total=len(items), shown=progress):
+    saved = records.n_saved(f"graft-{item:04d}" for item in range(len(items)))
+    for item in track(range(len(items)), "grafts", total=len(items), saved=saved, shown=progress):
         part = records.tensors(f"graft-{item:04d}", lambda item=item: measured(item))
         all_effects.append(
             Effects(

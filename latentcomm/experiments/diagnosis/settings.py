@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Annotated, ClassVar
 
-from latentcomm.experiments.settings import AtLeast, Settings
+from latentcomm.experiments.settings import Alignment, AtLeast, Settings
 
 __all__ = ["FILES", "MESSAGES", "PAGE", "RECORD", "DiagnoseSettings", "Size", "layers_in_steps"]
 
@@ -53,7 +53,8 @@ class DiagnoseSettings(Settings):
     Attributes:
         corpus: Text file, .jsonl or folder of .txt; by default the public-domain text of the package.
         fusion: Comma-separated names of `FUSIONS`; all of them by default.
-        right_aligned: No fitted map: messages of another model enter as they are, last entries on last.
+        alignment: Between unequal models: a map fitted on the fit documents; the last entries of both states; or
+            neither.
         documents: Of the corpus at most; half fit, half are held out.
         tokens: Of each document at most.
         prompts: Held-out texts that are grafted into.
@@ -62,10 +63,11 @@ class DiagnoseSettings(Settings):
 
     command: ClassVar[str] = "diagnose"
     default_folder: ClassVar[str] = "diagnosis"
+    names_files: ClassVar[str] = "diagnose writes report.html"
 
     corpus: str = ""
     fusion: tuple[str, ...] = ()
-    right_aligned: bool = False
+    alignment: Alignment = "ridge"
     documents: Annotated[int, AtLeast(24)] = 96
     tokens: Annotated[int, AtLeast(8)] = 128
     prompts: Annotated[int, AtLeast(2)] = 24

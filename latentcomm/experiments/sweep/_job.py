@@ -2,6 +2,7 @@
 
 from latentcomm._core.names import check_name
 from latentcomm.experiments.job import Job, Result
+from latentcomm.experiments.maps import depths, fit_maps, is_mapped
 from latentcomm.experiments.settings import listed
 from latentcomm.experiments.sweep import run
 from latentcomm.experiments.sweep.report import choice_of, print_report, sweep_drawings
@@ -22,18 +23,28 @@ def run_sweep(settings: SweepSettings, job: Job) -> Result:
     Raises:
         ValueError: what the settings, the task or the sweep refuse.
     """
-    fusions = fusions_named(settings.fusion, right_aligned=settings.right_aligned)
+    fusions = fusions_named(settings.fusion, right_aligned=settings.alignment == "right-aligned")
     task = job.task_of(settings)
     sender, receiver = job.pair(settings)
     given = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
     folder = job.unfinished(sender, receiver, task, given, {name: repr(fusion) for name, fusion in fusions.items()})
+    given_cell = (settings.read_layer, settings.write_layer)
+    cell = None if given_cell[0] is None or given_cell[1] is None else (given_cell[0], given_cell[1])
+    reads, writes = list(settings.read_layers) or None, list(settings.write_layers) or None
+    maps = None
+    if is_mapped(sender, receiver, settings.alignment):
+        reads, writes = reads or depths(sender.n_layers), writes or depths(receiver.n_layers)
+        cells = [cell] if cell else [(read, write) for read in reads for write in writes]
+        maps = fit_maps(sender, receiver, cells, settings.seed, alignment=settings.alignment, progress=job.progress)
     report = run.sweep_and_judge(
         sender,
         receiver,
         task,
         fusions=fusions,
-        read_layers=list(settings.read_layers) or None,
-        write_layers=list(settings.write_layers) or None,
+        alignment=maps,
+        cell=cell,
+        read_layers=reads,
+        write_layers=writes,
         n_tune=settings.n_tune,
         n_test=settings.n_test or None,
         seed=settings.seed,

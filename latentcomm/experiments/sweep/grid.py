@@ -163,8 +163,10 @@ def sweep_layers(
     shape = (n_items, len(reads), len(writes))
     logits = None if columns is None else torch.zeros(*shape, columns.shape[1], dtype=receiver.dtype)
     tokens = torch.zeros(shape, dtype=torch.long) if top_token else None
-    for number, (items, messages) in enumerate(track(passes, "layer sweep", total=len(passes), shown=progress)):
-        part = records.tensors(f"pass-{number:06d}", partial(run_pass, items[0], messages))
+    names = [f"pass-{number:06d}" for number in range(len(passes))]
+    named, saved = zip(names, passes, strict=True), records.n_saved(names)
+    for name, (items, messages) in track(named, "layer sweep", total=len(names), saved=saved, shown=progress):
+        part = records.tensors(name, partial(run_pass, items[0], messages))
         for row, (item, read) in enumerate(messages):
             if logits is not None:
                 logits[item, read] = part["logits"][:, row]

@@ -1,7 +1,7 @@
 """The report of a sweep: a table in the terminal, and two figures."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -38,12 +38,14 @@ def conditions_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Fi
         table.replace({"condition": {UNEMBEDDED: f"layer {read}"}}),
         group="channel",
         title=f"Is it the message? {settings['sender']} to {settings['receiver']}, {settings['task']}",
-        note=(
-            f"Test half, cell k = {read}, j = {write} chosen on the tuning half among {settings['n_cells']} cells; "
-            "95 % Wilson intervals over items."
-        ),
-        chance={"choices": 1 / settings["n_choices"]},
+        note=(f"Test half, cell k = {read}, j = {write} {_choice(settings)}; 95 % Wilson intervals over items."),
+        chance={"choices": 1 / settings["n_choices"]} if settings["n_choices"] else None,
     )
+
+
+def _choice(settings: Mapping[str, Any]) -> str:
+    n_cells = settings["n_cells"]
+    return f"chosen on the tuning half among {n_cells} cells" if n_cells else "given"
 
 
 def choice_of(report: SweepReport) -> dict[str, int]:
@@ -57,11 +59,11 @@ def choice_of(report: SweepReport) -> dict[str, int]:
 
 
 def sweep_drawings(report: SweepReport, settings: Mapping[str, Any]) -> dict[str, Drawing]:
-    """Both figures by their suffix; `settings` hold those of `choice_of`."""
-    return {
-        "": Drawing(heatmap(report.cells, settings), report.cells),
-        "_conditions": Drawing(conditions_figure(report.conditions, settings), report.conditions),
-    }
+    """Both figures by their suffix, of a given cell the conditions alone; `settings` hold those of `choice_of`."""
+    conditions = Drawing(conditions_figure(report.conditions, settings), report.conditions)
+    if report.cells.empty:
+        return {"": conditions}
+    return {"": Drawing(heatmap(report.cells, settings), report.cells), "_conditions": conditions}
 
 
 def print_report(report: SweepReport, console: Console) -> None:
@@ -70,31 +72,38 @@ def print_report(report: SweepReport, console: Console) -> None:
     by_row: dict[tuple[str, str], dict[str, dict[Any, Any]]] = {}
     for row in report.conditions.to_dict("records"):
         by_row.setdefault((row["channel"], row["condition"]), {})[row["metric"]] = row
+    metrics = [metric for metric in METRICS if metric in set(report.conditions["metric"])]
+    how = f"best of {report.n_cells} on the tuning half" if report.n_cells else "given"
     shown = []
     for (channel, condition), rows in by_row.items():
         message = {MESSAGE: "-" if channel in ("silent", "skyline") else "true", UNEMBEDDED: f"layer {read}"}
         shown.append(
             {"channel": channel, "message": message.get(condition, condition)}
-            | {metric: interval(rows[metric]) for metric in METRICS}
-            | {f"p {name}": _p_values(rows, f"p_{name}") for name in ("silent", "shuffled")}
+            | {metric: interval(rows[metric]) for metric in metrics}
+            | {f"p {name}": _p_values(rows, f"p_{name}", metrics) for name in ("silent", "shuffled")}
         )
     print_table(
         shown,
         console,
         text=("channel", "message"),
-        title=f"cell k = {read} (sender), j = {write} (receiver): best of {report.n_cells} on the tuning half",
+        title=f"cell k = {read} (sender), j = {write} (receiver): {how}",
         caption=f"test half, n = {int(report.conditions['n'].iloc[0])} other items; 95 % Wilson intervals; "
         "exact McNemar p",
     )
-    lens = next(rows["free"]["accuracy"] for (channel, _), rows in by_row.items() if channel == LENS)
+    for lens in [rows["free"]["accuracy"] for (channel, _), rows in by_row.items() if channel == LENS]:
+        console.print(
+            f"Logit lens of the message: in {lens:.0%} of the items the sender's own state after layer {read} already "
+            "has the answer's first token on top (the criterion of its 'free'); to that extent the graft sends the "
+            "answer.",
+            highlight=False,
+        )
     console.print(
-        f"Logit lens of the message: in {lens:.0%} of the items the sender's own state after layer {read} already has "
-        "the answer's first token on top (the criterion of its 'free'); to that extent the graft sends the answer.\n"
-        "p: free / choices, against silence and against another item's message; not corrected for multiple tests.",
+        f"p: {' / '.join(metrics)}, against silence and against another item's message; "
+        "not corrected for multiple tests.",
         highlight=False,
     )
 
 
-def _p_values(rows: Mapping[str, Mapping[Any, Any]], column: str) -> str:
-    values = [float(rows[metric][column]) for metric in METRICS]
+def _p_values(rows: Mapping[str, Mapping[Any, Any]], column: str, metrics: Sequence[str]) -> str:
+    values = [float(rows[metric][column]) for metric in metrics]
     return "" if any(math.isnan(value) for value in values) else parts([p_value(value) for value in values])

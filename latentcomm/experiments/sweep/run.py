@@ -32,12 +32,14 @@ class SweepReport:
     """The results of a sweep and of the evaluation of its best cell.
 
     Attributes:
-        cells: one row a cell of the tune half: read_layer, write_layer, n, choices_accuracy, first_token_accuracy, and
-            the logit lens of the message at that read layer, lens_choices_accuracy and lens_first_token_accuracy.
+        cells: one row a cell of the tune half, none where the cell was given: read_layer, write_layer, n,
+            choices_accuracy, first_token_accuracy, and the logit lens of the message at that read layer,
+            lens_choices_accuracy and lens_first_token_accuracy.
         conditions: one row a channel, condition and metric of the test half; see `accuracy.summarise`.
         trials: every reply, item by item.
-        chosen: the cell (k, j), best on the tune half of those whose write layer is not the receiver's last.
-        n_cells: the number of cells that it was chosen among.
+        chosen: the cell (k, j): the one given, or the best on the tune half of those whose write layer is not the
+            receiver's last.
+        n_cells: the number of cells that it was chosen among; 0 where it was given.
     """
 
     cells: pd.DataFrame
@@ -57,7 +59,8 @@ def sweep_and_judge(
     task: Task,
     *,
     fusions: Mapping[str, Fusion],
-    alignment: Callable[..., Any] | None = None,
+    alignment: Callable[..., Any] | Mapping[Cell, Callable[..., Any]] | None = None,
+    cell: Cell | None = None,
     read_layers: Sequence[int] | None = None,
     write_layers: Sequence[int] | None = None,
     n_tune: int | None = None,
@@ -69,12 +72,15 @@ def sweep_and_judge(
     """Sweep the first fusion over all cells on the tune half, then judge every fusion at the best cell on the test
     half.
 
-    The two halves share no item. The first fusion runs with every control, the others with the shuffled message;
-    silence and the skyline always run. `n_tune` and `n_test` draw that many items of each half.
+    The two halves share no item. With `cell` nothing is swept, and the fusions are judged there. `alignment` maps the
+    sender's states to the receiver's; a mapping gives each cell its own. The first fusion runs with every control, the
+    others with the shuffled message; silence and the skyline always run. `n_tune` and `n_test` draw that many items of
+    each half. The sender's logit lens is reported where the task has choices.
 
     Raises:
         ValueError: no fusion, or one with the name of another channel; more items than a half has; a test half whose
-            messages cannot be shuffled; or an argument that the sweep or the evaluation refuses.
+            messages cannot be shuffled; a task without choices and no cell; or an argument that the sweep or the
+            evaluation refuses.
     """
     if not fusions:
         raise ValueError("name at least one fusion to sweep")
@@ -83,19 +89,27 @@ def sweep_and_judge(
             f"a fusion is named {taken.pop()!r}, the name of another channel of the table; give it another name"
         )
     tune, test = task.split(seed=seed)
-    tune = tune if n_tune is None else tune.take(n_tune, seed=seed)
     test = test if n_test is None else test.take(n_test, seed=seed)
     derangement([label(item) for item in test.items], seed=seed)  # raises now, before the sweep
     names = list(fusions)
-    grid: dict[str, Any] = {"alignment": alignment, "read_layers": read_layers, "write_layers": write_layers}
-    grid |= {"seed": seed, "checkpoint": checkpoint, "progress": progress}
-    sweep = tune_sweep(sender, receiver, tune, fusion=fusions[names[0]], **grid)
-    cells = cell_table(sweep, sender, tune)
-    chosen = best_cell(cells, n_layers=receiver.n_layers)
-    channels = [Silent(), Skyline()]
-    channels += [
-        Activation(name, Site(chosen[0]), Site(chosen[1]), fusion, alignment) for name, fusion in fusions.items()
-    ]
+    cells, n_eligible = pd.DataFrame(), 0
+    if cell is None:
+        if not task.has_choices:
+            raise ValueError(
+                f"task {task.name!r} has no answer choices, and a sweep chooses its cell by choices; give read_layer "
+                "and write_layer"
+            )
+        tune = tune if n_tune is None else tune.take(n_tune, seed=seed)
+        grid: dict[str, Any] = {"alignment": alignment, "read_layers": read_layers, "write_layers": write_layers}
+        grid |= {"seed": seed, "checkpoint": checkpoint, "progress": progress}
+        cells = cell_table(tune_sweep(sender, receiver, tune, fusion=fusions[names[0]], **grid), sender, tune)
+        n_eligible = sum(write != receiver.n_layers - 1 for write in cells["write_layer"].tolist()) or len(cells)
+        cell = best_cell(cells, n_layers=receiver.n_layers)
+    read, write = Site(cell[0]), Site(cell[1])
+    sender.check_site(read)
+    receiver.check_site(write)
+    here = alignment[cell] if isinstance(alignment, Mapping) else alignment
+    channels = [Silent(), Skyline(), *(Activation(name, read, write, fusion, here) for name, fusion in fusions.items())]
     trials: list[Trial] = []
     sent: dict[str, tuple[Message, Cost]] = {}  # all fusions send one message, which the sender makes once
     for channel in channels:
@@ -110,9 +124,9 @@ def sweep_and_judge(
             told=sent,
             progress=progress,
         )
-    trials += _lens_trials(sender, receiver, test, chosen[0], seed)
-    n_eligible = sum(write != receiver.n_layers - 1 for write in cells["write_layer"].tolist()) or len(cells)
-    return SweepReport(cells, summarise(trials, seed=seed), trials, chosen, n_eligible)
+    if test.has_choices:
+        trials += _lens_trials(sender, receiver, test, cell[0], seed)
+    return SweepReport(cells, summarise(trials, seed=seed), trials, cell, n_eligible)
 
 
 def tune_sweep(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from latentcomm.experiments.settings import AtLeast, TaskSettings
+from latentcomm.experiments.settings import Alignment, AtLeast, Layer, TaskSettings
 
 __all__ = ["SweepSettings"]
 
@@ -14,8 +14,11 @@ class SweepSettings(TaskSettings):
 
     Attributes:
         fusion: Comma-separated names of `latentcomm list fusions`; the first is swept, all are judged at its best cell.
-        right_aligned: Fuse the last entries of states of unequal width.
-        read_layers: Of the sender, such as 0-29 or 20,24,28; all by default.
+        read_layer: Of the sender: judge this one cell, as `latentcomm diagnose` recommends it, without a sweep.
+        write_layer: Of the receiver; the same. Give both or neither.
+        alignment: Between unequal models: a map fitted on the packaged corpus; the last entries of both states; or
+            neither.
+        read_layers: Of the sender, such as 0-29 or 20,24,28; by default all, or five depths where maps are fitted.
         write_layers: The same, of the receiver.
         n_tune: Items that the cell is chosen on.
         n_test: Other items that it is judged on; 0 for all.
@@ -24,8 +27,18 @@ class SweepSettings(TaskSettings):
     command: ClassVar[str] = "sweep"
 
     fusion: tuple[str, ...] = ("replace", "mean", "sum")
-    right_aligned: bool = False
+    read_layer: Layer = None
+    write_layer: Layer = None
+    alignment: Alignment = "ridge"
     read_layers: tuple[int, ...] = ()
     write_layers: tuple[int, ...] = ()
     n_tune: Annotated[int, AtLeast(2)] = 40
     n_test: Annotated[int, AtLeast(0)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.read_layer is None) != (self.write_layer is None):
+            missing, given = ("read_layer", "write_layer") if self.read_layer is None else ("write_layer", "read_layer")
+            raise ValueError(f"{missing} is not given, but {given} is; give both, or neither to have the cell chosen")
+        if self.read_layer is not None and (self.read_layers or self.write_layers):
+            raise ValueError("read_layers and write_layers make a grid, read_layer and write_layer one cell; give one")

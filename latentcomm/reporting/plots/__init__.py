@@ -8,6 +8,7 @@ from latentcomm.reporting.plots.drift import drift_violins
 from latentcomm.reporting.plots.healing import healing_curves, with_kl
 from latentcomm.reporting.plots.pairs import pair_map
 from latentcomm.reporting.plots.sweeps import condition_bars, factor_grid, layer_heatmap
+from latentcomm.reporting.plots.training import loss_curves
 
 __all__ = [
     "accuracy_against_cost",
@@ -21,6 +22,7 @@ __all__ = [
     "factor_grid",
     "healing_curves",
     "layer_heatmap",
+    "loss_curves",
     "opening_signals",
     "pair_map",
     "with_kl",

@@ -1,7 +1,7 @@
 """The trainer: updates as by hand, interrupted equals uninterrupted, frozen models stay, refusals say why."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from toys import toy
 
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.channels import Activation
+from latentcomm.channels.training import trainer
 from latentcomm.channels.training.answers import TextLearner, answer_logits, cross_entropy, train_linear
 from latentcomm.channels.training.fusions import FusionLearner
 from latentcomm.channels.training.trainer import (
@@ -22,6 +23,7 @@ from latentcomm.channels.training.trainer import (
     Training,
     frozen_weights,
     load_weights,
+    marks,
     save_weights,
     train,
 )
@@ -61,6 +63,26 @@ class Noisy:
         return ((self.source[list(batch)] @ self.weight.T)[:, 0] + noise - self.target[list(batch)]).square().mean()
 
 
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """Least squares of the rows' sums, without noise."""
+
+    rows: Tensor
+    weight: Tensor
+    configuration: Mapping[str, Any] = field(default_factory=lambda: {"what": "exact"})
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        return {"weight": self.weight}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def loss(self, batch: Sequence[int], generator: torch.Generator) -> Tensor:
+        part = self.rows[list(batch)]
+        return (part @ self.weight.T - part.sum(1, keepdim=True)).square().mean()
+
+
 def noisy(*, stop_at: int | None = None, width: int = 3, rows: int = 10) -> Noisy:
     source = states(rows, width, dtype=torch.float32)
     return Noisy(source, source.sum(1), torch.zeros(1, width), stop_at)
@@ -73,13 +95,50 @@ class TestTheTrainer:
         expected = train(whole, schedule)
         stopped = noisy(stop_at=27)  # in the second pass of update 13
         with pytest.raises(KeyboardInterrupt):
-            train(stopped, schedule, checkpoint=tmp_path / "c", every=5)
+            train(stopped, schedule, checkpoint=tmp_path / "c", save_every=0)
         resumed = noisy()
-        found = train(resumed, schedule, checkpoint=tmp_path / "c", every=5)
-        assert found.resumed_at == 10
+        found = train(resumed, schedule, checkpoint=tmp_path / "c", save_every=0)
+        assert found.resumed_at == 13
         assert_same_bits(resumed.weight, whole.weight)
         assert found.losses == expected.losses
-        assert whole.calls[20:] == resumed.calls
+        assert whole.calls[26:] == resumed.calls
+
+    def test_a_stop_loses_no_more_than_the_seconds_between_checkpoints(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stopped = noisy(stop_at=21)
+        monkeypatch.setattr(trainer.time, "perf_counter", lambda: 7.0 * len(stopped.calls))  # seven seconds an update
+        schedule = Schedule(steps=40, batch_size=4)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, schedule, checkpoint=tmp_path / "c", save_every=30)
+        found = train(noisy(), schedule, checkpoint=tmp_path / "c")
+        assert found.resumed_at == 20  # 35 s, five updates, after each checkpoint; one update of 21 is lost
+        assert 7 * (21 - found.resumed_at) <= 30
+
+    def test_held_out_examples_are_measured_at_each_tenth_and_change_nothing(self, tmp_path: Path) -> None:
+        schedule = Schedule(steps=20, batch_size=4, learning_rate=0.05)
+        alone, learner = noisy(), noisy()
+        train(alone, schedule)
+        held = Exact(states(7, 3, dtype=torch.float32, seed=9), learner.weight)
+        found = train(learner, schedule, held_out=held)
+        assert_same_bits(learner.weight, alone.weight)
+        assert [n for n, _ in found.held_out] == [0, *range(2, 21, 2)] == [0, *marks(20)]
+        expected = float((held.rows @ learner.weight.T - held.rows.sum(1, keepdim=True)).square().mean())
+        assert found.held_out[-1][1] == pytest.approx(expected)
+        assert found.held_out[0][1] == pytest.approx(float(held.rows.sum(1).square().mean()))  # of the zero map
+        stopped = noisy(stop_at=11)
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                stopped,
+                schedule,
+                held_out=replace(held, weight=stopped.weight),
+                checkpoint=tmp_path / "c",
+                save_every=0,
+            )
+        resumed = noisy()
+        again = train(resumed, schedule, held_out=replace(held, weight=resumed.weight), checkpoint=tmp_path / "c")
+        assert again.held_out == found.held_out and again.losses == found.losses
+        assert [held for *_, held in again.curve] == [loss for _, loss in found.held_out]
 
     def test_the_configuration_is_read_once_and_not_at_every_update(self) -> None:
         reads: list[int] = []

@@ -16,6 +16,7 @@ from toys import N_RECEIVER, PLANTED_CELL, planted_pair, planted_task
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, Silent, Skyline
 from latentcomm.channels.catalogue import CHANNELS, Recipe, build, needs_cell
+from latentcomm.experiments import maps
 from latentcomm.experiments.compare import run as comparing
 from latentcomm.experiments.compare.channels import compare, compare_trials
 from latentcomm.experiments.compare.run import compare_named, names_for
@@ -176,7 +177,7 @@ class TestTheJob:
             sender,
             receiver,
             planted_task(),
-            settings=CompareSettings(right_aligned=True, n_tune=1000),
+            settings=CompareSettings(alignment="right-aligned", n_tune=1000),
         )
         assert cell == PLANTED_CELL
         assert row(found.table, "replace", metric="choices")["accuracy"] == 1.0
@@ -196,7 +197,7 @@ class TestTheJob:
             ["replace"],
             *planted_pair(),
             planted_task(),
-            settings=CompareSettings(right_aligned=True, n_tune=1000),
+            settings=CompareSettings(alignment="right-aligned", n_tune=1000),
         )
         tune, test = planted_task().split(seed=0)
         assert [item.id for item in swept[0].items] == [item.id for item in tune.items]
@@ -204,7 +205,9 @@ class TestTheJob:
 
     def test_the_papers_count_without_a_cache_stands_beside_the_cost_as_run(self) -> None:
         sender, receiver = model("llama"), model("llama", seed=1)
-        plan = CompareSettings(read_layer=1, write_layer=1, right_aligned=True, n_test=6, message_tokens=3, controls=())
+        plan = CompareSettings(
+            read_layer=1, write_layer=1, alignment="right-aligned", n_test=6, message_tokens=3, controls=()
+        )
         found, _ = compare_named(
             ["silent", "text", "replace", "debate"], sender, receiver, planted_task(), settings=plan
         )
@@ -231,7 +234,7 @@ class TestTheJob:
     def test_it_is_what_the_parts_give(self) -> None:
         sender, receiver = planted_pair()
         task = planted_task()
-        plan = CompareSettings(read_layer=PLANTED_CELL[0], write_layer=PLANTED_CELL[1], right_aligned=True)
+        plan = CompareSettings(read_layer=PLANTED_CELL[0], write_layer=PLANTED_CELL[1], alignment="right-aligned")
         found, _ = compare_named(["silent", "skyline", "replace"], sender, receiver, task, settings=plan)
         test = task.split(seed=0)[1]
         channels = [Silent(), Skyline(), Activation("replace", Site(PLANTED_CELL[0]), Site(PLANTED_CELL[1]), Replace())]
@@ -243,7 +246,7 @@ class TestTheJob:
 
     def test_what_was_stopped_goes_on_and_nothing_is_run_twice(self, tmp_path: Path) -> None:
         sender, receiver = planted_pair()
-        options = {"settings": CompareSettings(right_aligned=True, n_tune=8), "checkpoint": tmp_path}
+        options = {"settings": CompareSettings(alignment="right-aligned", n_tune=8), "checkpoint": tmp_path}
         first, cell = compare_named(["silent", "replace"], sender, receiver, planted_task(), **options)
         with recorded_passes() as passes:
             again, same_cell = compare_named(["silent", "replace"], sender, receiver, planted_task(), **options)
@@ -276,17 +279,17 @@ class TestTheJob:
 def test_maps_are_fitted_without_attention_sinks(monkeypatch: pytest.MonkeyPatch) -> None:
     sender, receiver = model("llama", dtype=torch.float32), model("llama", seed=1, dtype=torch.float32)
     rows: list[int] = []
-    real = comparing.fit_ridge
+    real = maps.fit_ridge
 
     def watched(source: torch.Tensor, target: torch.Tensor, **options: Any) -> Any:
         rows.append(len(source))
         return real(source, target, **options)
 
-    monkeypatch.setattr(comparing, "fit_ridge", watched)
-    comparing.fit_maps(sender, receiver, [(1, 1)], 0)
-    tokens = pair_tokens(sender, receiver, comparing.map_documents(), max_tokens=comparing.map_tokens(sender, receiver))
+    monkeypatch.setattr(maps, "ALIGNMENTS", {"ridge": watched})
+    maps.fit_maps(sender, receiver, [(1, 1)], 0)
+    tokens = pair_tokens(sender, receiver, maps.map_documents(), max_tokens=maps.map_tokens(sender, receiver))
     first = int(((tokens.sender_position == 0) | (tokens.receiver_position == 0)).sum())
-    assert first >= len(comparing.map_documents()) // 2 and rows == [len(tokens) - first]
+    assert first >= len(maps.map_documents()) // 2 and rows == [len(tokens) - first]
 
 
 def test_unequal_models_are_mapped_where_nothing_else_is_asked() -> None:
@@ -300,6 +303,6 @@ def test_unequal_models_are_mapped_where_nothing_else_is_asked() -> None:
         sender,
         receiver,
         task,
-        settings=CompareSettings(read_layer=1, write_layer=1, n_test=6, right_aligned=True),
+        settings=CompareSettings(read_layer=1, write_layer=1, n_test=6, alignment="right-aligned"),
     )
     assert [each.reply for each in found.trials] != [each.reply for each in plain.trials]

@@ -167,7 +167,7 @@ def test_few_channels_fit_what_they_need_and_silence_is_there(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"channels": ("smoke",)}, "no channel 'smoke'"),
+        ({"channels": ("smoke",)}, "no channel for pictures 'smoke'"),
         ({"channels": ("blind",)}, "'blind' is called 'silent'"),
         ({"channels": ("graft", "graft")}, "named twice"),
         ({"n_test": 0}, "at least 1"),

@@ -13,6 +13,7 @@ from plot_tables import (
     drift_table,
     effects_table,
     healing_table,
+    loss_rows,
     pairs,
     signal_rows,
 )
@@ -24,6 +25,7 @@ from latentcomm.reporting.plots import (
     detector_table,
     drift_violins,
     healing_curves,
+    loss_curves,
     opening_signals,
     pair_map,
     with_kl,
@@ -49,6 +51,7 @@ DRAWN = {
     "cascade_curves": (cascade_curves, cascade_rows),
     "cascade_front": (cascade_front, cascade_rows),
     "opening_signals": (opening_signals, signal_rows),
+    "loss_curves": (loss_curves, loss_rows),
 }
 
 

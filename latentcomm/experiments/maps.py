@@ -1,0 +1,100 @@
+"""The maps between two models' states that a run fits before it sends a state: on the packaged corpus, by name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from latentcomm._core.progress import track
+from latentcomm.alignment import AffineMap, fit_cca, fit_procrustes, fit_ridge
+from latentcomm.experiments.settings import Alignment
+from latentcomm.experiments.sweep.grid import Cell
+from latentcomm.hooks.paired_text import capture_paired, pair_tokens
+from latentcomm.models import Model, one_model
+from latentcomm.tasks.corpus import read_corpus
+
+MAP_DOCUMENTS, MAP_TOKENS, MAP_FOLDS = 64, 128, 3
+"""Documents of the packaged corpus, tokens of each, and folds for the penalty, of maps between models."""
+CCA_RANK = 256
+"""Canonical pairs of a map by CCA at most, as in figure 10; it has no penalty, and all pairs are least squares."""
+DEPTHS = (0.5, 0.65, 0.8, 0.9, 0.97)
+"""Relative depths, in blocks from the first, of the cells that are swept where every cell needs its own map."""
+
+
+def is_mapped(sender: Model, receiver: Model, alignment: Alignment) -> bool:
+    """Whether a map is fitted between these two models; a model with itself needs none.
+
+    Raises:
+        ValueError: the widths differ, and `alignment` is "none".
+    """
+    if alignment == "none" and sender.d_model != receiver.d_model:
+        raise ValueError(
+            f"alignment is 'none', but {sender.name} is {sender.d_model} wide and {receiver.name} {receiver.d_model}; "
+            f"give {', '.join(ALIGNMENTS)} or right-aligned"
+        )
+    return alignment in ALIGNMENTS and not one_model(sender, receiver)
+
+
+def fit_maps(
+    sender: Model,
+    receiver: Model,
+    cells: Sequence[Cell],
+    seed: int,
+    *,
+    alignment: Alignment = "ridge",
+    progress: bool = False,
+) -> dict[Cell, AffineMap]:
+    """For every cell the map from the sender's states to the receiver's on the packaged corpus, without sinks.
+
+    Raises:
+        ValueError: an alignment that is no map, or what its fit refuses.
+    """
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment is {alignment!r}, which fits no map; give one of {', '.join(ALIGNMENTS)}")
+    tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
+    states = capture_paired(sender, receiver, tokens)
+    rows = states.after_first
+    fit = ALIGNMENTS[alignment]
+    return {
+        (read, write): fit(
+            states.x[read, rows], states.y[write, rows], folds=MAP_FOLDS, groups=states.document[rows], seed=seed
+        )
+        for read, write in track(cells, "maps", total=len(cells), shown=progress and len(cells) > 1)
+    }
+
+
+def map_documents() -> list[str]:
+    """The texts that maps are fitted on, spaced evenly over the packaged corpus."""
+    texts = read_corpus().documents
+    return list(texts)[:: max(1, len(texts) // MAP_DOCUMENTS)][:MAP_DOCUMENTS]
+
+
+def map_tokens(sender: Model, receiver: Model) -> int:
+    """Tokens of a text that maps are fitted on, at most the context of either model."""
+    return min(MAP_TOKENS, sender.n_ctx, receiver.n_ctx)
+
+
+def depths(n_layers: int) -> list[int]:
+    """Blocks at the relative depths `DEPTHS`, without duplicates and without the last block.
+
+    >>> depths(30), depths(1)
+    ([15, 19, 24, 27, 28], [0])
+    """
+    return sorted({min(n_layers - 2, int(depth * n_layers)) for depth in DEPTHS} - {-1}) or [0]
+
+
+def procrustes(source: Tensor, target: Tensor, **_: Any) -> AffineMap:
+    """`fit_procrustes`, which has nothing to choose held-out."""
+    return fit_procrustes(source, target)
+
+
+def cca(source: Tensor, target: Tensor, **_: Any) -> AffineMap:
+    """`fit_cca` with `CCA_RANK` canonical pairs, or as many as the narrower model is wide."""
+    return fit_cca(source, target, rank=min(CCA_RANK, source.shape[1], target.shape[1]))
+
+
+ALIGNMENTS: Mapping[str, Callable[..., AffineMap]] = MappingProxyType(
+    {"ridge": fit_ridge, "procrustes": procrustes, "cca": cca}
+)
+"""The alignments that fit a map, each called with the options `folds`, `groups` and `seed` of `fit_ridge`."""
