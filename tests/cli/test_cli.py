@@ -350,7 +350,7 @@ class TestWhatIsWrong:
         --n-tune 500 -> cannot take 500 of the 163 items
         --n-test 500 -> cannot take 500 of the 162 items
         --n-test 1 -> share the answer
-        --dtype float8 -> there is no dtype 'float8'; choose one of float32
+        --dtype float8 -> there is no dtype 'float8'; did you mean 'float64'?
         """
     )
     def test_an_option(self, arguments: tuple[str, ...], sentence: str, tiny: Path, tmp_path: Path) -> None:
