@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentcomm._core.progress import track
 from latentcomm.drift import COMBINED, DETECTORS, DriftReference
-from latentcomm.fusion import Fusion
+from latentcomm.fusion import Fusion, fuse
 from latentcomm.hooks.graft import LAST
 from latentcomm.hooks.shared_prefix import Prefix, can_pack, columns_per_pass, read_prefix, run_staircase
 from latentcomm.models import Model
@@ -144,7 +144,7 @@ def _one_pass(
     states: dict[int, Tensor] = {}
 
     def join(layer: int, own: Float[Tensor, " d_model"]) -> Float[Tensor, "row d_model"]:
-        return fusion(own.expand(n_rows, -1), incoming[layer])
+        return fuse(fusion, own.expand(n_rows, -1), incoming[layer], at=Site(layer).hook_name)
 
     def observe(layer: int, own: Float[Tensor, " d_model"], rows: Float[Tensor, "joined d_model"]) -> None:
         wide, plain = rows.to(torch.float64), own.to(torch.float64)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.fusion import Replace
+from latentcomm.fusion import Replace, fuse
 from latentcomm.models import Hook, Model
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
@@ -79,7 +79,7 @@ class Graft:
         """A copy of `value` with the fused state at this graft's positions; `value` itself is not changed.
 
         Raises:
-            ValueError: a position outside the row, or a number of rows that is not the vector's.
+            ValueError: a position outside the row, a number of rows that is not the vector's, or what `fuse` refuses.
         """
         index = self.index(value)
         rows = torch.arange(len(value), device=value.device)[:, None]
@@ -92,10 +92,7 @@ class Graft:
             raise ValueError(f"{n_positions} vectors a row for {index.shape[1]} positions a row; they must agree")
         incoming = vector.expand(*vector.shape[:-3], len(value), index.shape[1], vector.shape[-1])
         out = value.clone()  # resid_post of one block and resid_pre of the next share memory
-        fused = self.fusion(own, incoming)
-        if not torch.isfinite(fused).all():
-            raise ValueError(f"the fused state at {self.site.hook_name} is not finite; {self.fusion} does not fit it")
-        out[rows, index] = fused.to(value.dtype)
+        out[rows, index] = fuse(self.fusion, own, incoming, at=self.site.hook_name)
         return out
 
     def _write_in_block(self, value: Float[Tensor, "batch pos d_receiver"]) -> Float[Tensor, "batch pos d_receiver"]:

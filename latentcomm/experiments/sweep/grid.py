@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
-from latentcomm.fusion import Fusion
+from latentcomm.fusion import Fusion, fuse
 from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST, Graft
 from latentcomm.hooks.shared_prefix import TOLERANCE, Prefix, can_pack, columns_per_pass, read_prefix, run_staircase
@@ -191,7 +191,8 @@ class _Plan:
         cell = (read, write)
         alignment = _of_cell(self.alignment, cell, "alignment")
         fusion = _of_cell(self.fusion, cell, "fusion")
-        return fusion(own, incoming if alignment is None else alignment(incoming))
+        incoming = incoming if alignment is None else alignment(incoming)
+        return fuse(fusion, own, incoming, at=Site(write).hook_name)
 
     def check_widths(self, sender: Model) -> None:
         """Refuse a pair of unequal widths without a rule for them, before anything runs."""
@@ -199,9 +200,7 @@ class _Plan:
         incoming = torch.linspace(2, 1, sender.d_model, dtype=self.receiver.dtype, device=self.receiver.device)[None]
         for read in self.reads:
             for write in self.writes:
-                fused = self.fused(read, write, own, incoming)
-                if fused.shape != own.shape:
-                    raise ValueError(f"the fusion made {fused.shape[-1]} entries of a state of {own.shape[-1]}")
+                self.fused(read, write, own, incoming)
             if not isinstance(self.fusion, Mapping) and not isinstance(self.alignment, Mapping):
                 return
 
@@ -217,10 +216,9 @@ class _Plan:
 
         def join(layer: int, own: Tensor) -> Tensor:
             rows = own.expand(len(messages), -1)
-            out = per_cell(layer, rows) if shared is None else shared(rows, incoming)
-            if not torch.isfinite(out).all():
-                raise ValueError(f"fused states at write layer {layer} are not finite; {self.fusion} does not fit them")
-            return out
+            if shared is None:
+                return per_cell(layer, rows)
+            return fuse(shared, rows, incoming, at=Site(layer).hook_name)
 
         def per_cell(layer: int, rows: Tensor) -> Tensor:
             out = torch.empty_like(rows)
@@ -262,11 +260,11 @@ class _Plan:
         model, (item, read), write = self.receiver, message, self.writes[0]
         part = replace(self, writes=(write,)).run(prefix, [message], states)
 
-        def fuse(own: Tensor, incoming: Tensor) -> Tensor:
+        def of_cell(own: Tensor, incoming: Tensor) -> Tensor:
             return self.fused(self.reads[read], write, own[0], incoming[0])[None]
 
         vector = states[item, read].to(model.device, model.dtype)
-        hooks = Graft(Site(write), 0, vector, fuse).fwd_hooks()  # the tail begins at the write position
+        hooks = Graft(Site(write), 0, vector, of_cell).fwd_hooks()  # the tail begins at the write position
         cache = model.cache_from_layers(prefix.layers) if prefix.n_cached else model.new_cache(1)
         plain = model.forward(prefix.tail, hooks=hooks, cache=cache, last_only=True)[0, -1].cpu()
         spread = TOLERANCE[model.dtype] * float(plain.double().std())

@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
 from pathlib import Path
@@ -33,6 +34,7 @@ from tiny import (
     transformers_model,
 )
 from torch import Tensor
+from toys import WRONG_FUSIONS
 
 from latentcomm._core import files
 from latentcomm.alignment import AffineMap, fit_ridge
@@ -641,7 +643,21 @@ class TestBadInput:
         )
 
     def test_a_fusion_that_changes_the_width(self) -> None:
-        self.refused("the fusion made 30 entries of a state of 32", fusion=lambda own, incoming: own[..., 2:])
+        wrong = (
+            "fusion <lambda> returned the shape (1, 30) at blocks.0.hook_resid_post; it must be that of own, (1, 32)"
+        )
+        self.refused(re.escape(wrong), fusion=lambda own, incoming: own[..., 2:])
+
+    @pytest.mark.parametrize(("wrong", "message"), WRONG_FUSIONS.values(), ids=WRONG_FUSIONS)
+    def test_a_fusion_that_returns_no_states(self, wrong: Any, message: str) -> None:
+        self.refused(re.escape(message), fusion=wrong)
+        cells = {(k, j): wrong if (k, j) == (2, 1) else Mean() for k in range(3) for j in range(3)}
+        self.refused(f"{re.escape(message)}.*", fusion=cells)
+
+        def after_the_check(own: Tensor, incoming: Tensor) -> Any:
+            return own if len(own) == 1 else wrong(own, incoming)
+
+        self.refused(re.escape(message), fusion=after_the_check)
 
     @pytest.mark.parametrize("axis", ["read_layers", "write_layers"])
     def test_layers_that_are_not_there_or_named_twice_or_none(self, axis: str) -> None:
@@ -701,9 +717,10 @@ class TestBadInput:
         def overflowing(own: Tensor, incoming: Tensor) -> Tensor:
             return own / 0
 
-        self.refused("fused states at write layer 0 are not finite", fusion=overflowing)
+        message = r"the fused state at blocks\.{}\.hook_resid_post is not finite; fusion overflowing does not fit it"
+        self.refused(message.format(0), fusion=overflowing)
         cells = {(k, j): overflowing if (k, j) == (1, 2) else Mean() for k in range(3) for j in range(3)}
-        self.refused("fused states at write layer 2 are not finite", fusion=cells)
+        self.refused(message.format(2), fusion=cells)
 
     def test_states_that_overflow_on_their_way_up(self) -> None:
         raw = transformers_model("llama", dtype=torch.float16)
