@@ -163,6 +163,9 @@ class Attending:
     states: tuple[tuple[Float[Tensor, "_ d_sender"], ...], ...]
     receiver: Model | None = None
 
+    def __len__(self) -> int:
+        return len(self.states)
+
     def select(self, rows: Sequence[int]) -> "Attending":
         """The same for some of the items, in the given order."""
         return replace(self, states=tuple(self.states[row] for row in rows))

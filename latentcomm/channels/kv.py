@@ -125,6 +125,9 @@ class Hidden:
     layers: tuple[int, ...]
     length: tuple[int, ...]
 
+    def __len__(self) -> int:
+        return len(self.length)
+
     def select(self, rows: Sequence[int]) -> "Hidden":
         """The same for some of the rows."""
         return replace(self, length=tuple(self.length[row] for row in rows))
@@ -226,6 +229,9 @@ class _Watched:
     rows: tuple[int, ...]
     length: tuple[int, ...]
     shares: Float[Tensor, "item layer"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def select(self, rows: Sequence[int]) -> "_Watched":
         return _Watched(tuple(self.rows[row] for row in rows), tuple(self.length[row] for row in rows), self.shares)

@@ -189,6 +189,9 @@ class Added:
     start: tuple[int, ...]
     vectors: tuple[Float[Tensor, "_ d_model"], ...]
 
+    def __len__(self) -> int:
+        return len(self.start)
+
     def select(self, rows: Sequence[int]) -> "Added":
         """The same for some of the rows."""
         return Added(self.site, tuple(self.start[row] for row in rows), tuple(self.vectors[row] for row in rows))
@@ -224,6 +227,9 @@ class _Recorded:
 
     sites: tuple[Site, ...]
     states: tuple[list[list[Tensor]], ...]
+
+    def __len__(self) -> int:
+        return len(self.states)
 
     def select(self, rows: Sequence[int]) -> "_Recorded":
         return _Recorded(self.sites, tuple(self.states[row] for row in rows))

@@ -60,9 +60,13 @@ class Graft:
         if not torch.isfinite(self.vector).all():
             bad = (~torch.isfinite(self.vector)).nonzero()[0].tolist()
             raise ValueError(f"the message for {self.site.hook_name} is not finite at index {bad}; it was not grafted")
-        rows = self._wide().shape[-3]
-        if isinstance(self.position, Tensor) and rows not in (1, len(self.position)):
-            raise ValueError(f"{len(self.position)} rows of positions but {rows} rows of vectors")
+        if isinstance(self.position, Tensor) and self.n_rows not in (1, len(self.position)):
+            raise ValueError(f"{len(self.position)} rows of positions but {self.n_rows} rows of vectors")
+
+    @property
+    def n_rows(self) -> int:
+        """How many prompts it has vectors for; 1 may also be one vector for all."""
+        return self._wide().shape[-3]
 
     def fwd_hooks(self) -> list[Hook]:
         """The graft as TransformerLens forward hooks, to combine with other hooks in `run_with_hooks`.
