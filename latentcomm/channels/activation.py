@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from latentcomm.fusion import Fusion
 from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST, Graft
 from latentcomm.hooks.receiver_input import ReceiverInput
-from latentcomm.models import Model, check_pair, encode
+from latentcomm.models import Model, check_pair, encode, not_finite
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
@@ -63,9 +64,9 @@ class Activation:
             message = _state(model, prompts, other.read or self.read)
             states += [] if message.vectors is None else [message.vectors]
             readings.append({**message.made_by, "text": other.text})
-        return together(
-            states, origin=f"{first.origin} and {len(self.others)} more", made_by={**first.made_by, "senders": readings}
-        )
+        facts = {**first.made_by, "senders": readings}
+        origin = f"{first.origin} and {len(self.others)} more"
+        return together(states, origin=origin, made_by=facts)
 
     def carries_own(self, receiver: Model) -> bool:
         """Whether the fusion takes a message of the receiver's width; one with a map from another width does not."""
@@ -125,6 +126,9 @@ class Activation:
 
 def _state(model: Model, prompts: Prompts, site: Site) -> Message:
     """The state at a site, at each prompt's last token."""
-    states = capture_positions(model, prompts, [site], LAST)[site]
+    again = partial(capture_positions, model, prompts, [site], LAST)
+    states = again()[site]
+    if not torch.isfinite(states).all():
+        raise not_finite(model, again, what=f"the states of {model.name} at {site.hook_name} are")
     facts = made_by(model, site=site.hook_name, position="last prompt token")
     return Message(states, f"{model.name} {site.hook_name}", made_by=facts)

@@ -13,7 +13,7 @@ from latentcomm.drift import COMBINED, DETECTORS, DriftReference
 from latentcomm.fusion import Fusion, fuse
 from latentcomm.hooks.graft import LAST
 from latentcomm.hooks.shared_prefix import Prefix, can_pack, columns_per_pass, read_prefix, run_staircase
-from latentcomm.models import Model
+from latentcomm.models import Model, not_finite
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
@@ -162,6 +162,8 @@ def _one_pass(
         rearrange(torch.cat(numbers), "(write row) -> row write", row=n_rows).contiguous()
         for numbers in zip(*parts, strict=True)
     )
+    if kl.isnan().any():  # the states that are unembedded are finite
+        raise not_finite(model, lambda: None, what=f"the logits of {model.name} after a graft are")
     return Effects(writes, kl, change, agreement, deviation, percentile, own_percentile), states
 
 

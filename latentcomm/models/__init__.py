@@ -13,6 +13,7 @@ from latentcomm.models.base import (
     recorded_passes,
 )
 from latentcomm.models.encoding import Halves, around_gap, encode
+from latentcomm.models.finite import not_finite, why_not_finite
 from latentcomm.models.loading import load_model, wrap_model
 from latentcomm.models.prompts import Template
 
@@ -28,9 +29,11 @@ __all__ = [
     "encode",
     "fingerprints",
     "load_model",
+    "not_finite",
     "one_model",
     "one_vocabulary",
     "record_products",
     "recorded_passes",
+    "why_not_finite",
     "wrap_model",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from latentcomm._core.files import read_tensors, write_tensors
 from latentcomm._core.progress import say
 from latentcomm._core.records import read_whole
-from latentcomm.models import Model
+from latentcomm.models import Model, why_not_finite
 
 CHECKPOINT = "latentcomm checkpoint 1"
 WEIGHTS = "latentcomm weights 1"
@@ -159,6 +159,7 @@ def train(
         raise ValueError(f"the parameter {overlap[0]} belongs to a frozen model; leave that model out of `frozen`")
     configuration = {"schedule": asdict(schedule), **learner.configuration}
     path = None if checkpoint is None else Path(checkpoint)
+    models = [*frozen, *(model for model in (getattr(learner, "model", None),) if isinstance(model, Model))]
     with frozen_weights(frozen), _requires_grad(parameters.values(), gradients=True):
         optimiser = torch.optim.AdamW(
             parameters.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
@@ -166,7 +167,7 @@ def train(
         losses, seconds_before = ([], 0.0) if path is None else _resume(path, parameters, optimiser, configuration)
         resumed_at, start = len(losses), time.perf_counter()
         for step in range(resumed_at, schedule.steps):
-            losses.append(_update(learner.loss, len(learner), parameters, optimiser, schedule, step))
+            losses.append(_update(learner.loss, len(learner), parameters, optimiser, schedule, step, models))
             n_done, seconds = step + 1, seconds_before + time.perf_counter() - start
             if path is not None and (n_done % every == 0 or n_done == schedule.steps):
                 _write_checkpoint(path, parameters, optimiser, configuration, losses, seconds)
@@ -223,25 +224,28 @@ def _update(
     optimiser: torch.optim.Optimizer,
     schedule: Schedule,
     step: int,
+    models: Sequence[Model],
 ) -> float:
-    """Apply one update and return its loss."""
+    """Apply one update and return its loss; the models are looked at where that is not finite."""
     optimiser.zero_grad(set_to_none=True)
     device = next(iter(parameters.values())).device.type
     total = 0.0
     for part in range(schedule.accumulate):
         number = step * schedule.accumulate + part
-        draw = torch.Generator().manual_seed(_mixed(schedule.seed, 1, number))
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.enable_grad(),
-            torch.autocast(device, torch.bfloat16, enabled=schedule.dtype == "bfloat16"),
-        ):
-            torch.manual_seed(_mixed(schedule.seed, 2, number))  # for layers that draw by themselves, such as dropout
-            loss = loss_of(_batch(n_examples, schedule, number), draw)
+
+        def loss_once(number: int = number) -> Tensor:
+            draw = torch.Generator().manual_seed(_mixed(schedule.seed, 1, number))
+            with (
+                torch.random.fork_rng(devices=[]),
+                torch.enable_grad(),
+                torch.autocast(device, torch.bfloat16, enabled=schedule.dtype == "bfloat16"),
+            ):
+                torch.manual_seed(_mixed(schedule.seed, 2, number))  # for layers that draw themselves, such as dropout
+                return loss_of(_batch(n_examples, schedule, number), draw)
+
+        loss = loss_once()
         if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"the loss of update {step} is {float(loss.detach())}; lower the learning rate or set clip"
-            )
+            raise RuntimeError(f"the loss of update {step} is {float(loss.detach())}{_cause(models, loss_once, step)}")
         (loss / schedule.accumulate).backward()
         total += float(loss.detach()) / schedule.accumulate
     if schedule.clip is not None:
@@ -252,6 +256,16 @@ def _update(
         group["lr"] = schedule.rate(step)
     optimiser.step()
     return total
+
+
+def _cause(models: Sequence[Model], again: Callable[[], object], step: int) -> str:
+    """What of a model is not finite, where something is, and what to do: before the first update it is no rate's."""
+    advice = "lower the learning rate or set clip"
+    for model in models:
+        found = why_not_finite(model, again)
+        if found is not None:
+            return f": of {model.name} {found[0]}; {found[1] if step == 0 else advice}"
+    return f"; {advice}"
 
 
 def _batch(n: int, schedule: Schedule, number: int) -> list[int]:

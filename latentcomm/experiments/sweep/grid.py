@@ -17,7 +17,7 @@ from latentcomm.fusion import Fusion, fuse
 from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST, Graft
 from latentcomm.hooks.shared_prefix import TOLERANCE, Prefix, can_pack, columns_per_pass, read_prefix, run_staircase
-from latentcomm.models import Model, check_pair, fingerprints
+from latentcomm.models import Model, check_pair, fingerprints, not_finite
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
@@ -232,12 +232,18 @@ class _Plan:
         final = run_staircase(model, prefix, self.writes, join, n_rows=len(messages), packed=packed)
         normed = model.final_norm(rearrange(final, "write row d_model -> (write row) d_model"))
         part: dict[str, Tensor] = {}
+        is_finite = torch.ones((), dtype=torch.bool)
         if self.columns is not None:
             part["logits"] = self._choice_logits(normed, self.columns[items]).cpu()
+            is_finite &= part["logits"].amax(-1).isfinite().all()
         if self.top_token:
             step = max(1, UNEMBED_BYTES // (4 * int(model.hooked.cfg.d_vocab)))
-            tops = [model.unembed(rows).argmax(-1) for rows in normed.split(step)]
-            part["top_token"] = rearrange(torch.cat(tops), "(write row) -> write row", row=len(messages)).cpu()
+            tops = [_top(model.unembed(rows)) for rows in normed.split(step)]
+            tokens, largest = (torch.cat(parts).cpu() for parts in zip(*tops, strict=True))
+            part["top_token"] = rearrange(tokens, "(write row) -> write row", row=len(messages))
+            is_finite &= largest.isfinite().all()
+        if not is_finite:  # the states that are unembedded are finite
+            raise not_finite(model, lambda: None, what=f"the logits of {model.name} after a graft are")
         return part
 
     def _choice_logits(
@@ -279,6 +285,12 @@ class _Plan:
             )
 
 
+def _top(logits: Float[Tensor, "row d_vocab"]) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+    """The most likely token of each row, and its logit, which is not finite where there are NaN or infinity."""
+    top = logits.argmax(-1)
+    return top, logits.gather(-1, top[:, None])[:, 0]
+
+
 def _of_cell(rule: Any, cell: Cell, what: str) -> Any:
     if not isinstance(rule, Mapping):
         return rule
@@ -300,11 +312,12 @@ def _messages(
     sender: Model, prompts: Prompts, reads: Sequence[int], position: int
 ) -> Float[Tensor, "item read d_sender"]:
     """The sender's states at every read layer."""
-    at = capture_positions(sender, prompts, [Site(layer) for layer in reads], position)
+    again = partial(capture_positions, sender, prompts, [Site(layer) for layer in reads], position)
+    at = again()
     states = torch.stack([at[Site(layer)] for layer in reads], 1)
     if not torch.isfinite(states).all():
         item, read = (~torch.isfinite(states)).nonzero()[0].tolist()[:2]
-        raise ValueError(f"the message of item {item} at layer {reads[read]} of {sender.name} is not finite")
+        raise not_finite(sender, again, what=f"the message of item {item} at layer {reads[read]} of {sender.name} is")
     return states
 
 

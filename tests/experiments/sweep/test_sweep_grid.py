@@ -711,7 +711,12 @@ class TestBadInput:
         broken = build("llama")
         with torch.no_grad():
             broken.hooked.embed.weight[SENDER_IDS[1][-1]] = value
-        self.refused(r"the message of item \d at layer 0 of tiny-llama is not finite", sender=broken)
+        kind = "NaN" if value != value else "infinity"
+        held = f"its weights hold {kind} in model.embed_tokens.weight; load weights that are whole"
+        self.refused(rf"the message of item \d at layer 0 of tiny-llama is not finite: {held}", sender=broken)
+        self.refused(
+            f"^the logits of tiny-llama are not finite: {held}", receiver=broken, receiver_prompts=SENDER_PROMPTS
+        )
 
     def test_fused_states_that_are_not_finite(self) -> None:
         def overflowing(own: Tensor, incoming: Tensor) -> Tensor:
@@ -729,7 +734,7 @@ class TestBadInput:
                 layer.mlp.down_proj.weight.mul_(10)
         loud = wrap_model(raw, tokenizer(), name="loud")
         largest = AffineMap(torch.zeros(32, 32).half(), torch.full((32,), 65504.0).half())
-        message = r"the states of loud overflow after a graft in torch\.float16; use a wider dtype"
+        message = r"the states of loud after a graft are not finite: its stream stops being so at blocks\.1\.hook_"
         self.refused(message, receiver=loud, fusion=Replace(), alignment=largest)
 
     def test_a_checkpoint_of_a_model_with_hooks_attached(self, tmp_path: Path) -> None:
