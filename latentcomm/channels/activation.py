@@ -55,7 +55,7 @@ class Activation:
         """
         first = _state(sender, encode(sender, FurtherSender().texts(task.items), template=task.template), self.read)
         if not self.others or first.vectors is None:
-            return first
+            return first.addressed(task)
         states, readings = [first.vectors], [first.made_by]
         for other in self.others:
             model = other.model or sender
@@ -66,7 +66,7 @@ class Activation:
             readings.append({**message.made_by, "text": other.text})
         facts = {**first.made_by, "senders": readings}
         origin = f"{first.origin} and {len(self.others)} more"
-        return together(states, origin=origin, made_by=facts)
+        return together(states, origin=origin, made_by=facts).addressed(task)
 
     def carries_own(self, receiver: Model) -> bool:
         """Whether the fusion takes a message of the receiver's width; one with a map from another width does not."""
@@ -80,7 +80,7 @@ class Activation:
     def own(self, receiver: Model, task: Task) -> Message:
         """The receiver's state after its own block of the read layer's number (its last, if it has fewer)."""
         site = replace(self.read, layer=min(self.read.layer, receiver.n_layers - 1))
-        return replace(_state(receiver, receiver_prompts(receiver, task), site), is_own=True)
+        return replace(_state(receiver, receiver_prompts(receiver, task), site), is_own=True).addressed(task)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's prompts with one graft.
@@ -89,7 +89,7 @@ class Activation:
             ValueError: the message holds no vectors, is meant for another model, or is from another number of senders
                 than the channel has; senders that are not aligned into one space.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         states = apart(message)
         if states is None:
             raise ValueError(f"the channel {self.name} needs a message with vectors and got {message.origin}")

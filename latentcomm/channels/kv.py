@@ -74,7 +74,7 @@ class KeyValues:
             check_layout(facts, sender.name, receiver)
         parts = _read(sender, sender_prompts(sender, task), layers)
         made = made_by(sender, site="keys and values", position="every prompt token") | {FACTS: facts}
-        return Message(None, f"{sender.name} keys and values", parts=parts, made_by=made)
+        return Message(None, f"{sender.name} keys and values", parts=parts, made_by=made).addressed(task)
 
     def carries_own(self, receiver: Model) -> bool:
         """Yes: a model's own keys and values fit it."""
@@ -90,7 +90,7 @@ class KeyValues:
         Raises:
             ValueError: the message holds no keys and values, is meant for another model, or is of another layout.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         facts = message.made_by.get(FACTS)
         if message.parts is None or facts is None:
             raise ValueError(f"the channel {self.name} needs a message of keys and values and got {message.origin}")

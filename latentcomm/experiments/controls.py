@@ -44,7 +44,7 @@ def shuffled(sending: Sending) -> Message:
     """
     if sending.message.is_silent:
         raise ValueError(f"a message of {sending.message.origin} has no content to shuffle between items")
-    return sending.message.select(deranged(sending.task, seed=sending.seed))
+    return sending.message.select(deranged(sending.task, seed=sending.seed)).addressed(sending.task)
 
 
 def same_label(sending: Sending) -> Message:
@@ -56,7 +56,7 @@ def same_label(sending: Sending) -> Message:
     """
     if sending.message.is_silent:
         raise ValueError(f"a message of {sending.message.origin} has no content to shuffle between items")
-    return sending.message.select(deranged_within_label(sending.task, seed=sending.seed))
+    return sending.message.select(deranged_within_label(sending.task, seed=sending.seed)).addressed(sending.task)
 
 
 def zero(sending: Sending) -> Message:

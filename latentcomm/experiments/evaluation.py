@@ -89,7 +89,8 @@ def evaluate(
     the checkpoint, and through `told`, a dict that is passed to the evaluation of each with the same two models.
 
     Raises:
-        ValueError: an unknown control, a processed model with a raw one, or what the task or the channel refuses.
+        ValueError: an unknown control, a processed model with a raw one, a message of other items or of another number
+            than the task's, or what the task or the channel refuses.
     """
     check_pair(sender, receiver)
     if unknown := [name for name in controls if name not in CONTROLS]:
@@ -197,10 +198,13 @@ def _sent(send: Callable[[Task], Message], task: Task, records: Records) -> tupl
 
 
 def _timed(send: Callable[[Task], Message], part: Task) -> Message:
-    """A message with its cost in `made_by`."""
+    """A message for the items of a task, with its cost in `made_by`."""
     with recorded_passes() as passes:
         start = time.perf_counter()
         message = send(part)
+        if message.items is not None:
+            message.check_items(part)
+        message = message.addressed(part)
         seconds = time.perf_counter() - start
     return replace(message, made_by={**message.made_by, "flops": flops(passes), "seconds": seconds})
 
@@ -225,7 +229,8 @@ def _trials(
     """The trials of some items of a condition, as they are saved."""
     message, cost = sent()
     part_task = _only(task, rows)
-    part_message = message if message.is_silent else message.select(list(rows))
+    message.check_items(task)
+    part_message = message.select(list(rows))
     with recorded_passes() as passes:
         start = time.perf_counter()
         entering = channel.receive(receiver, part_task, part_message)

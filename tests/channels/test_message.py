@@ -11,6 +11,7 @@ from numerics import assert_same_bits, same_bits
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import files_in, model, states
+from toys import toy
 
 from latentcomm.channels import Message
 from latentcomm.channels.message import join, made_by
@@ -18,7 +19,10 @@ from latentcomm.channels.message import join, made_by
 VECTORS = states(3, 4)
 TEXTS = ("Petra", "", "Málaga\n")
 PARTS = tuple({"h": states(n + 1, 4, seed=n).float(), "ids": torch.arange(n)} for n in range(3))
-FULL = Message(VECTORS, "by hand", texts=TEXTS, parts=PARTS, meant_for="tiny", made_by={"model": "tiny", "layer": 3})
+FACTS = {"model": "tiny", "layer": 3}
+FULL = Message(
+    VECTORS, "by hand", texts=TEXTS, parts=PARTS, meant_for="tiny", made_by=FACTS, items=("a", "b", "c")
+)  # fmt: skip
 KINDS = {
     "vectors": Message(VECTORS, "by hand"),
     "senders": Message(states(2, 3, 4), "by hand"),
@@ -30,7 +34,7 @@ KINDS = {
 
 
 def same(a: Message, b: Message) -> bool:
-    plain = [(m.texts, m.origin, m.is_own, m.meant_for, dict(m.made_by)) for m in (a, b)]
+    plain = [(m.texts, m.origin, m.is_own, m.meant_for, dict(m.made_by), m.items) for m in (a, b)]
     tensors = [[*([m.vectors] if m.vectors is not None else [])] for m in (a, b)]
     for message, found in zip((a, b), tensors, strict=True):
         found += [tensor for part in message.parts or () for _, tensor in sorted(part.items())]
@@ -42,6 +46,13 @@ def same(a: Message, b: Message) -> bool:
         and len(tensors[0]) == len(tensors[1])
         and all(map(same_bits, *tensors))
     )
+
+
+XYZ = replace(
+    toy(),
+    name="letters",
+    items=tuple(replace(item, id=letter) for item, letter in zip(toy().items, "xyz", strict=False)),
+)
 
 
 class TestWhatItHolds:
@@ -72,6 +83,21 @@ class TestWhatItHolds:
             Message(VECTORS, "by hand", texts=("a", "b"))
         with pytest.raises(ValueError, match=r"contents for \[1, 3\] items"):
             Message(None, "by hand", texts=TEXTS, parts=PARTS[:1])
+
+    def test_ids_of_another_number_of_items_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="items are 2 ids for a message of 3 items; give one an item"):
+            Message(VECTORS, "by hand", items=("a", "b"))
+
+    def test_the_ids_of_its_items_go_with_them(self) -> None:
+        assert FULL.select([2, 0]).items == ("c", "a") and KINDS["vectors"].select([2, 0]).items is None
+        assert join([FULL.select([2]), FULL.select([0, 1])]).items == ("c", "a", "b")
+        assert FULL.addressed(XYZ).items == ("x", "y", "z")
+        FULL.addressed(XYZ).check_items(XYZ)
+        for task, message in ((XYZ, "is for item 'a' where task 'letters' has 'x'"), (toy(), "for 3 items and")):
+            with pytest.raises(ValueError, match=message):
+                FULL.check_items(task)
+        with pytest.raises(ValueError, match="is for 3 items and task 'toy' has 8"):
+            FULL.addressed(toy())
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_some_items_are_taken_in_the_order_asked_for(self, kind: str) -> None:
@@ -163,6 +189,7 @@ class TestFiles:
             "n_parts": 3,
             "meant_for": "tiny",
             "made_by": {"model": "tiny", "layer": 3},
+            "items": ["a", "b", "c"],
             "dtypes": ["torch.float32", "torch.float64", "torch.int64"],
         }
 

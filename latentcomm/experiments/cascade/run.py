@@ -98,6 +98,7 @@ class Cascade:
         prompts = receiver_prompts(self.large, task)
         if any(list(row.prompt) != ids_of(prompts, number) for number, row in enumerate(rows)):
             raise ValueError(f"the openings are of other prompts than those of task {task.name!r}; write them for it")
+        openings.check_items(task)
         if (writer := openings.made_by["model"]) != self.large.name:
             raise ValueError(f"the openings are by {writer}, not by {self.large.name}; write them with the large model")
         if (most := max(map(len, rows), default=0)) > task.reply_tokens:

@@ -59,7 +59,8 @@ class Side:
 
     def shuffled(self, order: Sequence[int]) -> "Side":
         """Item i gets the opening in row `order[i]`."""
-        return replace(self, openings=[self.openings[row] for row in order], message=self.message.select(order))
+        message = replace(self.message.select(order), items=self.message.items)  # for the items that get them
+        return replace(self, openings=[self.openings[row] for row in order], message=message)
 
 
 @dataclass(frozen=True)
