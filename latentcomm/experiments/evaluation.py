@@ -1,9 +1,10 @@
 """Evaluate a channel on a task: one judged trial with its cost for each item and condition, controls included."""
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -152,7 +153,8 @@ class _Messages:
         send = partial(self.channel.send, self.sender, receiver=self.receiver)
         if not isinstance(self.channel, Sharing):
             return _sent(send, self.task, self.records("message"))
-        key = digest("said", self.channel.message_key, self.task, self.seed)
+        with keyed(message_key=self.channel.message_key, task=self.task):
+            key = digest("said", self.channel.message_key, self.task, self.seed)
         if key not in self.told:
             shared = Records.of(self.checkpoint, "message", 1, self.prints, key, ITEMS_AT_ONCE)
             self.told[key] = _sent(send, self.task, shared)
@@ -166,7 +168,8 @@ class _Messages:
     def _inputs(self) -> str | None:
         if self.checkpoint is None:
             return None
-        return digest(self.prints, self.channel, self.task, self.seed, ITEMS_AT_ONCE)
+        with keyed(channel=self.channel, task=self.task):
+            return digest(self.prints, self.channel, self.task, self.seed, ITEMS_AT_ONCE)
 
 
 def _conditions(messages: _Messages, controls: Sequence[str]) -> list[str]:
@@ -272,6 +275,27 @@ def _trials(
 def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
     tokens = torch.tensor([receiver.first_token(option) for option in options], device=logits.device)
     return options[int(logits[tokens].argmax())]
+
+
+@contextlib.contextmanager
+def keyed(**given: Any) -> Iterator[None]:
+    """A block in which the key of saved work is made from these arguments, among others.
+
+    Raises:
+        ValueError: one of them has no stable content.
+    """
+    try:
+        yield
+    except TypeError as error:
+        for name, value in given.items():
+            try:
+                digest(value)
+            except TypeError as why:
+                raise ValueError(
+                    f"{name} cannot be part of a checkpoint's key, since {why.args[0].partition(';')[0]}; make it a "
+                    "frozen dataclass of plain values and tensors, or leave the checkpoint out"
+                ) from error
+        raise
 
 
 def print_of(model: Model) -> list[Any]:

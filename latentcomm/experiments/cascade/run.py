@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from latentcomm._core.files import write_text
+from latentcomm._core.files import digest, write_text
 from latentcomm.channels.base import receiver_prompts, with_own_texts
 from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade.generate import write_openings
@@ -29,7 +29,7 @@ from latentcomm.experiments.cascade.trials import (
 )
 from latentcomm.experiments.cascade.votes import held_votes
 from latentcomm.experiments.controls import SELF, SHUFFLED, deranged
-from latentcomm.experiments.evaluation import MESSAGE
+from latentcomm.experiments.evaluation import MESSAGE, keyed
 from latentcomm.models import Model, check_pair
 from latentcomm.tasks.base import Task
 
@@ -70,6 +70,7 @@ class Cascade:
                 without what the hand-off needs, or what `HandOff.check` refuses.
         """
         self.hand_off.check(self.large, self.small, task)
+        _refuse_unkeyed(checkpoint, hand_off=self.hand_off)
         if openings is None:
             openings = write_openings(
                 self.large, task, layers=self.hand_off.layers, keep_cache=self.hand_off.needs_cache,
@@ -183,6 +184,7 @@ def sweep_cascade(
             )
     for hand_off in hand_offs.values():
         hand_off.check(large, small, task)
+    _refuse_unkeyed(checkpoint, hand_offs=hand_offs)
     for stop in stops.values():
         _refuse_late(stop, task.reply_tokens)
     if SHUFFLED in controls:
@@ -276,6 +278,13 @@ def _refuse_names(
         raise ValueError(f"the control {renamed[0]!r} is called {RENAMED[renamed[0]]!r} now; give that name")
     if unknown := [name for name in controls if name not in CONTROLS]:
         raise ValueError(f"there is no control {unknown[0]!r}; choose among {', '.join(CONTROLS)}")
+
+
+def _refuse_unkeyed(checkpoint: str | os.PathLike[str] | None, **given: HandOff | Mapping[str, HandOff]) -> None:
+    """Refuse hand-offs whose work cannot be saved, before anything is run."""
+    if checkpoint is not None:
+        with keyed(**given):
+            digest(given)
 
 
 def _refuse_late(stop: Stop | Oracle, longest: int) -> None:

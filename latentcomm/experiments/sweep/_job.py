@@ -24,6 +24,7 @@ def run_sweep(settings: SweepSettings, job: Job) -> Result:
     """
     fusions = fusions_named(settings.fusion, right_aligned=settings.right_aligned)
     task = job.task_of(settings)
+    run.check_choices(task)
     sender, receiver = job.pair(settings)
     given = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
     folder = job.unfinished(sender, receiver, task, given, {name: repr(fusion) for name, fusion in fusions.items()})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
+from latentcomm.experiments.evaluation import keyed
 from latentcomm.fusion import Fusion, fuse
 from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST, Graft
@@ -130,7 +131,7 @@ def sweep_layers(
     Raises:
         ValueError: widths that differ without a rule, a layer outside a model, a processed model with a raw one,
             numbers of prompts or choices that differ, a choice without a first token of its own, a message that is not
-            finite.
+            finite, a fusion or alignment without stable content where there is a checkpoint.
         RuntimeError: the shared passes differ from a plain run; the disk is full (finished passes are saved).
     """
     check_pair(sender, receiver)
@@ -146,7 +147,6 @@ def sweep_layers(
         raise ValueError("nothing to record: give choices, or leave top_token on")
     plan = _Plan(receiver, reads, writes, fusion, alignment, columns, top_token)
     plan.check_widths(sender)
-    states = _messages(sender, sender_prompts, reads, read_position)
     positions = _write_positions(receiver_prompts, write_position)
 
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -159,6 +159,7 @@ def sweep_layers(
     ]
     settings = [positions, read_position, passes]
     records = _records(checkpoint, sender, receiver, sender_prompts, receiver_prompts, plan, settings)
+    states = _messages(sender, sender_prompts, reads, read_position)
     run_pass = _Passes(plan, states, receiver_prompts, positions)
     shape = (n_items, len(reads), len(writes))
     logits = None if columns is None else torch.zeros(*shape, columns.shape[1], dtype=receiver.dtype)
@@ -402,16 +403,17 @@ def _records(
             "a sweep of a model with hooks attached cannot be saved, since its checkpoint's name does not cover "
             "hooks; remove them, or leave the checkpoint out"
         )
-    return Records.of(
-        folder,
-        "sweep",
-        2,
-        [*fingerprints(sender, receiver), str(receiver.dtype)],
-        [sender_prompts.ids(row) for row in range(len(sender_prompts))],
-        [receiver_prompts.ids(row) for row in range(len(receiver_prompts))],
-        [plan.reads, plan.writes, plan.fusion, plan.alignment, plan.columns, plan.top_token],
-        settings,
-    )
+    with keyed(fusion=plan.fusion, alignment=plan.alignment):
+        return Records.of(
+            folder,
+            "sweep",
+            2,
+            [*fingerprints(sender, receiver), str(receiver.dtype)],
+            [sender_prompts.ids(row) for row in range(len(sender_prompts))],
+            [receiver_prompts.ids(row) for row in range(len(receiver_prompts))],
+            [plan.reads, plan.writes, plan.fusion, plan.alignment, plan.columns, plan.top_token],
+            settings,
+        )
 
 
 def _accepted(answers: Sequence[str | Sequence[str]], n_items: int) -> list[set[str]]:

@@ -73,9 +73,10 @@ def sweep_and_judge(
     silence and the skyline always run. `n_tune` and `n_test` draw that many items of each half.
 
     Raises:
-        ValueError: no fusion, or one with the name of another channel; more items than a half has; a test half whose
-            messages cannot be shuffled; or an argument that the sweep or the evaluation refuses.
+        ValueError: a task without choices; no fusion, or one with the name of another channel; more items than a half
+            has; a test half whose messages cannot be shuffled; or an argument that the sweep or the evaluation refuses.
     """
+    check_choices(task)
     if not fusions:
         raise ValueError("name at least one fusion to sweep")
     if taken := {Silent().name, Skyline().name, LENS} & set(fusions):
@@ -115,6 +116,19 @@ def sweep_and_judge(
     return SweepReport(cells, summarise(trials, seed=seed), trials, chosen, n_eligible)
 
 
+def check_choices(task: Task) -> None:
+    """Refuse a task of free answers, before anything runs.
+
+    Raises:
+        ValueError: it has no choices.
+    """
+    if not task.has_choices:
+        raise ValueError(
+            f"task {task.name!r} has no answer choices, and a sweep chooses its cell by them; use compare with a read "
+            "and a write layer"
+        )
+
+
 def tune_sweep(
     sender: Model,
     receiver: Model,
@@ -129,6 +143,7 @@ def tune_sweep(
     progress: bool = False,
 ) -> LayerSweep:
     """`sweep_layers` over the items of a task, with choices drawn by `seed`."""
+    check_choices(tune)
     return sweep_layers(
         sender,
         receiver,

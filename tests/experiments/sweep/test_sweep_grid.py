@@ -42,7 +42,7 @@ from latentcomm.experiments.sweep import grid as layer_sweep
 from latentcomm.experiments.sweep.grid import LayerSweep, sweep_layers
 from latentcomm.fusion import Fusion, Linear, Mean, NormMatched, OrthogonalResidual, Replace, RightAligned, Sum
 from latentcomm.hooks import shared_prefix as staircase
-from latentcomm.models import Model, encode, load_model, wrap_model
+from latentcomm.models import Model, encode, load_model, recorded_passes, wrap_model
 from latentcomm.models import builtin as weights
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
@@ -616,9 +616,24 @@ class TestInterruption:
         assert sizes == []
 
     def test_a_fusion_without_stable_content_cannot_be_checkpointed(self, swept: Callable[..., LayerSweep]) -> None:
-        with pytest.raises(TypeError, match="has no digest"):
-            swept(fusion=lambda own, incoming: own)
+        fusions = {(k, j): Plain() if (k, j) == (1, 1) else Mean() for k in range(3) for j in range(3)}
+        with recorded_passes() as passes:
+            for given in ({"fusion": Plain()}, {"fusion": fusions}, {"alignment": lambda rows: rows}):
+                kind = "function" if "alignment" in given else "Plain"
+                message = (
+                    f"{next(iter(given))} cannot be part of a checkpoint's key, since {kind} has no digest; make it a"
+                )
+                with pytest.raises(ValueError, match=f"^{message} frozen dataclass of plain values and tensors, or"):
+                    swept(**given)
+        assert passes == []
         assert swept(fusion=lambda own, incoming: own, checkpoint=None).logits is not None
+
+
+class Plain:
+    """A fusion as somebody might write it, who has not read what a checkpoint needs."""
+
+    def __call__(self, own: Tensor, incoming: Tensor) -> Tensor:
+        return own + incoming
 
 
 class TestBadInput:
