@@ -17,6 +17,27 @@ from latentcomm.tasks.base import Task
 
 FORMAT = "latentcomm message 1"
 
+MOST_PARTS = 1_000_000
+"""Items of a message of parts, most of which may be empty; a number beyond it is no number of items."""
+UNREADABLE = (OSError, SafetensorError, RuntimeError, AttributeError, KeyError, TypeError, json.JSONDecodeError)
+"""What reading a file of other bytes than a message ends in."""
+
+
+def _is_texts(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+
+
+MANIFEST: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "origin": (lambda value: isinstance(value, str), "a text"),
+    "is_own": (lambda value: isinstance(value, bool), "true or false"),
+    "texts": (_is_texts, "null or a list of texts"),
+    "n_parts": (lambda value: value is None or (type(value) is int and 0 <= value <= MOST_PARTS), "null or a count"),
+    "meant_for": (lambda value: value is None or isinstance(value, str), "null or a text"),
+    "made_by": (lambda value: isinstance(value, dict), "a mapping"),
+    "items": (_is_texts, "null or a list of ids"),
+}
+"""What each entry of a manifest is, and its name in an error."""
+
 
 @dataclass(frozen=True, eq=False)
 class Message:
@@ -195,28 +216,49 @@ class Message:
         try:
             facts, tensors = read_tensors(path)
             manifest = json.loads(facts.get("manifest", "{}"))
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{os.fspath(path)} is no saved message ({error})") from error
-        if manifest.get("format") != FORMAT:
+        except UNREADABLE as error:
+            raise ValueError(f"{os.fspath(path)} is no saved message ({_first_line(error)})") from error
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise ValueError(f"{os.fspath(path)} is no message of this package; write one with Message.save")
-        texts = None if manifest["texts"] is None else tuple(manifest["texts"])
-        parts: list[dict[str, Tensor]] | None = None
-        if manifest["n_parts"] is not None:
-            parts = [{} for _ in range(manifest["n_parts"])]
-            for name, tensor in tensors.items():
-                row, slash, own = name.partition("/")
-                if slash:
-                    parts[int(row)][own] = tensor
-        return cls(
-            tensors.get("vectors"),
-            manifest["origin"],
-            is_own=manifest["is_own"],
-            texts=texts,
-            parts=None if parts is None else tuple(parts),
-            meant_for=manifest["meant_for"],
-            made_by=manifest["made_by"],
-            items=None if manifest.get("items") is None else tuple(manifest["items"]),
-        )
+        try:
+            return _from_manifest(manifest, tensors)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} is a message with wrong content ({_first_line(error)})") from error
+
+
+def _from_manifest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
+    """The message of a manifest and its tensors.
+
+    Raises:
+        ValueError: they do not fit what `Message.save` writes.
+    """
+    for name, (is_right, kind) in MANIFEST.items():
+        if not is_right(manifest.get(name)):
+            raise ValueError(f"its {name} is not {kind}")
+    vectors, n_parts = tensors.get("vectors"), manifest.get("n_parts")
+    if vectors is not None and (not vectors.is_floating_point() or vectors.ndim not in (2, 3)):
+        raise ValueError(f"its vectors are {vectors.dtype} of the shape {tuple(vectors.shape)}")
+    parts: list[dict[str, Tensor]] = [{} for _ in range(n_parts or 0)]
+    for name in tensors.keys() - {"vectors"}:
+        row, slash, own = name.partition("/")
+        if not slash or not row.isdecimal() or int(row[:9]) >= len(parts):
+            raise ValueError(f"its tensor {name[:40]!r} is of none of its {len(parts)} items")
+        parts[int(row)][own] = tensors[name]
+    return Message(
+        vectors,
+        manifest["origin"],
+        is_own=manifest["is_own"],
+        texts=None if manifest.get("texts") is None else tuple(manifest["texts"]),
+        parts=None if n_parts is None else tuple(parts),
+        meant_for=manifest.get("meant_for"),
+        made_by=manifest["made_by"],
+        items=None if manifest.get("items") is None else tuple(manifest["items"]),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in one line of a length that can be read."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def join(messages: Sequence[Message]) -> Message:
