@@ -374,7 +374,7 @@ def test_a_message_for_another_model_is_refused(case: Case) -> None:
     case.heard(replace(case.message, meant_for=case.receiver.name))
 
 
-def test_a_message_for_other_items_is_refused_unless_it_is_addressed_to_them(case: Case) -> None:
+def test_a_message_for_other_items_is_refused_unless_addressed_to_them(case: Case) -> None:
     given = speaking(case)
     others, fewer = replace(TASK, items=TASK.items[::-1]), replace(TASK, items=TASK.items[:7])
     with pytest.raises(ValueError, match="is for item 'item-0' where task 'toy' has 'item-7' in row 0"):

@@ -261,7 +261,7 @@ class TestWhatIsEvaluated:
         with pytest.raises(ValueError, match="is for item 'item-7' where task 'toy' has 'item-0' in row 0"):
             evaluate(channel, tiny, tiny, TASK, controls=(), told=told)
 
-    def test_a_message_that_is_not_addressed_is_for_the_items_it_was_asked_for(self) -> None:
+    def test_a_message_that_is_not_addressed_is_for_the_items_asked_for(self) -> None:
         tiny = model("llama")
         expected = evaluate(GRAFT, tiny, tiny, TASK)
         found = evaluate(Given(lambda task: unsigned(GRAFT.send(tiny, task))), tiny, tiny, TASK)

@@ -271,7 +271,7 @@ class TestOneRowAPrompt:
 
     @pytest.mark.parametrize("n", [1, 3, 5])
     @pytest.mark.parametrize("kind", ["graft", "positions", "soft", "past", "length", "persistent"])
-    def test_other_numbers_of_rows_are_refused_where_the_input_is_built(self, kind: str, n: int) -> None:
+    def test_other_numbers_of_rows_are_refused_where_it_is_built(self, kind: str, n: int) -> None:
         rows = states(n, 32)
         soft = SoftTokens((torch.tensor([0]),) * n, tuple(rows[:, None]))
         given: dict[str, dict[str, Any]] = {

@@ -308,7 +308,7 @@ class TestEvaluate:
             with pytest.raises(ValueError, match=f"the control {control} would take the problem from the hand-off kv"):
                 ALL_CONTROLS[control](sent)
 
-    def test_a_hand_off_without_stable_content_is_refused_before_anything_runs(self, tmp_path: Path) -> None:
+    def test_a_hand_off_without_stable_content_is_refused_at_once(self, tmp_path: Path) -> None:
         loose = LatentHandOff(1, 1, fusion=lambda own, incoming: incoming)
         message = "^{} cannot be part of a checkpoint's key, since function has no digest; make it a frozen dataclass"
         with recorded_passes() as passes:
