@@ -351,7 +351,7 @@ def calm(work: Path, quick: bool) -> dict[str, Any]:
             outcomes[kind][name] = right_sums(adds, given, asked)
             if sender is knows:
                 swapped = derangement([item.answers[0] for item in asked.items], seed=0)
-                shuffled = channel.receive(adds, asked, channel.send(sender, asked).select(swapped))
+                shuffled = channel.receive(adds, asked, channel.send(sender, asked).select(swapped).addressed(asked))
                 outcomes[kind]["composed, shuffled message"] = right_sums(adds, shuffled, asked)
     for kind, asked in tasks.items():
         prompts = [item.receiver for item in asked.items]

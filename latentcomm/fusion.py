@@ -1,7 +1,7 @@
 """What a receiver's state becomes when a message reaches it: f(own, incoming)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
 from types import MappingProxyType
@@ -30,6 +30,7 @@ __all__ = [
     "Ties",
     "VectorMap",
     "Weighted",
+    "fuse",
 ]
 
 State = Float[Tensor, "*batch d_receiver"]
@@ -66,6 +67,44 @@ class VectorMap(Protocol):
     def d_out(self) -> int: ...
 
     def __call__(self, rows: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]: ...
+
+
+def fuse(fusion: Callable[..., Any], own: State, incoming: Messages, *, at: str) -> State:
+    """Return `fusion(own, incoming)`, checked: every state that is written into a receiver comes from here.
+
+    A result in another floating-point dtype is rounded to that of `own`, once.
+
+    Args:
+        fusion: a fusion of this module, or any callable of the two states.
+        own: the receiver's states.
+        incoming: the senders' states for the same rows.
+        at: where the result is written, such as a hook point, for the error.
+
+    Raises:
+        ValueError: the fusion returned no tensor, or one of another shape or device than `own`, of integers, booleans
+            or complex numbers, or with NaN or infinity.
+
+    >>> fuse(lambda own, incoming: own[..., :1], torch.zeros(3, 2), torch.ones(3, 2), at="blocks.0.hook_resid_post")
+    Traceback (most recent call last):
+        ...
+    ValueError: fusion <lambda> returned the shape (3, 1) at blocks.0.hook_resid_post; it must be that of own, (3, 2)
+    """
+    fused = fusion(own, incoming)
+    name = getattr(fusion, "__name__", None) or repr(fusion)
+    if not isinstance(fused, Tensor):
+        raise ValueError(f"fusion {name} returned {type(fused).__name__} at {at}; it must return a tensor like own")
+    if fused.shape != own.shape:
+        raise ValueError(
+            f"fusion {name} returned the shape {tuple(fused.shape)} at {at}; it must be that of own, {tuple(own.shape)}"
+        )
+    if not fused.is_floating_point() or fused.device != own.device:
+        raise ValueError(
+            f"fusion {name} returned {fused.dtype} on {fused.device} at {at}; it must be {own.dtype} on {own.device}"
+        )
+    fused = fused.to(own.dtype)
+    if not torch.isfinite(fused).all():
+        raise ValueError(f"the fused state at {at} is not finite; fusion {name} does not fit it in {own.dtype}")
+    return fused
 
 
 @dataclass(frozen=True)

@@ -168,3 +168,14 @@ class Counter:
     def __call__(self, *given: Any, **options: Any) -> Any:
         self.calls += 1
         return self.function(*given, **options)
+
+
+WRONG_FUSIONS: dict[str, tuple[Callable[..., Any], str]] = {
+    "one number a row": (lambda own, incoming: (own - incoming).norm(dim=-1, keepdim=True), "returned the shape ("),
+    "integers": (lambda own, incoming: own.long(), "returned torch.int64 on cpu at blocks."),
+    "truth values": (lambda own, incoming: own > incoming, "returned torch.bool on cpu at blocks."),
+    "complex numbers": (lambda own, incoming: torch.complex(own, own), "returned torch.complex"),
+    "an array": (lambda own, incoming: own.numpy(), "returned ndarray at blocks."),
+    "nothing": (lambda own, incoming: None, "returned NoneType at blocks."),
+}
+"""Fusions that a user could write, and how each is refused wherever one is applied."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from latentcomm.fusion import Fusion
 from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST, Graft
 from latentcomm.hooks.receiver_input import ReceiverInput
-from latentcomm.models import Model, check_pair, encode
+from latentcomm.models import Model, check_pair, encode, not_finite
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
@@ -55,7 +56,7 @@ class Activation:
         """
         first = _state(sender, encode(sender, FurtherSender().texts(task.items), template=task.template), self.read)
         if not self.others or first.vectors is None:
-            return first
+            return first.addressed(task)
         states, readings = [first.vectors], [first.made_by]
         for other in self.others:
             model = other.model or sender
@@ -64,9 +65,9 @@ class Activation:
             message = _state(model, prompts, other.read or self.read)
             states += [] if message.vectors is None else [message.vectors]
             readings.append({**message.made_by, "text": other.text})
-        return together(
-            states, origin=f"{first.origin} and {len(self.others)} more", made_by={**first.made_by, "senders": readings}
-        )
+        facts = {**first.made_by, "senders": readings}
+        origin = f"{first.origin} and {len(self.others)} more"
+        return together(states, origin=origin, made_by=facts).addressed(task)
 
     def carries_own(self, receiver: Model) -> bool:
         """Whether the fusion takes a message of the receiver's width; one with a map from another width does not."""
@@ -80,7 +81,7 @@ class Activation:
     def own(self, receiver: Model, task: Task) -> Message:
         """The receiver's state after its own block of the read layer's number (its last, if it has fewer)."""
         site = replace(self.read, layer=min(self.read.layer, receiver.n_layers - 1))
-        return replace(_state(receiver, receiver_prompts(receiver, task), site), is_own=True)
+        return replace(_state(receiver, receiver_prompts(receiver, task), site), is_own=True).addressed(task)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's prompts with one graft.
@@ -89,7 +90,7 @@ class Activation:
             ValueError: the message holds no vectors, is meant for another model, or is from another number of senders
                 than the channel has; senders that are not aligned into one space.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         states = apart(message)
         if states is None:
             raise ValueError(f"the channel {self.name} needs a message with vectors and got {message.origin}")
@@ -126,6 +127,9 @@ class Activation:
 
 def _state(model: Model, prompts: Prompts, site: Site) -> Message:
     """The state at a site, at each prompt's last token."""
-    states = capture_positions(model, prompts, [site], LAST)[site]
+    again = partial(capture_positions, model, prompts, [site], LAST)
+    states = again()[site]
+    if not torch.isfinite(states).all():
+        raise not_finite(model, again, what=f"the states of {model.name} at {site.hook_name} are")
     facts = made_by(model, site=site.hook_name, position="last prompt token")
     return Message(states, f"{model.name} {site.hook_name}", made_by=facts)

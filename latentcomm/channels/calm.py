@@ -163,6 +163,9 @@ class Attending:
     states: tuple[tuple[Float[Tensor, "_ d_sender"], ...], ...]
     receiver: Model | None = None
 
+    def __len__(self) -> int:
+        return len(self.states)
+
     def select(self, rows: Sequence[int]) -> "Attending":
         """The same for some of the items, in the given order."""
         return replace(self, states=tuple(self.states[row] for row in rows))
@@ -223,7 +226,8 @@ class Calm(ReadsOwnText):
         parts = tuple({f"layer {layer}": each for layer, each in zip(layers, row, strict=True)} for row in states)
         sites = " ".join(Site(layer).hook_name for layer in layers)
         facts = made_by(sender, site=sites, position="every prompt token")
-        return Message(None, f"{sender.name} states", parts=parts, meant_for=shape.receiver, made_by=facts)
+        message = Message(None, f"{sender.name} states", parts=parts, meant_for=shape.receiver, made_by=facts)
+        return message.addressed(task)
 
     def carries_own(self, receiver: Model) -> bool:
         """Whether the bridge reads states of the receiver's width and layers that it has."""
@@ -236,7 +240,7 @@ class Calm(ReadsOwnText):
         Raises:
             ValueError: the message is for another receiver, or lacks a paired layer's states.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         attending = Attending(self.bridge, message_states(message, self.bridge.shape), receiver)
         return ReceiverInput(receiver_prompts(receiver, task), persistent=(attending,))
 
@@ -289,7 +293,7 @@ class CalmLearner:
         Raises:
             ValueError: a message for another receiver, without the bridge's layers, or answers of another number.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         if len(answers) != len(task.items):
             raise ValueError(f"{len(answers)} answers for {len(task.items)} items; give one to each")
         states, ids = message_states(message, bridge.shape), answer_ids(receiver, answers)

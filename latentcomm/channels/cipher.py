@@ -82,7 +82,7 @@ class Cipher(ReadsOwnText):
         )
         refuse_silence(self.name, sender, task, [len(reply.ids) > 0 for reply in replies], self.allow_empty)
         origin = f"{sender.name} soft tokens in the table of {target.name}"
-        return _message(sender, target, origin, [{SOFT: reply.vectors[0]} for reply in replies])
+        return _message(sender, target, origin, [{SOFT: reply.vectors[0]} for reply in replies]).addressed(task)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The averages, `between` and the receiver's text as one prompt; an empty message is left out.
@@ -90,7 +90,7 @@ class Cipher(ReadsOwnText):
         Raises:
             ValueError: the message holds no averages, or is meant for another model.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         soft = [part[SOFT] for part in soft_parts(self.name, message, SOFT)]
         texts = [item.receiver for item in task.items]
         return with_slot(receiver, texts, soft, template=task.template, between=self.between)
@@ -176,7 +176,8 @@ class CipherDebate(ReadsOwnText):
         if self.coldest != len(agents) - 1:
             answers = rounds[-1][self.coldest]
             verdicts = tuple(agents[self.coldest].decode(reply.ids.tolist()) for reply in answers)
-        return _message(sender, last_agent, f"{sender.name} and {last_agent.name} in soft debate", parts, verdicts)
+        origin = f"{sender.name} and {last_agent.name} in soft debate"
+        return _message(sender, last_agent, origin, parts, verdicts).addressed(task)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's last prompt: the others' answers of the previous round, its own, then its text.
@@ -184,7 +185,7 @@ class CipherDebate(ReadsOwnText):
         Raises:
             ValueError: the message holds no debate, or is meant for another model.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         names = [f"round {self.rounds - 2} agent {agent}" for agent in range(len(self.temperatures) - 1)]
         parts = soft_parts(self.name, message, *names, OWN)
         return self._input(receiver, [item.receiver for item in task.items], task, [

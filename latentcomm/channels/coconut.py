@@ -54,7 +54,8 @@ class Coconut(ReadsOwnText):
         facts = made_by(sender, site="final norm", position=f"{self.n_thoughts} thoughts after the prompt")
         halves = with_gap(sender, [item.sender for item in task.items], template=task.template)
         if self.n_thoughts == 0:
-            return Message(None, f"{sender.name} thoughts", parts=tuple({} for _ in halves), made_by=facts)
+            nothing = Message(None, f"{sender.name} thoughts", parts=tuple({} for _ in halves), made_by=facts)
+            return nothing.addressed(task)
         begin = marker(sender, self.begin)
         rows = Prompts.from_ids([[*before, begin] for before, _ in halves])
         parts: list[dict[str, Tensor]] = [{} for _ in halves]
@@ -63,7 +64,7 @@ class Coconut(ReadsOwnText):
             thoughts, _ = think(sender, tokens, n=self.n_thoughts, norm=self.norm)
             for row, vectors in zip(group, thoughts, strict=True):
                 parts[row] = {"thoughts": vectors}
-        return Message(None, f"{sender.name} thoughts", parts=tuple(parts), made_by=facts)
+        return Message(None, f"{sender.name} thoughts", parts=tuple(parts), made_by=facts).addressed(task)
 
     def carries_own(self, receiver: Model) -> bool:
         """Yes where thoughts enter unmapped: a model can read its own."""
@@ -75,7 +76,7 @@ class Coconut(ReadsOwnText):
         Raises:
             ValueError: the message is for another receiver, has no thoughts, or thoughts of another width.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         halves = with_gap(receiver, [item.receiver for item in task.items], template=task.template)
         if message.parts is None:
             raise ValueError(f"the channel {self.name} needs a message of thoughts and got {message.origin}")

@@ -89,7 +89,7 @@ class Debate(ReadsOwnText):
         )
         facts = made_by(sender, site="logits", position="reply")
         origin = f"{sender.name} and {agents[-1].name} in debate"
-        return Message(None, origin, texts=texts, meant_for=agents[-1].name, made_by=facts)
+        return Message(None, origin, texts=texts, meant_for=agents[-1].name, made_by=facts).addressed(task)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's last prompt: the others' answers of the previous round, then its text.
@@ -97,7 +97,7 @@ class Debate(ReadsOwnText):
         Raises:
             ValueError: the message holds no debate of this many agents and rounds, or is meant for another model.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         n_others = self.n_agents - 1
         previous = [answers[-2 * n_others : -n_others] for answers in self._parse(message)]
         return ReceiverInput(self._prompts(receiver, [item.receiver for item in task.items], task, previous))

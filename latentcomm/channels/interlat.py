@@ -192,7 +192,7 @@ class Interlat(ReadsOwnText):
         return Message(
             None, f"{sender.name} trajectory", texts=tuple(plan.texts), parts=parts,
             meant_for=self.adapter.shape.receiver, made_by=facts,
-        )  # fmt: skip
+        ).addressed(task)  # fmt: skip
 
     def carries_own(self, receiver: Model) -> bool:
         """Whether the adapter reads states of the receiver's width."""
@@ -204,7 +204,7 @@ class Interlat(ReadsOwnText):
         Raises:
             ValueError: the message is for another receiver, or has no states.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         texts = [item.receiver for item in task.items]
         with torch.no_grad():
             states = states_of(message, self.name)

@@ -75,7 +75,7 @@ class KeyValues:
             check_layout(facts, sender.name, receiver)
         parts = _read(sender, sender_prompts(sender, task), layers)
         made = made_by(sender, site="keys and values", position="every prompt token") | {FACTS: facts}
-        return Message(None, f"{sender.name} keys and values", parts=parts, made_by=made)
+        return Message(None, f"{sender.name} keys and values", parts=parts, made_by=made).addressed(task)
 
     def carries_own(self, receiver: Model) -> bool:
         """Yes: a model's own keys and values fit it."""
@@ -91,7 +91,7 @@ class KeyValues:
         Raises:
             ValueError: the message holds no keys and values, is meant for another model, or is of another layout.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         facts = message.made_by.get(FACTS)
         if message.parts is None or facts is None:
             raise ValueError(f"the channel {self.name} needs a message of keys and values and got {message.origin}")
@@ -125,6 +125,9 @@ class Hidden:
 
     layers: tuple[int, ...]
     length: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.length)
 
     def select(self, rows: Sequence[int]) -> "Hidden":
         """The same for some of the rows."""
@@ -227,6 +230,9 @@ class _Watched:
     rows: tuple[int, ...]
     length: tuple[int, ...]
     shares: Float[Tensor, "item layer"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def select(self, rows: Sequence[int]) -> "_Watched":
         return _Watched(tuple(self.rows[row] for row in rows), tuple(self.length[row] for row in rows), self.shares)

@@ -25,7 +25,7 @@ class Silent(_SendsNothing):
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The receiver's own prompts; a message meant for another model is refused, though it would not be read."""
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         return ReceiverInput(receiver_prompts(receiver, task))
 
 
@@ -37,6 +37,6 @@ class Skyline(_SendsNothing):
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The prompts that hold both texts; a message meant for another model is refused here too."""
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         texts = [item.skyline for item in task.items]
         return ReceiverInput(encode(receiver, texts, template=task.template))

@@ -111,7 +111,8 @@ class StateDeltas:
         refuse_silence(self.name, sender, task, [bool(text.strip()) for text in texts], self.allow_empty)
         facts = made_by(sender, site=", ".join(site.hook_name for site in sites), position="reply")
         facts[FACTS] = {"layers": list(self.layers), "width": sender.d_model, "vocabulary": _vocabulary(sender)}
-        return Message(None, f"{sender.name} text and deltas", texts=tuple(texts), parts=tuple(parts), made_by=facts)
+        origin = f"{sender.name} text and deltas"
+        return Message(None, origin, texts=tuple(texts), parts=tuple(parts), made_by=facts).addressed(task)
 
     def carries_own(self, receiver: Model) -> bool:
         """Yes: a model can read its own text."""
@@ -133,7 +134,7 @@ class StateDeltas:
             ValueError: the message holds no deltas, is meant for another model, is in another vocabulary, is of
                 another width and not aligned, or is of another number of layers.
         """
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         facts = message.made_by.get(FACTS)
         if message.parts is None or message.texts is None or facts is None:
             raise ValueError(f"the channel {self.name} needs a message of text and deltas and got {message.origin}")
@@ -189,6 +190,9 @@ class Added:
     start: tuple[int, ...]
     vectors: tuple[Float[Tensor, "_ d_model"], ...]
 
+    def __len__(self) -> int:
+        return len(self.start)
+
     def select(self, rows: Sequence[int]) -> "Added":
         """The same for some of the rows."""
         return Added(self.site, tuple(self.start[row] for row in rows), tuple(self.vectors[row] for row in rows))
@@ -224,6 +228,9 @@ class _Recorded:
 
     sites: tuple[Site, ...]
     states: tuple[list[list[Tensor]], ...]
+
+    def __len__(self) -> int:
+        return len(self.states)
 
     def select(self, rows: Sequence[int]) -> "_Recorded":
         return _Recorded(self.sites, tuple(self.states[row] for row in rows))

@@ -58,7 +58,7 @@ class Text(ReadsOwnText):
         )
         refuse_silence(self.name, sender, task, [bool(text.strip()) for text in replies.texts], self.allow_empty)
         facts = made_by(sender, site="logits", position="reply")
-        return Message(None, f"{sender.name} text", texts=tuple(replies.texts), made_by=facts)
+        return Message(None, f"{sender.name} text", texts=tuple(replies.texts), made_by=facts).addressed(task)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The message, `between` and the receiver's text as one prompt; an empty message is left out.
@@ -79,7 +79,7 @@ def words_first(
     Raises:
         ValueError: the message holds no text, or is meant for another model.
     """
-    message.check_receiver(receiver)
+    message.check_receiver(receiver, task)
     texts = [
         joined(text, item.receiver) if text.strip() else item.receiver
         for text, item in zip(texts_of(message, name), task.items, strict=True)

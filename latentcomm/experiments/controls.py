@@ -45,7 +45,7 @@ def shuffled(sending: Sending) -> Message:
     """
     if sending.message.is_silent:
         raise ValueError(f"a message of {sending.message.origin} has no content to shuffle between items")
-    return sending.message.select(deranged(sending.task, seed=sending.seed))
+    return sending.message.select(deranged(sending.task, seed=sending.seed)).addressed(sending.task)
 
 
 def same_label(sending: Sending) -> Message:
@@ -57,18 +57,26 @@ def same_label(sending: Sending) -> Message:
     """
     if sending.message.is_silent:
         raise ValueError(f"a message of {sending.message.origin} has no content to shuffle between items")
-    return sending.message.select(deranged_within_label(sending.task, seed=sending.seed))
+    return sending.message.select(deranged_within_label(sending.task, seed=sending.seed)).addressed(sending.task)
 
 
 def zero(sending: Sending) -> Message:
-    """The zero vector: the effect of the intervention itself."""
-    return _with(sending.message, torch.zeros_like)
+    """The zero vector: the effect of the intervention itself.
+
+    Raises:
+        ValueError: the message has no states to replace.
+    """
+    return _with(ZERO, sending, torch.zeros_like)
 
 
 def random_message(sending: Sending) -> Message:
-    """A random direction with each vector's own norm: the effect of the norm alone."""
+    """A random direction with each vector's own norm: the effect of the norm alone.
+
+    Raises:
+        ValueError: the message has no states to replace.
+    """
     generator = torch.Generator().manual_seed(sending.seed)
-    return _with(sending.message, lambda vectors: random_directions(vectors, generator))
+    return _with(RANDOM, sending, lambda vectors: random_directions(vectors, generator))
 
 
 def random_directions(vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -163,16 +171,26 @@ def derangement(
     return order
 
 
-def _with(message: Message, change: Callable[[torch.Tensor], torch.Tensor]) -> Message:
-    if not message.has_tensors:
-        raise ValueError(f"a message of {message.origin} has no vectors to control for")
-    return message.map_tensors(change)
+def _with(name: str, sending: Sending, change: Callable[[torch.Tensor], torch.Tensor]) -> Message:
+    if not sending.message.has_tensors:
+        raise ValueError(f"a message of {sending.message.origin} has no vectors to control for")
+    if _passes_the_problem(sending.channel):
+        raise ValueError(
+            f"the control {name} would take the problem from the hand-off {sending.channel.name}, which passes keys "
+            "and values of it with the opening's; leave the control out"
+        )
+    return sending.message.map_tensors(change)
+
+
+def _passes_the_problem(channel: Channel) -> bool:
+    """Whether a hand-off passes keys and values of the problem itself, without which no trace of it would be left."""
+    return bool(getattr(channel, "needs_cache", False))
 
 
 def applies(name: str, channel: Channel, receiver: Model, message: Message) -> bool:
     """Whether a control of this name applies to this message: silence has none, a text has nothing to randomise."""
     if name in (ZERO, RANDOM):
-        return message.has_tensors
+        return message.has_tensors and not _passes_the_problem(channel)
     if name == SELF:
         return not message.is_silent and channel.carries_own(receiver)
     return not message.is_silent

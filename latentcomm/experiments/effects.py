@@ -11,10 +11,10 @@ from torch import Tensor
 from latentcomm._core.linalg import in_float64
 from latentcomm._core.progress import track
 from latentcomm.drift import COMBINED, DETECTORS, DriftReference
-from latentcomm.fusion import Fusion
+from latentcomm.fusion import Fusion, fuse
 from latentcomm.hooks.graft import LAST
 from latentcomm.hooks.shared_prefix import Prefix, can_pack, columns_per_pass, read_prefix, run_staircase
-from latentcomm.models import Model
+from latentcomm.models import Model, not_finite
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
@@ -145,7 +145,7 @@ def _one_pass(
     states: dict[int, Tensor] = {}
 
     def join(layer: int, own: Float[Tensor, " d_model"]) -> Float[Tensor, "row d_model"]:
-        return fusion(own.expand(n_rows, -1), incoming[layer])
+        return fuse(fusion, own.expand(n_rows, -1), incoming[layer], at=Site(layer).hook_name)
 
     def observe(layer: int, own: Float[Tensor, " d_model"], rows: Float[Tensor, "joined d_model"]) -> None:
         wide, plain = in_float64(rows), in_float64(own)
@@ -163,6 +163,8 @@ def _one_pass(
         rearrange(torch.cat(numbers), "(write row) -> row write", row=n_rows).contiguous()
         for numbers in zip(*parts, strict=True)
     )
+    if kl.isnan().any():  # the states that are unembedded are finite
+        raise not_finite(model, lambda: None, what=f"the logits of {model.name} after a graft are")
     return Effects(writes, kl, change, agreement, deviation, percentile, own_percentile), states
 
 

@@ -1,9 +1,10 @@
 """Evaluate a channel on a task: one judged trial with its cost for each item and condition, controls included."""
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -90,7 +91,8 @@ def evaluate(
     the checkpoint, and through `told`, a dict that is passed to the evaluation of each with the same two models.
 
     Raises:
-        ValueError: an unknown control, a processed model with a raw one, or what the task or the channel refuses.
+        ValueError: an unknown control, a processed model with a raw one, a message of other items or of another number
+            than the task's, or what the task or the channel refuses.
     """
     check_pair(sender, receiver)
     for name in controls:
@@ -173,7 +175,8 @@ class _Messages:
         send = partial(self.channel.send, self.sender, receiver=self.receiver)
         if not isinstance(self.channel, Sharing):
             return _sent(send, self.task, self.records("message"))
-        key = digest("said", self.channel.message_key, self.task, self.seed)
+        with keyed(message_key=self.channel.message_key, task=self.task):
+            key = digest("said", self.channel.message_key, self.task, self.seed)
         if key not in self.told:
             shared = Records.of(self.checkpoint, "message", 1, self.prints, key, ITEMS_AT_ONCE)
             self.told[key] = _sent(send, self.task, shared)
@@ -187,7 +190,8 @@ class _Messages:
     def _inputs(self) -> str | None:
         if self.checkpoint is None:
             return None
-        return digest(self.prints, self.channel, self.task, self.seed, ITEMS_AT_ONCE)
+        with keyed(channel=self.channel, task=self.task):
+            return digest(self.prints, self.channel, self.task, self.seed, ITEMS_AT_ONCE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,10 +266,13 @@ def _sent(send: Callable[[Task], Message], task: Task, records: Records) -> tupl
 
 
 def _timed(send: Callable[[Task], Message], part: Task) -> Message:
-    """A message with its cost in `made_by`."""
+    """A message for the items of a task, with its cost in `made_by`."""
     with recorded_passes() as passes:
         start = time.perf_counter()
         message = send(part)
+        if message.items is not None:
+            message.check_items(part)
+        message = message.addressed(part)
         seconds = time.perf_counter() - start
     return replace(message, made_by={**message.made_by, "flops": flops(passes), "seconds": seconds})
 
@@ -290,7 +297,8 @@ def _trials(
     """The trials of some items of a condition, as they are saved."""
     message, cost = sent()
     part_task = _only(task, rows)
-    part_message = message if message.is_silent else message.select(list(rows))
+    message.check_items(task)
+    part_message = message.select(list(rows))
     with recorded_passes() as passes:
         start = time.perf_counter()
         entering = channel.receive(receiver, part_task, part_message)
@@ -332,6 +340,27 @@ def _trials(
 def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:
     tokens = torch.tensor([receiver.first_token(option) for option in options], device=logits.device)
     return options[int(logits[tokens].argmax())]
+
+
+@contextlib.contextmanager
+def keyed(**given: Any) -> Iterator[None]:
+    """A block in which the key of saved work is made from these arguments, among others.
+
+    Raises:
+        ValueError: one of them has no stable content.
+    """
+    try:
+        yield
+    except TypeError as error:
+        for name, value in given.items():
+            try:
+                digest(value)
+            except TypeError as why:
+                raise ValueError(
+                    f"{name} cannot be part of a checkpoint's key, since {why.args[0].partition(';')[0]}; make it a "
+                    "frozen dataclass of plain values and tensors, or leave the checkpoint out"
+                ) from error
+        raise
 
 
 def print_of(model: Model) -> list[Any]:

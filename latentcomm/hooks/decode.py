@@ -1,7 +1,7 @@
 """Run a receiver on any input: replies, the logits of their first token, rows of unequal length in one batch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from latentcomm._core.linalg import in_float64
 from latentcomm.hooks.capture import recorder, run_to_deepest
 from latentcomm.hooks.graft import LAST, check_fired, counting_hooks, is_grafted
 from latentcomm.hooks.receiver_input import EMBEDDED, Joining, Past, PersistentHooks, ReceiverInput, SoftTokens  # noqa: F401
-from latentcomm.models import Hook, Model
+from latentcomm.models import Hook, Model, not_finite
 from latentcomm.models.prompts import Prompts
 
 TOKENS_PER_BATCH = 8192
@@ -54,7 +54,8 @@ def generate(
     random numbers, fixed by the seed and the row's number.
 
     Raises:
-        ValueError: an option out of range, prompt and reply exceed the context, or the model has no tokenizer.
+        ValueError: an option out of range, prompt and reply exceed the context, the model has no tokenizer, or logits
+            that are NaN or infinite, with the block where the stream stops being finite.
         RuntimeError: a graft never fired.
     """
     model.require_tokenizer()
@@ -220,15 +221,22 @@ def write_replies(
     limit, of which there is one for each row of the input, and its row then leaves the batch, after a call of
     `leave(run, row)`. With `points` the states at these hook points are recorded as each token is read, the last one
     too, which is read for that alone.
+
+    Raises:
+        ValueError: the logits of a row are NaN or infinite (-inf alone is a token that a hook has banned).
     """
     replies = {row: Reply() for row in run.rows}
-    writing = set(run.rows)
+    writing, read = set(run.rows), None
     while writing:
+        is_finite = run.logits.amax(-1).isfinite()  # of NaN and infinity the largest, too, is none
         choice = choose(run.logits, run.rows)
         reading, ending = set[int](), set[int]()
-        for at, (row, token) in enumerate(zip(run.rows, choice.ids.tolist(), strict=True)):
+        chosen = torch.stack([choice.ids, is_finite.to(choice.ids)], 1).tolist()  # in one transfer
+        for at, (row, (token, fine)) in enumerate(zip(run.rows, chosen, strict=True)):
             if row not in writing:
                 continue
+            if not fine:
+                raise not_finite(run.model, partial(_last_pass, run, row, read))
             reply = replies[row]
             reply.ended = token in run.model.stop_ids
             if reply.ended:
@@ -247,14 +255,31 @@ def write_replies(
                 for row, state in zip(run.rows, states, strict=True):
                     if row in reading:
                         replies[row].states.setdefault(point, []).append(state)
-            _without(run, reading & ending, choice, leave)
+            read = _without(run, reading & ending, choice, leave)
         writing = reading - ending
     return replies
 
 
+def _last_pass(run: Run, row: int, read: Choice | None) -> None:
+    """Run the pass again that gave the last logits: the prompt of a row, or the tokens of the batch that it read."""
+    if read is None:
+        read_prompts(run.model, run.given.select([row]))
+        return
+    n_past = run.model.cache_length(run.cache) - 1
+    before = run.model.cache_layers(run.cache, n_positions=n_past)
+    past_mask = None if run.past_mask is None else run.past_mask[:, :n_past]
+    cache = run.model.cache_from_layers(before, batch=len(run.rows))
+    replace(run, cache=cache, past_mask=past_mask).step(read.ids, _entered(read))
+
+
+def _entered(choice: Choice) -> list[Hook]:
+    """The hook that puts the vectors of a choice, if it has any, in place of embeddings."""
+    return [] if choice.vectors is None else [(EMBEDDED, partial(_entering, choice.vectors))]
+
+
 def _read(run: Run, choice: Choice, points: Sequence[str], *, ends: bool) -> dict[str, Float[Tensor, "batch d_model"]]:
     """The states at hook points as the chosen tokens are read, in a pass that goes no further if `ends`."""
-    hooks = [] if choice.vectors is None else [(EMBEDDED, partial(_entering, choice.vectors))]
+    hooks = _entered(choice)
     if ends:
         seen = run_to_deepest(
             run.model, choice.ids[:, None], points, hooks=[*hooks, *run.hooks], cache=run.cache, past_mask=run.past_mask
@@ -399,7 +424,8 @@ def _choose(
     """The next token of each row."""
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = (in_float64(logits) / temperature).softmax(-1).cpu()
+    # a row of NaN, from which nothing can be drawn, is refused with the token that it gets here
+    probabilities = (in_float64(logits) / temperature).softmax(-1).cpu().nan_to_num(nan=1.0)
     ordered, order = probabilities.sort(descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens: the first is always included
     ordered = ordered.masked_fill(before >= top_p, 0)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm.fusion import Replace
+from latentcomm.fusion import Replace, fuse
 from latentcomm.models import Hook, Model
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
@@ -60,9 +60,13 @@ class Graft:
         if not torch.isfinite(self.vector).all():
             bad = (~torch.isfinite(self.vector)).nonzero()[0].tolist()
             raise ValueError(f"the message for {self.site.hook_name} is not finite at index {bad}; it was not grafted")
-        rows = self._wide().shape[-3]
-        if isinstance(self.position, Tensor) and rows not in (1, len(self.position)):
-            raise ValueError(f"{len(self.position)} rows of positions but {rows} rows of vectors")
+        if isinstance(self.position, Tensor) and self.n_rows not in (1, len(self.position)):
+            raise ValueError(f"{len(self.position)} rows of positions but {self.n_rows} rows of vectors")
+
+    @property
+    def n_rows(self) -> int:
+        """How many prompts it has vectors for; 1 may also be one vector for all."""
+        return self._wide().shape[-3]
 
     def fwd_hooks(self) -> list[Hook]:
         """The graft as TransformerLens forward hooks, to combine with other hooks in `run_with_hooks`.
@@ -79,7 +83,7 @@ class Graft:
         """A copy of `value` with the fused state at this graft's positions; `value` itself is not changed.
 
         Raises:
-            ValueError: a position outside the row, or a number of rows that is not the vector's.
+            ValueError: a position outside the row, a number of rows that is not the vector's, or what `fuse` refuses.
         """
         index = self.index(value)
         rows = torch.arange(len(value), device=value.device)[:, None]
@@ -92,10 +96,7 @@ class Graft:
             raise ValueError(f"{n_positions} vectors a row for {index.shape[1]} positions a row; they must agree")
         incoming = vector.expand(*vector.shape[:-3], len(value), index.shape[1], vector.shape[-1])
         out = value.clone()  # resid_post of one block and resid_pre of the next share memory
-        fused = self.fusion(own, incoming)
-        if not torch.isfinite(fused).all():
-            raise ValueError(f"the fused state at {self.site.hook_name} is not finite; {self.fusion} does not fit it")
-        out[rows, index] = fused.to(value.dtype)
+        out[rows, index] = fuse(self.fusion, own, incoming, at=self.site.hook_name)
         return out
 
     def _write_in_block(self, value: Float[Tensor, "batch pos d_receiver"]) -> Float[Tensor, "batch pos d_receiver"]:

@@ -1,6 +1,6 @@
 """A receiver's input: a prompt, soft tokens or a past, under grafts and persistent hooks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -25,7 +25,7 @@ class SoftTokens:
         vectors: for each prompt as many vectors, on the scale of rows of the receiver's `Model.embedding_table`.
 
     Raises:
-        ValueError: positions and vectors do not match, or a vector is not finite.
+        ValueError: positions and vectors do not match, a position is negative, or a vector is not finite.
 
     >>> soft = SoftTokens((torch.tensor([0, 1]),), (torch.ones(2, 4),))
     >>> soft.select([0]).positions[0].tolist()
@@ -36,10 +36,16 @@ class SoftTokens:
     vectors: tuple[Float[Tensor, "_ d_model"], ...]
 
     def __post_init__(self) -> None:
+        if len(self.positions) != len(self.vectors):
+            raise ValueError(
+                f"positions are of {len(self.positions)} prompts and vectors of {len(self.vectors)}; give both of each"
+            )
         counts = [(len(position), len(vector)) for position, vector in zip(self.positions, self.vectors, strict=True)]
         if wrong := [row for row, (n_positions, n_vectors) in enumerate(counts) if n_positions != n_vectors]:
             n_positions, n_vectors = counts[wrong[0]]
             raise ValueError(f"prompt {wrong[0]} has {n_positions} positions for {n_vectors} soft tokens")
+        if below := [row for row, position in enumerate(self.positions) if (position < 0).any()]:
+            raise ValueError(f"positions of prompt {below[0]} are negative; count from its first token, which is 0")
         if bad := [row for row, vector in enumerate(self.vectors) if not torch.isfinite(vector).all()]:
             raise ValueError(f"the soft tokens of prompt {bad[0]} are not finite; check the sent states and maps")
 
@@ -61,7 +67,10 @@ class SoftTokens:
 
 @runtime_checkable
 class PersistentHooks(Protocol):
-    """Persistent hooks of a receiver's input, which act in every pass: the prompt's and each reply token's."""
+    """Persistent hooks of a receiver's input, which act in every pass: the prompt's and each reply token's.
+
+    Those that have a length have one row a prompt, and are refused with another number of prompts.
+    """
 
     def select(self, rows: Sequence[int]) -> "PersistentHooks":
         """The same for some of the prompts, in the given order."""
@@ -115,6 +124,10 @@ class ReceiverInput:
         soft: vectors that replace some of the prompt's embeddings.
         past: keys and values that precede the prompt.
         persistent: persistent hooks, which act in every pass.
+
+    Raises:
+        ValueError: grafts, soft tokens, a past or persistent hooks of another number of rows than there are prompts
+            (a graft may have one row for all), or a soft token beyond its prompt.
     """
 
     prompts: Prompts
@@ -122,6 +135,39 @@ class ReceiverInput:
     soft: SoftTokens | None = None
     past: Past | None = None
     persistent: tuple[PersistentHooks, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.prompts)
+        for name, rows in self._rows():
+            if rows != n:
+                raise ValueError(
+                    f"{name} has {rows} {'row' if rows == 1 else 'rows'} for {n} prompts; give one a prompt"
+                )
+        if self.soft is not None:
+            ends = [int(positions.max()) if len(positions) else -1 for positions in self.soft.positions]
+            lengths = self.prompts.lengths.tolist()
+            if beyond := [row for row in range(n) if ends[row] >= lengths[row]]:
+                raise ValueError(
+                    f"soft has a token at position {ends[beyond[0]]} of prompt {beyond[0]}, which has "
+                    f"{lengths[beyond[0]]} tokens"
+                )
+
+    def _rows(self) -> Iterator[tuple[str, int]]:
+        """The number of rows of everything that has one a prompt, by name."""
+        for number, graft in enumerate(self.grafts):
+            where = f"grafts[{number}] at {graft.site.hook_name}"
+            if isinstance(graft.position, Tensor):
+                yield f"the position of {where}", len(graft.position)
+            if graft.n_rows != 1:
+                yield where, graft.n_rows
+        if self.soft is not None:
+            yield "soft", len(self.soft.positions)
+        if self.past is not None:
+            yield "past", len(self.past.layers)
+            yield "the length of past", len(self.past.length)
+        for number, each in enumerate(self.persistent):
+            if isinstance(each, Sized):
+                yield f"persistent[{number}] ({type(each).__name__})", len(each)
 
     @property
     def lengths(self) -> Int[Tensor, " batch"]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentcomm._core.linalg import in_float64
-from latentcomm.models import Hook, Model
+from latentcomm.models import Hook, Model, not_finite
 
 MEMORY_BUDGET = 512 * 2**20
 """Bytes that the rows of one pass may take, besides the model's weights and the prefix."""
@@ -40,9 +40,15 @@ class Prefix:
 
 
 def read_prefix(model: Model, ids: Int[Tensor, " pos"], write_position: int) -> Prefix:
-    """Read a prompt once: its logits, and the cache of the tokens before its write position (from 0)."""
+    """Read a prompt once: its logits, and the cache of the tokens before its write position (from 0).
+
+    Raises:
+        ValueError: the logits are NaN or infinite.
+    """
     cache = model.new_cache(1)
     plain = model.forward(ids[None], cache=cache, last_only=True)[0, -1]
+    if not plain.amax().isfinite():
+        raise not_finite(model, lambda: model.forward(ids[None], last_only=True))
     layers = model.cache_layers(cache, n_positions=write_position)
     return Prefix(layers, write_position, ids[None, write_position:].to(model.device), plain)
 
@@ -160,11 +166,16 @@ def run_staircase(
     if packed:
         hooks += [mask(layer) for layer in above] + [(_pattern(layer), _among_rows) for layer in above]
     below = [sum(write < layer for write in writes) for layer in range(model.n_layers)]
-    cache = _batched_cache(model, prefix, [max(1, n_packs * n) if packed else 1 + n_rows * n for n in below])
+    rows_at = [max(1, n_packs * n) if packed else 1 + n_rows * n for n in below]
     n_positions = prefix.n_cached + 1 + width if packed else 0
-    logits = model.forward_growing(prefix.tail, hooks=hooks, cache=cache, n_positions=n_positions)[0, -1]
+
+    def run() -> Tensor:
+        cache = _batched_cache(model, prefix, rows_at)
+        return model.forward_growing(prefix.tail, hooks=hooks, cache=cache, n_positions=n_positions)[0, -1]
+
+    logits = run()
     if not torch.isfinite(final[0]).all():  # a packed row's NaN reaches the others through their zero weights
-        raise ValueError(f"the states of {model.name} overflow after a graft in {model.dtype}; use a wider dtype")
+        raise not_finite(model, run, what=f"the states of {model.name} after a graft are")
     if packed and masked != above:
         raise RuntimeError(f"the attention scores of {model.name} fired at {masked} and not at {above}")
     _check_same(model, logits, prefix.logits)

@@ -374,6 +374,17 @@ def test_a_message_for_another_model_is_refused(case: Case) -> None:
     case.heard(replace(case.message, meant_for=case.receiver.name))
 
 
+def test_a_message_for_other_items_is_refused_unless_addressed_to_them(case: Case) -> None:
+    given = speaking(case)
+    others, fewer = replace(TASK, items=TASK.items[::-1]), replace(TASK, items=TASK.items[:7])
+    with pytest.raises(ValueError, match="is for item 'item-0' where task 'toy' has 'item-7' in row 0"):
+        heard(given.channel, given.receiver, given.message, others)
+    for message in (given.message, replace(given.message, items=None)):
+        with pytest.raises(ValueError, match="is for 8 items and task 'toy' has 7; send it for this task"):
+            heard(given.channel, given.receiver, message, fewer)
+        assert heard(given.channel, given.receiver, message.addressed(others), others).isfinite().all()
+
+
 def test_a_message_of_no_kind_that_the_channel_knows_is_refused(case: Case) -> None:
     strange = Message(None, "by hand", parts=tuple({"noise": torch.ones(1)} for _ in TASK.items))
     if case.row.speaks:

@@ -7,18 +7,25 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from numerics import assert_same_bits, same_bits
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import files_in, model, states
+from toys import toy
 
+from latentcomm._core.files import write_tensors
 from latentcomm.channels import Message
 from latentcomm.channels.message import join, made_by
 
 VECTORS = states(3, 4)
 TEXTS = ("Petra", "", "Málaga\n")
 PARTS = tuple({"h": states(n + 1, 4, seed=n).float(), "ids": torch.arange(n)} for n in range(3))
-FULL = Message(VECTORS, "by hand", texts=TEXTS, parts=PARTS, meant_for="tiny", made_by={"model": "tiny", "layer": 3})
+FACTS = {"model": "tiny", "layer": 3}
+FULL = Message(
+    VECTORS, "by hand", texts=TEXTS, parts=PARTS, meant_for="tiny", made_by=FACTS, items=("a", "b", "c")
+)  # fmt: skip
 KINDS = {
     "vectors": Message(VECTORS, "by hand"),
     "senders": Message(states(2, 3, 4), "by hand"),
@@ -29,8 +36,13 @@ KINDS = {
 }
 
 
+SEARCH = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)  # fmt: skip
+
+
 def same(a: Message, b: Message) -> bool:
-    plain = [(m.texts, m.origin, m.is_own, m.meant_for, dict(m.made_by)) for m in (a, b)]
+    plain = [(m.texts, m.origin, m.is_own, m.meant_for, dict(m.made_by), m.items) for m in (a, b)]
     tensors = [[*([m.vectors] if m.vectors is not None else [])] for m in (a, b)]
     for message, found in zip((a, b), tensors, strict=True):
         found += [tensor for part in message.parts or () for _, tensor in sorted(part.items())]
@@ -42,6 +54,13 @@ def same(a: Message, b: Message) -> bool:
         and len(tensors[0]) == len(tensors[1])
         and all(map(same_bits, *tensors))
     )
+
+
+XYZ = replace(
+    toy(),
+    name="letters",
+    items=tuple(replace(item, id=letter) for item, letter in zip(toy().items, "xyz", strict=False)),
+)
 
 
 class TestWhatItHolds:
@@ -72,6 +91,21 @@ class TestWhatItHolds:
             Message(VECTORS, "by hand", texts=("a", "b"))
         with pytest.raises(ValueError, match=r"contents for \[1, 3\] items"):
             Message(None, "by hand", texts=TEXTS, parts=PARTS[:1])
+
+    def test_ids_of_another_number_of_items_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="items are 2 ids for a message of 3 items; give one an item"):
+            Message(VECTORS, "by hand", items=("a", "b"))
+
+    def test_the_ids_of_its_items_go_with_them(self) -> None:
+        assert FULL.select([2, 0]).items == ("c", "a") and KINDS["vectors"].select([2, 0]).items is None
+        assert join([FULL.select([2]), FULL.select([0, 1])]).items == ("c", "a", "b")
+        assert FULL.addressed(XYZ).items == ("x", "y", "z")
+        FULL.addressed(XYZ).check_items(XYZ)
+        for task, message in ((XYZ, "is for item 'a' where task 'letters' has 'x'"), (toy(), "for 3 items and")):
+            with pytest.raises(ValueError, match=message):
+                FULL.check_items(task)
+        with pytest.raises(ValueError, match="is for 3 items and task 'toy' has 8"):
+            FULL.addressed(toy())
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_some_items_are_taken_in_the_order_asked_for(self, kind: str) -> None:
@@ -163,6 +197,7 @@ class TestFiles:
             "n_parts": 3,
             "meant_for": "tiny",
             "made_by": {"model": "tiny", "layer": 3},
+            "items": ["a", "b", "c"],
             "dtypes": ["torch.float32", "torch.float64", "torch.int64"],
         }
 
@@ -203,3 +238,98 @@ class TestFiles:
         (tmp_path / "cut").write_bytes(whole[: len(whole) - 9])
         with pytest.raises(ValueError, match=r"cut is no saved message \("):
             Message.load(tmp_path / "cut")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+SHAPES = ((), (3,), (3, 0), (2, 2), (1, 1, 1, 1))
+TENSORS = st.sampled_from([*map(torch.zeros, SHAPES), torch.zeros(3, 4).long()])
+LIKELY = ("vectors", "0/h", "7/h", "-1/h", "/", "0/", "h", "1e3/h", "\u0663/h", "9" * 5000 + "/h")
+NAMES = st.sampled_from(LIKELY) | st.text(max_size=4)
+
+
+def answers(path: Path) -> Message | None:
+    """The message in a file, or None where it is refused in one sentence."""
+    try:
+        return Message.load(path)
+    except ValueError as error:
+        said = str(error)
+        assert str(path) in said and "\n" not in said and len(said) < len(str(path)) + 200
+        return None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a whole message in a file."""
+    folder = tmp_path_factory.mktemp("messages")
+    FULL.save(folder / "whole")
+    return folder
+
+
+class TestAnyFile:
+    """Whatever a file holds, reading it gives a message or one sentence."""
+
+    @given(content=st.binary(max_size=300))
+    @SEARCH
+    def test_of_any_bytes_is_answered(self, folder: Path, content: bytes) -> None:
+        (folder / "bytes").write_bytes(content)
+        assert answers(folder / "bytes") is None
+
+    @given(data=st.data())
+    @SEARCH
+    def test_with_a_byte_changed_cut_off_or_put_in_is_refused_or_as_it_was(
+        self, folder: Path, data: st.DataObject
+    ) -> None:
+        whole = bytearray((folder / "whole").read_bytes())
+        at, byte = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 255))
+        edit = data.draw(st.sampled_from(["change", "cut", "insert", "drop"]))
+        changed = {
+            "change": whole[:at] + bytes([byte]) + whole[at + 1 :],
+            "cut": whole[:at],
+            "insert": whole[:at] + bytes([byte]) + whole[at:],
+            "drop": whole[:at] + whole[at + 1 :],
+        }[edit]
+        (folder / "edited").write_bytes(changed)
+        found = answers(folder / "edited")
+        assert found is None or same(found, FULL)
+
+    @given(
+        entries=st.dictionaries(
+            st.sampled_from(["origin", "is_own", "texts", "n_parts", "meant_for", "made_by", "items", "more"]), VALUES
+        ),
+        dropped=st.sets(st.sampled_from(["origin", "is_own", "texts", "n_parts", "meant_for", "made_by", "items"])),
+        tensors=st.dictionaries(NAMES, TENSORS, max_size=3),
+        lost=st.sampled_from([(), ("vectors",), ("0/h", "1/ids")]),
+    )
+    @example({"n_parts": 10**12}, set(), {}, ())
+    @example({"n_parts": True}, set(), {}, ())
+    @example({"texts": "abc"}, set(), {}, ())
+    @example({}, {"origin"}, {}, ())
+    @example({}, set(), {"vectors": torch.zeros(3)}, ())
+    @example({}, set(), {"vectors": torch.zeros(3, 4).long()}, ())
+    @SEARCH
+    def test_written_by_another_hand_is_answered(
+        self, folder: Path, entries: dict[str, Any], dropped: set[str], tensors: dict[str, Any], lost: tuple[str, ...]
+    ) -> None:
+        with safe_open(folder / "whole", framework="pt") as file:
+            manifest = json.loads(file.metadata()["manifest"])
+            saved: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        manifest = {name: value for name, value in (manifest | entries).items() if name not in dropped}
+        saved = {name: tensor for name, tensor in (saved | tensors).items() if name not in lost}
+        write_tensors(folder / "by hand", saved, {"manifest": json.dumps(manifest)})
+        found = answers(folder / "by hand")
+        assert found is None or len(found.nbytes()) == len(found)
+
+    @pytest.mark.parametrize("manifest", ["", "[]", "null", "7", "{", "[" * 100_000, '{"format": []}', "\u2028"])
+    def test_whose_manifest_is_no_manifest_is_refused(self, manifest: str, tmp_path: Path) -> None:
+        write_tensors(tmp_path / "m", {"vectors": torch.ones(2, 3)}, {"manifest": manifest})
+        assert answers(tmp_path / "m") is None
+
+    def test_that_is_a_folder_or_of_a_type_torch_lacks_is_refused(self, tmp_path: Path) -> None:
+        assert answers(tmp_path) is None
+        header = json.dumps({"a": {"dtype": "F9", "shape": [1], "data_offsets": [0, 1]}}).encode()
+        (tmp_path / "m").write_bytes(len(header).to_bytes(8, "little") + header + b"0")
+        assert answers(tmp_path / "m") is None

@@ -1,5 +1,6 @@
 """What a graft does afterwards, against grafted runs of the whole prompt, one a cell."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms
 from tiny import BACKENDS, EVERY_MODEL, ids, model, states
 from torch import Tensor
+from toys import WRONG_FUSIONS
 
 from latentcomm.drift import COMBINED, DriftReference, fit_drift_reference
 from latentcomm.experiments import effects as effects_module
@@ -216,6 +218,12 @@ def test_what_cannot_be_grafted_is_refused_in_a_sentence(options: dict[str, Any]
     given = {"messages": MESSAGES, "fusion": Mean()} | options
     with pytest.raises(ValueError, match=message):
         measure_effects(model("llama"), PROMPTS, given.pop("messages"), **given)
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG_FUSIONS.values(), ids=WRONG_FUSIONS)
+def test_a_fusion_that_returns_no_states_is_refused(wrong: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        measure_effects(model("llama"), PROMPTS, MESSAGES, fusion=wrong)
 
 
 def test_a_narrower_sender_is_grafted_where_the_fusion_says() -> None:

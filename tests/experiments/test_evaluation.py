@@ -15,13 +15,14 @@ from torch import Tensor
 from toys import Counter, toy
 
 from latentcomm.alignment import AffineMap
-from latentcomm.channels import Activation, Channel, Silent, Skyline
+from latentcomm.channels import Activation, Channel, FurtherSender, Message, Silent, Skyline
 from latentcomm.experiments import evaluation
 from latentcomm.experiments.accuracy import summarise
 from latentcomm.experiments.controls import USUAL
 from latentcomm.experiments.cost import flops
 from latentcomm.experiments.evaluation import METRICS, Trial, evaluate
 from latentcomm.fusion import Linear, Mean, Replace, Sum
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, recorded_passes
 from latentcomm.models.sites import Site
 from latentcomm.tasks import Task, draw_choices
@@ -103,6 +104,32 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Forwards]:
         return Forwards(tuple(counters))
 
     return watch
+
+
+@dataclass(frozen=True)
+class Given:
+    """A channel like GRAFT whose messages come from elsewhere."""
+
+    give: Callable[[Task], Message]
+    name: str = "given"
+    message_key: tuple[str, ...] = ("given",)
+
+    def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:
+        return self.give(task)
+
+    def carries_own(self, receiver: Model) -> bool:
+        return True
+
+    def own(self, receiver: Model, task: Task) -> Message:
+        return unsigned(GRAFT.own(receiver, task))
+
+    def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
+        return GRAFT.receive(receiver, task, unsigned(message))
+
+
+def unsigned(message: Message) -> Message:
+    """A message that does not say which items it is for."""
+    return replace(message, items=None)
 
 
 class TestTrialsAgainstPlainTransformers:
@@ -216,6 +243,31 @@ class TestWhatIsEvaluated:
             evaluate(GRAFT, tiny, tiny, TASK, controls=("shuffled", "shufled"))
         assert count.calls == 0
 
+    def test_messages_of_other_items_are_refused_whoever_sends_them(self) -> None:
+        tiny, others = model("llama"), replace(TASK, items=TASK.items[::-1])
+        for give, message in (
+            (lambda task: GRAFT.send(tiny, task).select(range(7)), "is for 7 items and task 'toy' has 8"),
+            (
+                lambda task: unsigned(GRAFT.send(tiny, task)).select([*range(8), 0]),
+                "is for 9 items and task 'toy' has 8",
+            ),
+            (lambda task: GRAFT.send(tiny, others), "is for item 'item-7' where task 'toy' has 'item-0' in row 0"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                evaluate(Given(give), tiny, tiny, TASK, controls=())
+        channel, told = Given(lambda task: GRAFT.send(tiny, task)), {}
+        evaluate(channel, tiny, tiny, TASK, controls=(), told=told)
+        for key, (message, cost) in list(told.items()):
+            told[key] = message.addressed(others), cost
+        with pytest.raises(ValueError, match="is for item 'item-7' where task 'toy' has 'item-0' in row 0"):
+            evaluate(channel, tiny, tiny, TASK, controls=(), told=told)
+
+    def test_a_message_that_is_not_addressed_is_for_the_items_asked_for(self) -> None:
+        tiny = model("llama")
+        expected = evaluate(GRAFT, tiny, tiny, TASK)
+        found = evaluate(Given(lambda task: unsigned(GRAFT.send(tiny, task))), tiny, tiny, TASK)
+        assert [replace(trial, channel=GRAFT.name) for trial in found] == expected
+
     def test_a_processed_model_is_not_mixed_with_a_raw_one(self) -> None:
         raw, processed = model("llama"), build("gpt2")
         processed.hooked.enable_compatibility_mode(disable_warnings=True)
@@ -297,6 +349,24 @@ class TestTheCheckpoint:
         assert alone[1][0].sender_flops == alone[0][0].sender_flops > 0
         assert evaluate(elsewhere, sender, receiver, TASK, **options) == alone[2]
         assert sent.calls > 0
+
+    def test_a_channel_without_stable_content_is_refused_before_anything_runs(self, tmp_path: Path) -> None:
+        tiny = model("llama")
+
+        channels = {
+            "channel": Given(lambda task: GRAFT.send(tiny, task)),
+            "message_key": replace(GRAFT, others=(FurtherSender(alignment=lambda rows: rows),)),
+        }
+        with recorded_passes() as passes:
+            for channel in channels.values():
+                with pytest.raises(
+                    ValueError,
+                    match=r"^(channel|message_key) cannot be part of a checkpoint's key, since function has no digest; "
+                    "make it a frozen dataclass of plain values and tensors, or leave the checkpoint out$",
+                ):
+                    evaluate(channel, tiny, tiny, TASK, checkpoint=tmp_path)
+        assert passes == []
+        assert evaluate(channels["channel"], tiny, tiny, TASK, controls=())
 
     def test_silence_that_is_done_runs_nothing(self, tmp_path: Path, forwards: Callable[..., Forwards]) -> None:
         tiny = model("llama")

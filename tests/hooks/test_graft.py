@@ -19,6 +19,7 @@ from tiny import (
     transformers_model,
 )
 from torch import Tensor
+from toys import WRONG_FUSIONS
 
 from latentcomm.alignment import AffineMap
 from latentcomm.fusion import Linear, Mean, Replace, RightAligned, Sum, TaskArithmetic
@@ -198,6 +199,18 @@ class TestPositions:
             ValueError, match=r"the fused state at blocks\.0\.hook_resid_post is not finite; .* does not fit"
         ):
             Graft(Site(0), LAST, states(5), lambda own, incoming: own / 0).write(self.VALUE)
+
+    @pytest.mark.parametrize(("wrong", "message"), WRONG_FUSIONS.values(), ids=WRONG_FUSIONS)
+    def test_what_a_fusion_returns_is_checked_at_the_write(self, wrong: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            Graft(Site(0), LAST, states(5), wrong).write(self.VALUE)
+
+    def test_a_fused_state_in_another_float_is_rounded_once(self) -> None:
+        value = self.VALUE.float()
+        found = Graft(Site(0), LAST, states(5).float(), lambda own, incoming: own.double() / 3).write(value)
+        assert_same_bits(found[:, -1], (value[:, -1].double() / 3).float())
+        with pytest.raises(ValueError, match=r"is not finite; fusion <lambda> does not fit it in torch\.float16"):
+            Graft(Site(0), LAST, states(5).half(), lambda own, _: own.double() * 0 + 1e5).write(self.VALUE.half())
 
     def test_rows_are_selected_with_their_positions_and_vectors(self) -> None:
         position, vector = torch.tensor([[0, 1], [2, 3], [4, 5]]), states(3, 2, 5)

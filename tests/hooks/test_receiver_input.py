@@ -1,7 +1,8 @@
 """Soft tokens, pasts and standing hooks: against plain transformers, which reads embeddings and whole prompts."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -139,9 +140,14 @@ class TestSoftTokens:
             SoftTokens(PLACES[:2], (VECTORS[0], VECTORS[0]))
         with pytest.raises(ValueError, match="the soft tokens of prompt 0 are not finite"):
             SoftTokens(PLACES[:1], (VECTORS[0] * torch.inf,))
+        with pytest.raises(ValueError, match="positions are of 4 prompts and vectors of 3; give both of each"):
+            SoftTokens(PLACES, VECTORS[:3])
+        with pytest.raises(ValueError, match="positions of prompt 0 are negative; count from its first token"):
+            SoftTokens((torch.tensor([-1]),), (states(1, 32),))
         outside = SoftTokens((torch.tensor([6]),), (states(1, 32),))
-        with pytest.raises(IndexError):
-            next_token_logits(model("llama"), ReceiverInput(PROMPTS.select([0]), soft=outside))
+        with pytest.raises(ValueError, match="soft has a token at position 6 of prompt 0, which has 6 tokens"):
+            ReceiverInput(PROMPTS.select([0]), soft=outside)
+        ReceiverInput(PROMPTS.select([0]), soft=replace(outside, positions=(torch.tensor([5]),)))
 
 
 def past_of(tiny: Model, rows: Sequence[Tensor]) -> Past:
@@ -209,6 +215,9 @@ class Bias:
     def select(self, rows: Sequence[int]) -> "Bias":
         return Bias(self.vectors[list(rows)], self.seen)
 
+    def __len__(self) -> int:
+        return len(self.vectors)
+
     def fwd_hooks(self) -> list[Hook]:
         def add(value: Tensor, hook: object) -> Tensor:
             self.seen.append(tuple(value.shape[:2]))
@@ -255,6 +264,43 @@ class TestStandingHooks:
         for row in range(3):
             alone = next_token_logits(tiny, ReceiverInput(same.select([0]), persistent=(bias.select([row]),)))
             assert_equal_to_rounding(alone[0], found[row], terms=forward_terms(tiny))
+
+
+class TestOneRowAPrompt:
+    """Anything else was cut to the prompts there are, or failed as an index deep inside a pass."""
+
+    @pytest.mark.parametrize("n", [1, 3, 5])
+    @pytest.mark.parametrize("kind", ["graft", "positions", "soft", "past", "length", "persistent"])
+    def test_other_numbers_of_rows_are_refused_where_it_is_built(self, kind: str, n: int) -> None:
+        rows = states(n, 32)
+        soft = SoftTokens((torch.tensor([0]),) * n, tuple(rows[:, None]))
+        given: dict[str, dict[str, Any]] = {
+            "graft": {"grafts": (Graft(Site(0), LAST, rows[0]), Graft(Site(1), LAST, rows))},
+            "positions": {"grafts": (Graft(Site(1), torch.zeros(n).long(), rows[0]),)},
+            "soft": {"soft": soft},
+            "past": {"past": Past(([],) * n, (0,) * 4)},
+            "length": {"past": Past(([],) * 4, (0,) * n)},
+            "persistent": {"persistent": (Bias(rows, []),)},
+        }
+        what = {
+            "graft": "grafts[1] at blocks.1.hook_resid_post",
+            "positions": "the position of grafts[0] at blocks.1.hook_resid_post",
+            "length": "the length of past",
+            "persistent": "persistent[0] (Bias)",
+        }.get(kind, kind)
+        if (kind, n) == ("graft", 1):  # one for all
+            ReceiverInput(PROMPTS, **given[kind])
+            return
+        with pytest.raises(
+            ValueError, match=re.escape(f"{what} has {n} {'rows' if n > 1 else 'row'} for 4 prompts; give")
+        ):
+            ReceiverInput(PROMPTS, **given[kind])
+
+    def test_as_many_are_taken(self) -> None:
+        rows = states(4, 32)
+        grafts = (Graft(Site(1), LAST, rows), Graft(Site(1), PROMPTS.last, rows[0]))
+        given = ReceiverInput(PROMPTS, grafts, SOFT, Past(([],) * 4, (0,) * 4), (Bias(rows, []),))
+        assert len(given.select([1, 2]).grafts[0].vector) == 2
 
 
 def test_a_seed_for_each_row_makes_its_reply_independent_of_other_rows() -> None:

@@ -60,8 +60,9 @@ class FusionLearner:
         A gate begins at one half everywhere and a concatenation at zero: the map is zero.
 
         Raises:
-            ValueError: a message without one vector an item, or answers of another number.
+            ValueError: a message without one vector an item or for other items, or answers of another number.
         """
+        message.check_items(task)
         if message.vectors is None or message.vectors.ndim != 2:
             raise ValueError(f"a fusion is trained on one vector an item, and {message.origin} has none")
         if len(answers) != len(task.items):

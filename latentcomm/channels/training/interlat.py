@@ -89,7 +89,7 @@ class InterlatLearner:
             ValueError: a message for another receiver, or (with a curriculum) plans of another vocabulary.
         """
         options = InterlatLoss() if options is None else options
-        message.check_receiver(receiver)
+        message.check_receiver(receiver, task)
         states = states_of(message, "Interlat")
         targets = answers if answers is not None else [right_answer(item, task) for item in task.items]
         plans = _plans(receiver, message)

@@ -19,7 +19,7 @@ from torch import Tensor
 from latentcomm._core.files import read_tensors, write_tensors
 from latentcomm._core.progress import duration, say
 from latentcomm._core.records import read_whole
-from latentcomm.models import Model
+from latentcomm.models import Model, why_not_finite
 
 CHECKPOINT = "latentcomm checkpoint 1"
 WEIGHTS = "latentcomm weights 1"
@@ -191,6 +191,7 @@ def train(
     if held_out is not None:
         configuration["held_out"] = dict(held_out.configuration)
     path = None if checkpoint is None else Path(checkpoint)
+    models = [*frozen, *(model for model in (getattr(learner, "model", None),) if isinstance(model, Model))]
     with frozen_weights(frozen), _requires_grad(parameters.values(), gradients=True):
         optimiser = torch.optim.AdamW(
             parameters.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
@@ -205,7 +206,7 @@ def train(
             held.append((0, _held_out_loss(held_out, schedule, parameters)))
         reported, saved_at = marks(schedule.steps), start
         for step in range(resumed_at, schedule.steps):
-            losses.append(_update(learner.loss, len(learner), parameters, optimiser, schedule, step))
+            losses.append(_update(learner.loss, len(learner), parameters, optimiser, schedule, step, models))
             n_done = step + 1
             if held_out is not None and n_done in reported:
                 held.append((n_done, _held_out_loss(held_out, schedule, parameters)))
@@ -268,23 +269,28 @@ def _update(
     optimiser: torch.optim.Optimizer,
     schedule: Schedule,
     step: int,
+    models: Sequence[Model],
 ) -> float:
-    """Apply one update and return its loss."""
+    """Apply one update and return its loss; the models are looked at where that is not finite."""
     optimiser.zero_grad(set_to_none=True)
     device = next(iter(parameters.values())).device.type
     total = 0.0
     for part in range(schedule.accumulate):
         number = step * schedule.accumulate + part
-        draw = torch.Generator().manual_seed(_mixed(schedule.seed, 1, number))
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.enable_grad(),
-            torch.autocast(device, torch.bfloat16, enabled=schedule.dtype == "bfloat16"),
-        ):
-            torch.manual_seed(_mixed(schedule.seed, 2, number))  # for layers that draw by themselves, such as dropout
-            loss = loss_of(_batch(n_examples, schedule, number), draw)
+
+        def loss_once(number: int = number) -> Tensor:
+            draw = torch.Generator().manual_seed(_mixed(schedule.seed, 1, number))
+            with (
+                torch.random.fork_rng(devices=[]),
+                torch.enable_grad(),
+                torch.autocast(device, torch.bfloat16, enabled=schedule.dtype == "bfloat16"),
+            ):
+                torch.manual_seed(_mixed(schedule.seed, 2, number))  # for layers that draw themselves, such as dropout
+                return loss_of(_batch(n_examples, schedule, number), draw)
+
+        loss = loss_once()
         if not torch.isfinite(loss):
-            raise RuntimeError(f"the loss of update {step} is {float(loss.detach())}; lower learning_rate or set clip")
+            raise RuntimeError(f"the loss of update {step} is {float(loss.detach())}{_cause(models, loss_once, step)}")
         (loss / schedule.accumulate).backward()
         total += float(loss.detach()) / schedule.accumulate
     if schedule.clip is not None:
@@ -312,6 +318,16 @@ def _held_out_loss(held_out: Trainable, schedule: Schedule, parameters: Mapping[
             torch.manual_seed(_mixed(schedule.seed, 4, start))
             total += float(held_out.loss(batch, draw)) * len(batch)
     return total / len(held_out)
+
+
+def _cause(models: Sequence[Model], again: Callable[[], object], step: int) -> str:
+    """What of a model is not finite, where something is, and what to do: before the first update it is no rate's."""
+    advice = "lower the learning rate or set clip"
+    for model in models:
+        found = why_not_finite(model, again)
+        if found is not None:
+            return f": of {model.name} {found[0]}; {found[1] if step == 0 else advice}"
+    return f"; {advice}"
 
 
 def _batch(n: int, schedule: Schedule, number: int) -> list[int]:

@@ -86,8 +86,10 @@ def continue_openings(hand_off: HandOff, small: Model, request: Request) -> list
     items = tuple(
         replace(request.task.items[item], id=f"{request.task.items[item].id} after {n} tokens") for item, n in flat
     )
-    message = request.message.select([item for item, _ in flat])
-    received = hand_off.enter(small, replace(request.task, items=items), message, [n for _, n in flat])
+    request.message.check_items(request.task)
+    task = replace(request.task, items=items)
+    message = request.message.select([item for item, _ in flat]).addressed(task)
+    received = hand_off.enter(small, task, message, [n for _, n in flat])
     limits = [request.limit - n for _, n in flat]
     surprise: list[float | None] = [None] * len(flat)
     if isinstance(hand_off, TextHandOff):

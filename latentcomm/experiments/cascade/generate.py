@@ -79,7 +79,7 @@ def write_openings(
             return _write(large, ReceiverInput(prompts.select(part)), longest, wanted, keep_cache)
 
         rows.append(records.saved(f"{part.start:05d}", write, Message.load))
-    return join(rows)
+    return join(rows).addressed(task)
 
 
 def _write(large: Model, given: ReceiverInput, longest: int, layers: tuple[int, ...], keep_cache: bool) -> Message:

@@ -178,8 +178,9 @@ class TextHandOff(_Opened):
         """The prompts, each followed by its opening.
 
         Raises:
-            ValueError: the small model's tokenizer does not reproduce an opening's text.
+            ValueError: the message is for other items, or the small model's tokenizer does not reproduce a text.
         """
+        message.check_items(task)
         opening = opening_tokens(small, task, message, ns)
         return Received(_after_prompts(small, task, opening), tuple(opening), (0,) * len(ns), (None,) * len(ns))
 
@@ -293,6 +294,7 @@ class LatentHandOff(_Opened):
         Raises:
             ValueError: the message holds no states, an opening no whole character, or what `TextHandOff` refuses.
         """
+        message.check_items(task)
         states = [each[:n] for each, n in zip(states_of(message), ns, strict=True)]
         if self.write == EMBEDDINGS:
             return self._as_embeddings(small, task, states)
@@ -417,11 +419,10 @@ class KVHandOff(_Opened):
         """The last of the first n tokens of each opening, after the keys and values of all tokens before it.
 
         Raises:
-            ValueError: an opening without a token, or another number of openings than of items.
+            ValueError: an opening without a token, or a message for other items.
         """
+        message.check_items(task)
         _, parts = opened(message)
-        if len(task.items) != len(parts):
-            raise ValueError(f"{len(task.items)} items for {len(parts)} openings; give one an item")
         layers, lengths, opening = [], [], []
         for item, part, n in zip(task.items, parts, ns, strict=True):
             if n < 1:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentcomm._core.linalg import in_float64
 from latentcomm.hooks.decode import Choice, Past, ReceiverInput, Reply, read_prompts, runs, write_replies
-from latentcomm.models import Model
+from latentcomm.models import Model, not_finite
 from latentcomm.models.prompts import Prompts
 
 
@@ -49,7 +49,11 @@ class ReadPrefix:
 
     @classmethod
     def read(cls, model: Model, ids: Sequence[int]) -> "ReadPrefix":
-        """Read ids in one pass."""
+        """Read ids in one pass.
+
+        Raises:
+            ValueError: the logits are NaN or infinite.
+        """
         tokens = torch.tensor([list(ids)])
         cache = model.new_cache(1)
         logits = model.forward(tokens, cache=cache)[0, :-1]
@@ -58,7 +62,10 @@ class ReadPrefix:
             torch.nn.functional.cross_entropy(wide := in_float64(part), goal[:, 0].to(wide.device), reduction="none")
             for part, goal in zip(logits.split(64), wanted.split(64), strict=True)
         ]) if len(ids) > 1 else torch.zeros(0, dtype=torch.float64)  # fmt: skip
-        return cls(model, tuple(ids), model.cache_layers(cache), surprise.cpu())
+        surprise = surprise.cpu()
+        if surprise.isnan().any():
+            raise not_finite(model, lambda: model.forward(tokens))
+        return cls(model, tuple(ids), model.cache_layers(cache), surprise)
 
     def shared(self, ids: Sequence[int]) -> int:
         """The length of the longest common prefix of ids and this prefix, in tokens."""

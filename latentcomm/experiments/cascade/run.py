@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from latentcomm._core.files import write_text
+from latentcomm._core.files import digest, write_text
 from latentcomm._core.names import check_name
 from latentcomm.channels.base import receiver_prompts, with_own_texts
 from latentcomm.channels.message import Message
@@ -30,7 +30,7 @@ from latentcomm.experiments.cascade.trials import (
 )
 from latentcomm.experiments.cascade.votes import held_votes
 from latentcomm.experiments.controls import SELF, SHUFFLED, deranged
-from latentcomm.experiments.evaluation import MESSAGE
+from latentcomm.experiments.evaluation import MESSAGE, keyed
 from latentcomm.models import Model, check_pair
 from latentcomm.tasks.base import Task
 
@@ -71,6 +71,7 @@ class Cascade:
                 without what the hand-off needs, or what `HandOff.check` refuses.
         """
         self.hand_off.check(self.large, self.small, task)
+        _refuse_unkeyed(checkpoint, hand_off=self.hand_off)
         if openings is None:
             openings = write_openings(
                 self.large, task, layers=self.hand_off.layers, keep_cache=self.hand_off.needs_cache,
@@ -99,6 +100,7 @@ class Cascade:
         prompts = receiver_prompts(self.large, task)
         if any(list(row.prompt) != ids_of(prompts, number) for number, row in enumerate(rows)):
             raise ValueError(f"the openings are of other prompts than those of task {task.name!r}; write them for it")
+        openings.check_items(task)
         if (writer := openings.made_by["model"]) != self.large.name:
             raise ValueError(f"the openings are by {writer}, not by {self.large.name}; write them with the large model")
         if (most := max(map(len, rows), default=0)) > task.reply_tokens:
@@ -183,6 +185,7 @@ def sweep_cascade(
             )
     for hand_off in hand_offs.values():
         hand_off.check(large, small, task)
+    _refuse_unkeyed(checkpoint, hand_offs=hand_offs)
     for stop in stops.values():
         _refuse_late(stop, task.reply_tokens)
     if SHUFFLED in controls:
@@ -276,6 +279,13 @@ def _refuse_names(
         raise ValueError(f"the control {renamed[0]!r} is called {RENAMED[renamed[0]]!r} now; give that name")
     for name in controls:
         check_name("control", name, CONTROLS)
+
+
+def _refuse_unkeyed(checkpoint: str | os.PathLike[str] | None, **given: HandOff | Mapping[str, HandOff]) -> None:
+    """Refuse hand-offs whose work cannot be saved, before anything is run."""
+    if checkpoint is not None:
+        with keyed(**given):
+            digest(given)
 
 
 def _refuse_late(stop: Stop | Oracle, longest: int) -> None:

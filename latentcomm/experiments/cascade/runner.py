@@ -59,7 +59,8 @@ class Side:
 
     def shuffled(self, order: Sequence[int]) -> "Side":
         """Item i gets the opening in row `order[i]`."""
-        return replace(self, openings=[self.openings[row] for row in order], message=self.message.select(order))
+        message = replace(self.message.select(order), items=self.message.items)  # for the items that get them
+        return replace(self, openings=[self.openings[row] for row in order], message=message)
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,7 @@ class Setting:
         if SHUFFLED in controls:
             yield SHUFFLED, side.shuffled(deranged(task, seed=self.seed))
         for control in OF_STATES:
-            # Keys and values of the problem pass with those of the opening: without them no trace of it would be left.
-            is_run = control in controls and not hand_off.needs_cache
-            if is_run and applies(control, hand_off, self.small, side.message):
+            if control in controls and applies(control, hand_off, self.small, side.message):
                 exchange = Sending(hand_off, self.large, self.small, task, side.message, self.seed)
                 yield control, replace(side, message=_item_by_item(control, exchange))
         if SELF in controls and (itself := hand_off.to_itself()) is not None:

@@ -121,7 +121,7 @@ class Caption(Seen):
 
     def send(self, sender: Model, task: Task, *, receiver: Model | None = None) -> Message:  # noqa: ARG002
         """A caption of each picture."""
-        return self.eye.in_words(self.captioner(self.eye.vectors_of(sender, task)), "caption")
+        return self.eye.in_words(self.captioner(self.eye.vectors_of(sender, task)), "caption").addressed(task)
 
     def receive(self, receiver: Model, task: Task, message: Message) -> ReceiverInput:
         """The caption and the question as one prompt; with an empty caption, the question alone.

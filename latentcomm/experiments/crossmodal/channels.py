@@ -57,7 +57,8 @@ class Eye:
 
     def message(self, sender: Model, task: Task) -> Message:
         """These vectors as a message."""
-        return Message(self.vectors_of(sender, task), f"{self.vision.name} {self.site}", made_by=self._facts)
+        vectors = self.vectors_of(sender, task)
+        return Message(vectors, f"{self.vision.name} {self.site}", made_by=self._facts).addressed(task)
 
     def in_words(self, texts: Sequence[str], what: str) -> Message:
         """The texts made of these vectors, one per item, as a message."""
@@ -113,7 +114,7 @@ class SoftPrompt(SeenVectors):
             ValueError: the message holds no vectors, is meant for another model, or is not of the map's width; a map
                 that does not give `n_tokens` times the receiver's width.
         """
-        mapped = mapped_on(self.mapping, vectors_of(message, self.name, receiver), receiver)
+        mapped = mapped_on(self.mapping, vectors_of(message, self.name, receiver, task), receiver)
         if mapped.shape[1] != self.n_tokens * receiver.d_model:
             raise ValueError(
                 f"the map of {self.name} gives {mapped.shape[1]} entries and {self.n_tokens} soft tokens of "
@@ -148,7 +149,7 @@ class VisionGraft(SeenVectors):
         Raises:
             ValueError: the message holds no vectors or is meant for another model, or a question without a map.
         """
-        vectors = vectors_of(message, self.name, receiver)
+        vectors = vectors_of(message, self.name, receiver, task)
         each = [mapped_on(self._map_of(item), row, receiver) for item, row in zip(task.items, vectors, strict=True)]
         return ReceiverInput(
             receiver_prompts(receiver, task),
@@ -165,13 +166,13 @@ class VisionGraft(SeenVectors):
         return mapping
 
 
-def vectors_of(message: Message, name: str, receiver: Model) -> Float[Tensor, "item d_read"]:
+def vectors_of(message: Message, name: str, receiver: Model, task: Task) -> Float[Tensor, "item d_read"]:
     """The vectors of a message, on their device.
 
     Raises:
-        ValueError: it is meant for another model, or holds none.
+        ValueError: it is meant for another model or other items, or holds none.
     """
-    message.check_receiver(receiver)
+    message.check_receiver(receiver, task)
     if message.vectors is None or message.vectors.ndim != 2:
         raise ValueError(f"the channel {name} needs a message with one vector a picture and got {message.origin}")
     return message.vectors

@@ -20,10 +20,11 @@ from latentcomm.experiments.diagnosis.fusions import Fitted
 from latentcomm.experiments.diagnosis.rows import Rows
 from latentcomm.experiments.diagnosis.settings import MESSAGES, OTHER, RANDOM, SAME
 from latentcomm.experiments.effects import Effects, measure_effects
-from latentcomm.fusion import Fusion, Replace
+from latentcomm.fusion import Fusion, Replace, fuse
 from latentcomm.hooks.paired_text import PairedTokens
 from latentcomm.models import Model
 from latentcomm.models.prompts import Prompts
+from latentcomm.models.sites import Site
 
 __all__ = ["Items", "choose_items", "drift_table", "effects_table", "graft_items", "healing_table", "own_percentiles"]
 
@@ -204,7 +205,7 @@ def _fused(
     length = torch.linalg.vector_norm(sent.to(torch.float64), dim=1, keepdim=True)
     random = draw / torch.linalg.vector_norm(draw, dim=1, keepdim=True) * length
     messages = {SAME: sent, OTHER: sent[items.partner], RANDOM: random.to(sent.dtype)}
-    return torch.stack(list(_each(own, messages, joint, fusions)))
+    return torch.stack(list(_each(own, messages, joint, fusions, Site(cell.write))))
 
 
 def _each(
@@ -212,11 +213,13 @@ def _each(
     messages: Mapping[str, Float[Tensor, "item _"]],
     joint: Joint,
     fusions: Mapping[str, Fusion | Fitted],
+    site: Site,
 ) -> Iterator[Float[Tensor, "item d_receiver"]]:
     for given in fusions.values():
         for name in MESSAGES:
             message = messages[name]
-            yield joint.fusion(given, own.shape[1], message.shape[1])(own, message)
+            fusion = joint.fusion(given, own.shape[1], message.shape[1])
+            yield fuse(fusion, own, message, at=site.hook_name)
 
 
 def _named(part: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

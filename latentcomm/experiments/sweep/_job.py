@@ -25,6 +25,8 @@ def run_sweep(settings: SweepSettings, job: Job) -> Result:
     """
     fusions = fusions_named(settings.fusion, right_aligned=settings.alignment == "right-aligned")
     task = job.task_of(settings)
+    if settings.read_layer is None:
+        run.check_choices(task)
     sender, receiver = job.pair(settings)
     given = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
     folder = job.unfinished(sender, receiver, task, given, {name: repr(fusion) for name, fusion in fusions.items()})

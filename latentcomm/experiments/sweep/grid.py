@@ -13,11 +13,12 @@ from torch import Tensor
 
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
-from latentcomm.fusion import Fusion
+from latentcomm.experiments.evaluation import keyed
+from latentcomm.fusion import Fusion, fuse
 from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST, Graft
 from latentcomm.hooks.shared_prefix import TOLERANCE, Prefix, can_pack, columns_per_pass, read_prefix, run_staircase
-from latentcomm.models import Model, check_pair, fingerprints
+from latentcomm.models import Model, check_pair, fingerprints, not_finite
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
@@ -130,7 +131,7 @@ def sweep_layers(
     Raises:
         ValueError: widths that differ without a rule, a layer outside a model, a processed model with a raw one,
             numbers of prompts or choices that differ, a choice without a first token of its own, a message that is not
-            finite.
+            finite, a fusion or alignment without stable content where there is a checkpoint.
         RuntimeError: the shared passes differ from a plain run; the disk is full (finished passes are saved).
     """
     check_pair(sender, receiver)
@@ -146,7 +147,6 @@ def sweep_layers(
         raise ValueError("nothing to record: give choices, or leave top_token on")
     plan = _Plan(receiver, reads, writes, fusion, alignment, columns, top_token)
     plan.check_widths(sender)
-    states = _messages(sender, sender_prompts, reads, read_position)
     positions = _write_positions(receiver_prompts, write_position)
 
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -159,6 +159,7 @@ def sweep_layers(
     ]
     settings = [positions, read_position, passes]
     records = _records(checkpoint, sender, receiver, sender_prompts, receiver_prompts, plan, settings)
+    states = _messages(sender, sender_prompts, reads, read_position)
     run_pass = _Passes(plan, states, receiver_prompts, positions)
     shape = (n_items, len(reads), len(writes))
     logits = None if columns is None else torch.zeros(*shape, columns.shape[1], dtype=receiver.dtype)
@@ -193,7 +194,8 @@ class _Plan:
         cell = (read, write)
         alignment = _of_cell(self.alignment, cell, "alignment")
         fusion = _of_cell(self.fusion, cell, "fusion")
-        return fusion(own, incoming if alignment is None else alignment(incoming))
+        incoming = incoming if alignment is None else alignment(incoming)
+        return fuse(fusion, own, incoming, at=Site(write).hook_name)
 
     def check_widths(self, sender: Model) -> None:
         """Refuse a pair of unequal widths without a rule for them, before anything runs."""
@@ -201,9 +203,7 @@ class _Plan:
         incoming = torch.linspace(2, 1, sender.d_model, dtype=self.receiver.dtype, device=self.receiver.device)[None]
         for read in self.reads:
             for write in self.writes:
-                fused = self.fused(read, write, own, incoming)
-                if fused.shape != own.shape:
-                    raise ValueError(f"the fusion made {fused.shape[-1]} entries of a state of {own.shape[-1]}")
+                self.fused(read, write, own, incoming)
             if not isinstance(self.fusion, Mapping) and not isinstance(self.alignment, Mapping):
                 return
 
@@ -219,10 +219,9 @@ class _Plan:
 
         def join(layer: int, own: Tensor) -> Tensor:
             rows = own.expand(len(messages), -1)
-            out = per_cell(layer, rows) if shared is None else shared(rows, incoming)
-            if not torch.isfinite(out).all():
-                raise ValueError(f"fused states at write layer {layer} are not finite; {self.fusion} does not fit them")
-            return out
+            if shared is None:
+                return per_cell(layer, rows)
+            return fuse(shared, rows, incoming, at=Site(layer).hook_name)
 
         def per_cell(layer: int, rows: Tensor) -> Tensor:
             out = torch.empty_like(rows)
@@ -236,12 +235,18 @@ class _Plan:
         final = run_staircase(model, prefix, self.writes, join, n_rows=len(messages), packed=packed)
         normed = model.final_norm(rearrange(final, "write row d_model -> (write row) d_model"))
         part: dict[str, Tensor] = {}
+        is_finite = torch.ones((), dtype=torch.bool)
         if self.columns is not None:
             part["logits"] = self._choice_logits(normed, self.columns[items]).cpu()
+            is_finite &= part["logits"].amax(-1).isfinite().all()
         if self.top_token:
             step = max(1, UNEMBED_BYTES // (4 * int(model.hooked.cfg.d_vocab)))
-            tops = [model.unembed(rows).argmax(-1) for rows in normed.split(step)]
-            part["top_token"] = rearrange(torch.cat(tops), "(write row) -> write row", row=len(messages)).cpu()
+            tops = [_top(model.unembed(rows)) for rows in normed.split(step)]
+            tokens, largest = (torch.cat(parts).cpu() for parts in zip(*tops, strict=True))
+            part["top_token"] = rearrange(tokens, "(write row) -> write row", row=len(messages))
+            is_finite &= largest.isfinite().all()
+        if not is_finite:  # the states that are unembedded are finite
+            raise not_finite(model, lambda: None, what=f"the logits of {model.name} after a graft are")
         return part
 
     def _choice_logits(
@@ -264,11 +269,11 @@ class _Plan:
         model, (item, read), write = self.receiver, message, self.writes[0]
         part = replace(self, writes=(write,)).run(prefix, [message], states)
 
-        def fuse(own: Tensor, incoming: Tensor) -> Tensor:
+        def of_cell(own: Tensor, incoming: Tensor) -> Tensor:
             return self.fused(self.reads[read], write, own[0], incoming[0])[None]
 
         vector = states[item, read].to(model.device, model.dtype)
-        hooks = Graft(Site(write), 0, vector, fuse).fwd_hooks()  # the tail begins at the write position
+        hooks = Graft(Site(write), 0, vector, of_cell).fwd_hooks()  # the tail begins at the write position
         cache = model.cache_from_layers(prefix.layers) if prefix.n_cached else model.new_cache(1)
         plain = model.forward(prefix.tail, hooks=hooks, cache=cache, last_only=True)[0, -1].cpu()
         spread = TOLERANCE[model.dtype] * float(plain.double().std())
@@ -281,6 +286,12 @@ class _Plan:
                 f"the cell k={self.reads[read]}, j={write} differs from a grafted run of its own by {off:.1e} "
                 f"in a logit; the architecture of {model.name} needs more than the sweep knows of it"
             )
+
+
+def _top(logits: Float[Tensor, "row d_vocab"]) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+    """The most likely token of each row, and its logit, which is not finite where there are NaN or infinity."""
+    top = logits.argmax(-1)
+    return top, logits.gather(-1, top[:, None])[:, 0]
 
 
 def _of_cell(rule: Any, cell: Cell, what: str) -> Any:
@@ -304,11 +315,12 @@ def _messages(
     sender: Model, prompts: Prompts, reads: Sequence[int], position: int
 ) -> Float[Tensor, "item read d_sender"]:
     """The sender's states at every read layer."""
-    at = capture_positions(sender, prompts, [Site(layer) for layer in reads], position)
+    again = partial(capture_positions, sender, prompts, [Site(layer) for layer in reads], position)
+    at = again()
     states = torch.stack([at[Site(layer)] for layer in reads], 1)
     if not torch.isfinite(states).all():
         item, read = (~torch.isfinite(states)).nonzero()[0].tolist()[:2]
-        raise ValueError(f"the message of item {item} at layer {reads[read]} of {sender.name} is not finite")
+        raise not_finite(sender, again, what=f"the message of item {item} at layer {reads[read]} of {sender.name} is")
     return states
 
 
@@ -393,16 +405,17 @@ def _records(
             "a sweep of a model with hooks attached cannot be saved, since its checkpoint's name does not cover "
             "hooks; remove them, or leave the checkpoint out"
         )
-    return Records.of(
-        folder,
-        "sweep",
-        2,
-        [*fingerprints(sender, receiver), str(receiver.dtype)],
-        [sender_prompts.ids(row) for row in range(len(sender_prompts))],
-        [receiver_prompts.ids(row) for row in range(len(receiver_prompts))],
-        [plan.reads, plan.writes, plan.fusion, plan.alignment, plan.columns, plan.top_token],
-        settings,
-    )
+    with keyed(fusion=plan.fusion, alignment=plan.alignment):
+        return Records.of(
+            folder,
+            "sweep",
+            2,
+            [*fingerprints(sender, receiver), str(receiver.dtype)],
+            [sender_prompts.ids(row) for row in range(len(sender_prompts))],
+            [receiver_prompts.ids(row) for row in range(len(receiver_prompts))],
+            [plan.reads, plan.writes, plan.fusion, plan.alignment, plan.columns, plan.top_token],
+            settings,
+        )
 
 
 def _accepted(answers: Sequence[str | Sequence[str]], n_items: int) -> list[set[str]]:

@@ -82,6 +82,8 @@ def sweep_and_judge(
             messages cannot be shuffled; a task without choices and no cell; or an argument that the sweep or the
             evaluation refuses.
     """
+    if cell is None:
+        check_choices(task)
     if not fusions:
         raise ValueError("name at least one fusion to sweep")
     if taken := {Silent().name, Skyline().name, LENS} & set(fusions):
@@ -94,11 +96,6 @@ def sweep_and_judge(
     names = list(fusions)
     cells, n_eligible = pd.DataFrame(), 0
     if cell is None:
-        if not task.has_choices:
-            raise ValueError(
-                f"task {task.name!r} has no answer choices, and a sweep chooses its cell by choices; give read_layer "
-                "and write_layer"
-            )
         tune = tune if n_tune is None else tune.take(n_tune, seed=seed)
         grid: dict[str, Any] = {"alignment": alignment, "read_layers": read_layers, "write_layers": write_layers}
         grid |= {"seed": seed, "checkpoint": checkpoint, "progress": progress}
@@ -129,6 +126,19 @@ def sweep_and_judge(
     return SweepReport(cells, summarise(trials, seed=seed), trials, cell, n_eligible)
 
 
+def check_choices(task: Task) -> None:
+    """Refuse a task of free answers, before anything runs.
+
+    Raises:
+        ValueError: it has no choices.
+    """
+    if not task.has_choices:
+        raise ValueError(
+            f"task {task.name!r} has no answer choices, and a sweep chooses its cell by choices; give read_layer and "
+            "write_layer"
+        )
+
+
 def tune_sweep(
     sender: Model,
     receiver: Model,
@@ -143,6 +153,7 @@ def tune_sweep(
     progress: bool = False,
 ) -> LayerSweep:
     """`sweep_layers` over the items of a task, with choices drawn by `seed`."""
+    check_choices(tune)
     return sweep_layers(
         sender,
         receiver,

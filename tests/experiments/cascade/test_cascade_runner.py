@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,8 @@ from latentcomm.experiments.cascade.trials import (
     opening_flops,
 )
 from latentcomm.experiments.cascade.votes import _vote, held_votes
+from latentcomm.experiments.controls import CONTROLS as ALL_CONTROLS
+from latentcomm.experiments.controls import Sending
 from latentcomm.experiments.cost import ModelSize, flops
 from latentcomm.experiments.evaluation import evaluate
 from latentcomm.hooks.decode import decode, generate
@@ -296,6 +299,24 @@ class TestEvaluate:
             mine = [trial.reply.replace(" ", "") for trial in found if trial.condition == condition]
             theirs = [trial.reply.replace(" ", "") for trial in of(swept, name, "5", condition)]
             assert mine == theirs  # the words of the tiny tokenizer lose the space between opening and reply
+
+    def test_keys_and_values_have_no_zeros_and_no_random_directions(self) -> None:
+        found = evaluate(replace(HAND_OFFS["kv"], longest=2), large(), small(), task(3), reply_tokens=1)  # type: ignore[type-var]
+        assert {trial.condition for trial in found} == {"message", "shuffled", "self"}
+        sent = Sending(HAND_OFFS["kv"], large(), small(), task(3), KVHandOff(longest=2).send(large(), task(3)), 0)
+        for control in ("zero", "random"):
+            with pytest.raises(ValueError, match=f"the control {control} would take the problem from the hand-off kv"):
+                ALL_CONTROLS[control](sent)
+
+    def test_a_hand_off_without_stable_content_is_refused_at_once(self, tmp_path: Path) -> None:
+        loose = LatentHandOff(1, 1, fusion=lambda own, incoming: incoming)
+        message = "^{} cannot be part of a checkpoint's key, since function has no digest; make it a frozen dataclass"
+        with recorded_passes() as passes:
+            with pytest.raises(ValueError, match=message.format("hand_offs")):
+                sweep_cascade(large(), small(), task(), hand_offs={"loose": loose}, ns=NS, checkpoint=tmp_path)
+            with pytest.raises(ValueError, match=message.format("hand_off")):
+                Cascade(large(), small(), loose, FixedTokens(2)).run(task(), checkpoint=tmp_path)
+        assert passes == []
 
     def test_it_refuses_as_a_cascade_does(self) -> None:
         with pytest.raises(ValueError, match="has no alignment"):

@@ -1,5 +1,6 @@
 """A pair of models measured: the tables, what they must show of planted pairs, and that a stopped run goes on."""
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from numerics import assert_same_bits
 from pairs import corpus, other_ids, rotated_pair
 from tiny import files_in
+from toys import WRONG_FUSIONS
 
 import latentcomm as lc
 from latentcomm._core.records import Records
@@ -321,6 +323,16 @@ class TestWhatIsGrafted:
             assert float(replaced[2].norm()) == pytest.approx(float(sent[item].norm()), rel=1e-5)
             assert abs(float(torch.cosine_similarity(replaced[2], sent[item], dim=0))) < 0.7
             torch.testing.assert_close(averaged, (replaced + own[item]) / 2)
+
+    @pytest.mark.parametrize(("wrong", "message"), WRONG_FUSIONS.values(), ids=WRONG_FUSIONS)
+    def test_a_fusion_that_returns_no_states_is_refused(self, wrong: Any, message: str) -> None:
+        rows, tokens = self.states()
+        items, cell = grafts.choose_items(rows, tokens, n=3, seed=0), cells.ChosenCell(2, 1, 0.5, 0.0, False)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            grafts.graft_items(
+                rows, items, rotated_pair()[1], cells=[cell], joints={1: cells.Joint(None, None)}, references={},
+                fusions={"wrong": wrong}, seed=0, records=Records(None), progress=False,
+            )  # fmt: skip
 
 
 class TestAnInterruptedRun:

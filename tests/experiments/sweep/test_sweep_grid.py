@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
 from pathlib import Path
@@ -33,6 +34,7 @@ from tiny import (
     transformers_model,
 )
 from torch import Tensor
+from toys import WRONG_FUSIONS
 
 from latentcomm._core import files
 from latentcomm.alignment import AffineMap, fit_ridge
@@ -40,7 +42,7 @@ from latentcomm.experiments.sweep import grid as layer_sweep
 from latentcomm.experiments.sweep.grid import LayerSweep, sweep_layers
 from latentcomm.fusion import Fusion, Linear, Mean, NormMatched, OrthogonalResidual, Replace, RightAligned, Sum
 from latentcomm.hooks import shared_prefix as staircase
-from latentcomm.models import Model, encode, load_model, wrap_model
+from latentcomm.models import Model, encode, load_model, recorded_passes, wrap_model
 from latentcomm.models import builtin as weights
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
@@ -614,9 +616,24 @@ class TestInterruption:
         assert sizes == []
 
     def test_a_fusion_without_stable_content_cannot_be_checkpointed(self, swept: Callable[..., LayerSweep]) -> None:
-        with pytest.raises(TypeError, match="has no digest"):
-            swept(fusion=lambda own, incoming: own)
+        fusions = {(k, j): Plain() if (k, j) == (1, 1) else Mean() for k in range(3) for j in range(3)}
+        with recorded_passes() as passes:
+            for given in ({"fusion": Plain()}, {"fusion": fusions}, {"alignment": lambda rows: rows}):
+                kind = "function" if "alignment" in given else "Plain"
+                message = (
+                    f"{next(iter(given))} cannot be part of a checkpoint's key, since {kind} has no digest; make it a"
+                )
+                with pytest.raises(ValueError, match=f"^{message} frozen dataclass of plain values and tensors, or"):
+                    swept(**given)
+        assert passes == []
         assert swept(fusion=lambda own, incoming: own, checkpoint=None).logits is not None
+
+
+class Plain:
+    """A fusion as somebody might write it, who has not read what a checkpoint needs."""
+
+    def __call__(self, own: Tensor, incoming: Tensor) -> Tensor:
+        return own + incoming
 
 
 class TestBadInput:
@@ -641,7 +658,21 @@ class TestBadInput:
         )
 
     def test_a_fusion_that_changes_the_width(self) -> None:
-        self.refused("the fusion made 30 entries of a state of 32", fusion=lambda own, incoming: own[..., 2:])
+        wrong = (
+            "fusion <lambda> returned the shape (1, 30) at blocks.0.hook_resid_post; it must be that of own, (1, 32)"
+        )
+        self.refused(re.escape(wrong), fusion=lambda own, incoming: own[..., 2:])
+
+    @pytest.mark.parametrize(("wrong", "message"), WRONG_FUSIONS.values(), ids=WRONG_FUSIONS)
+    def test_a_fusion_that_returns_no_states(self, wrong: Any, message: str) -> None:
+        self.refused(re.escape(message), fusion=wrong)
+        cells = {(k, j): wrong if (k, j) == (2, 1) else Mean() for k in range(3) for j in range(3)}
+        self.refused(f"{re.escape(message)}.*", fusion=cells)
+
+        def after_the_check(own: Tensor, incoming: Tensor) -> Any:
+            return own if len(own) == 1 else wrong(own, incoming)
+
+        self.refused(re.escape(message), fusion=after_the_check)
 
     @pytest.mark.parametrize("axis", ["read_layers", "write_layers"])
     def test_layers_that_are_not_there_or_named_twice_or_none(self, axis: str) -> None:
@@ -695,15 +726,21 @@ class TestBadInput:
         broken = build("llama")
         with torch.no_grad():
             broken.hooked.embed.weight[SENDER_IDS[1][-1]] = value
-        self.refused(r"the message of item \d at layer 0 of tiny-llama is not finite", sender=broken)
+        kind = "NaN" if value != value else "infinity"
+        held = f"its weights hold {kind} in model.embed_tokens.weight; load weights that are whole"
+        self.refused(rf"the message of item \d at layer 0 of tiny-llama is not finite: {held}", sender=broken)
+        self.refused(
+            f"^the logits of tiny-llama are not finite: {held}", receiver=broken, receiver_prompts=SENDER_PROMPTS
+        )
 
     def test_fused_states_that_are_not_finite(self) -> None:
         def overflowing(own: Tensor, incoming: Tensor) -> Tensor:
             return own / 0
 
-        self.refused("fused states at write layer 0 are not finite", fusion=overflowing)
+        message = r"the fused state at blocks\.{}\.hook_resid_post is not finite; fusion overflowing does not fit it"
+        self.refused(message.format(0), fusion=overflowing)
         cells = {(k, j): overflowing if (k, j) == (1, 2) else Mean() for k in range(3) for j in range(3)}
-        self.refused("fused states at write layer 2 are not finite", fusion=cells)
+        self.refused(message.format(2), fusion=cells)
 
     def test_states_that_overflow_on_their_way_up(self) -> None:
         raw = transformers_model("llama", dtype=torch.float16)
@@ -712,7 +749,7 @@ class TestBadInput:
                 layer.mlp.down_proj.weight.mul_(10)
         loud = wrap_model(raw, tokenizer(), name="loud")
         largest = AffineMap(torch.zeros(32, 32).half(), torch.full((32,), 65504.0).half())
-        message = r"the states of loud overflow after a graft in torch\.float16; use a wider dtype"
+        message = r"the states of loud after a graft are not finite: its stream stops being so at blocks\.1\.hook_"
         self.refused(message, receiver=loud, fusion=Replace(), alignment=largest)
 
     def test_a_checkpoint_of_a_model_with_hooks_attached(self, tmp_path: Path) -> None:

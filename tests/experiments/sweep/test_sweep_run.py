@@ -35,7 +35,7 @@ from latentcomm.fusion import Mean, Replace
 from latentcomm.hooks import capture as capture_module
 from latentcomm.hooks.capture import capture, run_to_deepest
 from latentcomm.hooks.logit_lens import logit_lens
-from latentcomm.models import Model, encode
+from latentcomm.models import Model, encode, recorded_passes
 from latentcomm.models.sites import Site
 from latentcomm.tasks import Task, draw_choices
 
@@ -229,6 +229,17 @@ class TestWhatIsJudged:
     def test_a_fusion_may_not_have_the_name_of_another_channel(self, name: str, pair: tuple[Model, Model]) -> None:
         with pytest.raises(ValueError, match=f"a fusion is named '{name}'"):
             sweep_and_judge(*pair, planted_task(), fusions={name: Replace()})
+
+    def test_a_task_without_choices_is_refused_before_anything_runs(self, pair: tuple[Model, Model]) -> None:
+        free = tuple(replace(item, choice="", candidates=None) for item in toy().items)
+        task = replace(toy(), name="free answers", items=free, candidates=())
+        message = "^task 'free answers' has no answer choices, and a sweep chooses its cell by choices; give read_layer"
+        with recorded_passes() as passes:
+            with pytest.raises(ValueError, match=message):
+                sweep_and_judge(*pair, task, fusions={"replace": Replace()})
+            with pytest.raises(ValueError, match=message):
+                tune_sweep(*pair, task, fusion=Replace(), seed=0)
+        assert passes == []
 
     def test_no_fusion_is_refused(self, pair: tuple[Model, Model]) -> None:
         with pytest.raises(ValueError, match="at least one fusion"):
