@@ -94,11 +94,7 @@ def sweep_and_judge(
     names = list(fusions)
     cells, n_eligible = pd.DataFrame(), 0
     if cell is None:
-        if not task.has_choices:
-            raise ValueError(
-                f"task {task.name!r} has no answer choices, and a sweep chooses its cell by choices; give read_layer "
-                "and write_layer"
-            )
+        require_choices(task)
         tune = tune if n_tune is None else tune.take(n_tune, seed=seed)
         grid: dict[str, Any] = {"alignment": alignment, "read_layers": read_layers, "write_layers": write_layers}
         grid |= {"seed": seed, "checkpoint": checkpoint, "progress": progress}
@@ -127,6 +123,19 @@ def sweep_and_judge(
     if test.has_choices:
         trials += _lens_trials(sender, receiver, test, cell[0], seed)
     return SweepReport(cells, summarise(trials, seed=seed), trials, cell, n_eligible)
+
+
+def require_choices(task: Task) -> None:
+    """Refuse a task by which no cell can be chosen.
+
+    Raises:
+        ValueError: it has no answer choices.
+    """
+    if not task.has_choices:
+        raise ValueError(
+            f"task {task.name!r} has no answer choices, and a sweep chooses its cell by choices; give read_layer and "
+            "write_layer"
+        )
 
 
 def tune_sweep(
