@@ -42,6 +42,8 @@ from .experiments.effects import measure_effects as measure_effects
 from .experiments.evaluation import Trial as Trial
 from .experiments.evaluation import evaluate as evaluate
 from .experiments.job import Result as Result
+from .experiments.preflight import Preflight as Preflight
+from .experiments.run import preflight as preflight
 from .experiments.run import run as run
 from .experiments.run import run_all as run_all
 from .experiments.sweep.grid import LayerSweep as LayerSweep

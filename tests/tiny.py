@@ -276,5 +276,6 @@ def hooks_left(model: Model) -> int:
 
 
 def files_in(folder: Path) -> list[str]:
-    """The names of all that lies in a folder, hidden files and folders of folders too."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) if folder.exists() else []
+    """The names of all that lies in a folder, hidden files and folders of folders too, but for a run's saved work."""
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*")] if folder.exists() else []
+    return sorted(name for name in names if not name.startswith(".latentcomm"))

@@ -28,7 +28,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         RuntimeError: the disk is full or the folder cannot be written; an earlier file at `path` remains.
     """
-    draft = None
+    draft, path = None, expanded(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -107,7 +107,7 @@ def read_tensors(path: str | os.PathLike[str], *, device: str = "cpu") -> tuple[
         ValueError: its content does not match its checksum.
         FileNotFoundError: there is no such file.
     """
-    with safe_open(os.fspath(path), framework="pt", device=device) as file:
+    with safe_open(expanded(path), framework="pt", device=device) as file:
         tensors = {name: laid_out(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
         facts = dict(file.metadata() or {})
     expected = facts.pop(CHECKSUM, None)
@@ -118,6 +118,15 @@ def read_tensors(path: str | os.PathLike[str], *, device: str = "cpu") -> tuple[
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return digest(dict(sorted(tensors.items())), dict(sorted(metadata.items())))
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder in place of `~`.
+
+    >>> expanded("~/maps").name, expanded("~/maps") == Path.home() / "maps"
+    ('maps', True)
+    """
+    return Path(path).expanduser()
 
 
 def without_folder(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from safetensors import SafetensorError
 from torch import Tensor
 
-from latentcomm._core.files import digest, read_tensors, write_json, write_tensors
+from latentcomm._core.files import digest, expanded, read_tensors, write_json, write_tensors
 from latentcomm._core.progress import say
 
 __all__ = ["Records", "read_whole"]
@@ -58,7 +58,7 @@ class Records:
         >>> Records.of("runs", "sweep", 1, "model", 3).folder == Records.of("runs", "sweep", 2, "model", 3).folder
         False
         """
-        return cls(None if root is None else Path(root) / f"{kind}-{digest(kind, version, *decisive)[:16]}")
+        return cls(None if root is None else expanded(root) / f"{kind}-{digest(kind, version, *decisive)[:16]}")
 
     def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The record `name` of named tensors, on the CPU where it was saved.

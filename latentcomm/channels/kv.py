@@ -317,15 +317,24 @@ def check_layout(facts: Mapping[str, Any], sender: str, receiver: Model) -> None
         ValueError: with the first fact that differs.
     """
     own = layout_of(receiver)
-    units = {"n_layers": "layers", "n_heads": "key-value heads", "d_head": "entries a head"}
-    for name, unit in units.items():
-        if facts[name] != own[name]:
-            raise ValueError(
-                f"{sender} has {facts[name]} {unit} and {receiver.name} has {own[name]}, so its keys and values do "
-                "not fit; choose two models of one layout, or a channel that aligns spaces, such as Activation"
-            )
+    check_heads(facts, sender, own, receiver.name)
     if facts["positions"] != own["positions"]:
         raise ValueError(
             f"{sender} encodes positions in another way ({facts['positions']}) than {receiver.name} "
             f"({own['positions']}), so its keys would be read at wrong positions; choose models of one encoding"
         )
+
+
+def check_heads(facts: Mapping[str, Any], sender: str, own: Mapping[str, Any], receiver: str) -> None:
+    """Refuse keys and values of another number of layers, heads or entries than the receiver's.
+
+    Raises:
+        ValueError: with the first that differs.
+    """
+    units = {"n_layers": "layers", "n_heads": "key-value heads", "d_head": "entries a head"}
+    for name, unit in units.items():
+        if facts[name] != own[name]:
+            raise ValueError(
+                f"{sender} has {facts[name]} {unit} and {receiver} has {own[name]}, so its keys and values do "
+                "not fit; choose two models of one layout, or a channel that aligns spaces, such as Activation"
+            )

@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["clean"]
+from latentcomm.experiments.settings import SAVED
 
-SAVED = ".latentcomm"
-"""The one folder that a run hides in its --out."""
+__all__ = ["clean"]
 
 
 def clean(arguments: Sequence[str]) -> None:

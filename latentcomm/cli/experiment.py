@@ -16,7 +16,7 @@ import tyro
 from latentcomm._core.names import check_name
 from latentcomm._core.progress import quiet, say
 from latentcomm._core.version import __version__
-from latentcomm.experiments.run import EXPERIMENTS, Experiment, run
+from latentcomm.experiments.run import EXPERIMENTS, Experiment, preflight, run
 from latentcomm.experiments.settings import Settings, listed
 
 __all__ = ["command_of", "read_config"]
@@ -41,6 +41,8 @@ class Files:
             options on the command line win.
         out: Folder of the results and of saved work.
         name: What the files are called.
+        overwrite: Write over results and unfinished work of other options in the folder.
+        dry_run: Run nothing: print what would run, the memory, the disk and about the time that it takes.
         quiet: Print errors alone.
         json: Print the result's table, settings and files as one JSON object, and all else on standard error.
         threads: Processor threads that torch computes with; 0 leaves its own choice.
@@ -49,6 +51,8 @@ class Files:
     config: Path | None = None
     out: Path = Path("figures")
     name: str = ""
+    overwrite: bool = False
+    dry_run: bool = False
     quiet: bool = False
     json: bool = False
     threads: int = 0
@@ -66,7 +70,13 @@ def command_of(experiment: Experiment) -> Callable[[Sequence[str]], None]:
             settings, files = parse(experiment.settings, arguments)
             with quiet(on=files.quiet), redirect_stdout(sys.stderr) if files.json else nullcontext():
                 use_threads(files.threads)
-                result = run(settings, out=files.out, name=files.name, progress=not files.quiet)
+                if files.dry_run:
+                    found = preflight(settings, out=files.out, name=files.name, overwrite=files.overwrite)
+                    print("\n".join(in_flags(line, experiment.settings) for line in found.lines()))
+                    found.check()
+                    return
+                given = {"overwrite": files.overwrite, "progress": not files.quiet}
+                result = run(settings, out=files.out, name=files.name, **given)
                 if not files.quiet:
                     print_result(result)
         except ConfigError:
@@ -106,6 +116,10 @@ def parse(settings: type[Settings], arguments: Sequence[str]) -> tuple[Settings,
         registry=REGISTRY,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    given = {argument.partition("=")[0] for argument in spelled}
+    for field in fields(settings):
+        if field.default == () == getattr(found.settings, field.name) and f"--{field.name.replace('_', '-')}" in given:
+            raise ValueError(f"{field.name} names nothing; leave it out for what is usual")
     return found.settings, replace(found.files, out=found.files.out.expanduser())
 
 
@@ -174,6 +188,8 @@ def read_config(path: Path, settings: type[Settings]) -> Settings:
         raise ValueError(f"{path} cannot be read as {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
     if path.suffix == ".json":
         values = _recorded(path, values, settings)
+    elif empty := [name for name, value in values.items() if value == []]:
+        raise ValueError(f"{path.name}: {empty[0]} names nothing; leave it out for what is usual")
     try:
         return settings.from_dict(values)
     except ValueError as error:

@@ -8,11 +8,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from latentcomm._core.names import check_name
-from latentcomm.channels.catalogue import LEARNED
 from latentcomm.experiments import train
+from latentcomm.experiments._train_check import TrainInputs
 from latentcomm.experiments.job import Drawing, Job, Result, publish_all, record_of
-from latentcomm.experiments.settings import listed
 from latentcomm.experiments.train_settings import TrainSettings
 from latentcomm.models.facts import describe
 from latentcomm.reporting.plots import loss_curves
@@ -23,17 +21,13 @@ from latentcomm.reporting.terminal import Console
 __all__ = ["run_train", "training_figure"]
 
 
-def run_train(settings: TrainSettings, job: Job) -> Result:
+def run_train(settings: TrainSettings, job: Job, inputs: TrainInputs) -> Result:
     """Train; see `latentcomm.learn`. With a folder, each channel is written there as it is trained.
 
     Raises:
         ValueError: what the settings, the task or the trainer refuse.
     """
-    names = [check_name("channel to train", name.replace("-", "_"), LEARNED) for name in listed(settings.channels)]
-    if not names:
-        raise ValueError(f"channels names none to train; choose among {', '.join(LEARNED)}")
-    if settings.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype is {settings.dtype!r}; train in float32 or bfloat16")
+    names, task = list(inputs.names), inputs.task
     plan = train.LearningPlan(
         steps=settings.steps or None,
         batch_size=settings.batch_size or None,
@@ -46,13 +40,12 @@ def run_train(settings: TrainSettings, job: Job) -> Result:
         every=settings.every,
         seed=settings.seed,
     )
-    task = job.task_of(settings)
     sender, receiver = job.pair(settings.in_float32())
     models = {"sender": describe(sender), "receiver": describe(receiver)}
     shown = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
     trained, files, rows = {}, [], []
     for name in names:
-        folder = job.unfinished(name, sender, receiver, task, plan, settings.held_out)
+        folder = job.saved(name, sender, receiver, task, plan, settings.held_out)
         trained[name] = train.learn(
             name, sender, receiver, task, plan=plan, held_out=settings.held_out, checkpoint=folder,
             save_every=settings.save_every, progress=job.progress,

@@ -14,7 +14,7 @@ from latentcomm.tasks.base import Task
 
 TRIES = 100
 """Swaps an item, after which the search for an order ends."""
-SHUFFLED, ZERO, RANDOM = "shuffled", "zero", "random"
+SHUFFLED, ZERO, RANDOM, SAME_LABEL = "shuffled", "zero", "random", "same-label"
 SELF = "self"
 """The control whose message comes from the receiver, so that it costs a run of its own."""
 
@@ -201,7 +201,7 @@ CONTROLS: dict[str, Callable[[Sending], Message]] = {
     ZERO: zero,
     RANDOM: random_message,
     SELF: self_message,
-    "same-label": same_label,
+    SAME_LABEL: same_label,
 }
 """The controls of a channel with a message, in the order of tables."""
 USUAL = (SHUFFLED, ZERO, RANDOM, SELF)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +19,7 @@ from latentcomm.channels.base import Channel, Deciding, Sharing, label
 from latentcomm.channels.message import Message, join
 from latentcomm.experiments.controls import CONTROLS, SELF, USUAL, Sending, applies, true_message
 from latentcomm.experiments.cost import flops
+from latentcomm.experiments.folder import note_large
 from latentcomm.hooks.decode import decode
 from latentcomm.models import Model, check_pair, recorded_passes
 from latentcomm.tasks.base import Task, draw_choices
@@ -100,6 +100,8 @@ def evaluate(
     task = task if n is None else task.take(n, seed=seed)
     decoding = (task.reply_tokens if reply_tokens is None else reply_tokens, temperature, top_p)
     work = _Work.of(channel, sender, receiver, task, seed, controls, decoding, checkpoint, {} if told is None else told)
+    for folder in work.messages.folders if checkpoint is not None else ():
+        note_large(folder)
     trials: list[Trial] = []
     names = work.conditions.values("names", partial(_conditions, work.messages, controls))
     n_saved = sum(work.is_saved(name) for name in names)
@@ -164,7 +166,7 @@ class _Messages:
     def under(self, condition: str) -> tuple[Message, Cost]:
         """The message of a condition: the true one, or what a control makes of it."""
         if condition == SELF:  # the receiver runs to make it: it is saved and has a cost of its own
-            return _sent(partial(self.channel.own, self.receiver), self.task, self.records("own"))
+            return _sent(partial(self.channel.own, self.receiver), self.task, self._own)
         message, cost = self.sent
         make = true_message if condition == MESSAGE else CONTROLS[condition]
         return make(Sending(self.channel, self.sender, self.receiver, self.task, message, self.seed)), cost
@@ -173,14 +175,34 @@ class _Messages:
     def sent(self) -> tuple[Message, Cost]:
         """The message that the sender sends."""
         send = partial(self.channel.send, self.sender, receiver=self.receiver)
+        if self._shared_key is None:
+            return _sent(send, self.task, self._true)
+        if self._shared_key not in self.told:
+            self.told[self._shared_key] = _sent(send, self.task, self._true)
+        return self.told[self._shared_key]
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where messages are saved: finished trials load without them."""
+        return [each.folder for each in (self._true, self._own) if each.folder is not None]
+
+    @property
+    def _own(self) -> Records:
+        return self.records("own")
+
+    @cached_property
+    def _true(self) -> Records:
+        if self._shared_key is None:
+            return self.records("message")
+        return Records.of(self.checkpoint, "message", 1, self.prints, self._shared_key, ITEMS_AT_ONCE)
+
+    @cached_property
+    def _shared_key(self) -> str | None:
+        """The key of a message that channels may share."""
         if not isinstance(self.channel, Sharing):
-            return _sent(send, self.task, self.records("message"))
+            return None
         with keyed(message_key=self.channel.message_key, task=self.task):
-            key = digest("said", self.channel.message_key, self.task, self.seed)
-        if key not in self.told:
-            shared = Records.of(self.checkpoint, "message", 1, self.prints, key, ITEMS_AT_ONCE)
-            self.told[key] = _sent(send, self.task, shared)
-        return self.told[key]
+            return digest("said", self.channel.message_key, self.task, self.seed)
 
     def records(self, kind: str, *decisive: Any) -> Records:
         """The saved pieces of a kind."""
@@ -241,13 +263,6 @@ def _conditions(messages: _Messages, controls: Sequence[str]) -> list[str]:
     """The true message, and the controls that apply to it."""
     message, _ = messages.sent
     return [MESSAGE, *(name for name in controls if applies(name, messages.channel, messages.receiver, message))]
-
-
-def forget_messages(checkpoint: str | os.PathLike[str]) -> None:
-    """Delete the messages of a checkpoint; finished evaluations load without them."""
-    for folder in Path(checkpoint).glob("*/"):
-        if folder.name.startswith(("message-", "own-")):
-            shutil.rmtree(folder)
 
 
 def chunks(n: int, size: int) -> list[range]:

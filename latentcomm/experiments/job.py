@@ -1,9 +1,8 @@
 """What every experiment is given and gives: models and task from its settings or from memory, and one result."""
 
-import shutil
+import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import plotly.graph_objects as go
 
 from latentcomm import models
 from latentcomm._core.files import digest, told_apart, without_folder
-from latentcomm.experiments.settings import Settings, TaskSettings
+from latentcomm.experiments.folder import Claim
+from latentcomm.experiments.settings import SAVED, Settings, TaskSettings
 from latentcomm.models import Model
 from latentcomm.models.facts import describe
 from latentcomm.reporting.publish import Published, plain, provenance, write_table
@@ -52,7 +52,6 @@ class Job:
     load: Callable[..., Model] | None = None
     progress: bool = False
     began: float = field(default_factory=time.monotonic)
-    _unfinished: list[Path] = field(default_factory=list)
 
     @property
     def in_memory(self) -> tuple[str, ...]:
@@ -97,22 +96,29 @@ class Job:
             return self.task
         return make_task(settings.task, seed=settings.seed, **settings.task_options())
 
-    def unfinished(self, *decisive: Any) -> Path | None:
-        """A folder in `out` for work that all of these values decide; `clear` removes it once the result is written.
+    def saved(self, *decisive: Any) -> Path | None:
+        """A folder in `out` for the work that all of these values decide: other settings have another one.
 
-        Each combination has its own, so that another interrupted run in `out` does not lose its work.
+        It stays when the run has finished, so that the same command is read back; large messages are deleted then.
         """
-        if self.out is None:
-            return None
-        self._unfinished.append(self.out / ".unfinished" / digest(*decisive)[:16])
-        return self._unfinished[-1]
+        return None if self.out is None else self.out / SAVED / digest(*decisive)[:16]
 
-    def clear(self) -> None:
-        """Remove the work of this experiment, whose result has been written."""
-        for folder in self._unfinished:
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # another interrupted run's work is in it
-                folder.parent.rmdir()
+    def claims(self, settings: Settings, name: str) -> list[Claim]:
+        """What the run would write in `out`, for comparison with the runs that were there before."""
+        if self.out is None:
+            return []
+        objects = {role: digest(getattr(self, role)) for role in self.in_memory}
+        claims = []
+        for file, written in settings.written_as(name).items():
+            values = written.to_dict()
+            folders = {
+                path: digest(os.path.expanduser(values[path]))  # noqa: PTH111 (a hub id is no path)
+                for path in PATHS
+                if values.get(path) and without_folder(values[path]) != values[path]
+            }
+            record = {**record_of(written, self.in_memory), "folders": folders, "objects": objects}
+            claims.append(Claim(self.out, file, record, type(settings)().to_dict()))
+        return claims
 
 
 @dataclass(frozen=True, eq=False)

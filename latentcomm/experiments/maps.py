@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -22,8 +22,28 @@ DEPTHS = (0.5, 0.65, 0.8, 0.9, 0.97)
 """Relative depths, in blocks from the first, of the cells that are swept where every cell needs its own map."""
 
 
-def is_mapped(sender: Model, receiver: Model, alignment: Alignment) -> bool:
-    """Whether a map is fitted between these two models; a model with itself needs none.
+@runtime_checkable
+class Sized(Protocol):
+    """A model, or what is known of one before it is loaded."""
+
+    @property
+    def name(self) -> str:
+        """What it is loaded as."""
+        ...
+
+    @property
+    def n_layers(self) -> int | None:
+        """Its blocks."""
+        ...
+
+    @property
+    def d_model(self) -> int | None:
+        """The width of its residual stream."""
+        ...
+
+
+def check_widths(sender: Sized, receiver: Sized, alignment: Alignment) -> None:
+    """Refuse unequal widths that nothing matches.
 
     Raises:
         ValueError: the widths differ, and `alignment` is "none".
@@ -33,6 +53,15 @@ def is_mapped(sender: Model, receiver: Model, alignment: Alignment) -> bool:
             f"alignment is 'none', but {sender.name} is {sender.d_model} wide and {receiver.name} {receiver.d_model}; "
             f"give {', '.join(ALIGNMENTS)} or right-aligned"
         )
+
+
+def is_mapped(sender: Model, receiver: Model, alignment: Alignment) -> bool:
+    """Whether a map is fitted between these two models; a model with itself needs none.
+
+    Raises:
+        ValueError: what `check_widths` refuses.
+    """
+    check_widths(sender, receiver, alignment)
     return alignment in ALIGNMENTS and not one_model(sender, receiver)
 
 

@@ -13,10 +13,12 @@ from beartype.door import is_bearable
 
 from latentcomm._core.names import check_name
 
-__all__ = ["DEFAULT_MODEL", "Alignment", "AtLeast", "Layer", "Settings", "TaskSettings", "listed"]
+__all__ = ["DEFAULT_MODEL", "SAVED", "Alignment", "AtLeast", "Layer", "Settings", "TaskSettings", "cell_of", "listed"]
 
 S = TypeVar("S", bound="Settings")
 DEFAULT_MODEL = "smollm2-135m-instruct"
+SAVED = ".latentcomm"
+"""The folder in a run's folder that holds all that is saved for a later run; removing it costs only time."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Settings:
             value = getattr(self, field.name)
             if bounds and value is not None and not value >= bounds[0]:
                 raise ValueError(f"{field.name} is {value}; give at least {bounds[0]}")
+
+    def written_as(self: S, name: str) -> dict[str, S]:
+        """What is written, by the names of the files: of most experiments one result under the name of the run."""
+        return {name: self}
 
     def to_dict(self) -> dict[str, Any]:
         """All fields in order, tuples as lists: what JSON and TOML hold.
@@ -148,6 +154,26 @@ class TaskSettings(Settings):
         options = [name for name in TaskSettings.__annotations__ if name != "task"]
         given = {name: getattr(self, name) for name in options}
         return {name: value for name, value in given.items() if value != getattr(TaskSettings, name)}
+
+
+def cell_of(read_layer: int | None, write_layer: int | None) -> tuple[int, int] | None:
+    """The cell of a read and a write layer; None without either, where it is chosen.
+
+    Raises:
+        ValueError: one without the other, or a negative layer.
+
+    >>> cell_of(3, 4), cell_of(None, None)
+    ((3, 4), None)
+    """
+    for name, layer in (("read_layer", read_layer), ("write_layer", write_layer)):
+        if layer is not None and layer < 0:
+            raise ValueError(f"{name} is {layer}; layers count from 0, and without one the cell is chosen")
+    if read_layer is None and write_layer is None:
+        return None
+    if read_layer is None or write_layer is None:
+        missing, given = ("read_layer", "write_layer") if read_layer is None else ("write_layer", "read_layer")
+        raise ValueError(f"{missing} is not given, but {given} is; give both, or neither to have the cell chosen")
+    return read_layer, write_layer
 
 
 def listed(names: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from latentcomm._core.files import told_apart
+from latentcomm._core.files import expanded, told_apart
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Calm, Channel, Interlat
 from latentcomm.channels.calm import Bridge, BridgeShape, CalmLearner, new_bridge
@@ -30,7 +30,9 @@ from latentcomm.channels.training.trainer import (
 )
 from latentcomm.experiments.compare.run import choose_cell
 from latentcomm.experiments.maps import map_documents, map_tokens
+from latentcomm.experiments.settings import cell_of
 from latentcomm.experiments.sweep.grid import Cell
+from latentcomm.experiments.train_settings import refuse_short_plan
 from latentcomm.fusion import Concat, Fusion, Gated, Replace
 from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.models import Model, check_pair, fingerprints, one_vocabulary
@@ -56,6 +58,9 @@ class LearningPlan:
         every: of CALM, the step between the layers of the sender that are read.
         n_tune: items that the cell is chosen on; the weights are trained on the whole half, but for what is held out.
         seed: of the split and of the training; the comparison must use the same split.
+
+    Raises:
+        ValueError: one of the two layers, a negative one, or a plan shorter than what it is compressed to.
     """
 
     steps: int | None = None
@@ -69,6 +74,10 @@ class LearningPlan:
     every: int = 4
     n_tune: int | None = 40
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        cell_of(self.read_layer, self.write_layer)
+        refuse_short_plan(self.plan_tokens, self.n_steps)
 
 
 DEFAULTS: Mapping[str, tuple[int, int, float]] = {
@@ -127,7 +136,7 @@ def learn(
     check_pair(sender, receiver)
     half, _ = task.split(seed=plan.seed)
     tune, held = _trained_and_held_out(half, held_out, plan.seed)
-    folder = None if checkpoint is None else Path(checkpoint)
+    folder = None if checkpoint is None else expanded(checkpoint)
     schedule = _schedule(name, plan)
     cell, alignment = None, None
     if name in WITH_A_CELL:
@@ -171,9 +180,9 @@ def load_learned(path: str | os.PathLike[str], sender: Model, receiver: Model) -
         ValueError: the file is no trained channel, or was trained for another model.
         FileNotFoundError: there is no such file.
     """
-    if not Path(path).exists():
+    if not expanded(path).exists():
         raise FileNotFoundError(f"there is no file {path}; `latentcomm train` writes it")
-    return _load([Path(path)], sender, receiver)[0]
+    return _load([expanded(path)], sender, receiver)[0]
 
 
 def load_folder(folder: str | os.PathLike[str], sender: Model, receiver: Model) -> dict[str, Learned]:
@@ -182,10 +191,20 @@ def load_folder(folder: str | os.PathLike[str], sender: Model, receiver: Model) 
     Raises:
         ValueError: there is none, or `load_learned` refuses one.
     """
-    paths = [path for name in LEARNED if (path := Path(folder) / f"{name}.safetensors").exists()]
+    paths = trained_files(folder)
+    return {path.stem: learned for path, learned in zip(paths, _load(paths, sender, receiver), strict=True)}
+
+
+def trained_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of trained channels in a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    paths = [path for name in LEARNED if (path := expanded(folder) / f"{name}.safetensors").exists()]
     if not paths:
         raise ValueError(f"the folder {folder} holds no trained channel; `latentcomm train` writes them")
-    return {path.stem: learned for path, learned in zip(paths, _load(paths, sender, receiver), strict=True)}
+    return paths
 
 
 def _load(paths: Sequence[Path], sender: Model, receiver: Model) -> list[Learned]:

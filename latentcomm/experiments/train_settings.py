@@ -3,9 +3,22 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
-from latentcomm.experiments.settings import AtLeast, Layer, TaskSettings
+from latentcomm.experiments.settings import AtLeast, Layer, TaskSettings, listed
 
 __all__ = ["TrainSettings"]
+
+
+def refuse_short_plan(plan_tokens: int, n_steps: int | None) -> None:
+    """Refuse a plan of Interlat that is shorter than what it is compressed to.
+
+    Raises:
+        ValueError: it is.
+    """
+    if n_steps is not None and plan_tokens < n_steps:
+        raise ValueError(
+            f"plan_tokens is {plan_tokens}, and n_steps compresses the plan to {n_steps}; give n_steps of at most "
+            f"{plan_tokens}, or a longer plan"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +56,15 @@ class TrainSettings(TaskSettings):
     every: Annotated[int, AtLeast(1)] = 4
     held_out: Annotated[float, AtLeast(0)] = 0.1
     save_every: Annotated[float, AtLeast(0)] = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_short_plan(self.plan_tokens, self.n_steps)
+
+    def written_as(self, name: str) -> "dict[str, TrainSettings]":  # noqa: ARG002 (a channel's file has its name)
+        """Each channel, trained by itself, under its own name."""
+        names = [each.replace("-", "_") for each in listed(self.channels)]
+        return {each: replace(self, channels=(each,)) for each in names}
 
     def in_float32(self) -> "TrainSettings":
         """The same with the models in float32: `dtype` is that of the arithmetic alone."""

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentcomm._core.files import digest, read_tensors, write_json
+from latentcomm._core.files import digest, expanded, read_tensors, write_json
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records, read_whole
 from latentcomm.models import Hook, Model, PassEnded
@@ -188,7 +188,7 @@ class ActivationStore:
         Raises:
             ValueError: there is none, or a shard of it is missing: the capture was interrupted.
         """
-        path = Path(folder)
+        path = expanded(folder)
         if not (path / MANIFEST).exists():
             raise ValueError(f"{path} holds no captured activations")
         store = cls(path, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
@@ -252,7 +252,7 @@ def capture_to_disk(
         raise ValueError("name at least one site to capture")
     for site in sites:
         model.check_site(site)
-    target = Path(folder)
+    target = expanded(folder)
     shards = _plan_shards(prompts, rows_per_shard, skip_first, last_only)
     manifest = {
         "model": model.name,

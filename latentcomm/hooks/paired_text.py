@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentcomm._core.files import digest, write_json
+from latentcomm._core.files import digest, expanded, write_json
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
 from latentcomm.hooks.capture import capture
@@ -153,7 +153,7 @@ def capture_paired(
     sides = {"sender": (sender, tokens.sender, tokens.sender_position)}
     if not is_one_side:
         sides["receiver"] = (receiver, tokens.receiver, tokens.receiver_position)
-    records = Records(None if checkpoint is None else Path(checkpoint))
+    records = Records(None if checkpoint is None else expanded(checkpoint))
     if records.folder is not None:
         _claim(records.folder, sides, tokens)
     parts = _parts(tokens)

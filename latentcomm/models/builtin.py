@@ -166,6 +166,7 @@ BUILT_IN = {
                 "d_head": 64,
                 "d_mlp": 1536,
                 "d_vocab": 49152,
+                "n_ctx": 8192,
                 "n_parameters": 134_515_008,
             },
         ),

@@ -65,6 +65,16 @@ def around_gap(model: Model, before: str, after: str, *, template: Template) -> 
     return [*whole[:start], *_bare(tokenizer, before)], whole[start:]
 
 
+def check_template(name: str, tokenizer: Any, template: Template) -> None:
+    """Refuse a chat with a model, of this name, whose tokenizer has no chat template.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if template == "chat" and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"the tokenizer of {name} has no chat template; use template='raw'")
+
+
 def _token_ids(model: Model, tokenizer: Any, text: str, template: Template, prepend_bos: bool | None) -> list[int]:
     ids = _bare(tokenizer, _as_turn(model, text)) if template == "chat" else list(tokenizer(text).input_ids)
     if prepend_bos is None:
@@ -80,8 +90,7 @@ def _token_ids(model: Model, tokenizer: Any, text: str, template: Template, prep
 def _as_turn(model: Model, text: str) -> str:
     """The text as the user's turn, with the assistant's opened."""
     tokenizer = model.require_tokenizer()
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"the tokenizer of {model.name} has no chat template; use template='raw'")
+    check_template(model.name, tokenizer, "chat")
     turn = [{"role": "user", "content": text}]
     return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 

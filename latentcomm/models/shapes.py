@@ -30,6 +30,7 @@ class ModelShape:
         n_heads, n_key_value_heads, d_head: of the attention.
         d_mlp: the width inside the feed-forward layers.
         d_vocab: tokens that it has logits for.
+        n_ctx: the longest prompt, in tokens.
         n_parameters: numbers in the files of weights, those that two matrices share counted once.
         weights_bytes: the size of these files.
     """
@@ -42,6 +43,7 @@ class ModelShape:
     d_head: int | None = None
     d_mlp: int | None = None
     d_vocab: int | None = None
+    n_ctx: int | None = None
     n_parameters: int | None = None
     weights_bytes: int | None = None
 
@@ -79,6 +81,7 @@ def shape_of(name_or_path: str | os.PathLike[str]) -> ModelShape:
         d_head=_size(config, "head_dim") or (d_model // n_heads if d_model and n_heads else None),
         d_mlp=d_mlp or (4 * d_model if d_model and hasattr(config, "n_inner") else None),  # GPT-2: None is four widths
         d_vocab=_size(config, "vocab_size"),
+        n_ctx=_size(config, "max_position_embeddings", "n_positions"),
         n_parameters=_n_stored(name, files),
         weights_bytes=sum(path.stat().st_size for path in files) or None,
     )
@@ -146,6 +149,7 @@ def _of_gguf(name: str, path: Path) -> ModelShape:
         d_head=size("attention.key_length") or (d_model // n_heads if d_model and n_heads else None),
         d_mlp=size("feed_forward_length"),
         d_vocab=size("vocab_size") or facts.get("tokenizer.ggml.tokens"),
+        n_ctx=size("context_length"),
         n_parameters=n_parameters,
         weights_bytes=path.stat().st_size,
     )

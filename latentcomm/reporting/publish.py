@@ -23,7 +23,7 @@ import plotly.graph_objects as go
 import plotly.offline
 import torch
 
-from latentcomm._core.files import digest, without_folder, written_whole
+from latentcomm._core.files import digest, expanded, without_folder, written_whole
 
 PACKAGES = ("latentcomm", "torch", "transformers", "transformer-lens", "numpy", "pandas", "plotly")
 PNG_SCALE = 2  # pixels of a PNG a pixel of the figure: 230 dots an inch where 780 px are printed 6.75 in wide
@@ -176,7 +176,7 @@ def image(figure: go.Figure, path: str | os.PathLike[str]) -> Path:
         ValueError: another ending.
         RuntimeError: kaleido or Chromium is missing, or does not start, or the file cannot be written.
     """
-    path = Path(path)
+    path = expanded(path)
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise ValueError(f"{path.name} names no format of an image; end it with .png, .svg or .pdf")
@@ -225,7 +225,9 @@ def _plain_value(value: Any) -> Any:
 def _paths(name: str, folder: str | os.PathLike[str]) -> Published:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"{name!r} is no name for files; use letters, digits, _, - and .")
-    data, figure, meta, page = (Path(folder) / f"{name}{ending}" for ending in (".csv", ".json", ".meta.json", ".html"))
+    data, figure, meta, page = (
+        expanded(folder) / f"{name}{ending}" for ending in (".csv", ".json", ".meta.json", ".html")
+    )
     return Published(data, figure, meta, page)
 
 

@@ -17,6 +17,7 @@ from latentcomm.experiments.cascade import continuations as handing
 from latentcomm.experiments.cascade import generate as writing
 from latentcomm.experiments.cascade.hand_offs import HandOff
 from latentcomm.experiments.cascade.report import PLOTS
+from latentcomm.experiments.settings import SAVED
 from latentcomm.reporting.publish import check_replot
 from latentcomm.tasks.kv_math_worked import knowing_texts
 
@@ -83,8 +84,7 @@ class TestCascade:
         monkeypatch.setattr(module, name, stopped)
         result = cascade(pair, tmp_path / "parts")
         assert result.exit_code == 130 and "the same command resumes it" in result.output
-        kept = [each for each in files_in(tmp_path / "parts") if each.startswith(".unfinished")]
-        assert kept and kept == files_in(tmp_path / "parts")
+        assert files_in(tmp_path / "parts") == [] and files_in(tmp_path / "parts" / SAVED)
         began.append(len(calls))
         assert cascade(pair, tmp_path / "parts").exit_code == 0
         done = len(calls) - 1  # all but the one that was stopped
@@ -152,9 +152,9 @@ class TestWhatIsWrong:
     ) -> None:
         result = cascade(pair, tmp_path, *arguments)
         assert result.exit_code == 1 and sentence in last_line(result.output)
-        assert [name for name in files_in(tmp_path) if not name.startswith(".unfinished")] == []
+        assert files_in(tmp_path) == []
 
     def test_a_model_must_be_named(self, tmp_path: Path) -> None:
-        result = run("cascade", "--out", tmp_path)
+        result = run("cascade", "--data", "sample", "--out", tmp_path)
         assert result.exit_code == 1 and result.stderr == "latentcomm: --sender is not given; name the large model\n"
         assert run("cascade", "--n", "0,many").exit_code == 2

@@ -19,6 +19,7 @@ from latentcomm.experiments import evaluation, maps
 from latentcomm.experiments import train as learning
 from latentcomm.experiments._train_job import training_figure
 from latentcomm.experiments.compare import run as comparing
+from latentcomm.experiments.settings import SAVED
 from latentcomm.models import recorded_passes
 from latentcomm.reporting.publish import check_replot
 
@@ -63,7 +64,7 @@ def stop(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, at: int) -> No
 
 def written(folder: Path) -> list[str]:
     """What is there beside the trials that are kept."""
-    return [name for name in files_in(folder) if not name.startswith(".compared")]
+    return files_in(folder)
 
 
 class TestCompare:
@@ -104,7 +105,7 @@ class TestCompare:
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert compare(tiny, tmp_path).exit_code == 0
-        kept = [name for name in files_in(tmp_path) if name.startswith(".compared")]
+        kept = files_in(tmp_path / SAVED)
         assert kept and not [name for name in kept if "message-" in name]
         first = (tmp_path / "c_trials.csv").read_bytes()
         after = Counter(evaluation.decode)
@@ -113,7 +114,9 @@ class TestCompare:
             assert compare(tiny, tmp_path).exit_code == 0
         assert after.calls == 0 and not [each for each in passes if each.n_unembedded]
         assert (tmp_path / "c_trials.csv").read_bytes() == first
-        assert compare(tiny, tmp_path, channels="silent,text,replace,mean").exit_code == 0
+        more = "silent,text,replace,mean"
+        assert "differ in --channels" in compare(tiny, tmp_path, channels=more).stderr
+        assert compare(tiny, tmp_path, "--overwrite", channels=more).exit_code == 0
         assert after.calls == 2
 
     def test_a_small_task_is_asked_whole(self, tiny: Path, tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ class TestCompare:
     def test_damaged_trials_are_named_and_run_again(self, tiny: Path, tmp_path: Path) -> None:
         assert compare(tiny, tmp_path).exit_code == 0
         first = (tmp_path / "c.csv").read_bytes()
-        path = next((tmp_path / ".compared").rglob("trials-*/*.json"))
+        path = next((tmp_path / SAVED).rglob("trials-*/*.json"))
         path.write_text(path.read_text("utf-8")[:-20], "utf-8")
         result = compare(tiny, tmp_path)
         assert result.exit_code == 0
@@ -173,7 +176,7 @@ class TestCompare:
         result = compare(tiny, tmp_path / "out", *arguments)
         assert result.exit_code == 1 and "Traceback" not in result.output
         assert sentence in last_line(result.stderr)
-        assert not [name for name in files_in(tmp_path) if not name.startswith("out/.compared")]
+        assert files_in(tmp_path) == []
 
 
 class TestTrain:
@@ -202,7 +205,7 @@ class TestTrain:
         found = compare(tiny, tmp_path / "out", "--weights", weights, channels=",".join(["silent", *LEARNED]))
         assert found.exit_code == 0, found.output
         assert set(pd.read_csv(tmp_path / "out" / "c.csv")["channel"]) == {"silent", *LEARNED}
-        seen = compare(tiny, tmp_path / "out", "--weights", weights, "--seed", "1", channels="silent,gated")
+        seen = compare(tiny, tmp_path / "other", "--weights", weights, "--seed", "1", channels="silent,gated")
         assert seen.exit_code == 1 and "has seen" in last_line(seen.stderr) and "--seed 0 and" in seen.stderr
 
     def test_a_run_stopped_by_ctrl_c_resumes_and_ends_with_the_same_bytes(
@@ -240,7 +243,7 @@ class TestTrain:
         weights = [name for name in files_in(tmp_path) if name.endswith("tensors")]
         assert weights == ["concatenated.safetensors", "gated.safetensors"]
         assert self.train(tiny, tmp_path, "gated").exit_code == 0
-        assert again.calls == 4  # nothing of it is kept once all are done
+        assert again.calls == 2  # what is done is read back
 
     def test_the_metadata_of_a_channel_repeat_its_training(self, tiny: Path, tmp_path: Path) -> None:
         first, again = tmp_path / "first", tmp_path / "again"

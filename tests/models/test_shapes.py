@@ -9,12 +9,12 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from tiny import tokenizer, transformers_model, write_gguf
+from tiny import N_CTX, tokenizer, transformers_model, write_gguf
 
 from latentcomm.models import ModelShape, builtin, shape_of, tokenizer_of
 from latentcomm.models.builtin import BuiltIn
 
-SIZES = {"n_layers": 3, "d_model": 32, "n_heads": 4, "d_head": 8, "d_vocab": 64}
+SIZES = {"n_layers": 3, "d_model": 32, "n_heads": 4, "d_head": 8, "d_vocab": 64, "n_ctx": N_CTX}
 LLAMA = SIZES | {"n_key_value_heads": 2, "d_mlp": 64}
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from latentcomm._core.files import read_tensors, write_tensors
+from latentcomm._core.files import expanded, read_tensors, write_tensors
 from latentcomm._core.progress import duration, say
 from latentcomm._core.records import read_whole
 from latentcomm.models import Model, why_not_finite
@@ -190,7 +190,7 @@ def train(
     configuration = {"schedule": asdict(schedule), **learner.configuration}
     if held_out is not None:
         configuration["held_out"] = dict(held_out.configuration)
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else expanded(checkpoint)
     models = [*frozen, *(model for model in (getattr(learner, "model", None),) if isinstance(model, Model))]
     with frozen_weights(frozen), _requires_grad(parameters.values(), gradients=True):
         optimiser = torch.optim.AdamW(
@@ -256,7 +256,7 @@ def load_weights(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     Raises:
         ValueError: the file is missing, was not written by `save_weights`, or holds another kind.
     """
-    manifest, tensors = _read(Path(path))
+    manifest, tensors = _read(expanded(path))
     if manifest.get("format") != WEIGHTS or manifest.get("kind") != kind:
         raise ValueError(f"{os.fspath(path)} holds {manifest.get('kind', 'nothing of this package')} and not {kind}")
     return tensors, manifest["configuration"]

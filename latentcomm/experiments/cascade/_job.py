@@ -3,41 +3,29 @@
 from dataclasses import replace
 
 from latentcomm._core.files import digest, without_folder
-from latentcomm.experiments.cascade.by_name import controls_named, hand_offs_named, refuse_hand_offs, stops_named
+from latentcomm.experiments.cascade._check import CascadeInputs
+from latentcomm.experiments.cascade.by_name import hand_offs_named
 from latentcomm.experiments.cascade.report import cascade_drawings, print_cascade, save_rows
 from latentcomm.experiments.cascade.run import sweep_cascade
 from latentcomm.experiments.cascade.settings import CascadeSettings
 from latentcomm.experiments.job import Job, Result
-from latentcomm.experiments.settings import listed
 from latentcomm.models.facts import describe
 from latentcomm.reporting.publish import plain
-from latentcomm.tasks.corpus import read_corpus
 from latentcomm.tasks.kv_math_worked import pairs_of
 
 __all__ = ["run_cascade"]
 
 
-def run_cascade(settings: CascadeSettings, job: Job) -> Result:
+def run_cascade(settings: CascadeSettings, job: Job, inputs: CascadeInputs) -> Result:
     """Sweep openings, stops and hand-offs; see `sweep_cascade`.
 
     Raises:
         ValueError: what the settings, the task or the cascade refuse.
     """
-    if not settings.sender and job.sender is None:
-        raise ValueError("sender is not given; name the large model")
-    settings = replace(settings, controls=controls_named(listed(settings.controls)))
-    stops, wanted = stops_named(listed(settings.stop)), listed(settings.hand_off)
-    ns = sorted(set(settings.n))
-    if not ns:
-        raise ValueError("n names no number of tokens; give some, comma-separated, such as 0,8,16,32")
-    refuse_hand_offs(wanted)
-    task = job.task_of(settings)
-    if 0 < settings.n_items < len(task.items):
-        task = task.take(settings.n_items, seed=settings.seed)
-    if settings.reply_tokens:
-        task = replace(task, reply_tokens=settings.reply_tokens)
+    settings = replace(settings, controls=inputs.controls)
+    task, stops, ns, wanted = inputs.task, inputs.stops, list(inputs.ns), inputs.hand_offs
     groups = pairs_of(task.items)
-    documents = read_corpus(settings.corpus).documents if settings.corpus else None
+    documents = None if inputs.corpus is None else inputs.corpus.documents
     large, small = job.pair(settings)
     given = settings.to_dict() | {"sender": large.name, "receiver": small.name}
     shown = given | {
@@ -52,7 +40,7 @@ def run_cascade(settings: CascadeSettings, job: Job) -> Result:
         "n_items": len(task.items),
         "reply_tokens": task.reply_tokens,
     }
-    checkpoint = job.unfinished(shown, large, small, task)
+    checkpoint = job.saved(shown, large, small, task)
     maps = {name: getattr(settings, name) for name in ("read_layer", "write_layer", "seed")}
     swept = sweep_cascade(
         large,

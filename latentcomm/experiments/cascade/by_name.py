@@ -21,17 +21,21 @@ def stops_named(names: Sequence[str]) -> dict[str, Stop | Oracle]:
     """The stops of `stops.STOPS` with these names, or with names that these are prefixes of.
 
     Raises:
-        ValueError: a name fits no stop, or more than one.
+        ValueError: none, a name that fits no stop or more than one, or a stop named twice.
 
     >>> list(stops_named(["sentence", "entropy-drop"]))
     ['sentence-end', 'entropy-drop']
     """
+    if not names:
+        raise ValueError(f"stop names none; choose among {', '.join(STOPS)}")
     found: dict[str, Stop | Oracle] = {}
     for name in names:
         fits = [name] if name in STOPS else [each for each in STOPS if name and each.startswith(name)]
         if len(fits) != 1:
             check_name("stop", name, STOPS)
             raise ValueError(f"stop {name!r} begins {' and '.join(fits)}; give more of the name")
+        if fits[0] in found:
+            raise ValueError(f"stop names {fits[0]} twice; name each once")
         found[fits[0]] = STOPS[fits[0]]
     return found
 
@@ -91,12 +95,14 @@ def refuse_hand_offs(names: Sequence[str]) -> None:
     """Refuse unknown names of hand-offs, before a model is loaded.
 
     Raises:
-        ValueError: none is named, or an unknown one.
+        ValueError: none is named, an unknown one, or one twice.
     """
     for name in names:
         check_name("hand-off", name, HAND_OFFS)
     if not names:
         raise ValueError(f"no hand-off is named; choose among {', '.join(HAND_OFFS)}")
+    if repeated := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise ValueError(f"hand_off names {repeated[0]} twice; name each once")
 
 
 def depth_of(model: Model) -> int:

@@ -16,6 +16,7 @@ from latentcomm.channels.kv import swapped
 from latentcomm.channels.message import Message, join, made_by
 from latentcomm.experiments.cascade.openings import EMBEDDING, LONGEST, VOCABULARY, Opening, characters_of, ids_of
 from latentcomm.experiments.evaluation import chunks, print_of
+from latentcomm.experiments.folder import note_large
 from latentcomm.hooks.decode import Choice, Reply, Run, read_prompts, runs, write_replies
 from latentcomm.hooks.receiver_input import EMBEDDED, ReceiverInput
 from latentcomm.models import Model
@@ -69,6 +70,8 @@ def write_openings(
         inputs = [ids_of(prompts, row) for row in range(len(prompts))]
         decisive = (print_of(large), inputs, longest, wanted, keep_cache, ITEMS_AT_ONCE)
         records = Records.of(checkpoint, "openings", 2, *decisive)
+        if keep_cache or wanted:
+            note_large(records.folder)
     parts = chunks(len(prompts), ITEMS_AT_ONCE)
     rows: list[Message] = []
     saved = records.n_saved(f"{part.start:05d}" for part in parts)

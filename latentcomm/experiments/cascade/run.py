@@ -175,21 +175,11 @@ def sweep_cascade(
             two models refuse, a large model whose openings are all empty, or items whose openings cannot be permuted.
     """
     check_pair(large, small)
-    _refuse_names(hand_offs, stops, controls)
     grid = sorted(set(ns))
-    for n in grid:
-        if not 0 <= n <= task.reply_tokens:
-            raise ValueError(
-                f"n is {n}, and the large model writes {task.reply_tokens} tokens at most in task {task.name!r}; give "
-                "n from 0 to that, or raise the task's reply_tokens"
-            )
+    check_plan(task, list(hand_offs), ns=grid, stops=stops, controls=controls, seed=seed)
     for hand_off in hand_offs.values():
         hand_off.check(large, small, task)
     _refuse_unkeyed(checkpoint, hand_offs=hand_offs)
-    for stop in stops.values():
-        _refuse_late(stop, task.reply_tokens)
-    if SHUFFLED in controls:
-        deranged(with_own_texts(task), seed=seed)  # refuses items that cannot be shuffled before anything is run
     openings = _generated(large, task, list(hand_offs.values()), checkpoint, progress)
     _refuse_silence(openings)
     own = [each.to_itself() for each in hand_offs.values()] if SELF in controls else []
@@ -226,6 +216,33 @@ def sweep_cascade(
     decisive = [setting.large_print, setting.small_print]
     signals = saved_signals(openings, small, task, hand_offs, folder=setting.folder, decisive=decisive)
     return CascadeSweep(tuple(trials), openings, small_openings, signals)
+
+
+def check_plan(
+    task: Task,
+    hand_offs: Sequence[str],
+    *,
+    ns: Sequence[int],
+    stops: Mapping[str, Stop | Oracle],
+    controls: Sequence[str],
+    seed: int,
+) -> None:
+    """Refuse names, numbers of tokens and items of a sweep that no cascade can run, whatever its models.
+
+    Raises:
+        ValueError: see `sweep_cascade`.
+    """
+    _refuse_names(hand_offs, stops, controls)
+    for n in ns:
+        if not 0 <= n <= task.reply_tokens:
+            raise ValueError(
+                f"n is {n}, and the large model writes {task.reply_tokens} tokens at most in task {task.name!r}; give "
+                "n from 0 to that, or raise the task's reply_tokens"
+            )
+    for stop in stops.values():
+        _refuse_late(stop, task.reply_tokens)
+    if SHUFFLED in controls:
+        deranged(with_own_texts(task), seed=seed)  # refuses items that cannot be shuffled
 
 
 def choose(stop: Stop, opening: Opening, most: int) -> tuple[int, bool]:
@@ -265,9 +282,7 @@ def _by_oracle(trials: Sequence[CascadeTrial], names: Sequence[str], grid: Seque
     return chosen
 
 
-def _refuse_names(
-    hand_offs: Mapping[str, HandOff], stops: Mapping[str, Stop | Oracle], controls: Sequence[str]
-) -> None:
+def _refuse_names(hand_offs: Sequence[str], stops: Mapping[str, Stop | Oracle], controls: Sequence[str]) -> None:
     """Refuse names that are ambiguous, reserved or unknown."""
     if not hand_offs:
         raise ValueError("no hand-off was given; give at least one, such as {'text': TextHandOff()}")
@@ -277,8 +292,9 @@ def _refuse_names(
         raise ValueError(f"a stop is named {odd[0]!r}, which is the name of a fixed n; name it otherwise")
     if renamed := [name for name in controls if name in RENAMED]:
         raise ValueError(f"the control {renamed[0]!r} is called {RENAMED[renamed[0]]!r} now; give that name")
-    for name in controls:
-        check_name("control", name, CONTROLS)
+    for number, name in enumerate(controls):
+        if check_name("control", name, CONTROLS) in controls[:number]:
+            raise ValueError(f"controls names {name} twice; name each once")
 
 
 def _refuse_unkeyed(checkpoint: str | os.PathLike[str] | None, **given: HandOff | Mapping[str, HandOff]) -> None:

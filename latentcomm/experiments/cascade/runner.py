@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latentcomm._core.files import digest
+from latentcomm._core.files import digest, expanded
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
 from latentcomm.channels.base import receiver_prompts, with_own_texts
@@ -118,7 +118,7 @@ class Setting:
             task=task,
             seed=seed,
             sizes=(ModelSize.of(large), ModelSize.of(small)),
-            folder=None if checkpoint is None else Path(checkpoint),
+            folder=None if checkpoint is None else expanded(checkpoint),
             large_print=[] if checkpoint is None else print_of(large),
             small_print=[] if checkpoint is None else print_of(small),
             shown=shown,

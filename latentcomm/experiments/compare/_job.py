@@ -1,13 +1,11 @@
 """`CompareSettings` run: channels by name on the same items, with what each costs."""
 
 from latentcomm._core.files import digest
-from latentcomm.channels.catalogue import LEARNED, check_names
+from latentcomm.experiments.compare._check import CompareInputs
 from latentcomm.experiments.compare.report import comparison_figure, print_comparison
 from latentcomm.experiments.compare.run import compare_named, names_for
 from latentcomm.experiments.compare.settings import CompareSettings
-from latentcomm.experiments.evaluation import forget_messages
 from latentcomm.experiments.job import Drawing, Job, Result
-from latentcomm.experiments.settings import listed
 from latentcomm.experiments.train import check_unseen, load_folder
 from latentcomm.models.facts import describe
 from latentcomm.reporting.publish import plain
@@ -19,24 +17,21 @@ NOT_SHARED = ("channels", "controls", "weights")
 """Settings with which saved trials stay valid: another channel or control is added to what is there."""
 
 
-def run_compare(settings: CompareSettings, job: Job) -> Result:
+def run_compare(settings: CompareSettings, job: Job, inputs: CompareInputs) -> Result:
     """Compare; see `compare_named`.
 
     Raises:
         ValueError: what the settings, the task or the comparison refuse.
     """
-    names = [name.replace("-", "_") for name in listed(settings.channels)]
-    if names:
-        check_names(names, LEARNED if settings.weights else ())
-    task = job.task_of(settings)
+    task = inputs.task
     sender, receiver = job.pair(settings)
     trained = load_folder(settings.weights, sender, receiver) if settings.weights else {}
     for each in trained.values():
         check_unseen(each, task.split(seed=settings.seed)[1])
-    names = names or [*names_for(sender, receiver, alignment=settings.alignment), *trained]
+    names = list(inputs.names) or [*names_for(sender, receiver, alignment=settings.alignment), *trained]
     given = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
     shared = {name: value for name, value in given.items() if name not in NOT_SHARED}
-    folder = None if job.out is None else job.out / ".compared" / digest(shared, task)[:16]
+    folder = job.saved(shared, task)
     comparison, cell = compare_named(
         names,
         sender,
@@ -47,8 +42,6 @@ def run_compare(settings: CompareSettings, job: Job) -> Result:
         checkpoint=folder,
         progress=job.progress,
     )
-    if folder is not None:
-        forget_messages(folder)
     weights = {name: digest(each.weights) for name, each in trained.items() if name in names}
     chosen = {} if cell is None else {"chosen_read_layer": cell[0], "chosen_write_layer": cell[1]}
     shown = plain(

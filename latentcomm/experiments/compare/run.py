@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+from latentcomm._core.files import expanded
 from latentcomm._core.names import check_name
 from latentcomm._core.progress import track
 from latentcomm.alignment import AffineMap
@@ -24,11 +25,11 @@ from latentcomm.channels.coconut import marker
 from latentcomm.channels.merged import fit_predictability
 from latentcomm.experiments.compare.channels import Comparison
 from latentcomm.experiments.compare.settings import CompareSettings
-from latentcomm.experiments.controls import CONTROLS, deranged, deranged_within_label
+from latentcomm.experiments.controls import CONTROLS, SAME_LABEL, deranged, deranged_within_label
 from latentcomm.experiments.cost import ModelSize, paper_activation_flops, paper_forward_flops, paper_text_flops
 from latentcomm.experiments.evaluation import MESSAGE, Trial, evaluate, n_evaluated
-from latentcomm.experiments.maps import depths, fit_maps, is_mapped, map_documents, map_tokens
-from latentcomm.experiments.settings import Alignment
+from latentcomm.experiments.maps import Sized, depths, fit_maps, is_mapped, map_documents, map_tokens
+from latentcomm.experiments.settings import Alignment, cell_of
 from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.experiments.sweep.run import best_cell, cell_table, tune_sweep
 from latentcomm.fusion import Replace, RightAligned
@@ -45,28 +46,58 @@ def names_for(sender: Model, receiver: Model, *, alignment: Alignment = "ridge")
     """The names of all channels that can run without training and can pass between these two models."""
     if one_model(sender, receiver):
         return list(CHANNELS)
-    left_out = {*_refused(CHANNELS, sender, receiver)}
+    left_out = {*unable(CHANNELS, sender, receiver, shares_vocabulary=one_vocabulary(sender, receiver))}
     left_out |= {name for name, entry in CHANNELS.items() if "layout" in entry.same}
     if alignment == "right-aligned" and sender.d_model != receiver.d_model:
         left_out.add(PREDICTABILITY)
     return [name for name in CHANNELS if name not in left_out]
 
 
-def _refused(names: Collection[str], sender: Model, receiver: Model) -> dict[str, str]:
-    """The channels that cannot pass between these two models, each with the reason."""
+def unable(
+    names: Collection[str], sender: Sized, receiver: Sized, *, shares_vocabulary: bool, right_aligned: bool = False
+) -> dict[str, str]:
+    """The channels that cannot pass between these two models, each with a sentence."""
     needs = {name: CHANNELS[name].same for name in names if name in CHANNELS}
     differ: dict[str, str] = {}
-    if any("vocabulary" in same for same in needs.values()) and not one_vocabulary(sender, receiver):
+    if not shares_vocabulary:
         differ["vocabulary"] = "their vocabularies differ"
     if (sender.n_layers, sender.d_model) != (receiver.n_layers, receiver.d_model):
         differ["layout"] = "they are of different layouts"
     if sender.d_model != receiver.d_model:
         differ["width"] = f"they are {sender.d_model} and {receiver.d_model} wide, and nothing here maps what it sends"
-    return {
-        name: next(why for what, why in differ.items() if what in same)
+    found = {
+        name: f"the channel {name} cannot pass from {sender.name} to {receiver.name}: "
+        f"{next(why for what, why in differ.items() if what in same)}; leave it out"
         for name, same in needs.items()
         if set(same) & differ.keys()
     }
+    if right_aligned and PREDICTABILITY in names and sender.d_model != receiver.d_model:
+        found[PREDICTABILITY] = (
+            f"{PREDICTABILITY} needs a map between {sender.name} and {receiver.name}; leave out one of both"
+        )
+    return found
+
+
+def check_controls(names: Sequence[str]) -> None:
+    """Refuse controls that there are not, or that are named twice.
+
+    Raises:
+        ValueError: with the first of them.
+    """
+    for number, name in enumerate(names):
+        if check_name("control", name, CONTROLS) in names[:number]:
+            raise ValueError(f"controls names {name} twice; name each once")
+
+
+def check_shuffles(test: Task, controls: Sequence[str], *, seed: int) -> None:
+    """Refuse items whose messages cannot be shuffled as the controls need it.
+
+    Raises:
+        ValueError: what `controls.deranged` and `controls.deranged_within_label` refuse.
+    """
+    deranged(test, seed=seed)
+    if SAME_LABEL in controls:
+        deranged_within_label(test, seed=seed)
 
 
 def compare_named(
@@ -94,25 +125,19 @@ def compare_named(
     """
     check_names(names, learned)
     check_pair(sender, receiver)
-    for number, name in enumerate(settings.controls):
-        if check_name("control", name, CONTROLS) in settings.controls[:number]:
-            raise ValueError(f"controls names {name} twice; name each once")
-    for name, why in _refused(names, sender, receiver).items():
-        raise ValueError(f"the channel {name} cannot pass from {sender.name} to {receiver.name}: {why}; leave it out")
-    wide = settings.alignment == "right-aligned" and sender.d_model != receiver.d_model
-    if wide and PREDICTABILITY in names:
-        raise ValueError(
-            f"{PREDICTABILITY} needs a map between {sender.name} and {receiver.name}; leave out one of both"
-        )
-    if (settings.read_layer is None) != (settings.write_layer is None):
-        raise ValueError("read_layer and write_layer make a cell; give both, or neither to have it chosen")
+    check_controls(settings.controls)
+    needs_one = any("vocabulary" in CHANNELS[name].same for name in names if name in CHANNELS)
+    shares_vocabulary = not needs_one or one_vocabulary(sender, receiver)
+    right_aligned = settings.alignment == "right-aligned"
+    for sentence in unable(
+        names, sender, receiver, shares_vocabulary=shares_vocabulary, right_aligned=right_aligned
+    ).values():
+        raise ValueError(sentence)
     tune, test = task.split(seed=settings.seed)
     if 0 < settings.n_test < len(test.items):
         test = test.take(settings.n_test, seed=settings.seed)
-    deranged(test, seed=settings.seed)  # raises now, before the sweep
-    if "same-label" in settings.controls:
-        deranged_within_label(test, seed=settings.seed)
-    folder = None if checkpoint is None else Path(checkpoint)
+    check_shuffles(test, settings.controls, seed=settings.seed)  # raises now, before the sweep
+    folder = None if checkpoint is None else expanded(checkpoint)
     cell, alignment, predictable = None, None, None
     if any(needs_cell(name) for name in names):
         cell, alignment = choose_cell(
@@ -143,7 +168,7 @@ def compare_named(
         Site(cell[1] if cell else 0),
         alignment=alignment,
         predictable=predictable,
-        right_aligned=wide,
+        right_aligned=right_aligned and sender.d_model != receiver.d_model,
         message_tokens=settings.message_tokens,
         request=settings.request,
         n_thoughts=settings.n_thoughts,
@@ -230,14 +255,13 @@ def choose_cell(
     Raises:
         ValueError: a task without choices and no cell, or a layer that the model does not have.
     """
-    given = None if read_layer is None or write_layer is None else (read_layer, write_layer)
+    given = cell_of(read_layer, write_layer)
     mapped = is_mapped(sender, receiver, alignment)
     if given is not None:
         sender.check_site(Site(given[0]))
         receiver.check_site(Site(given[1]))
         return given, fit_maps(sender, receiver, [given], seed, alignment=alignment)[given] if mapped else None
-    if not tune.has_choices:
-        raise ValueError(f"task {tune.name!r} has no choices to choose a cell by; give read_layer and write_layer")
+    require_choices(tune)
     tune = tune if n_tune is None else tune.take(min(n_tune, len(tune.items)), seed=seed)
     reads = depths(sender.n_layers) if mapped else None
     writes = depths(receiver.n_layers) if mapped else None
@@ -260,6 +284,16 @@ def choose_cell(
     )
     cell = best_cell(cell_table(sweep, sender, tune), n_layers=receiver.n_layers)
     return cell, None if maps is None else maps[cell]
+
+
+def require_choices(task: Task) -> None:
+    """Refuse a task by which no cell can be chosen.
+
+    Raises:
+        ValueError: it has no answer choices.
+    """
+    if not task.has_choices:
+        raise ValueError(f"task {task.name!r} has no choices to choose a cell by; give read_layer and write_layer")
 
 
 def _markers(sender: Model, receiver: Model) -> tuple[str, str]:

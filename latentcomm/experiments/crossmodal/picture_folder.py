@@ -6,11 +6,11 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageEnhance, ImageOps
 
+from latentcomm._core.files import expanded
 from latentcomm._core.progress import say
 from latentcomm.experiments.crossmodal.digits import INKS
 from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet, read_pictures, rotated
@@ -49,7 +49,7 @@ def read_table(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
     Raises:
         ValueError: no such folder or table, a table that cannot be read, a row without file or name, or a file twice.
     """
-    root = Path(folder)
+    root = expanded(folder)
     path = next((root / name for name in TABLES if (root / name).is_file()), None)
     if path is None:
         raise ValueError(
@@ -91,7 +91,7 @@ def read_folder(
     Raises:
         ValueError: what `read_table` refuses, a picture that cannot be read, or a caption of a fact that is missing.
     """
-    root = Path(folder)
+    root = expanded(folder)
     rows = read_table(root)
     where = root / "pictures" if (root / "pictures").is_dir() else root
     images = read_pictures([where / row["file"] for row in rows], skip_unreadable=skip_unreadable)

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 
+from latentcomm._core.files import expanded
 from latentcomm._core.progress import say, track
 from latentcomm.channels import Message
 from latentcomm.experiments.accuracy import to_table
@@ -86,7 +86,7 @@ def cross_modal(
     """
     if not parts or len({part.name for part in parts}) < len(parts):
         raise ValueError(f"the parts are {[part.name for part in parts]}; give at least one, each with its own name")
-    folder = None if checkpoint is None else Path(checkpoint)
+    folder = None if checkpoint is None else expanded(checkpoint)
     trials: dict[tuple[str, str, str], list[Trial]] = {}
     chosen: dict[str, Mapping[str, int]] = {}
     groups: dict[str, str] = {}

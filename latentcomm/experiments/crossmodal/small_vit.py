@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm._core.files import digest, read_tensors
+from latentcomm._core.files import digest, expanded, read_tensors
 from latentcomm._core.records import read_whole
 from latentcomm.channels.training.trainer import Schedule, load_weights, save_weights, train
 from latentcomm.experiments.crossmodal.digits import CELLS, EDGE, INKS, WORDS, digit_halves, four_cells, one_digit
@@ -97,7 +97,7 @@ def small_vit(
     Raises:
         ValueError: a file that holds something else.
     """
-    file = None if path is None else Path(path)
+    file = None if path is None else expanded(path)
     numbers = digit_halves(seed=seed).fitting
     sets = (
         one_digit(numbers, n=n_pictures // 2, seed=seed + 1_000),  # not the pictures that maps are fitted on
@@ -149,8 +149,14 @@ def encoder_named(
         ValueError: what `vision.load_vision` or `small_vit` refuses.
     """
     if vision:
-        stated = Path(vision, "preprocessor_config.json").exists() or not Path(vision).is_dir()
-        return load_vision(vision, preprocessing=None if stated else IMAGENET, dtype=dtype, device=device)
+        local = expanded(vision)
+        stated = (local / "preprocessor_config.json").exists() or not local.is_dir()
+        return load_vision(
+            local if local.is_dir() else vision,
+            preprocessing=None if stated else IMAGENET,
+            dtype=dtype,
+            device=device,
+        )
     path = None if folder is None else folder / f"small-vit-{seed}-{steps}.safetensors"
     sender = small_vit(seed=seed, steps=steps, path=path, progress=progress)
     sender.encoder.to(resolve_device(device))

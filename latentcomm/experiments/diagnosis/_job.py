@@ -3,41 +3,37 @@
 import json
 
 from latentcomm._core.files import write_json
-from latentcomm._core.names import check_name
 from latentcomm.experiments.diagnosis import run
-from latentcomm.experiments.diagnosis.fusions import FUSIONS
+from latentcomm.experiments.diagnosis._check import DiagnoseInputs
 from latentcomm.experiments.diagnosis.result import Diagnosis
 from latentcomm.experiments.diagnosis.settings import FILES, PAGE, RECORD, DiagnoseSettings, Size
 from latentcomm.experiments.job import Job, Result, record_of
 from latentcomm.experiments.maps import ALIGNMENTS, is_mapped
-from latentcomm.experiments.settings import listed
 from latentcomm.fusion import BY_NAME
 from latentcomm.reporting.terminal import Console
-from latentcomm.tasks.corpus import read_corpus
 
 __all__ = ["run_diagnose"]
 
 
-def run_diagnose(settings: DiagnoseSettings, job: Job) -> Result:
+def run_diagnose(settings: DiagnoseSettings, job: Job, inputs: DiagnoseInputs) -> Result:
     """Diagnose; see `latentcomm.diagnose`, which writes the report and its tables itself.
 
     Raises:
         ValueError: what the settings, the corpus or the diagnosis refuse.
     """
     size = Size(documents=settings.documents, tokens=settings.tokens, prompts=settings.prompts, layers=settings.layers)
-    names = [check_name("fusion", name.replace("-", "_"), FUSIONS) for name in listed(settings.fusion)]
-    texts = read_corpus(settings.corpus or None)
     sender, receiver = job.pair(settings)
     is_mapped(sender, receiver, settings.alignment)  # refuses unequal widths that nothing matches
     found = run.diagnose(
         sender,
         receiver,
-        corpus=texts,
+        corpus=inputs.corpus,
         out=job.out,
-        fusions={name: FUSIONS[name] for name in names or FUSIONS},
+        fusions=inputs.fusions,
         aligner=ALIGNMENTS.get(settings.alignment),
         size=size,
         seed=settings.seed,
+        overwrite=True,  # the run's own claim on the folder was checked
         progress=job.progress,
     )
     if job.out is not None:

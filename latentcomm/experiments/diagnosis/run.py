@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import pandas as pd
 import torch
 
 from latentcomm import alignment
-from latentcomm._core.files import digest, without_folder
+from latentcomm._core.files import digest, expanded, without_folder
 from latentcomm._core.records import Records
 from latentcomm.alignment import fit_ridge
 from latentcomm.drift import reference as drift_reference
@@ -41,6 +39,8 @@ from latentcomm.experiments.diagnosis.recommend import ALARM, Situation, cell_ta
 from latentcomm.experiments.diagnosis.result import Diagnosis
 from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.experiments.diagnosis.settings import FILES, PAGE, RECORD, Size, layers_in_steps
+from latentcomm.experiments.folder import forget, refuse_unwritable
+from latentcomm.experiments.settings import SAVED
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.paired_text import PairedTokens, capture_paired, pair_tokens
 from latentcomm.models import Model, check_pair, fingerprints
@@ -66,6 +66,7 @@ def diagnose(
     aligner: Aligner | None = fit_ridge,
     size: Size = Size(),  # noqa: B008 (frozen)
     seed: int = 0,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> Diagnosis:
     """Measure a pair of models on a corpus: how alike they are, what the receiver lacks, and where a graft drifts.
@@ -78,14 +79,15 @@ def diagnose(
 
     Args:
         corpus: a corpus or its file or folder (`latentcomm.tasks.corpus.read_corpus`); the packaged text by default.
-        out: a folder for report.html and the tables as CSV. Finished parts are saved in it until the end, so that the
-            same call resumes after an interruption, with bit-identical results.
+        out: a folder for report.html and the tables as CSV. Finished parts are saved in it, so that the same call
+            resumes after an interruption, with bit-identical results.
         fusions: by name; `Fitted` for one that takes a map from the receiver's states to the messages.
         aligner: fits the map from another model's messages to the receiver's states, with the options `folds`, `groups`
             and `seed` of `fit_ridge`; None leaves messages unchanged, on the last entries where the widths differ
             (`RightAligned`). A model with itself needs none.
         size: how much is measured.
         seed: of the halves, folds, draws and prompts.
+        overwrite: whether another report in `out` is written over.
 
     Raises:
         ValueError: no fusion, a processed model with a raw one, a corpus with too few documents or rows, states that
@@ -100,11 +102,7 @@ def diagnose(
     n_tokens = min(size.tokens, sender.n_ctx, receiver.n_ctx)
     order = torch.randperm(len(texts.documents), generator=torch.Generator().manual_seed(seed)).tolist()
     documents = [texts.documents[number] for number in sorted(order[: size.documents])]
-    if len(documents) < FEWEST_DOCUMENTS:
-        raise ValueError(
-            f"{texts.name} holds {len(documents)} documents; a diagnosis splits them in half and calibrates on a part, "
-            f"so give at least {FEWEST_DOCUMENTS}"
-        )
+    check_documents(texts.name, len(documents))
     tokens = pair_tokens(sender, receiver, documents, max_tokens=n_tokens)
     prints: dict[str, str] = dict(zip(("sender", "receiver"), fingerprints(sender, receiver), strict=True))
     choices = {
@@ -118,9 +116,12 @@ def diagnose(
         "aligner": None if aligner is None else getattr(aligner, "__qualname__", repr(aligner)),
     }
     inputs = _key(choices, prints, sender, receiver, fusions)
-    if out is not None:
-        _require_own(Path(out), inputs)
-    folder = None if out is None else Path(out) / ".unfinished" / inputs
+    target = None if out is None else expanded(out)
+    if target is not None:
+        refuse_unwritable(target)
+        if not overwrite:
+            _require_own(target, inputs)
+    folder = None if target is None else target / SAVED / inputs
     records = Records(folder)
     states = capture_paired(
         sender, receiver, tokens, checkpoint=None if folder is None else folder / "capture", progress=progress
@@ -173,17 +174,28 @@ def diagnose(
         },
         seconds=time.monotonic() - began,
     )
-    if out is not None:
+    if target is not None:
         from latentcomm.experiments.diagnosis.report import (
             write_report,  # plotly takes a second to import
         )
 
-        write_report(diagnosis, Path(out))
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # it holds the parts of another stopped run
-                folder.parent.rmdir()
+        write_report(diagnosis, target)
+        if folder is not None:  # the states are as large as all else is small
+            forget([folder / "capture"])
     return diagnosis
+
+
+def check_documents(name: str, n_documents: int) -> None:
+    """Refuse a corpus of too few documents.
+
+    Raises:
+        ValueError: there are fewer than `FEWEST_DOCUMENTS`.
+    """
+    if n_documents < FEWEST_DOCUMENTS:
+        raise ValueError(
+            f"{name} holds {n_documents} documents; a diagnosis splits them in half and calibrates on a part, so give "
+            f"at least {FEWEST_DOCUMENTS}"
+        )
 
 
 def _measured(
@@ -265,11 +277,7 @@ def _key(
 
 
 def _require_own(out: Path, inputs: str) -> None:
-    """Check that a folder is writable and that no other report, and no file of its names, would be overwritten."""
-    first = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
-        what = "may not be written to" if first.is_dir() else "is no folder"
-        raise ValueError(f"the report cannot go to {out}, as {first} {what}; choose another folder")
+    """Refuse a folder in which another report, or a file of its names, would be overwritten."""
     there = [out / name for name in (*FILES, PAGE) if (out / name).exists()]
     if not there:
         return
@@ -280,7 +288,9 @@ def _require_own(out: Path, inputs: str) -> None:
         digest_there = None
     if digest_there != inputs:
         what = "the report of another diagnosis" if digest_there else f"a {there[0].name} that is not of this diagnosis"
-        raise ValueError(f"{out} holds {what}, which this one would overwrite; choose another folder, or move it away")
+        raise ValueError(
+            f"{out} holds {what}, which this one would overwrite; choose another folder, or give overwrite=True"
+        )
 
 
 def _described(fusion: Fusion | Fitted) -> str:

@@ -73,6 +73,10 @@ class DiagnoseSettings(Settings):
     prompts: Annotated[int, AtLeast(2)] = 24
     layers: Annotated[int, AtLeast(1)] = 10
 
+    def written_as(self, name: str) -> "dict[str, DiagnoseSettings]":  # noqa: ARG002 (a folder holds one report)
+        """The report."""
+        return {REPORT: self}
+
 
 def layers_in_steps(n_layers: int, most: int) -> tuple[int, ...]:
     """Return at most `most` layers in even steps from the first.
@@ -83,7 +87,8 @@ def layers_in_steps(n_layers: int, most: int) -> tuple[int, ...]:
     return tuple(range(0, n_layers, -(-n_layers // most)))
 
 
-PAGE, RECORD = "report.html", "report.meta.json"
+REPORT = "report"
+PAGE, RECORD = f"{REPORT}.html", f"{REPORT}.meta.json"
 FILES: Mapping[str, str] = MappingProxyType(
     {
         "cells.csv": "one row per fusion and write layer, with the basis of the recommendation",

@@ -83,7 +83,7 @@ def sweep_and_judge(
             evaluation refuses.
     """
     if cell is None:
-        check_choices(task)
+        require_choices(task)
     if not fusions:
         raise ValueError("name at least one fusion to sweep")
     if taken := {Silent().name, Skyline().name, LENS} & set(fusions):
@@ -126,11 +126,11 @@ def sweep_and_judge(
     return SweepReport(cells, summarise(trials, seed=seed), trials, cell, n_eligible)
 
 
-def check_choices(task: Task) -> None:
-    """Refuse a task of free answers, before anything runs.
+def require_choices(task: Task) -> None:
+    """Refuse a task by which no cell can be chosen.
 
     Raises:
-        ValueError: it has no choices.
+        ValueError: it has no answer choices.
     """
     if not task.has_choices:
         raise ValueError(
@@ -153,7 +153,7 @@ def tune_sweep(
     progress: bool = False,
 ) -> LayerSweep:
     """`sweep_layers` over the items of a task, with choices drawn by `seed`."""
-    check_choices(tune)
+    require_choices(tune)
     return sweep_layers(
         sender,
         receiver,

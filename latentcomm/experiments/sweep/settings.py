@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from latentcomm.experiments.settings import Alignment, AtLeast, Layer, TaskSettings
+from latentcomm.experiments.settings import Alignment, AtLeast, Layer, TaskSettings, cell_of
 
 __all__ = ["SweepSettings"]
 
@@ -37,8 +37,5 @@ class SweepSettings(TaskSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.read_layer is None) != (self.write_layer is None):
-            missing, given = ("read_layer", "write_layer") if self.read_layer is None else ("write_layer", "read_layer")
-            raise ValueError(f"{missing} is not given, but {given} is; give both, or neither to have the cell chosen")
-        if self.read_layer is not None and (self.read_layers or self.write_layers):
+        if cell_of(self.read_layer, self.write_layer) is not None and (self.read_layers or self.write_layers):
             raise ValueError("read_layers and write_layers make a grid, read_layer and write_layer one cell; give one")

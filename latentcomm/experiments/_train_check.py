@@ -1,0 +1,76 @@
+"""The check of `TrainSettings` before the first weight is read."""
+
+from dataclasses import dataclass
+
+from latentcomm._core.names import check_name
+from latentcomm.channels.catalogue import LEARNED
+from latentcomm.experiments.compare.run import require_choices
+from latentcomm.experiments.maps import MAP_DOCUMENTS, MAP_TOKENS
+from latentcomm.experiments.preflight import Checks
+from latentcomm.experiments.settings import listed
+from latentcomm.experiments.train import DEFAULTS, WITH_A_CELL
+from latentcomm.experiments.train_settings import TrainSettings
+from latentcomm.tasks.base import Task
+
+__all__ = ["TrainInputs", "check_train"]
+
+STATES = 10
+"""States of the width of a model that each token and layer holds for the backward pass, at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainInputs:
+    """What a training runs with, besides its settings and its models.
+
+    Attributes:
+        names: of the channels.
+        task: all of its items.
+    """
+
+    names: tuple[str, ...]
+    task: Task
+
+
+def check_train(settings: TrainSettings, checks: Checks) -> TrainInputs | None:
+    """What the training runs with; None where something is refused."""
+    names = tuple(name.replace("-", "_") for name in listed(settings.channels))
+    for name in dict.fromkeys(names):
+        checks.of(check_name, "channel to train", name, LEARNED)
+        checks.refuse(f"channels names {name} twice; name each once", when=names.count(name) > 1)
+    checks.refuse(f"channels names none to train; choose among {', '.join(LEARNED)}", when=not names)
+    checks.refuse(
+        f"dtype is {settings.dtype!r}; train in float32 or bfloat16", when=settings.dtype not in ("float32", "bfloat16")
+    )
+    task = checks.task()
+    sender, receiver = checks.pair()
+    checks.template(settings.template, sender, receiver)
+    cell = checks.cell()
+    checks.layers("read_layer", sender)
+    checks.layers("write_layer", receiver)
+    halves = None if task is None else checks.of(task.split, seed=settings.seed)
+    if task is None or halves is None:
+        return None
+    tune = halves[0]
+    checks.prompts(sender, [item.sender for item in tune.items])
+    checks.prompts(receiver, [item.receiver for item in tune.items])
+    if cell is None and any(name in WITH_A_CELL for name in names):
+        checks.of(require_choices, tune)
+    checks.weights(sender, receiver)
+    prompt = checks.length(receiver, [item.receiver for item in tune.items])
+    for name in (name for name in names if name in DEFAULTS):
+        steps, batch_size, _ = DEFAULTS[name]
+        n_examples = MAP_DOCUMENTS * MAP_TOKENS if name == "learned_linear" else len(tune.items)
+        what = "the packaged corpus" if name == "learned_linear" else f"the tuning half of {task.name}"
+        size = settings.batch_size or batch_size
+        checks.refuse(
+            f"batch_size is {size}, and {name} is trained on {n_examples} examples of {what} at most; give at most "
+            f"{n_examples}",
+            when=0 < n_examples < settings.batch_size,
+        )
+        steps = settings.steps or steps
+        checks.work.append(f"{name}, trained by {steps} updates of {size} examples of {what}")
+        if name != "learned_linear" and receiver is not None and (sized := receiver.size()) is not None:
+            tokens = size * (prompt + task.reply_tokens)
+            checks.holds("activations of the training", 4 * tokens * sized.n_layers * STATES * sized.d_model)
+            checks.runs(receiver, 3 * steps * size, n_new=prompt + task.reply_tokens)  # backward is twice forward
+    return TrainInputs(names, task)

@@ -1,0 +1,83 @@
+"""What this machine has: memory and disk that are free, and how fast it multiplies matrices."""
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+__all__ = ["free_disk", "free_memory", "multiply_adds_a_second", "readable"]
+
+GROUPS = Path("/sys/fs/cgroup")
+"""Where Linux says how much of the machine's memory a container may use."""
+CONTROL_GROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+"""Files of the limit, the use and its parts, and the part that is cached files, in both versions of control groups."""
+TIMED_SECONDS = 0.3
+"""How long products are timed."""
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that are free on a device, None where the system does not say: of a GPU its own, else the machine's."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    found = [each for each in (_available(), _left_to_container()) if each is not None]
+    return min(found, default=None)
+
+
+def free_disk(folder: Path) -> int | None:
+    """Bytes that are free where a folder is, or would be made."""
+    first = next((each for each in (folder, *folder.absolute().parents) if each.exists()), None)
+    try:
+        return None if first is None else shutil.disk_usage(first).free
+    except OSError:
+        return None
+
+
+def multiply_adds_a_second(device: str, dtype: torch.dtype, *, width: int) -> float:
+    """Multiply-adds of the product of 32 rows with a matrix `[width 4 width]` in a second, timed for a moment."""
+    rows = torch.ones(32, width, dtype=dtype, device=device)
+    matrix = torch.ones(width, 4 * width, dtype=dtype, device=device)
+    (rows @ matrix).sum().item()
+    start, n = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - start) < TIMED_SECONDS:
+        (rows @ matrix)[0, 0].item()  # which waits for a GPU
+        n += 1
+    return n * rows.numel() * matrix.shape[1] / seconds
+
+
+def readable(n_bytes: float | int) -> str:
+    """A number of bytes in the largest fitting unit.
+
+    >>> readable(2.5 * 2**30), readable(300)
+    ('2.5 GB', '0 MB')
+    """
+    return f"{n_bytes / 2**30:.1f} GB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MB"
+
+
+def _available() -> int | None:
+    """What the system could give without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _left_to_container() -> int | None:
+    """What is left of a container's limit, None without one; its cache of files counts as free."""
+    for limit, usage, statistics, cached in CONTROL_GROUPS:
+        try:
+            most, used = (int((GROUPS / name).read_text(encoding="utf-8")) for name in (limit, usage))
+            facts = dict(line.split() for line in (GROUPS / statistics).read_text(encoding="utf-8").splitlines())
+        except (OSError, ValueError):  # no such version of control groups, or no limit ("max")
+            continue
+        return max(0, most - used + int(facts.get(cached, 0)))
+    return None

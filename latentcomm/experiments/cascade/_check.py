@@ -1,0 +1,106 @@
+"""The check of `CascadeSettings` before the first weight is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from latentcomm.channels.kv import check_heads
+from latentcomm.experiments.cascade.by_name import (
+    GRAFT,
+    KV,
+    LATENT,
+    controls_named,
+    refuse_hand_offs,
+    stops_named,
+)
+from latentcomm.experiments.cascade.run import check_plan
+from latentcomm.experiments.cascade.settings import CascadeSettings
+from latentcomm.experiments.cascade.stops import Oracle, Stop
+from latentcomm.experiments.preflight import Checks, Side
+from latentcomm.experiments.settings import listed
+from latentcomm.models import ModelShape
+from latentcomm.tasks.base import Task
+from latentcomm.tasks.corpus import Corpus, read_corpus
+
+__all__ = ["CascadeInputs", "check_cascade"]
+
+
+@dataclass(frozen=True, eq=False)
+class CascadeInputs:
+    """What a cascade runs with, besides its settings and its models.
+
+    Attributes:
+        task: the items that are run.
+        ns, stops, hand_offs, controls: as `sweep_cascade` takes them; hand-offs by name.
+        corpus: the documents that maps are fitted on; None for the packaged ones.
+    """
+
+    task: Task
+    ns: tuple[int, ...]
+    stops: Mapping[str, Stop | Oracle]
+    hand_offs: tuple[str, ...]
+    controls: tuple[str, ...]
+    corpus: Corpus | None
+
+
+def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | None:
+    """What the cascade runs with; None where something is refused."""
+    controls = checks.of(controls_named, listed(settings.controls))
+    stops = checks.of(stops_named, listed(settings.stop))
+    hand_offs, ns = listed(settings.hand_off), tuple(sorted(set(settings.n)))
+    checks.refuse("n names no number of tokens; give some, comma-separated, such as 0,8,16,32", when=not ns)
+    checks.of(refuse_hand_offs, hand_offs)
+    corpus = checks.of(read_corpus, settings.corpus) if settings.corpus else None
+    task = checks.task()
+    large, small = _pair(settings, checks)
+    checks.template(settings.template, large, small)
+    checks.layers("read_layer", large)
+    checks.layers("write_layer", small)
+    if large is not None and small is not None and KV in hand_offs:
+        checks.of(check_heads, *_heads(large.shape), *_heads(small.shape))
+        checks.refuse(
+            f"{large.name} and {small.name} have different vocabularies, so one cannot continue from the other's keys "
+            "and values; use a text hand-off",
+            when=not large.shares_vocabulary(small),
+        )
+    if task is None or stops is None or controls is None:
+        return None
+    n_items = checks.at_most("n_items", len(task.items), f"task {task.name}")
+    task = task if n_items == len(task.items) else task.take(n_items, seed=settings.seed)
+    if settings.reply_tokens:
+        task = replace(task, reply_tokens=settings.reply_tokens)
+    if hand_offs and ns:
+        checks.of(check_plan, task, hand_offs, ns=ns, stops=stops, controls=controls, seed=settings.seed)
+    for side in (large, small):
+        checks.prompts(side, [item.receiver for item in task.items])
+    checks.weights(large, small)
+    prompt = checks.length(large, [item.receiver for item in task.items])
+    checks.work += [
+        f"one reply by {side.name if side is not None else 'a model'} to each of {n_items} items of {task.name}"
+        for side in (large, small)
+    ]
+    n_grid = sum(n > 0 for n in ns) + len(stops)
+    checks.work.append(f"hand-offs by {', '.join(hand_offs)} at {n_grid} stops, with {', '.join(controls) or 'none'}")
+    checks.writes(large, n_items, prompt=prompt, n_tokens=task.reply_tokens)
+    rows = n_items * (1 + n_grid * len(hand_offs) * (1 + len(controls)))
+    checks.writes(small, rows, prompt=prompt, n_tokens=task.reply_tokens)
+    if large is not None and (size := large.size()) is not None:
+        n_states = 4 * n_items * task.reply_tokens * size.d_model * len({LATENT, GRAFT} & {*hand_offs})
+        n_cached = 8 * n_items * (prompt + task.reply_tokens) * size.n_layers * size.n_key_value_heads * size.d_head
+        held = n_states + n_cached * (KV in hand_offs)
+        checks.holds("openings with states", held)
+        checks.disk += round(held)
+    return CascadeInputs(task, ns, stops, hand_offs, controls, corpus)
+
+
+def _pair(settings: CascadeSettings, checks: Checks) -> tuple[Side | None, Side | None]:
+    """Both models; the large one must be named."""
+    if settings.sender or checks.job.sender is not None:
+        return checks.pair()
+    checks.refuse("sender is not given; name the large model")
+    receiver = checks.job.receiver
+    return None, checks.named(settings.receiver) if receiver is None else Side.in_memory(receiver)
+
+
+def _heads(shape: ModelShape) -> tuple[dict[str, int | None], str]:
+    """What `check_heads` compares, as far as it is known, and the name."""
+    return {"n_layers": shape.n_layers, "n_heads": shape.n_key_value_heads, "d_head": shape.d_head}, shape.name

@@ -1,0 +1,101 @@
+"""The check of `CompareSettings` before the first weight is read."""
+
+from dataclasses import dataclass
+
+from latentcomm._core.files import expanded
+from latentcomm.channels.catalogue import CHANNELS, LEARNED, check_names, needs_cell
+from latentcomm.experiments.compare.run import check_controls, check_shuffles, require_choices, unable
+from latentcomm.experiments.compare.settings import CompareSettings
+from latentcomm.experiments.preflight import Checks, Side
+from latentcomm.experiments.settings import listed
+from latentcomm.experiments.train import trained_files
+from latentcomm.tasks.base import Task
+
+__all__ = ["CompareInputs", "check_compare"]
+
+
+@dataclass(frozen=True, eq=False)
+class CompareInputs:
+    """What a comparison runs with, besides its settings and its models.
+
+    Attributes:
+        names: of the channels; none for all that can pass between the models.
+        task: all of its items.
+    """
+
+    names: tuple[str, ...]
+    task: Task
+
+
+def check_compare(settings: CompareSettings, checks: Checks) -> CompareInputs | None:
+    """What the comparison runs with; None where something is refused."""
+    names = tuple(name.replace("-", "_") for name in listed(settings.channels))
+    if names:
+        checks.of(check_names, names, LEARNED if settings.weights else ())
+    checks.of(check_controls, settings.controls)
+    if settings.weights:
+        checks.of(trained_files, expanded(settings.weights))
+    task = checks.task()
+    sender, receiver = checks.pair()
+    checks.template(settings.template, sender, receiver)
+    cell = checks.cell()
+    checks.layers("read_layer", sender)
+    checks.layers("write_layer", receiver)
+    usual = list(CHANNELS)
+    if sender is not None and receiver is not None:
+        right_aligned = settings.alignment == "right-aligned"
+        pair = {"shares_vocabulary": sender.shares_vocabulary(receiver), "right_aligned": right_aligned}
+        refused = unable(names or CHANNELS, sender.shape, receiver.shape, **pair)
+        for sentence in refused.values() if names else ():
+            checks.refuse(sentence)
+        usual = [name for name in CHANNELS if name not in refused]
+    halves = None if task is None else checks.halves(task)
+    if task is None or halves is None:
+        return None
+    tune, test = halves
+    checks.prompts(sender, [item.sender for item in task.items])
+    checks.prompts(receiver, [item.receiver for item in task.items])
+    if cell is None and any(needs_cell(name) for name in names or usual):
+        checks.of(require_choices, tune)
+    if any(needs_cell(name) for name in names or usual):
+        checks.widths(settings.alignment, sender, receiver)
+    checks.of(check_shuffles, test, settings.controls, seed=settings.seed)
+    checks.weights(sender, receiver)
+    _count(checks, settings, names or tuple(usual), sender, receiver, tune=tune, test=test, chosen=cell is None)
+    return CompareInputs(names, task)
+
+
+def _count(
+    checks: Checks,
+    settings: CompareSettings,
+    names: tuple[str, ...],
+    sender: Side | None,
+    receiver: Side | None,
+    *,
+    tune: Task,
+    test: Task,
+    chosen: bool,
+) -> None:
+    """Count what the comparison takes."""
+    n, conditions = len(test.items), 1 + len(settings.controls)
+    grafted = [name for name in names if needs_cell(name)]
+    if grafted and chosen:
+        checks.work.append(f"a sweep for the cell on {len(tune.items)} items of {test.name}")
+    checks.work.append(f"{', '.join(names)} on {n} items of {test.name}, with {conditions} messages each")
+    read = checks.length(sender, [item.sender for item in test.items])
+    prompt = checks.length(receiver, [item.receiver for item in test.items])
+    for name in names:
+        checks.writes(receiver, n * conditions, prompt=prompt, n_tokens=test.reply_tokens)
+        if name in ("text", "debate", "cipher", "cipher_debate", "deltas"):
+            checks.writes(sender, n, prompt=read, n_tokens=settings.message_tokens)
+        else:
+            checks.runs(sender, n, n_new=read)
+    if "kv" in names and sender is not None and (size := sender.size()) is not None:
+        held = 2 * 4 * n * read * size.n_layers * size.n_key_value_heads * size.d_head
+        checks.holds("keys and values", held)
+        checks.disk += round(held)
+    if grafted and chosen and sender is not None and receiver is not None:
+        n_reads, n_writes = sender.shape.n_layers or 0, receiver.shape.n_layers or 0
+        checks.holds("states", 4 * len(tune.items) * n_reads * (sender.shape.d_model or 0))
+        checks.runs(receiver, len(tune.items) * n_reads * n_writes / 2, n_new=1, n_past=prompt, n_unembedded=0)
+        checks.runs(receiver, len(tune.items) * n_reads * n_writes, n_new=0)

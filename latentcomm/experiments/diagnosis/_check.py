@@ -1,0 +1,60 @@
+"""The check of `DiagnoseSettings` before the first weight is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from latentcomm._core.names import check_name
+from latentcomm.experiments.diagnosis.fusions import FUSIONS, Fitted
+from latentcomm.experiments.diagnosis.run import check_documents
+from latentcomm.experiments.diagnosis.settings import DiagnoseSettings
+from latentcomm.experiments.preflight import Checks
+from latentcomm.experiments.settings import listed
+from latentcomm.fusion import Fusion
+from latentcomm.tasks.corpus import Corpus, read_corpus
+
+__all__ = ["DiagnoseInputs", "check_diagnose"]
+
+
+@dataclass(frozen=True, eq=False)
+class DiagnoseInputs:
+    """What a diagnosis runs with, besides its settings and its models.
+
+    Attributes:
+        fusions: by name.
+        corpus: all of its documents.
+    """
+
+    fusions: Mapping[str, Fusion | Fitted]
+    corpus: Corpus
+
+
+def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs | None:
+    """What the diagnosis runs with; None where something is refused."""
+    names = [name.replace("-", "_") for name in listed(settings.fusion)]
+    for name in dict.fromkeys(names):
+        checks.of(check_name, "fusion", name, FUSIONS)
+        checks.refuse(f"fusion names {name} twice; name each once", when=names.count(name) > 1)
+    sender, receiver = checks.pair()
+    checks.widths(settings.alignment, sender, receiver)
+    contexts = [side.shape.n_ctx for side in (sender, receiver) if side is not None and side.shape.n_ctx is not None]
+    if contexts:
+        checks.at_most("tokens", min(contexts), "the shorter context of both models", "tokens")
+    corpus = checks.of(read_corpus, settings.corpus or None)
+    if corpus is None:
+        return None
+    n_documents = checks.at_most("documents", len(corpus.documents), corpus.name, "documents")
+    checks.of(check_documents, corpus.name, len(corpus.documents))
+    checks.weights(sender, receiver)
+    checks.work.append(f"a diagnosis on {n_documents} documents of {corpus.name}, {settings.tokens} tokens each")
+    checks.work.append(f"grafts by {', '.join(names or FUSIONS)} into {settings.prompts} prompts")
+    n_tokens = min(settings.tokens, checks.length(receiver, corpus.documents))
+    for side in dict.fromkeys(side for side in (sender, receiver) if side is not None):
+        checks.runs(side, n_documents, n_new=n_tokens, n_unembedded=0)
+        states = 4 * n_documents * n_tokens * (side.shape.n_layers or 0) * (side.shape.d_model or 0)
+        checks.holds("captured states", states)
+        checks.disk += round(states)
+    n_grafts = settings.prompts * settings.layers * 3 * len(names or FUSIONS)
+    checks.runs(receiver, n_grafts, n_new=n_tokens / 2)
+    if checks.refusals:
+        return None
+    return DiagnoseInputs({name: FUSIONS[name] for name in names or FUSIONS}, corpus)

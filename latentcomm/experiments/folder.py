@@ -1,0 +1,173 @@
+"""The folder that runs write to: whose its files are, and what is saved in it for a run that resumes."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentcomm._core.files import write_json, write_text
+from latentcomm.experiments.settings import SAVED
+
+__all__ = ["Claim", "forget", "large_work", "note_large", "refuse_unwritable"]
+
+SHOWN = 4
+"""Options that a refusal names before it counts the others."""
+_LARGE: list[list[Path]] = []
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The files of one name in a folder, and the run that writes them.
+
+    Attributes:
+        out, name: the folder, and the name of the files.
+        record: the experiment, its settings, and digests of what its settings do not name.
+        defaults: the settings with their defaults, for a record of a release that had fewer.
+    """
+
+    out: Path
+    name: str
+    record: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The file that says whose files of this name are."""
+        return self.out / SAVED / f"{self.name}.json"
+
+    def refusal(self) -> str | None:
+        """The sentence that refuses to write over the results or the unfinished work of other settings."""
+        begun = _json(self.path)
+        if begun is not None:
+            record, finished = begun, bool(begun.get("finished"))
+        else:
+            meta = _json(self.out / f"{self.name}.meta.json")
+            files = [f"{self.name}{ending}" for ending in (".csv", ".json", ".html", ".meta.json")]
+            there = [file for file in files if (self.out / file).exists()]
+            record, finished = (meta or {}).get("run"), True
+            if there and not isinstance(record, dict):
+                return (
+                    f"{self.out} holds a {there[0]} that names no settings; `overwrite=True` writes over it, or give "
+                    "another `out` or `name`"
+                )
+        if not isinstance(record, dict) or not (differing := self._differences(record)):
+            return None
+        what = ", ".join(differing[:SHOWN]) + (f" and {len(differing) - SHOWN} more" if differing[SHOWN:] else "")
+        if finished:
+            return (
+                f"the results of {self.name!r} in {self.out} differ in {what}; `overwrite=True` writes over them, or "
+                "give another `out` or `name`"
+            )
+        return (
+            f"an unfinished run of {self.name!r} in {self.out} differs in {what}; `overwrite=True` goes on without it, "
+            "or give another `out`"
+        )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """A block before which the files of this name are this run's, which has not finished.
+
+        A run that is refused in the block, or ends before it has saved anything, has claimed nothing.
+
+        Raises:
+            RuntimeError: the folder cannot be written.
+        """
+        before = self.path.read_text(encoding="utf-8") if self.path.exists() else None
+        write_json(self.path, {**self.record, "finished": False})
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, ValueError) or not any(each.is_dir() for each in self.path.parent.iterdir()):
+                self._withdraw(before)
+            raise
+
+    def _withdraw(self, before: str | None) -> None:
+        """Put back what the claim was before, or nothing."""
+        if before is not None:
+            write_text(self.path, before)
+            return
+        self.path.unlink(missing_ok=True)
+        for folder in (self.path.parent, self.out):  # if nothing else is there
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def finish(self) -> None:
+        """Write that it has finished."""
+        write_json(self.path, {**self.record, "finished": True})
+
+    def _differences(self, there: Mapping[str, Any]) -> list[str]:
+        """What differs from a record, each with both values."""
+        if there.get("experiment") != self.record["experiment"]:
+            return [f"the command ({there.get('experiment')} there, {self.record['experiment']} here)"]
+        old = {**self.defaults, **(there.get("settings") or {})}
+        new = self.record["settings"]
+        found = [
+            f"`{name}` ({_shown(old[name])} there, {_shown(new[name])} here)" for name in new if old[name] != new[name]
+        ]
+        memory = [set(each.get("in_memory") or ()) for each in (there, self.record)]
+        found += [f"what is in memory ({_shown(role)})" for role in sorted(memory[0] ^ memory[1])]
+        for kind, what in (("folders", "another folder of that name"), ("objects", "another one in memory")):
+            before = there.get(kind) or {}
+            now = self.record.get(kind) or {}
+            found += [
+                f"`{name}` ({what})"
+                for name in now
+                if name in before and before[name] != now[name] and old.get(name) == new.get(name)
+            ]
+        return found
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder that results cannot be written to.
+
+    Raises:
+        ValueError: it is no folder or may not be written to, or the first folder above it that exists.
+    """
+    first = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not first.is_dir():
+        raise ValueError(f"out is {folder}, and {first} is no folder; choose another folder")
+    if not os.access(first, os.W_OK | os.X_OK):
+        raise ValueError(f"out is {folder}, and {first} may not be written to; choose another folder")
+
+
+@contextlib.contextmanager
+def large_work() -> Iterator[list[Path]]:
+    """A block whose large saved work, such as messages, is listed: records of finished work load without it."""
+    folders: list[Path] = []
+    _LARGE.append(folders)
+    try:
+        yield folders
+    finally:
+        _LARGE[:] = [each for each in _LARGE if each is not folders]
+
+
+def note_large(folder: Path | None) -> None:
+    """List a folder of work that is large and not needed once the run that it is of has finished."""
+    for folders in _LARGE:
+        if folder is not None and folder not in folders:
+            folders.append(folder)
+
+
+def forget(folders: list[Path]) -> None:
+    """Delete saved work."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """The object of a JSON file; None where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _shown(value: Any) -> str:
+    """A value as a refusal shows it."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "none" if text in ("", "None") else text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,342 @@
+"""The checks of a run before the first weight is read: what all experiments share, and what comes out.
+
+Each experiment's own check stands in its package (`_check.py`), named beside its function in `run.EXPERIMENTS`; what it
+parsed is what the experiment then runs with.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property
+from typing import Any, TypeVar
+
+import torch
+
+from latentcomm import models
+from latentcomm.experiments.capacity import free_disk, free_memory, multiply_adds_a_second, readable
+from latentcomm.experiments.cost import MULTIPLY_ADD, ModelSize, pass_flops
+from latentcomm.experiments.job import Job
+from latentcomm.experiments.maps import check_widths
+from latentcomm.experiments.settings import Alignment, Settings, TaskSettings, cell_of
+from latentcomm.models import Model, ModelShape
+from latentcomm.models.devices import DTYPES, resolve_dtype
+from latentcomm.models.encoding import check_template
+from latentcomm.tasks.base import Task
+
+__all__ = ["Checks", "Preflight", "Side"]
+
+T = TypeVar("T")
+PAGES = 20 * 2**20
+"""Bytes of a run's pages and tables: a page holds plotly's code, 5 MB."""
+SAMPLED = 64
+"""Texts that are tokenized to estimate the length of all."""
+LONGEST = 8
+"""Texts of the most characters that are tokenized to find one of too many tokens."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known of a run before the first weight is read.
+
+    Attributes:
+        refusals: every reason why it would not run, a sentence each; none where it can.
+        notes: what it does otherwise than one might think.
+        work: what would run, one line each.
+        memory, free_memory: bytes that it holds at least (weights, states, caches), and that are free on the device.
+        disk, free_disk: bytes that it writes, and that are free where it writes; 0 without a folder.
+        seconds: an estimate of how long it takes, from the operations that were counted and a short timing of this
+            machine; None where nothing was timed or counted.
+    """
+
+    refusals: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    work: tuple[str, ...] = ()
+    memory: int = 0
+    free_memory: int | None = None
+    disk: int = 0
+    free_disk: int | None = None
+    seconds: float | int | None = None
+
+    def check(self) -> None:
+        """Return if the run can start.
+
+        Raises:
+            ValueError: with every refusal, numbered where there are several.
+        """
+        if len(self.refusals) == 1:
+            raise ValueError(self.refusals[0])
+        if self.refusals:
+            listed = [f"{number}. {refusal}" for number, refusal in enumerate(self.refusals, 1)]
+            raise ValueError("\n".join([f"{len(listed)} things keep this from running:", *listed]))
+
+    def lines(self) -> list[str]:
+        """The report, line by line, without the refusals."""
+        found = [f"would run: {each}" for each in self.work]
+        for what, needed, free in (("memory", self.memory, self.free_memory), ("disk", self.disk, self.free_disk)):
+            if needed:
+                found.append(f"{what}: about {readable(needed)}" + ("" if free is None else f", {readable(free)} free"))
+        if self.seconds is not None:
+            found.append(f"time: about {_duration(self.seconds)}, and the time to load the models")
+        return found + [f"note: {each}" for each in self.notes]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A language model of a run, as far as it is known without its weights.
+
+    Attributes:
+        name: as it is loaded or wrapped.
+        shape: its sizes; one is None where it cannot be known before the model is loaded.
+        tokenizer: its tokenizer; None where it cannot be known, or the model has none.
+        model: the model where it is in memory.
+    """
+
+    name: str
+    shape: ModelShape
+    tokenizer: Any
+    model: Model | None = None
+
+    @classmethod
+    def in_memory(cls, model: Model) -> "Side":
+        """A model in memory."""
+        size = ModelSize.of(model)
+        weights = list(model.hooked.parameters())
+        shape = ModelShape(
+            name=model.name,
+            n_layers=size.n_layers,
+            d_model=size.d_model,
+            n_heads=size.n_heads,
+            n_key_value_heads=size.n_key_value_heads,
+            d_head=size.d_head,
+            d_mlp=size.d_mlp,
+            d_vocab=size.d_vocab,
+            n_ctx=model.n_ctx,
+            n_parameters=sum(each.numel() for each in weights),
+            weights_bytes=None,
+        )
+        return cls(model.name, shape, model.tokenizer, model)
+
+    def size(self) -> ModelSize | None:
+        """The sizes that operations are counted by; a feed-forward block with a gate where that is not known."""
+        if self.model is not None:
+            return ModelSize.of(self.model)
+        names = [each.name for each in fields(ModelSize) if each.name != "gated"]
+        sizes = {name: getattr(self.shape, name) for name in names}
+        return None if None in sizes.values() else ModelSize(**sizes, gated=True)
+
+    def shares_vocabulary(self, other: "Side") -> bool:
+        """Whether an id is the same token in both, as far as that is known."""
+        mine, theirs = self._vocabulary, other._vocabulary
+        return self is other or mine is None or theirs is None or mine == theirs
+
+    @cached_property
+    def _vocabulary(self) -> Mapping[str, int] | None:
+        """Its tokens and their ids."""
+        return None if self.tokenizer is None else self.tokenizer.get_vocab()
+
+
+@dataclass(eq=False)
+class Checks:
+    """The checks of one run, which go on after a refusal, so that all refusals are found.
+
+    Attributes:
+        settings, job: of the run.
+        refusals, notes, work: see `Preflight`.
+        bytes: of memory, by what they hold.
+        disk: bytes that are written.
+        flops: operations of the matrix products that would run.
+    """
+
+    settings: Settings
+    job: Job
+    refusals: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    work: list[str] = field(default_factory=list)
+    bytes: dict[str, int] = field(default_factory=dict)
+    disk: int = 0
+    flops: float = 0.0
+
+    def of(self, make: Callable[..., T], *arguments: Any, **options: Any) -> T | None:
+        """What a function returns; None where it refuses its arguments, which is then a refusal of the run."""
+        try:
+            return make(*arguments, **options)
+        except (ValueError, RuntimeError, OSError) as error:
+            self.refuse(str(error))
+            return None
+
+    def refuse(self, sentence: str, *, when: bool = True) -> None:
+        """Add a refusal, once."""
+        if when and sentence not in self.refusals:
+            self.refusals.append(sentence)
+
+    def task(self) -> Task | None:
+        """The task of the settings, or the one in memory."""
+        if not isinstance(self.settings, TaskSettings):
+            raise RuntimeError(f"{self.settings.command} has no task")
+        return self.of(self.job.task_of, self.settings)
+
+    def pair(self) -> tuple[Side | None, Side | None]:
+        """Sender and receiver; None for one that is refused."""
+        sender, receiver, settings = self.job.sender, self.job.receiver, self.settings
+        first = self.named(settings.sender) if sender is None else Side.in_memory(sender)
+        if receiver is not None:
+            return first, first if receiver is sender else Side.in_memory(receiver)
+        same = settings.receiver == "" or (sender is None and settings.receiver == settings.sender)
+        return first, first if same else self.named(settings.receiver)
+
+    def named(self, name: str, *, tokenized: bool = True) -> Side | None:
+        """The model of a name; None where there is none, which is a refusal. A vision encoder has no tokenizer."""
+        shape = self.of(models.shape_of, name)
+        if shape is None:
+            return None
+        return Side(name, shape, self.of(models.tokenizer_of, name) if tokenized else None)
+
+    def loading(self) -> None:
+        """Refuse a dtype or a device that there is not."""
+        device = self.of(models.resolve_device, self.settings.device)
+        self.of(resolve_dtype, self.settings.dtype, device=device or "cpu")
+
+    def template(self, template: str, *sides: Side | None) -> None:
+        """Refuse a chat with a model that has no chat template."""
+        for side in sides:
+            if side is not None and side.tokenizer is not None:
+                self.of(check_template, side.name, side.tokenizer, template)
+
+    def widths(self, alignment: Alignment, sender: Side | None, receiver: Side | None) -> None:
+        """Refuse unequal widths that nothing matches."""
+        if sender is not None and receiver is not None and None not in (sender.shape.d_model, receiver.shape.d_model):
+            self.of(check_widths, sender.shape, receiver.shape, alignment)
+
+    def layers(self, option: str, side: Side | None) -> None:
+        """Refuse layers of an option beyond a model's depth, or given twice."""
+        value = getattr(self.settings, option)
+        layers = [value] if isinstance(value, int) else list(value or ())
+        if repeated := [layer for number, layer in enumerate(layers) if layer in layers[:number]]:
+            self.refuse(f"{option} names layer {repeated[0]} twice; name each once")
+        n_layers = None if side is None else side.shape.n_layers
+        if side is not None and n_layers is not None and (outside := [each for each in layers if each >= n_layers]):
+            what = option if isinstance(value, int) else f"{option}: layer"
+            self.refuse(f"{what} {outside[0]} is outside {side.name}, whose layers are 0 to {n_layers - 1}")
+
+    def prompts(self, side: Side | None, texts: Sequence[str]) -> None:
+        """Refuse prompts beyond a model's context, by the tokens of the longest texts without a chat around them."""
+        if side is None or side.tokenizer is None or side.shape.n_ctx is None:
+            return
+        longest = sorted(texts, key=len)[-LONGEST:]
+        most = max(len(ids) for ids in side.tokenizer(longest).input_ids)
+        if most > side.shape.n_ctx:
+            self.refuse(f"a prompt has {most} tokens and {side.name} reads {side.shape.n_ctx} at most; shorten it")
+
+    def cell(self) -> tuple[int, int] | None:
+        """The cell of the settings; refuses a read layer without a write layer."""
+        return self.of(cell_of, *(getattr(self.settings, name) for name in ("read_layer", "write_layer")))
+
+    def at_most(self, option: str, there: int, what: str, of: str = "items") -> int:
+        """The number of an option, at most what there is; more is refused, unless it is the option's default.
+
+        0 is all where the option takes 0.
+        """
+        value = getattr(self.settings, option)
+        default = next(each.default for each in fields(self.settings) if each.name == option)
+        if value > there and value != default:
+            self.refuse(f"{option} is {value}, and {what} has {there} {of}; give at most {there}")
+        elif value > there:
+            self.notes.append(f"{option} is {value} by default, and {what} has {there} {of}: all of them are used")
+        return there if value == 0 else min(value, there)
+
+    def halves(self, task: Task) -> tuple[Task, Task] | None:
+        """The tuning and the test half of a task, each with as many items as the settings take."""
+        halves = self.of(task.split, seed=self.settings.seed)
+        if halves is None:
+            return None
+        tune, test = halves
+        n_tune = self.at_most("n_tune", len(tune.items), f"the tuning half of {task.name}")
+        n_test = self.at_most("n_test", len(test.items), f"the test half of {task.name}")
+        tune, test = (
+            half if n >= len(half.items) else half.take(n, seed=self.settings.seed)
+            for half, n in ((tune, n_tune), (test, n_test))
+        )
+        return tune, test
+
+    # What it takes.
+
+    def holds(self, what: str, n_bytes: float | int) -> None:
+        """Count memory."""
+        self.bytes[what] = self.bytes.get(what, 0) + round(n_bytes)
+
+    def weights(self, *sides: Side | None) -> None:
+        """Count the weights of models that are loaded."""
+        size = DTYPES[self.settings.dtype].itemsize if self.settings.dtype in DTYPES else 4
+        for name in dict.fromkeys(side.name for side in sides if side is not None and side.model is None):
+            shape = next(side.shape for side in sides if side is not None and side.name == name)
+            if shape.n_parameters is not None:
+                self.holds("weights", shape.n_parameters * size)
+
+    def runs(
+        self,
+        side: Side | None,
+        n_rows: float | int,
+        *,
+        n_new: float | int,
+        n_past: float | int = 0,
+        n_unembedded: float | int = 1,
+    ) -> None:
+        """Count the operations of forward passes."""
+        size = None if side is None else side.size()
+        if size is not None:
+            row = pass_flops(size, n_new=round(n_new), n_past=round(n_past), n_unembedded=round(n_unembedded))
+            self.flops += n_rows * row
+
+    def writes(self, side: Side | None, n_rows: float | int, *, prompt: float | int, n_tokens: float | int) -> None:
+        """Count the operations of rows that read a prompt and write tokens."""
+        self.runs(side, n_rows, n_new=prompt)
+        self.runs(side, n_rows * max(0, n_tokens - 1), n_new=1, n_past=prompt + n_tokens / 2)
+
+    def length(self, side: Side | None, texts: Sequence[str]) -> float:
+        """The mean number of tokens of texts, of a sample; four characters are one where there is no tokenizer."""
+        step = max(1, len(texts) // SAMPLED)
+        sample = [*texts[::step]]
+        if side is None or side.tokenizer is None or not sample:
+            return sum(map(len, sample)) / 4 / max(1, len(sample))
+        return sum(len(ids) for ids in side.tokenizer(sample).input_ids) / len(sample)
+
+    def report(self, *, timed: bool) -> Preflight:
+        """All that was found, memory and disk compared with what is free."""
+        memory, disk = sum(self.bytes.values()), self.disk + PAGES if self.job.out is not None else 0
+        device = self._device()
+        free = None if device is None else free_memory(device)
+        left = None if self.job.out is None else free_disk(self.job.out)
+        if free is not None and memory > free:
+            most = sorted(self.bytes, key=lambda what: -self.bytes[what])
+            parts = ", ".join(f"{what} {readable(self.bytes[what])}" for what in most)
+            self.refuse(
+                f"this run needs {readable(memory)} of memory ({parts}), and {readable(free)} are free; give smaller "
+                "models, sizes or numbers"
+            )
+        if left is not None and disk > left:
+            self.refuse(f"this run writes {readable(disk)} to {self.job.out}, and {readable(left)} are free there")
+        seconds = None
+        if timed and device is not None and self.flops and self.settings.dtype in DTYPES:
+            rate = _rate(device, DTYPES[self.settings.dtype])
+            seconds = self.flops / MULTIPLY_ADD / rate
+        return Preflight(
+            tuple(self.refusals), tuple(dict.fromkeys(self.notes)), tuple(self.work), memory, free, disk, left, seconds
+        )
+
+    def _device(self) -> str | None:
+        try:
+            return models.resolve_device(self.settings.device)
+        except ValueError:  # which is a refusal already
+            return None
+
+
+@cache
+def _rate(device: str, dtype: torch.dtype) -> float:
+    return multiply_adds_a_second(device, dtype, width=1024)
+
+
+def _duration(seconds: float | int) -> str:
+    """A duration in its largest fitting unit."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(1, round(seconds))} s"

@@ -1,0 +1,283 @@
+"""What a run is refused for before a weight is read, and what is said about the rest."""
+
+import itertools
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from commands import last_line, run
+from tiny import files_in
+from toys import countries_folder
+
+import latentcomm as lc
+from latentcomm.experiments import job as jobs
+from latentcomm.experiments import preflight as common
+from latentcomm.experiments.capacity import free_disk, free_memory
+from latentcomm.experiments.preflight import Preflight
+from latentcomm.experiments.run import EXPERIMENTS
+from latentcomm.experiments.settings import Settings
+
+GB = 2**30
+CELL = {"read_layer": 1, "write_layer": 1}
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is checked here, no model is loaded."""
+
+    def refuse(*given: Any, **options: Any) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(jobs.models, "load_model", refuse)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(countries_folder(tmp_path_factory.mktemp("models") / "tiny-countries"))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(countries_folder(tmp_path_factory.mktemp("models") / "wide", d_model=24))
+
+
+def cascade(**options: Any) -> lc.CascadeSettings:
+    return lc.CascadeSettings(**{"sender": "here", "receiver": "here", "task": "kv-math-worked", "n": (2,), **options})
+
+
+WRONG: list[tuple[Settings, str]] = [
+    (lc.SweepSettings(task="gsm8k", data="sample"), "has no answer choices, and a sweep chooses its cell"),
+    (lc.SweepSettings(read_layers=(1, 3)), "read_layers: layer 3 is outside here, whose layers are 0 to 2"),
+    (lc.SweepSettings(write_layers=(1, 1)), "write_layers names layer 1 twice"),
+    (lc.SweepSettings(n_tune=500), "n_tune is 500, and the tuning half of countries has 163 items; give at most 163"),
+    (lc.SweepSettings(n_test=1), "share the answer"),
+    (lc.SweepSettings(fusion=("sum", "sum")), "fusion names sum twice"),
+    (lc.SweepSettings(task="mmlu", data="sample", subjects=("magic",)), "magic"),
+    (lc.SweepSettings(device="nowhere"), "nowhere"),
+    (lc.SweepSettings(dtype="float8"), "there is no dtype 'float8'"),
+    (lc.CompareSettings(channels=("silent", "smoke")), "there is no channel 'smoke'"),
+    (lc.CompareSettings(channels=("silent", "silent")), "named twice"),
+    (lc.CompareSettings(controls=("placebo",)), "there is no control 'placebo'"),
+    (lc.CompareSettings(controls=("zero", "zero")), "controls names zero twice"),
+    (lc.CompareSettings(channels=("replace",), read_layer=1), "write_layer is not given, but read_layer is"),
+    (lc.CompareSettings(channels=("replace",), task="gsm8k", data="sample"), "has no choices to choose a cell by"),
+    (lc.CompareSettings(n_test=1000), "n_test is 1000, and the test half of countries has 162 items"),
+    (lc.CompareSettings(controls=("same-label",), n_test=5), "alone with their answer"),
+    (lc.CompareSettings(weights="nowhere"), "the folder nowhere holds no trained channel"),
+    (lc.TrainSettings(), "channels names none to train"),
+    (lc.TrainSettings(channels=("gated", "gated"), **CELL), "channels names gated twice"),
+    (lc.TrainSettings(channels=("gated",), write_layer=1), "read_layer is not given, but write_layer is"),
+    (lc.TrainSettings(channels=("gated",), **CELL, batch_size=100_000), "batch_size is 100000, and gated is trained"),
+    (lc.TrainSettings(channels=("gated",), **CELL, dtype="float64"), "train in float32 or bfloat16"),
+    (cascade(stop=()), "stop names none; choose among entropy-drop"),
+    (cascade(stop=("soon",)), "there is no stop 'soon'"),
+    (cascade(stop=("oracle", "oracle")), "stop names oracle twice"),
+    (cascade(controls=("placebo",)), "there is no control 'placebo'"),
+    (cascade(hand_off=("text", "text")), "hand_off names text twice"),
+    (cascade(n=(500,)), "n is 500, and the large model writes"),
+    (cascade(n_items=10_000), "n_items is 10000, and task"),
+    (cascade(hand_off=("graft",), write_layer=9), "write_layer 9 is outside here"),
+    (lc.DiagnoseSettings(fusion=("sum", "sum")), "fusion names sum twice"),
+    (lc.DiagnoseSettings(documents=1_000_000), "documents is 1000000, and public_domain.jsonl has 129 documents"),
+    (lc.DiagnoseSettings(tokens=1_000_000), "tokens is 1000000, and the shorter context of both models has 40 tokens"),
+    (lc.CrossModalSettings(channels=("silent", "smoke")), "there is no channel for pictures 'smoke'"),
+    (lc.CrossModalSettings(write_layer=9), "write_layer 9 is outside here"),
+    (lc.CrossModalSettings(n_fitting=1_000_000), "n_fitting is 1000000, and the fitting half of the digits has"),
+    (lc.CrossModalSettings(data="nowhere", sender="here"), "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("settings", "sentence"), WRONG, ids=[f"{w[0].command}-{n}" for n, w in enumerate(WRONG)])
+def test_a_wrong_setting_is_refused_before_a_weight_is_read(
+    settings: Settings, sentence: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, tokenizer = common.models.shape_of(folder), common.models.tokenizer_of(folder)
+    monkeypatch.setattr(common.models, "shape_of", lambda _: common.ModelShape(**{**vars(shape), "name": "here"}))
+    monkeypatch.setattr(common.models, "tokenizer_of", lambda _: tokenizer)
+    named = type(settings)(**{**vars(settings), "sender": settings.sender and "here", "receiver": ""})
+    if settings.command in ("cascade", "crossmodal"):
+        named = type(settings)(**{**vars(named), "receiver": "here"})
+    found = lc.preflight(named)
+    assert [refusal for refusal in found.refusals if sentence in refusal], found.refusals
+    assert len(found.refusals) == 1, found.refusals
+    with pytest.raises(ValueError, match=r"."):
+        lc.run(named)
+
+
+def test_a_chat_needs_a_chat_template(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = lc.SweepSettings(sender=folder, template="chat")
+    assert lc.preflight(settings).refusals == ()
+    tokenizer = common.models.tokenizer_of(folder)
+    tokenizer.chat_template = None
+    monkeypatch.setattr(common.models, "tokenizer_of", lambda _: tokenizer)
+    assert "has no chat template" in lc.preflight(settings).refusals[0]
+
+
+class TestAllTogether:
+    def test_every_refusal_of_a_run_comes_at_once(self, folder: str, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        settings = lc.CompareSettings(
+            sender=folder, channels=("silent", "smoke"), controls=("placebo",), read_layer=7, n_test=1000
+        )
+        with pytest.raises(ValueError, match="6 things keep this from running") as refused:
+            lc.run(settings, out=tmp_path / "file" / "out")
+        lines = str(refused.value).splitlines()[1:]
+        assert [line.partition(" ")[0] for line in lines] == [f"{number}." for number in range(1, 7)]
+        found = (
+            "is no folder",
+            "'smoke'",
+            "'placebo'",
+            "write_layer is not given",
+            "read_layer 7 is",
+            "n_test is 1000",
+        )
+        for sentence in found:
+            assert sum(sentence in line for line in lines) == 1, sentence
+        assert files_in(tmp_path) == ["file"]
+
+    def test_a_model_that_is_not_there_does_not_hide_the_rest(self, tmp_path: Path) -> None:
+        found = lc.preflight(lc.SweepSettings(sender=str(tmp_path / "no"), fusion=("men",)))
+        assert len(found.refusals) == 2 and "there is no file or directory" in "".join(found.refusals)
+
+    def test_models_in_memory_are_checked_by_the_same_rules(self, tiny: lc.Model, other: lc.Model) -> None:
+        found = lc.preflight(lc.CompareSettings(channels=("kv",), read_layer=2, write_layer=9), tiny, other)
+        assert [refusal.partition(" ")[0] for refusal in found.refusals] == ["write_layer", "the"]
+        assert "cannot pass" in found.refusals[1]
+
+    def test_a_list_of_runs_is_checked_before_the_first_of_them_starts(self, folder: str, tmp_path: Path) -> None:
+        right = lc.CompareSettings(sender=folder, channels=("silent",), n_test=6)
+        with pytest.raises(ValueError, match="there is no channel 'smoke'"):
+            lc.run_all([right, lc.CompareSettings(sender=folder, channels=("smoke",), n_test=6)], out=tmp_path)
+        assert files_in(tmp_path) == []
+
+    def test_widths_are_compared_from_the_configurations(self, folder: str, wide: str) -> None:
+        compared = lc.CompareSettings(sender=folder, receiver=wide, channels=("deltas",))
+        assert "16 and 24 wide" in "".join(lc.preflight(compared).refusals)
+
+    @pytest.mark.parametrize("name", EXPERIMENTS)
+    def test_the_defaults_of_every_command_are_right(self, name: str, tiny: lc.Model) -> None:
+        needed = {"train": {"channels": ("gated",)}, "cascade": {"data": "sample"}}.get(name, {})
+        given = {"receiver": tiny} if name == "crossmodal" else {"sender": tiny, "receiver": tiny}
+        found = lc.preflight(EXPERIMENTS[name].settings(**needed), **given)
+        assert found.refusals == () and found.work and found.seconds is not None
+
+
+class TestSmallTasks:
+    def test_a_default_number_of_items_is_all_of_them_where_there_are_fewer(self, folder: str) -> None:
+        found = lc.preflight(lc.CompareSettings(sender=folder, task="biographies", channels=("silent",)))
+        assert found.refusals == ()
+        assert any("n_test is 100 by default, and the test half" in note for note in found.notes)
+
+    def test_a_number_that_was_given_is_not(self, folder: str) -> None:
+        settings = lc.CompareSettings(sender=folder, task="biographies", channels=("silent",), n_test=101)
+        assert "give at most" in lc.preflight(settings).refusals[0]
+
+
+class TestMemoryAndDisk:
+    SETTINGS: ClassVar[dict[str, Any]] = {"channels": ("silent",), "n_test": 6}
+
+    def test_more_memory_than_is_free_is_refused_with_both_numbers(
+        self, folder: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(common, "free_memory", lambda _: 2 * GB)
+        shape = common.models.shape_of(folder)
+        large = {**vars(shape), "n_parameters": 3 * GB}
+        monkeypatch.setattr(common.models, "shape_of", lambda _: common.ModelShape(**large))
+        settings = lc.CompareSettings(sender=folder, **self.SETTINGS)
+        (refusal,) = lc.preflight(settings).refusals
+        assert refusal.startswith("this run needs 12.0 GB of memory (weights 12.0 GB") and "2.0 GB are free" in refusal
+        monkeypatch.setattr(common, "free_memory", lambda _: 13 * GB)
+        assert lc.preflight(settings).refusals == ()
+
+    def test_the_weights_of_one_model_count_once(self, folder: str, wide: str) -> None:
+        one, two = (
+            lc.preflight(lc.CompareSettings(sender=folder, receiver=other, **self.SETTINGS)) for other in ("", wide)
+        )
+        assert two.memory > one.memory > 0
+
+    def test_captured_states_are_counted_in_proportion_to_the_documents(self, folder: str) -> None:
+        needed = [lc.preflight(lc.DiagnoseSettings(sender=folder, documents=n)).memory for n in (24, 48, 96)]
+        weights = 2 * needed[0] - needed[1]
+        assert needed[2] - weights == pytest.approx(4 * (needed[0] - weights), rel=0.01) and weights > 0
+
+    def test_more_than_fits_on_the_disk_is_refused(
+        self, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(common, "free_disk", lambda _: 1 << 20)
+        (refusal,) = lc.preflight(lc.CompareSettings(sender=folder, **self.SETTINGS), out=tmp_path).refusals
+        assert "writes 20 MB" in refusal and "1 MB are free there" in refusal
+
+    def test_this_machine_says_what_is_free(self, tmp_path: Path) -> None:
+        memory, disk = free_memory("cpu"), free_disk(tmp_path / "not" / "yet")
+        assert disk is not None and disk > 0
+        assert memory is None or memory > 1 << 20
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_a_container_has_less_than_its_machine(
+        self, version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = {
+            1: {
+                "memory.limit_in_bytes": "1000",
+                "memory.usage_in_bytes": "700",
+                "memory.stat": "total_inactive_file 50",
+            },
+            2: {"memory.max": "1000", "memory.current": "700", "memory.stat": "inactive_file 50"},
+        }[version]
+        group = tmp_path / "memory" if version == 1 else tmp_path
+        group.mkdir(exist_ok=True)
+        for name, content in files.items():
+            (group / name).write_text(content)
+        monkeypatch.setattr("latentcomm.experiments.capacity.GROUPS", tmp_path)
+        assert free_memory("cpu") == 350
+
+
+class TestDryRun:
+    def test_it_says_what_would_run_and_writes_nothing(self, folder: str, tmp_path: Path) -> None:
+        options = ("--channels", "silent,replace", "--n-tune", "4", "--n-test", "6", "--out", tmp_path / "out")
+        found = run("compare", "--sender", folder, *options, "--dry-run")
+        assert found.exit_code == 0, found.output
+        for words in ("would run: a sweep for the cell on 4 items", "silent, replace on 6 items", "memory: about",
+                      "disk: about", "free", "time: about"):  # fmt: skip
+            assert words in found.stdout
+        assert files_in(tmp_path) == []
+
+    def test_it_ends_with_1_and_every_refusal_in_flags(self, folder: str, tmp_path: Path) -> None:
+        found = run(
+            "sweep", "--sender", folder, "--n-tune", "500", "--read-layers", "7", "--dry-run", "--out", tmp_path
+        )
+        assert found.exit_code == 1
+        assert "1. --read-layers: layer 7 is outside" in found.stderr and "2. --n-tune is 500" in found.stderr
+
+    def test_more_work_takes_longer(self, tiny: lc.Model) -> None:
+        few, many = (lc.preflight(lc.SweepSettings(n_test=n), tiny).seconds for n in (20, 160))
+        assert few is not None and many is not None and many > few > 0
+
+    def test_the_refusals_of_a_report_are_numbered_where_there_are_several(self) -> None:
+        with pytest.raises(ValueError, match=r"^one$"):
+            Preflight(refusals=("one",)).check()
+        with pytest.raises(ValueError, match=r"2 things keep this from running:\n1\. one\n2\. two"):
+            Preflight(refusals=("one", "two")).check()
+        Preflight().check()
+
+
+class TestEmptyLists:
+    @pytest.mark.parametrize("option", ["--channels", "--subjects"])
+    def test_an_empty_list_is_not_taken_for_no_option(self, option: str, folder: str, tmp_path: Path) -> None:
+        found = run("compare", "--sender", folder, option, "", "--out", tmp_path)
+        assert found.exit_code == 1 and last_line(found.stderr).startswith(f"latentcomm: {option} names nothing")
+
+    def test_nor_is_one_in_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "run.toml").write_text("channels = []\n")
+        found = run("compare", "--config", tmp_path / "run.toml", "--out", tmp_path / "out")
+        assert found.exit_code == 1 and "channels names nothing" in found.stderr
+
+    def test_a_plan_shorter_than_its_latents_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="plan_tokens is 4, and n_steps compresses the plan to 8"):
+            lc.TrainSettings(channels=("interlat",), plan_tokens=4, n_steps=8)
+
+
+def test_a_negative_layer_does_not_mean_that_one_is_chosen() -> None:
+    for read, write in itertools.permutations((-1, 1)):
+        with pytest.raises(ValueError, match="layer is -1; layers count from 0"):
+            lc.LearningPlan(read_layer=read, write_layer=write)
