@@ -81,16 +81,26 @@ def fuse(fusion: Callable[..., Any], own: State, incoming: Messages, *, at: str)
         at: where the result is written, such as a hook point, for the error.
 
     Raises:
-        ValueError: the fusion returned no tensor, or one of another shape or device than `own`, of integers, booleans
-            or complex numbers, or with NaN or infinity.
+        ValueError: the fusion is a class, wrote into what it was given, or returned no tensor, or one of another shape
+            or device than `own`, of integers, booleans or complex numbers, or with NaN or infinity.
 
     >>> fuse(lambda own, incoming: own[..., :1], torch.zeros(3, 2), torch.ones(3, 2), at="blocks.0.hook_resid_post")
     Traceback (most recent call last):
         ...
     ValueError: fusion <lambda> returned the shape (3, 1) at blocks.0.hook_resid_post; it must be that of own, (3, 2)
     """
-    fused = fusion(own, incoming)
+    _require_instance(fusion)
     name = getattr(fusion, "__name__", None) or repr(fusion)
+    wrote = f"fusion {name} wrote into the states that it was given; let it return new ones"
+    before = _versions(own, incoming)
+    try:
+        fused = fusion(own, incoming)
+    except RuntimeError as error:
+        if "single memory location" in str(error):  # one state for all rows, which torch does not let be written to
+            raise ValueError(wrote) from error
+        raise
+    if _versions(own, incoming) != before:
+        raise ValueError(wrote)
     if not isinstance(fused, Tensor):
         raise ValueError(f"fusion {name} returned {type(fused).__name__} at {at}; it must return a tensor like own")
     if fused.shape != own.shape:
@@ -372,6 +382,11 @@ class RightAligned:
         return torch.cat((rest, self.fusion(fused_own, incoming[..., incoming.shape[-1] - shared :])), dim=-1)
 
 
+def _versions(*states: Tensor) -> list[int | None]:
+    """How often each was written in place; torch does not count it for tensors made in inference mode."""
+    return [None if state.is_inference() else state._version for state in states]
+
+
 def _require_message(own: Tensor, incoming: Tensor) -> None:
     """Refuse a message in another dtype or on another device than the receiver's state, or one that is not finite."""
     if (own.dtype, own.device) != (incoming.dtype, incoming.device):
@@ -396,7 +411,7 @@ def _require_map(map: VectorMap, d_in: int, d_out: int) -> None:
         raise ValueError(f"the map goes {map.d_in}->{map.d_out} where {d_in}->{d_out} is needed; fit it to this pair")
 
 
-def _require_instance(fusion: Fusion) -> None:
+def _require_instance(fusion: Callable[..., Any]) -> None:
     """Refuse a class, which is callable too and would only fail at the first graft."""
     if isinstance(fusion, type):
         raise ValueError(f"{fusion.__name__} is a class; pass an instance, such as {fusion.__name__}()")

@@ -177,5 +177,6 @@ WRONG_FUSIONS: dict[str, tuple[Callable[..., Any], str]] = {
     "complex numbers": (lambda own, incoming: torch.complex(own, own), "returned torch.complex"),
     "an array": (lambda own, incoming: own.numpy(), "returned ndarray at blocks."),
     "nothing": (lambda own, incoming: None, "returned NoneType at blocks."),
+    "what it was given": (lambda own, incoming: own.add_(1.0), "wrote into the states that it was given"),
 }
 """Fusions that a user could write, and how each is refused wherever one is applied."""

@@ -87,10 +87,16 @@ class Activation:
         """The receiver's prompts with one graft.
 
         Raises:
-            ValueError: the message holds no vectors, is meant for another model, or is from another number of senders
-                than the channel has; senders that are not aligned into one space.
+            ValueError: the message holds no vectors, was read at another site, is meant for another model, or is from
+                another number of senders than the channel has; senders that are not aligned into one space.
         """
         message.check_receiver(receiver, task)
+        site = message.made_by.get("site", self.read.hook_name)
+        if not message.is_own and site != self.read.hook_name:
+            raise ValueError(
+                f"the message ({message.origin}) was read at {site}, and the channel {self.name} reads at "
+                f"{self.read.hook_name}"
+            )
         states = apart(message)
         if states is None:
             raise ValueError(f"the channel {self.name} needs a message with vectors and got {message.origin}")

@@ -168,8 +168,10 @@ def summarise(trials: Sequence[Trial], *, seed: int = 0) -> pd.DataFrame:
     not corrected for the number of comparisons. Columns that do not apply are NaN.
 
     Raises:
-        ValueError: channels that were not evaluated on the same items, or share a name.
+        ValueError: no trials, or channels that were not evaluated on the same items, or share a name.
     """
+    if not trials:
+        raise ValueError("trials are empty; give those of at least one channel")
     by = ("channel", "condition")
     table = accuracy_table(
         in_pairs(to_table(trials), by), by, against=("silent", "shuffled"), baselines=usual_baselines, seed=seed

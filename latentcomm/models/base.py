@@ -280,9 +280,11 @@ class Model:
         the others are masked, and the tokens get the positions after the real ones (`joins_lengths`).
 
         Raises:
-            ValueError: a hook names a hook point that the model does not have, or a `past_mask` for a model that does
-                not join lengths.
+            ValueError: a hook names a hook point that the model does not have, a `past_mask` for a model that does
+                not join lengths, or a model that was put into training mode.
         """
+        if self.hooked.training or getattr(getattr(self.hooked, "original_model", None), "training", False):
+            raise ValueError(f"{self.name} is in training mode, where passes are random; call its eval() first")
         for name, _ in hooks:
             if name not in self.hook_names:
                 raise ValueError(f"{self.name} has no hook point {name!r}")

@@ -22,7 +22,8 @@ def encode(
     absence.
 
     Raises:
-        ValueError: no text, an empty text, a text longer than the model's context, no chat template, no BOS token.
+        ValueError: no text, an empty text, a text longer than the model's context, a token that the model does not
+            embed, no chat template, no BOS token.
     """
     tokenizer = model.require_tokenizer()
     if isinstance(texts, str):
@@ -37,6 +38,11 @@ def encode(
         if len(rows[-1]) > model.n_ctx:
             raise ValueError(
                 f"prompt {number} has {len(rows[-1])} tokens and {model.name} reads {model.n_ctx} at most; shorten it"
+            )
+        if max(rows[-1], default=0) >= (d_vocab := int(model.hooked.cfg.d_vocab)):
+            raise ValueError(
+                f"prompt {number} has the token id {max(rows[-1])}, and {model.name} embeds {d_vocab} tokens; give it "
+                "the tokenizer that it was trained with"
             )
     return Prompts.from_ids(rows)
 

@@ -69,6 +69,10 @@ def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) ->
         )
     if isinstance(model, PreTrainedModel):
         name = name or model.config._name_or_path or type(model).__name__
+        if not model.can_generate() or model.config.is_encoder_decoder:
+            raise ValueError(
+                f"{type(model).__name__} is no causal language model; load it by transformers' AutoModelForCausalLM"
+            )
         model.eval()
         model.config.architectures = [type(model).__name__]
         device = str(next(model.parameters()).device)

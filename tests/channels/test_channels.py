@@ -241,6 +241,13 @@ def test_a_message_without_vectors_is_refused() -> None:
         channel.receive(tiny, TASK, Silent().send(tiny, TASK))
 
 
+def test_a_message_that_was_read_at_another_site_is_refused() -> None:
+    tiny = model("llama")
+    message = Activation("replace", Site(0), Site(1), Replace()).send(tiny, TASK)
+    with pytest.raises(ValueError, match=r"was read at blocks\.0\..*, and the channel replace reads at blocks\.1\."):
+        Activation("replace", Site(1), Site(1), Replace()).receive(tiny, TASK, message)
+
+
 def test_the_sender_stops_at_the_layer_that_is_read() -> None:
     tiny = build("llama")
     seen: list[int] = []

@@ -107,6 +107,10 @@ class TestSummaries:
         ].to_dict("records")
         return row
 
+    def test_no_trials_have_none(self) -> None:
+        with pytest.raises(ValueError, match=r"^trials are empty; give those of at least one channel$"):
+            summarise([])
+
     def test_counts_and_accuracies_are_those_made_by_hand(self) -> None:
         found = summarise(self.ALL)
         table = [tuple(row) for row in found[["channel", "condition", "metric", "n", "correct", "accuracy"]].to_numpy()]

@@ -205,6 +205,10 @@ class TestPositions:
         with pytest.raises(ValueError, match=re.escape(message)):
             Graft(Site(0), LAST, states(5), wrong).write(self.VALUE)
 
+    def test_a_fusion_that_is_a_class_is_refused_at_the_write(self) -> None:
+        with pytest.raises(ValueError, match=r"^Replace is a class; pass an instance, such as Replace\(\)$"):
+            Graft(Site(0), LAST, states(5), Replace).write(self.VALUE)
+
     def test_a_fused_state_in_another_float_is_rounded_once(self) -> None:
         value = self.VALUE.float()
         found = Graft(Site(0), LAST, states(5).float(), lambda own, incoming: own.double() / 3).write(value)

@@ -190,6 +190,26 @@ class TestWhatAModelSaysOfItself:
             weight.add_(1e-9)
         assert tiny.fingerprint != first and hashed.calls == 6
 
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_a_model_in_training_mode_is_refused(self, backend: str) -> None:
+        tiny = build("gpt2", backend)
+        tiny.hooked.train()
+        with pytest.raises(ValueError, match=r"^tiny-gpt2 is in training mode, .* call its eval\(\) first$"):
+            tiny.forward(TOKENS)
+        tiny.hooked.eval()
+        assert tiny.forward(TOKENS).shape[-1] == tiny.hooked.cfg.d_vocab
+
+    def test_a_transformers_model_without_an_unembedding_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"^LlamaModel is no causal language model; load it by"):
+            wrap_model(transformers_model("llama").model, tokenizer())
+
+    def test_a_tokenizer_of_more_tokens_than_are_embedded_is_refused(self) -> None:
+        wide = tokenizer()
+        wide.add_tokens([f"new{number}" for number in range(100)])
+        tiny = wrap_model(transformers_model("llama"), wide)
+        with pytest.raises(ValueError, match=r"^prompt 1 has the token id \d+, and .* embeds \d+ tokens; give it the"):
+            encode(tiny, ["Greece", "new99"])
+
     def test_its_vocabulary_is_hashed_once_for_a_tokenizer_of_one_length(self) -> None:
         tiny = build("gpt2")
         first = tiny.vocabulary
