@@ -4,8 +4,11 @@ Nothing here names an option: flags, help and configuration files come from the 
 command needs besides is imported when it runs, so that help appears at once.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
 
 from latentcomm._core.names import check_name
 from latentcomm._core.version import __version__
@@ -23,6 +26,7 @@ INTERRUPTED = "interrupted; finished work is saved, and the same command resumes
 def app(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, 1 for an error, 2 for a line that is not understood, 130 for Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.stdout, sys.stderr = (each or _nowhere() for each in (sys.stdout, sys.stderr))  # closed by whoever called
     if not given or given[0] in ("-h", "--help"):
         print(_help())
         raise SystemExit(0 if given else 2)
@@ -39,10 +43,17 @@ def app(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"\nlatentcomm: {INTERRUPTED}", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # whoever read the output has what it wanted; the files are written before it
+        sys.stdout = _nowhere()
+        raise SystemExit(0) from None
     except (ValueError, RuntimeError, OSError) as error:
         print(f"latentcomm: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     raise SystemExit(0)
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _help() -> str:

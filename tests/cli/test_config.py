@@ -189,6 +189,12 @@ class TestTheCommand:
         found = command("list", name)
         assert found.exit_code == 0 and len(found.stdout.splitlines()) >= 1
 
+    @pytest.mark.parametrize("ending", [">&-", ">&- 2>&-", "| head -c 0"])
+    def test_output_that_nobody_reads_is_no_error(self, ending: str) -> None:
+        line = f"set -o pipefail; {sys.executable} -m latentcomm list channels {ending}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
     def test_a_list_that_does_not_exist_names_the_nearest(self) -> None:
         assert "did you mean 'tasks'?" in command("list", "task").stderr
 

@@ -76,7 +76,7 @@ class TestNames:
                 stops_named([name])
 
     def test_hand_offs_come_in_the_order_requested_or_refuse_the_pair(self) -> None:
-        found = hand_offs_named(["kv", "text", "kv"], large(), small())
+        found = hand_offs_named(["kv", "text"], large(), small())
         assert list(found) == ["kv", "text"]
         assert isinstance(found["kv"], KVHandOff) and isinstance(found["text"], TextHandOff)
         found["kv"].check(large(), small(), task())

@@ -153,7 +153,7 @@ def test_a_choice_without_pictures_to_choose_on_names_the_remedy() -> None:
     pictures = country_pictures(8)
     two = PictureSet("two", tuple(replace(each, group=f"g{int(each.id) % 2}") for each in pictures))
     small = Part("two", two, PictureSet("t", (Picture("t", noise(9), "Peru", {"identity": "Peru"}),)), (WHERE,))
-    with pytest.raises(ValueError, match=r"has 2 groups of fitting pictures.*or both the block and the write layer"):
+    with pytest.raises(ValueError, match=r"has 2 groups of fitting pictures.*or both block and write_layer"):
         choose_block(states(3, 8, 16), model("llama"), small, n_tokens=1)
 
 
