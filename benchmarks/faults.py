@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "analyses")]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# ruff: noqa: E402
 import torch
 from small_commands import DAMAGES, published, saved_files, small_commands
 
@@ -114,17 +115,13 @@ def start(
     """Run a command in a process of its own; `before` is done first, and `then` at its write number `at`."""
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix="process-"))
     folder.chmod(0o777)
-    started = Started(0, folder / "stderr", folder / "writes")
-    for file in (started.error, started.writes, folder / "stdout"):
-        file.touch()
-        file.chmod(0o666)
-    process = os.fork()
-    if process:
-        return Started(process, started.error, started.writes)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(folder / name, os.O_WRONLY), number)
-    sys.stdout, sys.stderr = (open(number, "w", closefd=False, encoding="utf-8") for number in (1, 2))  # noqa: SIM115
-    _in_the_child(arguments, out, started.writes, at, then, before)
+    for name in ("stdout", "stderr", "writes"):
+        (folder / name).touch()
+        (folder / name).chmod(0o666)
+    started = Started(os.fork(), folder / "stderr", folder / "writes")
+    if not started.process:
+        _in_the_child(arguments, out, started.writes, at, then, before)
+    return started
 
 
 def _in_the_child(
@@ -136,6 +133,9 @@ def _in_the_child(
     before: Callable[[], object] | None,
 ) -> NoReturn:
     status = 1
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(writes.with_name(name), os.O_WRONLY), number)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False, encoding="utf-8") for number in (1, 2))  # noqa: SIM115
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _watch(out, writes, at, then)
@@ -350,9 +350,9 @@ def tried(fault: Fault, bench: Bench) -> dict[str, Any]:
         Counter(name for each in ended for name in each.writes),
     )
     lost = [name for name in made if made[name] > usual[name]]
-    errors = [each.error for each in ended]
+    errors, statuses = [each.error for each in ended], [each.status for each in ended]
     wrong = [
-        *([f"exit statuses {[each.status for each in ended]}"] if tuple(e.status for e in ended) != fault.statuses else []),
+        *([f"exit statuses {statuses}"] if tuple(statuses) != fault.statuses else []),
         *(["a traceback"] if any("Traceback" in error for error in errors) else []),
         *([f"nothing says {fault.says!r}"] if fault.says and not any(fault.says in error for error in errors) else []),
         *([f"other bits: {', '.join(differing)}"] if differing else []),
@@ -363,7 +363,7 @@ def tried(fault: Fault, bench: Bench) -> dict[str, Any]:
     shown = [each.says for each in ended if each.status not in (0, -9)]
     return {
         "fault": fault.name,
-        "statuses": [each.status for each in ended],
+        "statuses": statuses,
         "says": _plain(shown[0], bench) if shown else "",
         "pieces": len(set(bench.undisturbed.writes)),
         "lost": len(lost) if fault.name != "two equal runs at once" else 0,
