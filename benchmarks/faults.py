@@ -34,6 +34,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # ruff: noqa: E402
 import torch
+from safetensors.torch import load_file, save_file
 from small_commands import DAMAGES, published, saved_files, small_commands
 
 from latentcomm._core.files import write_json
@@ -46,7 +47,12 @@ MOST_SECONDS = 120
 """A run that has not ended by then hangs."""
 NOBODY = 65534
 SMALL_DISK, DISK = "8m", "256m"
-IMPORTED = ("transformer_lens", "transformers.models.llama.modeling_llama", "transformers.models.vit.modeling_vit")
+IMPORTED = (
+    "encodings.utf_8_sig",
+    "transformer_lens",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.vit.modeling_vit",
+)
 CLAIM = re.compile(rf"{re.escape(SAVED)}/[\w.-]+\.json")
 """The file that says whose the results are: no piece of work."""
 
@@ -67,7 +73,9 @@ class Ended:
     def says(self) -> str:
         """What it was refused or stopped with, and of nothing else the last line."""
         at = self.error.rfind("latentcomm: ")
-        return self.error[at:] if at >= 0 else self.error.rstrip("\n").rpartition("\n")[2]
+        if at >= 0:
+            return " ".join(self.error[at:].split())
+        return " ".join(re.sub("[╭╮╰╯─│]", " ", self.error).split())  # a usage error comes in a box
 
 
 @dataclass(frozen=True)
@@ -339,6 +347,84 @@ FAULTS = (
 )
 
 
+WRONG = {
+    "a name": (
+        "compare --sender MODEL --channels silent,replce",
+        "sweep --sender MODEL --task contries",
+        "sweep --sender MODEL --fusion sume",
+        "sweep --sender MODEL --receivr MODEL",
+        "sweep --sender MODEL --dtype float17",
+    ),
+    "a number": (
+        "compare --sender MODEL --n-test 100000",
+        "compare --sender MODEL --read-layer=-1 --write-layer 1",
+        "compare --sender MODEL --read-layer 99 --write-layer 1",
+        "diagnose MODEL --corpus TEXTS --documents 1000000",
+        "train gated --sender MODEL --batch-size 100000",
+        "sweep --sender MODEL --seed=-1",
+    ),
+    "a list": (
+        "compare --sender MODEL --channels=",
+        "compare --sender MODEL --channels replace,replace",
+        "cascade --sender MODEL --task kv-math-worked --stop=",
+    ),
+    "options that do not fit together": (
+        "compare --sender MODEL --read-layer 1",
+        "compare --sender MODEL --shots rows.jsonl",
+        "sweep --sender MODEL --task kv-math-worked",
+    ),
+    "a file": (
+        "sweep --config nowhere.toml",
+        "sweep --config TEXTS",
+        "diagnose MODEL --corpus nowhere.txt",
+        "compare --sender MODEL --channels silent,gated --weights EMPTY",
+        "crossmodal --receiver MODEL --vision MODEL --data nowhere",
+    ),
+    "a model": (
+        "sweep --sender nobody/nothing",
+        "sweep --sender EMPTY",
+        "sweep --sender CUT",
+        "sweep --sender LACKING",
+        "sweep --sender NAN",
+    ),
+    "a folder": ("sweep --sender MODEL --out TEXTS", "sweep --sender MODEL --name a/b"),
+}
+"""Wrong command lines by the kind of what is wrong in them."""
+
+
+def refused(kind: str, line: str, places: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """The row of a wrong command line: how it ended, and what it said."""
+    arguments = tuple(str(places.get(word, word)) for word in line.split())
+    out = folder / "wrong"
+    more = () if "--out" in arguments else ("--out", str(out))
+    ended = finished(start((*arguments, *more), out))
+    says = ended.says if ended.status else ""
+    for word, place in places.items():
+        says = says.replace(str(place), word).replace(place.name, word)
+    is_refused = ended.status in (1, 2) and "Traceback" not in ended.error and not out.exists()
+    return {"kind": kind, "command": line, "status": ended.status, "says": says, "refused": is_refused}
+
+
+def wrong_places(folder: Path) -> dict[str, Path]:
+    """What the wrong command lines name: a model, and damaged copies of it."""
+    model = folder / "tiny-countries"
+    places = {"MODEL": model, "TEXTS": folder / "texts.jsonl", "EMPTY": folder / "empty-folder"}
+    places["EMPTY"].mkdir()
+    for word in ("CUT", "LACKING", "NAN"):
+        places[word] = shutil.copytree(model, folder / f"{word.lower()}-weights")
+        weights = places[word] / "model.safetensors"
+        tensors = load_file(weights)
+        if word == "CUT":
+            DAMAGES["cut to half"](weights)
+            continue
+        name = next(name for name in sorted(tensors) if "layers.1." in name)
+        kept = {key: value for key, value in tensors.items() if word == "NAN" or key != name}
+        if word == "NAN":
+            kept[name] = torch.full_like(tensors[name], torch.nan)
+        save_file(kept, weights, metadata={"format": "pt"})
+    return places
+
+
 def tried(fault: Fault, bench: Bench) -> dict[str, Any]:
     """The row of a fault: how the runs ended, how many pieces were lost, and whether the bits are the same."""
     ended = fault.runs(bench)
@@ -384,13 +470,14 @@ def _not_aside(bench: Bench) -> list[str]:
 
 
 def _plain(text: str, bench: Bench) -> str:
-    return re.sub(r"\s+", " ", text.replace(str(bench.out), "OUT").replace(str(bench.folder.parent), "..."))
+    return text.replace(str(bench.out), "OUT")
 
 
 def main() -> None:
     """Try every fault on every command, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(EXPERIMENTS), help="the commands")
+    parser.add_argument("--quick", action="store_true", help="no fault, only the wrong command lines")
     parser.add_argument("--faults", default="", help="the faults whose name begins with one of these")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
@@ -402,7 +489,7 @@ def main() -> None:
         folder = Path(name)
         folder.chmod(0o755)
         commands = _prepared(folder)
-        for command in options.only.split(","):
+        for command in () if options.quick else options.only.split(","):
             whole = folder / command / "whole"
             whole.parent.mkdir()
             (whole.parent).chmod(0o777)
@@ -420,9 +507,16 @@ def main() -> None:
                 print(f"{time.monotonic() - began:4.0f} s  {row}", flush=True)
                 rows.append(row)
                 shutil.rmtree(place)
-    write_json(options.out, {"faults": rows, "machine": machine(), "seconds": round(time.monotonic() - began)})
+        places = wrong_places(folder)
+        wrong = [refused(kind, line, places, folder) for kind, lines in WRONG.items() for line in lines]
+        for row in wrong:
+            print(row, flush=True)
+    write_json(
+        options.out, {"faults": rows, "wrong": wrong, "machine": machine(), "seconds": round(time.monotonic() - began)}
+    )
     failed = [f"{row['command']}, {row['fault']}: {'; '.join(row['wrong'])}" for row in rows if not row["survived"]]
-    print(f"{len(rows) - len(failed)} of {len(rows)} survived", *failed, sep="\n")
+    failed += [f"{row['command']} is not refused: {row['says']}" for row in wrong if not row["refused"]]
+    print(f"{len(rows) + len(wrong) - len(failed)} of {len(rows) + len(wrong)} survived or refused", *failed, sep="\n")
     sys.exit(bool(failed))
 
 

@@ -131,7 +131,7 @@ def read_whole(path: Path, read: Callable[[Path], Made]) -> tuple[Made] | None:
     """
     try:
         return (read(path),)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a file may be where a folder would be
         return None
     except (ValueError, KeyError, TypeError, IsADirectoryError) as error:
         if isinstance(error.__cause__, FileNotFoundError):
