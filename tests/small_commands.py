@@ -46,7 +46,7 @@ def small_commands(folder: Path) -> dict[str, tuple[str, ...]]:
             "cascade", *worked, "--task", "kv-math-worked", "--n", "0,2,5", "--stop", "confident", "--n-items", "6",
         ),
         "crossmodal": (
-            "crossmodal", "--receiver", reader, "--n-fitting", "12", "--n-test", "2", "--reply-tokens", "1",
+            "crossmodal", "--receiver", reader, "--n-fitting", "20", "--n-test", "6", "--reply-tokens", "1",
             "--vision-steps", "2", "--train-steps", "3", "--channels", "silent,soft-prompt",
         ),
     }  # fmt: skip
