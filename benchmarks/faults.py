@@ -23,8 +23,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,14 +35,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # ruff: noqa: E402
 import torch
+from results_tables import faults_table, refusals_table
+from safetensors.torch import load_file, save_file
 from small_commands import DAMAGES, published, saved_files, small_commands
 
-from latentcomm._core.files import write_json
+from latentcomm._core.files import write_json, write_text
 from latentcomm.cli import app
-from latentcomm.experiments.settings import SAVED
 from latentcomm.experiments.run import EXPERIMENTS
+from latentcomm.experiments.settings import SAVED
 from latentcomm.reporting.publish import machine
 
+PAGE = ROOT / "docs" / "reliability.md"
 MOST_SECONDS = 120
 """A run that has not ended by then hangs."""
 SMALL_DISK, DISK = "8m", "256m"
@@ -375,6 +379,8 @@ WRONG = {
         "sweep --sender nobody/nothing",
         "sweep --sender EMPTY",
         "sweep --sender CUT",
+        "sweep --sender LACKING",
+        "sweep --sender NAN",
     ),
     "a folder": ("sweep --sender MODEL --out TEXTS", "sweep --sender MODEL --name a/b"),
 }
@@ -399,8 +405,15 @@ def wrong_places(folder: Path) -> dict[str, Path]:
     model = folder / "tiny-countries"
     places = {"MODEL": model, "TEXTS": folder / "texts.jsonl", "EMPTY": folder / "empty-folder"}
     places["EMPTY"].mkdir()
-    places["CUT"] = shutil.copytree(model, folder / "cut-weights")
+    for word in ("CUT", "LACKING", "NAN"):
+        places[word] = shutil.copytree(model, folder / f"{word.lower()}-weights")
     DAMAGES["cut to half"](places["CUT"] / "model.safetensors")
+    tensors = load_file(model / "model.safetensors")
+    name = next(name for name in sorted(tensors) if "layers.1." in name)
+    lacking = {key: tensor for key, tensor in tensors.items() if key != name}
+    save_file(lacking, places["LACKING"] / "model.safetensors", metadata={"format": "pt"})
+    not_finite = tensors | {name: torch.full_like(tensors[name], torch.nan)}
+    save_file(not_finite, places["NAN"] / "model.safetensors", metadata={"format": "pt"})
     return places
 
 
@@ -468,6 +481,12 @@ def main() -> None:
         folder = Path(name)
         folder.chmod(0o755)
         commands = _prepared(folder)
+        places = wrong_places(folder)
+        wrong = [refused(kind, line, places, folder) for kind, lines in WRONG.items() for line in lines]
+        for row in wrong:
+            print(row, flush=True)
+        table = partial(_written, options.out, wrong=wrong)
+        table([], seconds=0)
         for command in () if options.quick else options.only.split(","):
             whole = folder / command / "whole"
             whole.parent.mkdir()
@@ -486,11 +505,8 @@ def main() -> None:
                 print(f"{time.monotonic() - began:4.0f} s  {row}", flush=True)
                 rows.append(row)
                 shutil.rmtree(place)
-        places = wrong_places(folder)
-        wrong = [refused(kind, line, places, folder) for kind, lines in WRONG.items() for line in lines]
-        for row in wrong:
-            print(row, flush=True)
-    rows, wrong = _written(options.out, rows, wrong, round(time.monotonic() - began))
+            table(rows, seconds=round(time.monotonic() - began))
+    _write_page()
     failed = [f"{row['command']}, {row['fault']}: {'; '.join(row['wrong'])}" for row in rows if not row["survived"]]
     failed += [f"{row['command']} is not refused: {row['says']}" for row in wrong if not row["refused"]]
     print(f"{len(rows) + len(wrong) - len(failed)} of {len(rows) + len(wrong)} survived or refused", *failed, sep="\n")
@@ -498,16 +514,24 @@ def main() -> None:
 
 
 def _written(
-    path: Path, rows: list[dict[str, Any]], wrong: list[dict[str, Any]], seconds: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """All rows of the table, with those of an earlier run for what this one did not try."""
+    path: Path, rows: Sequence[Mapping[str, Any]], *, wrong: Sequence[Mapping[str, Any]], seconds: int
+) -> None:
+    """Write the table, with the rows of an earlier run for what this one did not try."""
     there = json.loads(path.read_text("utf-8")) if path.exists() else {"faults": [], "wrong": []}
     known = {(row["command"], row["fault"]): row for row in (*there["faults"], *rows)}
     order = [(command, fault.name) for fault in FAULTS for command in EXPERIMENTS]
     faults = [known[key] for key in order if key in known]
-    wrong = wrong or there["wrong"]
     write_json(path, {"faults": faults, "wrong": wrong, "machine": machine(), "seconds": seconds})
-    return faults, wrong
+
+
+def _write_page() -> None:
+    """Put the tables where the page marks their places."""
+    text = PAGE.read_text("utf-8")
+    for mark, lines in (("faults", faults_table()), ("wrong", refusals_table())):
+        start, _, rest = text.partition(f"<!-- {mark} -->\n")
+        after = rest.partition("<!-- end -->\n")[2]
+        text = "".join([start, f"<!-- {mark} -->\n\n", *(f"{line}\n" for line in lines), "\n<!-- end -->\n", after])
+    write_text(PAGE, text)
 
 
 def _prepared(folder: Path) -> dict[str, tuple[str, ...]]:

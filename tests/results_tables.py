@@ -285,7 +285,9 @@ def faults_table() -> list[str]:
         for row in found
     }
     faults, commands = ([*dict.fromkeys(row[key] for row in found)] for key in ("fault", "command"))
-    return markdown([["fault", *commands], *([fault, *(cells[fault, each] for each in commands)] for fault in faults)])
+    return markdown(
+        [["fault", *commands], *([fault, *(cells.get((fault, each), "") for each in commands)] for fault in faults)]
+    )
 
 
 def refusals_table() -> list[str]:

@@ -40,7 +40,7 @@ def small_commands(folder: Path) -> dict[str, tuple[str, ...]]:
         ),
         "train": (
             "train", "gated,concatenated", "--sender", tiny, "--steps", "4", "--batch-size", "2", *ONE_CELL,
-            "--plan-tokens", "2", "--every", "1",
+            "--plan-tokens", "2", "--every", "1", "--save-every", "1e-9",
         ),
         "cascade": (
             "cascade", *worked, "--task", "kv-math-worked", "--n", "0,2,5", "--stop", "confident", "--n-items", "6",

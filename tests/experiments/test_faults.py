@@ -10,8 +10,8 @@ import pytest
 from commands import last_line, run
 from small_commands import DAMAGES, published, saved_files, small_commands
 
-from latentcomm.experiments.folder import SAVED
 from latentcomm.experiments.run import EXPERIMENTS
+from latentcomm.experiments.settings import SAVED
 
 COMMANDS = pytest.mark.parametrize("command", list(EXPERIMENTS))
 
