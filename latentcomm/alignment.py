@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor
 
 from latentcomm._core import files
@@ -141,11 +140,15 @@ class AffineMap:
         """
         try:
             facts, tensors = files.read_tensors(path, device=device)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error}); give a file of AffineMap.save") from error
+        except files.UnreadableError as error:
+            raise ValueError(f"{error}; give a file of AffineMap.save") from error
         if (kind := facts.get("kind", "no kind at all")) != FILE_KIND:
             raise ValueError(f"{path} is marked {kind}, not {FILE_KIND}; give a file of AffineMap.save")
-        return cls(tensors["weight"], tensors["bias"])
+        weight, bias = tensors.get("weight"), tensors.get("bias")
+        is_map = weight is not None and bias is not None and weight.ndim == 2 and bias.shape == weight.shape[:1]
+        if not is_map or not all(tensor.is_floating_point() for tensor in (weight, bias)):
+            raise ValueError(f"{path} holds no weight and bias of a map; give a file of AffineMap.save")
+        return cls(weight, bias)
 
 
 @takes_arrays

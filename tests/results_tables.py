@@ -274,6 +274,32 @@ def learned_tables() -> dict[str, list[str]]:
     return out | {part: trials_table(found[part]["table"]) for part in ("interlat", "linear")}
 
 
+FAULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "faults.json"
+
+
+def faults_table() -> list[str]:
+    """A line a fault, a column a command: the pieces that were lost, or that the fault was not survived."""
+    found = json.loads(FAULTS.read_text("utf-8"))["faults"]
+    cells = {
+        (row["fault"], row["command"]): f"{row['lost']} of {row['pieces']}" if row["survived"] else "**not survived**"
+        for row in found
+    }
+    faults, commands = ([*dict.fromkeys(row[key] for row in found)] for key in ("fault", "command"))
+    return markdown(
+        [["fault", *commands], *([fault, *(cells.get((fault, each), "") for each in commands)] for fault in faults)]
+    )
+
+
+def refusals_table() -> list[str]:
+    """A line a wrong command line: what is wrong, the line, and the sentence that refuses it."""
+    found = json.loads(FAULTS.read_text("utf-8"))["wrong"]
+    lines = [["wrong", "command line", "answer"]]
+    for row in found:
+        says = row["says"].removeprefix("latentcomm: ").replace("|", "\\|").replace("<", "&lt;")
+        lines.append([row["kind"], f"`latentcomm {row['command']}`", says if row["refused"] else "**not refused**"])
+    return markdown(lines)
+
+
 def by_name(table: pd.DataFrame) -> Rows:
     """The rows by channel, condition and metric."""
     return {(row["channel"], row["condition"], row["metric"]): row for row in table.to_dict("records")}
@@ -335,6 +361,8 @@ if __name__ == "__main__":
     if LEARNED.exists():
         for name, lines in learned_tables().items():
             print(name, *lines, "", sep="\n")
+    if FAULTS.exists():
+        print("faults", *faults_table(), "", "wrong", *refusals_table(), "", sep="\n")
     for task in ("countries", "tip_sheets"):
         if (FIGURES / f"{MERGING}.csv").exists():
             print(task, *merging_table(task), "", sep="\n")

@@ -6,18 +6,21 @@ from typing import Any
 import pytest
 from results_tables import (
     CROSS,
+    FAULTS,
     FIGURES,
     MERGING,
     PICTURES,
     cascade_rows,
     channels_table,
     cross_table,
+    faults_table,
     learned_tables,
     likeness_table,
     merging_table,
     pairs_table,
     pictures_table,
     pictures_tests,
+    refusals_table,
     replies_table,
 )
 
@@ -54,6 +57,15 @@ def test_a_table_is_that_of_the_figures_data(page: str, figure: str, table: tupl
         pytest.skip("not committed yet; run the analysis that writes it")
     make, of = table
     assert make(of) in tables(f"results_{page}.md")
+
+
+def test_every_fault_is_survived_and_every_wrong_line_refused_as_the_page_says() -> None:
+    if not FAULTS.exists():
+        pytest.skip("not committed yet; run the benchmark that writes it")
+    faults, wrong = faults_table(), refusals_table()
+    assert tables("reliability.md") == [faults, wrong]
+    assert len(faults) > 10 and len(wrong) > 20
+    assert "not survived" not in "".join(faults) and "not refused" not in "".join(wrong)
 
 
 def test_the_tables_of_what_learns_are_those_of_the_benchmark() -> None:

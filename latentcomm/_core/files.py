@@ -17,8 +17,14 @@ from torch import Tensor
 
 CHECKSUM = "sha256"
 """The name in a file's metadata of the digest of its tensors and of the rest of its metadata."""
+CHECKED = "checked by"
+"""The name of the entry that says that there is a digest, so that a digest whose name is damaged is missed."""
 ALIGNMENT = 64
 """Bytes of a cache line, to which torch aligns what it allocates; a tensor mapped from a file begins anywhere."""
+
+
+class UnreadableError(SafetensorError, ValueError):
+    """A file that is no safetensors file, or is one no longer."""
 
 
 @contextlib.contextmanager
@@ -94,26 +100,86 @@ def write_tensors(
         plain, owned = tensor.detach().cpu().contiguous(), {each.data_ptr() for each in stored.values()}
         alone = plain.untyped_storage().nbytes() == plain.nbytes and plain.data_ptr() not in owned
         stored[name] = plain if alone else plain.clone()
-    facts = dict(metadata or {})
+    facts = {**(metadata or {}), CHECKED: CHECKSUM}
     with written_whole(Path(path)) as draft:
         save_file(stored, draft, metadata=facts | {CHECKSUM: _checksum(stored, facts)})
 
 
-def read_tensors(path: str | os.PathLike[str], *, device: str = "cpu") -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_tensors(
+    path: str | os.PathLike[str], *, device: str = "cpu", require_checksum: bool = False
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the metadata and the tensors, laid out as new ones, of a safetensors file.
 
+    A file of before there were checksums, or of another program, is read without one unless `require_checksum`.
+
     Raises:
-        SafetensorError: it is none, or was cut short.
-        ValueError: its content does not match its checksum.
+        UnreadableError: it is no safetensors file, or was cut short.
+        ValueError: it does not match its checksum.
         FileNotFoundError: there is no such file.
     """
-    with safe_open(expanded(path), framework="pt", device=device) as file:
-        tensors = {name: laid_out(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        facts = dict(file.metadata() or {})
+    name = os.fspath(expanded(path))
+    try:
+        with safe_open(name, framework="pt", device=device) as file:
+            tensors = {key: laid_out(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            facts = dict(file.metadata() or {})
+    except OSError as error:
+        if os.path.isdir(name):  # noqa: PTH112 (its error is that there is no such device)
+            raise UnreadableError(f"{name} is a folder, and no safetensors file") from error
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UnreadableError(f"{name} is no safetensors file, or was damaged ({_first_line(error)})") from error
     expected = facts.pop(CHECKSUM, None)
-    if expected not in (None, _checksum(tensors, facts)):
-        raise ValueError(f"{os.fspath(path)} does not match its checksum; it was changed or damaged")
+    _check(name, expected, _checksum(tensors, facts), is_marked=require_checksum or CHECKED in facts)
+    facts.pop(CHECKED, None)
     return facts, tensors
+
+
+def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object with a checksum of it, whole or not at all.
+
+    Raises:
+        RuntimeError: the file cannot be written; what was there is still there.
+    """
+    marked = {**record, CHECKED: CHECKSUM}
+    write_json(path, {**marked, CHECKSUM: digest_of_json(marked)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The object that `write_sealed` wrote; one of before there were checksums is read without one.
+
+    Raises:
+        ValueError: it is no JSON object, or does not match its checksum.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({_first_line(error)})") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{path} is a folder") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    expected = record.pop(CHECKSUM, None)
+    _check(str(path), expected, digest_of_json(record), is_marked=CHECKED in record)
+    record.pop(CHECKED, None)
+    return record
+
+
+def _check(name: str, expected: str | None, found: str, *, is_marked: bool) -> None:
+    """Refuse a file whose checksum is another than that of its content, or is gone though the file is marked."""
+    if expected is None and is_marked:
+        raise ValueError(f"{name} has no checksum; it was damaged, or another program wrote it")
+    if expected not in (None, found):
+        raise ValueError(f"{name} does not match its checksum; it was changed or damaged")
+
+
+def digest_of_json(value: Any) -> str:
+    """The digest of what JSON holds, whatever the order of its keys."""
+    return digest(json.dumps(value, ensure_ascii=False, sort_keys=True))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

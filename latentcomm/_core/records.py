@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from safetensors import SafetensorError
 from torch import Tensor
 
-from latentcomm._core.files import digest, expanded, read_tensors, write_json, write_tensors
+from latentcomm._core.files import CHECKSUM, digest, digest_of_json, expanded, read_tensors, write_json, write_tensors
 from latentcomm._core.progress import say
 
 __all__ = ["Records", "read_whole"]
@@ -70,7 +69,9 @@ class Records:
         def write(path: Path, record: dict[str, Tensor]) -> None:
             write_tensors(path, record)
 
-        return self._record(f"{name}.safetensors", make, write, lambda path: read_tensors(path)[1])
+        return self._record(
+            f"{name}.safetensors", make, write, lambda path: read_tensors(path, require_checksum=True)[1]
+        )
 
     def values(self, name: str, make: Callable[[], Made]) -> Made:
         """The record `name` of plain values that JSON holds: lists, not tuples, and keys that are strings.
@@ -80,7 +81,7 @@ class Records:
         """
 
         def write(path: Path, record: Made) -> None:
-            write_json(path, {"sha256": _of_json(record), "value": record})
+            write_json(path, {CHECKSUM: digest_of_json(record), "value": record})
 
         return self._record(f"{name}.json", make, write, _read_values)
 
@@ -122,22 +123,22 @@ class Records:
 def read_whole(path: Path, read: Callable[[Path], Made]) -> tuple[Made] | None:
     """What a file holds; None where there is none, or where it was damaged and is set aside now.
 
-    Damaged is what `read` answers with a ValueError, a KeyError, a TypeError or a SafetensorError, unless the disk or
-    its permissions caused it.
+    Damaged is what `read` answers with a ValueError, a KeyError or a TypeError, unless the disk or its permissions
+    caused it, and a folder.
 
     >>> read_whole(Path("nowhere.json"), Path.read_text) is None
     True
     """
     try:
         return (read(path),)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a file may be where a folder would be
         return None
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, IsADirectoryError) as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
-        if isinstance(error.__cause__, OSError):  # the disk or its permissions, and not what the file holds
+        if isinstance(error.__cause__, OSError) and not path.is_dir():  # the disk or its permissions
             raise
-        aside = path.with_name(f"{path.name}.damaged")
+        aside = _free_name(path)
         try:
             path.replace(aside)
         except FileNotFoundError:  # another process has set it aside
@@ -146,16 +147,19 @@ def read_whole(path: Path, read: Callable[[Path], Made]) -> tuple[Made] | None:
         return None
 
 
+def _free_name(path: Path) -> Path:
+    """PATH.damaged, over an earlier file of that name; where a folder is in the way, or is moved, PATH.damaged-2 ..."""
+    names = (f"{path.name}.damaged{ending}" for ending in ("", *map("-{}".format, range(2, 1000))))
+    free = (each for name in names if not (each := path.with_name(name)).is_dir())
+    return next(each for each in free if not (each.exists() and path.is_dir()))
+
+
 def _read_values(path: Path) -> Any:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        value, expected = record["value"], record["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        value, expected = record["value"], record[CHECKSUM]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("it is no record") from error
-    if _of_json(value) != expected:
+    if digest_of_json(value) != expected:
         raise ValueError("it does not match its checksum")
     return value
-
-
-def _of_json(value: Any) -> str:
-    return digest(json.dumps(value, ensure_ascii=False, sort_keys=True))

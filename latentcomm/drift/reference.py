@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import Tensor
 
 from latentcomm._core.arrays import takes_arrays
-from latentcomm._core.files import laid_out, read_tensors, write_tensors
+from latentcomm._core.files import UnreadableError, laid_out, read_tensors, write_tensors
 from latentcomm._core.linalg import require_finite
 from latentcomm.drift.alarms import alarm_shares
 from latentcomm.drift.detectors import DETECTORS, PANEL, Manifold, measure_all
@@ -338,14 +337,24 @@ class DriftReference:
         """
         try:
             facts, parts = read_tensors(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error}); give a file of DriftReference.save") from error
+        except UnreadableError as error:
+            raise ValueError(f"{error}; give a file of DriftReference.save") from error
         if (kind_found := facts.get("kind", "no kind at all")) != FILE_KIND:
             raise ValueError(f"{path} is marked {kind_found}, not {FILE_KIND}; give a file of DriftReference.save")
-        if json.loads(facts["detectors"]) != list(DETECTORS):
-            raise ValueError(f"{path} holds the detectors {facts['detectors']}, not today's; fit it again")
+        if facts.get("detectors") != json.dumps(list(DETECTORS)):
+            raise ValueError(f"{path} holds the detectors {facts.get('detectors')}, not today's; fit it again")
+        try:
+            found = cls._of_parts(facts, parts)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} holds no whole reference; give a file of DriftReference.save") from error
+        found.require(site=site, model=model, kind=kind)
+        return found
+
+    @classmethod
+    def _of_parts(cls, facts: Mapping[str, str], parts: Mapping[str, Tensor]) -> "DriftReference":
+        """The reference of what a file holds."""
         hook_name = json.loads(facts["site"])
-        found = cls(
+        return cls(
             site=None if hook_name is None else Site.parse(hook_name),
             model=json.loads(facts["model"]),
             kind=json.loads(facts["states"]),
@@ -356,8 +365,6 @@ class DriftReference:
             manifold=Manifold.of_tensors(parts),
             **{name: parts[name] for name in HELD_OUT},
         )
-        found.require(site=site, model=model, kind=kind)
-        return found
 
     def _one(self, x: States, name: str) -> Float[Tensor, "*batch"]:
         """One detector's number for states with any leading axes, in their dtype."""

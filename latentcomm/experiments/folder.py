@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentcomm._core.files import write_json, write_text
+from latentcomm._core.files import read_sealed, write_sealed
+from latentcomm._core.records import read_whole
 from latentcomm.experiments.settings import SAVED
 
 __all__ = ["Claim", "forget", "large_work", "note_large", "refuse_unwritable"]
@@ -41,7 +42,7 @@ class Claim:
 
     def refusal(self) -> str | None:
         """The sentence that refuses to write over the results or the unfinished work of other settings."""
-        begun = _json(self.path)
+        begun = self._begun()
         if begun is not None:
             record, finished = begun, bool(begun.get("finished"))
         else:
@@ -76,8 +77,8 @@ class Claim:
         Raises:
             RuntimeError: the folder cannot be written.
         """
-        before = self.path.read_text(encoding="utf-8") if self.path.exists() else None
-        write_json(self.path, {**self.record, "finished": False})
+        before = self._begun()
+        write_sealed(self.path, {**self.record, "finished": False})
         try:
             yield
         except BaseException as error:
@@ -85,10 +86,15 @@ class Claim:
                 self._withdraw(before)
             raise
 
-    def _withdraw(self, before: str | None) -> None:
+    def _begun(self) -> dict[str, Any] | None:
+        """The record of the run that was there before; None where there was none, or its record was damaged."""
+        found = read_whole(self.path, _record)
+        return None if found is None else found[0]
+
+    def _withdraw(self, before: Mapping[str, Any] | None) -> None:
         """Put back what the claim was before, or nothing."""
         if before is not None:
-            write_text(self.path, before)
+            write_sealed(self.path, before)
             return
         self.path.unlink(missing_ok=True)
         for folder in (self.path.parent, self.out):  # if nothing else is there
@@ -97,7 +103,7 @@ class Claim:
 
     def finish(self) -> None:
         """Write that it has finished."""
-        write_json(self.path, {**self.record, "finished": True})
+        write_sealed(self.path, {**self.record, "finished": True})
 
     def _differences(self, there: Mapping[str, Any]) -> list[str]:
         """What differs from a record, each with both values."""
@@ -156,6 +162,18 @@ def forget(folders: list[Path]) -> None:
     """Delete saved work."""
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The record of a run.
+
+    Raises:
+        ValueError: the file is damaged, or of another program.
+    """
+    record = read_sealed(path)
+    if "experiment" not in record or not isinstance(record.get("settings"), dict):
+        raise ValueError(f"{path} names no settings")
+    return record
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -1,7 +1,6 @@
 """Activations of a model at chosen sites: in memory for prompts, in resumable shards on disk for a corpus."""
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentcomm._core.files import digest, expanded, read_tensors, write_json
+from latentcomm._core.files import digest, expanded, read_sealed, read_tensors, write_sealed
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records, read_whole
 from latentcomm.models import Hook, Model, PassEnded
@@ -191,7 +190,7 @@ class ActivationStore:
         path = expanded(folder)
         if not (path / MANIFEST).exists():
             raise ValueError(f"{path} holds no captured activations")
-        store = cls(path, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+        store = cls(path, read_sealed(path / MANIFEST))
         missing = [number for number in range(len(store.manifest["shards"])) if not store.shard_path(number).exists()]
         if missing:
             raise ValueError(f"{path} lacks {len(missing)} of its shards; run the same capture again to resume it")
@@ -264,11 +263,11 @@ def capture_to_disk(
         "last_only": last_only,
         "shards": shards,
     }
-    saved = read_whole(target / MANIFEST, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))
+    saved = read_whole(target / MANIFEST, read_sealed)
     if saved is None:
         for shard in target.glob("shard-*.safetensors"):  # of what they are is not known without their manifest
             shard.replace(f"{shard}.damaged")
-        write_json(target / MANIFEST, manifest)
+        write_sealed(target / MANIFEST, manifest)
     elif changed := [key for key in manifest if saved[0].get(key) != manifest[key]]:
         raise ValueError(f"{target} holds a capture with another {' and '.join(changed)}; choose another folder")
     store, records = ActivationStore(target, manifest), Records(target)

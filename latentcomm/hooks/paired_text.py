@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentcomm._core.files import digest, expanded, write_json
+from latentcomm._core.files import digest, expanded, read_sealed, write_sealed
 from latentcomm._core.progress import track
-from latentcomm._core.records import Records
+from latentcomm._core.records import Records, read_whole
 from latentcomm.hooks.capture import capture
 from latentcomm.models import Model, one_model, one_vocabulary
 from latentcomm.models.prompts import Prompts
@@ -199,11 +199,12 @@ def _claim(folder: Path, sides: dict[str, tuple[Model, Prompts, Tensor]], tokens
         ),
         "tokens_per_part": TOKENS_PER_PART,
     }
-    if not (folder / MANIFEST).exists():
-        write_json(folder / MANIFEST, manifest)
-        return
-    saved = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if changed := [key for key in manifest if saved.get(key) != manifest[key]]:
+    saved = read_whole(folder / MANIFEST, read_sealed)
+    if saved is None:
+        for part in folder.glob("*er-*.safetensors"):  # of what they are is not known without their manifest
+            part.replace(f"{part}.damaged")
+        write_sealed(folder / MANIFEST, manifest)
+    elif changed := [key for key in manifest if saved[0].get(key) != manifest[key]]:
         raise ValueError(f"{folder} holds states of other {' and '.join(changed)}; choose another folder or remove it")
 
 

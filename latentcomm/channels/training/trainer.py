@@ -13,10 +13,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
-from latentcomm._core.files import expanded, read_tensors, write_tensors
+from latentcomm._core.files import UnreadableError, expanded, read_tensors, write_tensors
 from latentcomm._core.progress import duration, say
 from latentcomm._core.records import read_whole
 from latentcomm.models import Model, why_not_finite
@@ -258,7 +257,9 @@ def load_weights(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     """
     manifest, tensors = _read(expanded(path))
     if manifest.get("format") != WEIGHTS or manifest.get("kind") != kind:
-        raise ValueError(f"{os.fspath(path)} holds {manifest.get('kind', 'nothing of this package')} and not {kind}")
+        raise ValueError(f"{os.fspath(path)} holds {manifest.get('kind', manifest['format'])} and not {kind}")
+    if not isinstance(manifest.get("configuration"), dict):
+        raise ValueError(f"{os.fspath(path)} holds {kind} without its configuration; train it again")
     return tensors, manifest["configuration"]
 
 
@@ -418,9 +419,12 @@ def _resume(
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         facts, tensors = read_tensors(path)
-        return json.loads(facts.get("manifest", "{}")), tensors
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        manifest = json.loads(facts.get("manifest", "{}"))
+    except (OSError, UnreadableError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a file of this package ({error})") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), str):
+        raise ValueError(f"{path} holds nothing of this package")
+    return manifest, tensors
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

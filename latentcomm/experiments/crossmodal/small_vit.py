@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentcomm._core.files import digest, expanded, read_tensors
+from latentcomm._core.files import digest, expanded
 from latentcomm._core.records import read_whole
 from latentcomm.channels.training.trainer import Schedule, load_weights, save_weights, train
 from latentcomm.experiments.crossmodal.digits import CELLS, EDGE, INKS, WORDS, digit_halves, four_cells, one_digit
@@ -107,8 +108,9 @@ def small_vit(
     wanted |= {"batch": BATCH, "rate": RATE, "pictures": digest(list(sets))}
     encoder = _untrained(seed)
     name = f"small-vit-{seed}"
-    if file is not None and read_whole(file, read_tensors) is not None:
-        weights, facts = load_weights(file, kind=KIND)
+    saved = None if file is None else read_whole(file, partial(load_weights, kind=KIND))
+    if file is not None and saved is not None:
+        weights, facts = saved[0]
         if facts != wanted:
             raise ValueError(f"{file.name} holds the encoder of {facts} and not of {wanted}; give another path")
         encoder.load_state_dict(weights)
