@@ -102,6 +102,8 @@ class Settings:
         given = {}
         for key, value in values.items():
             if key.replace("-", "_") == "right_aligned" and "alignment" in known:  # its name in release 0.1
+                if not isinstance(value, bool):
+                    raise ValueError(f"{key} is {value!r}; give true or false, or alignment instead")
                 key, value = "alignment", "right-aligned" if value else "ridge"
             name = check_name(f"option of {cls.command}", key.replace("-", "_"), known)
             if name in given:

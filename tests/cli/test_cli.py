@@ -451,6 +451,9 @@ class TestTwoModels:
         old = tmp_path / "old.toml"
         old.write_text("right_aligned = true\n", "utf-8")
         assert read_config(old, SweepSettings) == SweepSettings(alignment="right-aligned")
+        old.write_text('right_aligned = "false"\n', "utf-8")
+        with pytest.raises(ValueError, match="right_aligned is 'false'; give true or false"):
+            read_config(old, SweepSettings)
 
 
 class TestOneCell:
