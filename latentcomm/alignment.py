@@ -145,8 +145,10 @@ class AffineMap:
         if (kind := facts.get("kind", "no kind at all")) != FILE_KIND:
             raise ValueError(f"{path} is marked {kind}, not {FILE_KIND}; give a file of AffineMap.save")
         weight, bias = tensors.get("weight"), tensors.get("bias")
-        is_map = weight is not None and bias is not None and weight.ndim == 2 and bias.shape == weight.shape[:1]
-        if not is_map or not all(tensor.is_floating_point() for tensor in (weight, bias)):
+        if (
+            weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]
+            or not weight.is_floating_point() or not bias.is_floating_point()
+        ):  # fmt: skip
             raise ValueError(f"{path} holds no weight and bias of a map; give a file of AffineMap.save")
         return cls(weight, bias)
 

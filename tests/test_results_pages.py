@@ -59,7 +59,7 @@ def test_a_table_is_that_of_the_figures_data(page: str, figure: str, table: tupl
     assert make(of) in tables(f"results_{page}.md")
 
 
-def test_every_fault_is_survived_and_every_wrong_line_refused_as_the_page_says() -> None:
+def test_faults_are_survived_and_wrong_lines_refused_as_the_page_says() -> None:
     if not FAULTS.exists():
         pytest.skip("not committed yet; run the benchmark that writes it")
     faults, wrong = faults_table(), refusals_table()

@@ -93,6 +93,10 @@ class Records:
         """
         return self._record(f"{name}.safetensors", make, lambda path, record: record.save(path), load)
 
+    def found(self, name: str) -> tuple[Any] | None:
+        """The record `name` of plain values, alone in a tuple; None where there is none."""
+        return None if self.folder is None else read_whole(self.folder / f"{name}.json", _read_values)
+
     def n_saved(self, names: Iterable[str]) -> int:
         """How many of the records of these names are there.
 

@@ -131,8 +131,7 @@ def n_evaluated(
     decoding = (task.reply_tokens if reply_tokens is None else reply_tokens, 0.0, 1.0)
     works = [_Work.of(each, sender, receiver, task, seed, controls, decoding, checkpoint, {}) for each in channels]
     return sum(
-        bool(work.conditions.n_saved(["names"]))
-        and all(work.is_saved(name) for name in work.conditions.values("names", list[str]))
+        (found := work.conditions.found("names")) is not None and all(work.is_saved(name) for name in found[0])
         for work in works
     )
 

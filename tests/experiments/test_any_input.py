@@ -56,7 +56,11 @@ def answered(ask: Callable[[], object]) -> object | None:
             return ask()
     except (ValueError, TypeError) as refused:
         kind, sentence = type(refused).__name__, str(refused)
-    if kind not in ("ValueError", "UnreadableError", "ArgumentTypeError") or not sentence or "\n" in sentence:
+    if (
+        kind not in ("ValueError", "UnreadableError", "ArgumentTypeError", "ConfigError")
+        or not sentence
+        or "\n" in sentence
+    ):
         pytest.fail(f"{kind}: {sentence}")
     return None
 

@@ -133,7 +133,7 @@ def test_a_file_of_before_there_were_checksums_is_read(saved: Saved, tmp_path: P
     saved.read(path)
 
 
-def test_a_file_whose_checksum_was_cut_out_is_refused_where_it_says_that_it_has_one(tmp_path: Path) -> None:
+def test_a_file_that_says_it_has_a_checksum_is_refused_without_it(tmp_path: Path) -> None:
     path = tmp_path / "saved-file"
     save_file({"x": states(3)}, path, metadata={CHECKED: CHECKSUM})
     assert "has no checksum" in sentence(read_tensors, path)
