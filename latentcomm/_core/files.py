@@ -215,7 +215,7 @@ def snapshot_id(path: str) -> str | None:
 
 
 def told_apart(*names: str) -> list[str]:
-    """Names without the folders of a machine, with as much of their paths as tells them apart.
+    """Names without the folders of a machine, with as much of their paths as distinguishes them.
 
     >>> told_apart("/runs/a/model", "/runs/b/model"), told_apart("/runs/a/model", "/runs/a/model")
     (['a/model', 'b/model'], ['model', 'model'])

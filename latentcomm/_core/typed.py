@@ -86,7 +86,7 @@ def _arguments(
 
 
 def _culprit(where: str, value: Any, hint: Any) -> tuple[str, Any, Any] | None:
-    """The innermost part of a value that does not fit, with its place; None if the value fits."""
+    """The innermost part of a value that does not fit, with its path; None if the value fits."""
     if get_origin(hint) in (Union, types.UnionType):
         others = [each for each in get_args(hint) if each is not type(None)]
         hint = others[0] if len(others) == 1 and value is not None else hint

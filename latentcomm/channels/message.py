@@ -257,7 +257,7 @@ def _from_manifest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says, in one line of a length that can be read."""
+    """The text of an error, in one line of a length that can be read."""
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 

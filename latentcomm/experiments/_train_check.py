@@ -41,12 +41,7 @@ def check_train(settings: TrainSettings, checks: Checks) -> TrainInputs | None:
     checks.refuse(
         f"dtype is {settings.dtype!r}; train in float32 or bfloat16", when=settings.dtype not in ("float32", "bfloat16")
     )
-    task = checks.task()
-    sender, receiver = checks.pair()
-    checks.template(settings.template, sender, receiver)
-    cell = checks.cell()
-    checks.layers("read_layer", sender)
-    checks.layers("write_layer", receiver)
+    task, sender, receiver, cell = checks.task_pair_and_cell()
     halves = None if task is None else checks.of(task.split, seed=settings.seed)
     if task is None or halves is None:
         return None

@@ -9,7 +9,7 @@ import torch
 __all__ = ["free_disk", "free_memory", "multiply_adds_a_second", "readable"]
 
 GROUPS = Path("/sys/fs/cgroup")
-"""Where Linux says how much of the machine's memory a container may use."""
+"""Where Linux states how much of the machine's memory a container may use."""
 CONTROL_GROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (
@@ -25,7 +25,7 @@ TIMED_SECONDS = 0.3
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that are free on a device, None where the system does not say: of a GPU its own, else the machine's."""
+    """Bytes that are free on a device, None where it is unknown: of a GPU its own, else the machine's."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     found = [each for each in (_available(), _left_to_container()) if each is not None]

@@ -37,7 +37,7 @@ class Claim:
 
     @property
     def path(self) -> Path:
-        """The file that says whose files of this name are."""
+        """The file that records whose files of this name are."""
         return self.out / SAVED / f"{self.name}.json"
 
     def refusal(self) -> str | None:

@@ -66,7 +66,7 @@ class Job:
     def pair(self, settings: Settings) -> tuple[Model, Model]:
         """Both models; one model twice where no receiver is given or the receiver is the sender.
 
-        Two folders of one name are named by as much of their paths as tells them apart.
+        Two folders of one name are named by as much of their paths as distinguishes them.
 
         Raises:
             ValueError: a name or option that `load_model` refuses.

@@ -1,6 +1,6 @@
 """The checks of a run before the first weight is read: what all experiments share, and what comes out.
 
-Each experiment's own check stands in its package (`_check.py`), named beside its function in `run.EXPERIMENTS`; what it
+Each experiment's own check is in its package (`_check.py`), named with its function in `run.EXPERIMENTS`; what it
 parsed is what the experiment then runs with.
 """
 
@@ -136,7 +136,7 @@ class Side:
 
 @dataclass(eq=False)
 class Checks:
-    """The checks of one run, which go on after a refusal, so that all refusals are found.
+    """The checks of one run, which continue after a refusal, so that all refusals are found.
 
     Attributes:
         settings, job: of the run.
@@ -229,6 +229,14 @@ class Checks:
     def cell(self) -> tuple[int, int] | None:
         """The cell of the settings; refuses a read layer without a write layer."""
         return self.of(cell_of, *(getattr(self.settings, name) for name in ("read_layer", "write_layer")))
+
+    def task_pair_and_cell(self) -> tuple[Task | None, Side | None, Side | None, tuple[int, int] | None]:
+        """Task, sender, receiver and cell, with the template and the layers that fit them; None for what is refused."""
+        task, (sender, receiver), cell = self.task(), self.pair(), self.cell()
+        self.template(str(getattr(self.settings, "template", "raw")), sender, receiver)
+        self.layers("read_layer", sender)
+        self.layers("write_layer", receiver)
+        return task, sender, receiver, cell
 
     def at_most(self, option: str, there: int, what: str, of: str = "items") -> int:
         """The number of an option, at most what there is; more is refused, unless it is the option's default.

@@ -281,9 +281,10 @@ class Model:
 
         Raises:
             ValueError: a hook names a hook point that the model does not have, a `past_mask` for a model that does
-                not join lengths, or a model that was put into training mode.
+                not join lengths, or a model in training mode, unless `with_grad`.
         """
-        if self.hooked.training or getattr(getattr(self.hooked, "original_model", None), "training", False):
+        original = getattr(self.hooked, "original_model", None)
+        if not with_grad and (self.hooked.training or getattr(original, "training", False)):
             raise ValueError(f"{self.name} is in training mode, where passes are random; call its eval() first")
         for name, _ in hooks:
             if name not in self.hook_names:
@@ -462,7 +463,7 @@ def _state_of(name: str, tensor: Tensor) -> tuple[Any, ...]:
     """What changes when a weight does: where it is, how often it was written in place, and sums over it.
 
     Its bits are summed along rows and along columns, eight bytes at a time where they allow it (at the speed of
-    memory), so that a changed entry and entries in other places show; where all signs change the plain sum does.
+    memory), so that a changed entry and exchanged entries show; where all signs change the plain sum does.
     """
     found = name, tensor.data_ptr(), tensor.stride(), tuple(tensor.shape), tensor.dtype
     if not tensor.numel():

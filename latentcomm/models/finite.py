@@ -30,7 +30,7 @@ def not_finite(model: Model, again: Callable[[], object], *, what: str = "") -> 
 def why_not_finite(model: Model, again: Callable[[], object]) -> tuple[str, str] | None:
     """The weights, or else the first states in a pass, that are not finite, and what to do; None where all are.
 
-    The weights and the states of each block are looked at only here, after a pass has failed.
+    The weights and the states of each block are examined only here, after a pass has failed.
     """
     state = getattr(model.hooked, "original_model", model.hooked).state_dict()
     weights = {name: weight for name, weight in state.items() if weight.is_floating_point()}
@@ -59,7 +59,7 @@ def _watch(seen: list[str], point: str, value: Tensor, hook: object) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are, by their extremes: fifteen times faster than looking at each."""
+    """Whether all numbers are, by their extremes: fifteen times faster than testing each."""
     if tensor.numel() == 0:
         return True
     lowest, highest = torch.aminmax(tensor.detach())

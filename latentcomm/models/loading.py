@@ -12,8 +12,8 @@ import torch
 from latentcomm._core.files import snapshot_id
 from latentcomm.models import builtin
 from latentcomm.models.base import Model
+from latentcomm.models.checkpoint import Checkpoint, locate, read_by_transformers
 from latentcomm.models.devices import resolve_device, resolve_dtype
-from latentcomm.models.places import Place, locate, read_by_transformers
 
 
 def load_model(
@@ -31,14 +31,14 @@ def load_model(
     kind = resolve_device(device)
     numbers = resolve_dtype(dtype, device=kind)
     name = os.fspath(name_or_path)
-    place = locate(name)
+    checkpoint = locate(name)
     if name in builtin.BUILT_IN:
         builtin.fetch(builtin.BUILT_IN[name])
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with read_by_transformers(name):
-        tokenizer = AutoTokenizer.from_pretrained(place.folder, **place.options)
-    model = load_whole(AutoModelForCausalLM, name, place, dtype=numbers)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
+    model = load_whole(AutoModelForCausalLM, name, checkpoint, dtype=numbers)
     return wrap_model(model.to(kind), tokenizer, name=snapshot_id(name) or name)
 
 
@@ -97,7 +97,7 @@ def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) ->
 
 
 def load_whole(
-    kind: Any, name: str, place: Place, *, dtype: torch.dtype, optional: tuple[str, ...] | None = None
+    kind: Any, name: str, checkpoint: Checkpoint, *, dtype: torch.dtype, optional: tuple[str, ...] | None = None
 ) -> Any:
     """A transformers model whose weights all come from its checkpoint; transformers would invent those that it lacks.
 
@@ -115,13 +115,17 @@ def load_whole(
     try:
         with read_by_transformers(name):
             model, info = kind.from_pretrained(
-                place.folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **place.options
+                checkpoint.folder,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **checkpoint.options,
             )
     finally:
         report.setLevel(level)
     lacking = sorted(each for each in info["missing_keys"] if not any(part in each for part in optional or ()))
     others = sorted(info["unexpected_keys"]) if optional is None else []
-    source = "the header of the file" if place.gguf_file else "config.json"
+    source = "the header of the file" if checkpoint.gguf_file else "config.json"
     if reshaped := sorted(info["mismatched_keys"]):
         weight, stored, wanted = reshaped[0]
         sizes = f"{[*stored]} in the file and {[*wanted]} by {source}"

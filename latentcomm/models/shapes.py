@@ -10,13 +10,13 @@ from typing import Any, BinaryIO
 from safetensors import safe_open
 
 from latentcomm.models import builtin
-from latentcomm.models.places import Place, locate, read_by_transformers
+from latentcomm.models.checkpoint import Checkpoint, locate, read_by_transformers
 from latentcomm.models.vision import TOWERS
 
 __all__ = ["ModelShape", "shape_of", "tokenizer_of"]
 
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
-"""Files of weights in the order in which transformers looks for them."""
+"""Files of weights in the order in which transformers tries them."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ModelShape:
     """The sizes of a model; None where a configuration does not state one.
 
     Attributes:
-        name: what it was asked for as.
+        name: as it was given.
         n_layers: blocks.
         d_model: the width of the residual stream.
         n_heads, n_key_value_heads, d_head: of the attention.
@@ -59,19 +59,19 @@ def shape_of(name_or_path: str | os.PathLike[str]) -> ModelShape:
         RuntimeError: the hub cannot be reached.
     """
     name = os.fspath(name_or_path)
-    place = locate(name)
-    if name in builtin.BUILT_IN and place.local is None:
+    checkpoint = locate(name)
+    if name in builtin.BUILT_IN and checkpoint.local is None:
         return ModelShape(name, **builtin.BUILT_IN[name].sizes)
-    if place.gguf_file:
-        return _of_gguf(name, Path(place.folder) / place.gguf_file)
+    if checkpoint.gguf_file:
+        return _of_gguf(name, Path(checkpoint.folder) / checkpoint.gguf_file)
     from transformers import AutoConfig
 
     with read_by_transformers(name):
-        config = AutoConfig.from_pretrained(place.folder)
+        config = AutoConfig.from_pretrained(checkpoint.folder)
     config = config.vision_config if config.model_type in TOWERS else config.get_text_config()
     n_heads, d_model = _size(config, "num_attention_heads"), _size(config, "hidden_size")
     d_mlp = _size(config, "intermediate_size", "n_inner", "ffn_dim")
-    files = _weight_files(place)
+    files = _weight_files(checkpoint)
     return ModelShape(
         name,
         n_layers=_size(config, "num_hidden_layers"),
@@ -95,20 +95,20 @@ def tokenizer_of(name_or_path: str | os.PathLike[str]) -> Any:
         RuntimeError: the hub cannot be reached.
     """
     name = os.fspath(name_or_path)
-    place = locate(name)
-    if name in builtin.BUILT_IN and place.local is None:
+    checkpoint = locate(name)
+    if name in builtin.BUILT_IN and checkpoint.local is None:
         return None
     from transformers import AutoTokenizer
 
     with read_by_transformers(name):
-        return AutoTokenizer.from_pretrained(place.folder, **place.options)
+        return AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
 
 
-def _weight_files(place: Place) -> list[Path]:
+def _weight_files(checkpoint: Checkpoint) -> list[Path]:
     """The files of weights that transformers would read; none where they are not on this machine."""
-    folder = place.local
-    if folder is not None and place.gguf_file:
-        return [folder / place.gguf_file]
+    folder = checkpoint.local
+    if folder is not None and checkpoint.gguf_file:
+        return [folder / checkpoint.gguf_file]
     found = [] if folder is None else [sorted(folder.glob(pattern)) for pattern in _WEIGHTS]
     return next(filter(None, found), [])
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from latentcomm._core.files import without_folder
 from latentcomm.models.base import PassEnded
+from latentcomm.models.checkpoint import Checkpoint, first_line, locate, read_by_transformers
 from latentcomm.models.devices import resolve_device, resolve_dtype
 from latentcomm.models.loading import load_whole
-from latentcomm.models.places import Place, first_line, locate, read_by_transformers
 from latentcomm.models.vision_preprocessing import PictureLike, Preprocessing
 
 PICTURES_AT_ONCE = 16
@@ -326,7 +326,7 @@ def load_vision(
     """
     import transformers
 
-    place, numbers = resolve_device(device), resolve_dtype(dtype)
+    where, numbers = resolve_device(device), resolve_dtype(dtype)
     if numbers not in DTYPES:
         raise ValueError(
             f"dtype is {dtype}; encoders run in {' or '.join(str(each).removeprefix('torch.') for each in DTYPES)}"
@@ -342,10 +342,10 @@ def load_vision(
     encoder = load_whole(getattr(transformers, tower), name, files, dtype=numbers, optional=UNREAD)
     if not hasattr(encoder.config, "patch_size"):
         raise ValueError(f"{name} is of the kind {kind}, which does not cut pictures into patches; give a ViT")
-    return VisionSender(encoder.to(place), preprocessing, without_folder(name))
+    return VisionSender(encoder.to(where), preprocessing, without_folder(name))
 
 
-def _stated_in(name: str, files: Place) -> str:
+def _stated_in(name: str, files: Checkpoint) -> str:
     """The directory, or the file of the hub that states the preprocessing."""
     if Path(files.folder).is_dir():
         return files.folder

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentcomm.models.places import check_hub
+from latentcomm.models.checkpoint import check_hub
 
 Source = str | os.PathLike[str]
 """A file, or the id of a hub data set as owner/name."""

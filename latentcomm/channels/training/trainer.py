@@ -272,7 +272,7 @@ def _update(
     step: int,
     models: Sequence[Model],
 ) -> float:
-    """Apply one update and return its loss; the models are looked at where that is not finite."""
+    """Apply one update and return its loss; the models are searched where that is not finite."""
     optimiser.zero_grad(set_to_none=True)
     device = next(iter(parameters.values())).device.type
     total = 0.0

@@ -35,12 +35,7 @@ def check_compare(settings: CompareSettings, checks: Checks) -> CompareInputs | 
     checks.of(check_controls, settings.controls)
     if settings.weights:
         checks.of(trained_files, expanded(settings.weights))
-    task = checks.task()
-    sender, receiver = checks.pair()
-    checks.template(settings.template, sender, receiver)
-    cell = checks.cell()
-    checks.layers("read_layer", sender)
-    checks.layers("write_layer", receiver)
+    task, sender, receiver, cell = checks.task_pair_and_cell()
     usual = list(CHANNELS)
     if sender is not None and receiver is not None:
         right_aligned = settings.alignment == "right-aligned"

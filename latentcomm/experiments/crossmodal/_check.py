@@ -68,8 +68,10 @@ def check_crossmodal(settings: CrossModalSettings, checks: Checks) -> CrossModal
         return None
     for part in parts:
         n_tested = min(settings.n_test, len(part.testing))
-        asked = ", ".join(question.name for question in part.questions)
-        checks.work.append(f"{part.name}: {asked}; {len(part.fitting)} pictures for fitting, {n_tested} for testing")
+        questions = ", ".join(question.name for question in part.questions)
+        checks.work.append(
+            f"{part.name}: {questions}; {len(part.fitting)} pictures for fitting, {n_tested} for testing"
+        )
         rows = n_tested * len(part.questions) * 4 * len(plan.channels)
         checks.writes(side, rows, prompt=10, n_tokens=settings.reply_tokens)
     return CrossModalInputs(plan, parts)

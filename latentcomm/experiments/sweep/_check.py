@@ -8,7 +8,7 @@ from latentcomm.channels.base import label
 from latentcomm.experiments.controls import USUAL, derangement
 from latentcomm.experiments.maps import ALIGNMENTS, depths
 from latentcomm.experiments.preflight import Checks
-from latentcomm.experiments.settings import cell_of, listed
+from latentcomm.experiments.settings import listed
 from latentcomm.experiments.sweep.run import require_choices
 from latentcomm.experiments.sweep.settings import SweepSettings
 from latentcomm.fusion import BY_NAME, Fusion, RightAligned
@@ -39,15 +39,10 @@ class SweepInputs:
 def check_sweep(settings: SweepSettings, checks: Checks) -> SweepInputs | None:
     """What the sweep runs with; None where something is refused."""
     fusions = checks.of(fusions_named, settings.fusion, right_aligned=settings.alignment == "right-aligned")
-    task = checks.task()
-    sender, receiver = checks.pair()
-    checks.template(settings.template, sender, receiver)
+    task, sender, receiver, cell = checks.task_pair_and_cell()
     checks.layers("read_layers", sender)
     checks.layers("write_layers", receiver)
-    checks.layers("read_layer", sender)
-    checks.layers("write_layer", receiver)
     checks.widths(settings.alignment, sender, receiver)
-    cell = cell_of(settings.read_layer, settings.write_layer)
     if task is None:
         return None
     if cell is None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from latentcomm.models import builtin
 
-__all__ = ["Place", "check_hub", "first_line", "locate", "read_by_transformers"]
+__all__ = ["Checkpoint", "check_hub", "first_line", "locate", "read_by_transformers"]
 
 HUB_TIMEOUT_SECONDS = 10.0
 """How long the hub may take to answer whether it has a model or a data set."""
@@ -26,7 +26,7 @@ What = Literal["model", "vision encoder", "data set"]
 
 
 @dataclass(frozen=True)
-class Place:
+class Checkpoint:
     """Where transformers finds a model.
 
     Attributes:
@@ -56,8 +56,8 @@ class Place:
         return Path(found).parent if isinstance(found, str) else None
 
 
-def locate(name_or_path: str | os.PathLike[str], what: What = "model") -> Place:
-    """The place that a name stands for; nothing is downloaded, and the hub is queried once for what is not here.
+def locate(name_or_path: str | os.PathLike[str], what: What = "model") -> Checkpoint:
+    """The checkpoint that a name stands for; nothing is downloaded, and the hub is queried once for what is not here.
 
     Raises:
         ValueError: a path at which there is nothing, a file of another kind, or a name that the hub does not know.
@@ -65,19 +65,19 @@ def locate(name_or_path: str | os.PathLike[str], what: What = "model") -> Place:
     """
     name = os.fspath(name_or_path)
     if name in builtin.BUILT_IN:
-        return Place(str(builtin.folder_of(builtin.BUILT_IN[name])))
+        return Checkpoint(str(builtin.folder_of(builtin.BUILT_IN[name])))
     path = Path(name).expanduser()
     if path.is_dir():
-        return Place(str(path))
+        return Checkpoint(str(path))
     if path.is_file() and path.suffix == ".gguf":
-        return Place(str(path.parent), path.name)
+        return Checkpoint(str(path.parent), path.name)
     if path.is_file():
         raise ValueError(f"{name} is a file but not a .gguf; give a .gguf file or a directory in transformers' format")
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"there is no file or directory {name}")
-    if (place := Place(name)).local is None:
+    if (checkpoint := Checkpoint(name)).local is None:
         check_hub(name, what)
-    return place
+    return checkpoint
 
 
 def check_hub(name: str, what: What = "model") -> None:
