@@ -262,11 +262,15 @@ def read_only(bench: Bench) -> list[Ended]:
     """The folder may not be written to once half is saved, and then it may again."""
     first = bench.run(at=bench.middle, then=killed)
     is_mounted = not os.system(f"mount --bind -o ro {bench.out} {bench.out} 2>/dev/null")  # root may write otherwise
-    bench.out.chmod(0o755 if is_mounted else 0o555)
-    refused = bench.run()
-    if is_mounted:
-        os.system(f"umount {bench.out}")
-    bench.out.chmod(0o755)
+    if not is_mounted:
+        bench.out.chmod(0o555)
+    try:
+        refused = bench.run()
+    finally:
+        if is_mounted:
+            os.system(f"umount {bench.out}")
+        else:
+            bench.out.chmod(0o755)
     return [first, refused, bench.run()]
 
 
