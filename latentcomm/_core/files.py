@@ -126,7 +126,8 @@ def read_tensors(
         if os.path.isdir(name):  # noqa: PTH112 (its error is that there is no such device)
             raise UnreadableError(f"{name} is a folder, and no safetensors file") from error
         raise
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    # what lacks memory or a device is a RuntimeError, and says nothing about the file
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableError(f"{name} is no safetensors file, or was damaged ({_first_line(error)})") from error
     expected = facts.pop(CHECKSUM, None)
     _check(name, expected, _checksum(tensors, facts), is_marked=require_checksum or CHECKED in facts)

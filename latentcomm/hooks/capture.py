@@ -185,12 +185,16 @@ class ActivationStore:
         """The store in a folder.
 
         Raises:
-            ValueError: there is none, or a shard of it is missing: the capture was interrupted.
+            ValueError: there is none, its manifest is damaged or another program's, or a shard of it is missing: the
+                capture was interrupted.
         """
         path = expanded(folder)
         if not (path / MANIFEST).exists():
             raise ValueError(f"{path} holds no captured activations")
-        store = cls(path, read_sealed(path / MANIFEST))
+        manifest = read_sealed(path / MANIFEST)
+        if not all(isinstance(manifest.get(name), list) for name in ("sites", "shards")):
+            raise ValueError(f"{path / MANIFEST} names no sites and shards; give a folder of capture_to_disk")
+        store = cls(path, manifest)
         missing = [number for number in range(len(store.manifest["shards"])) if not store.shard_path(number).exists()]
         if missing:
             raise ValueError(f"{path} lacks {len(missing)} of its shards; run the same capture again to resume it")

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import safe_open, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import states
 
+from latentcomm._core import files
 from latentcomm._core.files import CHECKED, CHECKSUM, read_sealed, read_tensors, write_sealed, write_tensors
 from latentcomm._core.records import Records
 from latentcomm.alignment import AffineMap
@@ -20,6 +22,7 @@ from latentcomm.channels.interlat import Adapter, AdapterShape
 from latentcomm.channels.message import Message
 from latentcomm.channels.training.trainer import load_weights, save_weights
 from latentcomm.drift import DriftReference, fit_drift_reference
+from latentcomm.hooks.capture import MANIFEST, ActivationStore
 
 N_POSITIONS = 150
 """Bytes of a file that are changed, one at a time; of a smaller file all are."""
@@ -160,3 +163,34 @@ def test_a_sealed_object_comes_back_as_it_was(tmp_path: Path) -> None:
     record: dict[str, Any] = {"text": "Ünïcode", "numbers": [1, 0.1, None, True]}
     write_sealed(tmp_path / "file", record)
     assert read_sealed(tmp_path / "file") == record
+
+
+def test_a_whole_record_stays_where_memory_runs_out_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(tmp_path)
+    records.tensors("0001", lambda: {"x": states(3)})
+    whole = (tmp_path / "0001.safetensors").read_bytes()
+
+    def no_memory(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(f"can't allocate memory: you tried to allocate {tensor.nbytes} bytes")
+
+    monkeypatch.setattr(files, "laid_out", no_memory)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        records.tensors("0001", lambda: {"x": states(2)})
+    assert [path.name for path in tmp_path.iterdir()] == ["0001.safetensors"]
+    assert (tmp_path / "0001.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", ["{}", '{"shards": 3}', '{"shards": [[0, 1]], "sites": null}'])
+def test_another_program_s_manifest_is_no_store_of_activations(content: str, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(content, "utf-8")
+    with pytest.raises(ValueError, match=rf"\A[^\n]*{MANIFEST} names no sites and shards[^\n]*\Z"):
+        ActivationStore.open(tmp_path)
+
+
+@pytest.mark.parametrize("manifest", ["[" * 100_000, f'{{"format": 1{"0" * 5000}}}'], ids=["deep", "long number"])
+def test_trained_weights_with_a_manifest_beyond_reading_are_one_sentence(manifest: str, tmp_path: Path) -> None:
+    path = tmp_path / "saved-file"
+    write_tensors(path, {"x": states(1)}, {"manifest": manifest})
+    assert "cannot be read" in sentence(lambda place: load_weights(place, kind="toy"), path)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm._core.files import UnreadableError, expanded, read_tensors, write_tensors
+from latentcomm._core.files import expanded, read_tensors, write_tensors
 from latentcomm._core.progress import duration, say
 from latentcomm._core.records import read_whole
 from latentcomm.models import Model, why_not_finite
@@ -420,7 +420,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         facts, tensors = read_tensors(path)
         manifest = json.loads(facts.get("manifest", "{}"))
-    except (OSError, UnreadableError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also a number or nesting beyond what JSON is read to
         raise ValueError(f"{path} cannot be read as a file of this package ({error})") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), str):
         raise ValueError(f"{path} holds nothing of this package")
