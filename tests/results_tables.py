@@ -281,7 +281,13 @@ def faults_table() -> list[str]:
     """A line a fault, a column a command: the pieces that were lost, or that the fault was not survived."""
     found = json.loads(FAULTS.read_text("utf-8"))["faults"]
     cells = {
-        (row["fault"], row["command"]): f"{row['lost']} of {row['pieces']}" if row["survived"] else "**not survived**"
+        (row["fault"], row["command"]): (
+            "**not survived**"
+            if not row["survived"]
+            else "survived"
+            if row["lost"] is None
+            else f"{row['lost']} of {row['pieces']}"
+        )  # fmt: skip
         for row in found
     }
     faults, commands = ([*dict.fromkeys(row[key] for row in found)] for key in ("fault", "command"))
