@@ -287,7 +287,7 @@ def faults_table() -> list[str]:
             else "survived"
             if row["lost"] is None
             else f"{row['lost']} of {row['pieces']}"
-        )  # fmt: skip
+        )
         for row in found
     }
     faults, commands = ([*dict.fromkeys(row[key] for row in found)] for key in ("fault", "command"))
