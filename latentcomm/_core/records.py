@@ -1,9 +1,11 @@
 """Records of what a long run has finished, in files under all that decides them, so that a stopped run resumes."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from latentcomm._core.files import CHECKSUM, digest, digest_of_json, expanded, read_tensors, write_json, write_tensors
 from latentcomm._core.progress import say
 
-__all__ = ["Records", "read_whole"]
+__all__ = ["Part", "PartEnded", "Records", "Turns", "end_of_part", "in_turns", "missing", "ordered", "read_whole"]
 
 
 @runtime_checkable
@@ -34,8 +36,7 @@ class Records:
 
     A record that exists is read, every other is made and written whole under its name. A file that is damaged (cut
     short, or other bytes than its checksum) is named on standard error, set aside as FILE.damaged, and made again.
-    Records do not depend on one another: several processes may share a folder, and records i, i + n, ... are one part
-    of n.
+    Records do not depend on one another: several processes may share a folder, each with a part of them (`ordered`).
 
     Attributes:
         folder: where they are; None saves nothing, and every record is made.
@@ -103,7 +104,7 @@ class Records:
         >>> Records(None).n_saved(["pass-000000"])
         0
         """
-        there = set() if self.folder is None else {path.stem for path in self.folder.glob("*")}
+        there = _stems(self.folder)
         return sum(name in there for name in names)
 
     def _record(
@@ -115,13 +116,163 @@ class Records:
     ) -> Made:
         if self.folder is None:
             return make()
-        path = self.folder / file
+        path, turns = self.folder / file, _TURNS.get()
+        if turns is not None and not path.exists():
+            turns.fetch(path)
         found = read_whole(path, read)
         if found is not None:
             return found[0]
         made = make()
         write(path, made)
+        if turns is not None:
+            turns.wrote(path)
         return made
+
+
+Piece = tuple[Records, str]
+"""A record by its name."""
+
+
+@runtime_checkable
+class Turns(Protocol):
+    """Which process makes which records of a run that several processes work at."""
+
+    def order(self, pieces: Sequence[Piece], *, needed: bool) -> Iterator[int]:
+        """The indices of the records that this process makes or, where all are needed, reads."""
+        ...
+
+    def fetch(self, path: Path) -> None:
+        """Bring a record that is not at this path, if another process has made it elsewhere."""
+        ...
+
+    def wrote(self, path: Path) -> None:
+        """A record was made and written to this path."""
+        ...
+
+    @property
+    def n_left(self) -> int:
+        """How many records were left to other processes and are not there yet."""
+        ...
+
+
+@dataclass(eq=False)
+class Part:
+    """Part `number` of `of`, counted from 1: of all records in the order of a run each `of`-th, from that number on.
+
+    Where all records are needed for what follows, a part makes its own first, and then those that are missing, from
+    the last one on, while the other parts come from the first.
+
+    Raises:
+        ValueError: a number that is not from 1 to `of`.
+    """
+
+    number: int
+    of: int
+    n_made: int = 0
+    _n_seen: int = 0
+    _left: list[Piece] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.of:
+            raise ValueError(f"part is {self.number}/{self.of}; give a part from 1/{self.of} to {self.of}/{self.of}")
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """The part that I/N names.
+
+        Raises:
+            ValueError: it names none.
+
+        >>> Part.parse("2/8").number
+        2
+        """
+        number, slash, of = text.partition("/")
+        if not slash or not number.strip().isdecimal() or not of.strip().isdecimal() or int(of) < 1:
+            raise ValueError(f"part is {text!r}; give I/N, such as 1/4 for the first of four parts")
+        return cls(int(number), int(of))
+
+    def order(self, pieces: Sequence[Piece], *, needed: bool) -> Iterator[int]:
+        """Its own records; then the others that are there or, where all are needed, all of them from the last on."""
+        own = range((self.number - 1 - self._n_seen) % self.of, len(pieces), self.of)
+        others = [index for index in range(len(pieces)) if index not in own]
+        self._n_seen += len(pieces)
+        yield from own
+        if needed:
+            yield from reversed(others)
+            return
+        missing = missing(pieces)
+        yield from (index for index in others if index not in missing)
+        self._left += [pieces[index] for index in others if index in missing]
+
+    def fetch(self, path: Path) -> None:
+        """All parts write to one folder."""
+
+    def wrote(self, path: Path) -> None:  # noqa: ARG002 (of the protocol)
+        """Count it."""
+        self.n_made += 1
+
+    @property
+    def n_left(self) -> int:
+        """How many records of the other parts are not there yet."""
+        return len(missing(self._left))
+
+
+def missing(pieces: Sequence[Piece]) -> set[int]:
+    """The indices of the records that are not there; every folder is listed once."""
+    there = {folder: _stems(folder) for folder in {records.folder for records, _ in pieces}}
+    return {index for index, (records, name) in enumerate(pieces) if name not in there[records.folder]}
+
+
+def _stems(folder: Path | None) -> set[str]:
+    return set() if folder is None else {path.stem for path in folder.glob("*")}
+
+
+class PartEnded(Exception):  # noqa: N818 (nothing is wrong)
+    """The work of this process at a run is done; the result is made where all records are."""
+
+
+_TURNS: ContextVar[Turns | None] = ContextVar("turns", default=None)
+
+
+@contextlib.contextmanager
+def in_turns(turns: Turns) -> Iterator[None]:
+    """A block in which this process makes records in these turns."""
+    before = _TURNS.set(turns)
+    try:
+        yield
+    finally:
+        _TURNS.reset(before)
+
+
+def ordered(pieces: Sequence[Piece], *, needed: bool = True) -> Iterable[int]:
+    """The indices of records in the order in which this process makes them: all in order, unless there are turns.
+
+    With `needed` all records are wanted for what follows, and all indices come. Otherwise those come that are this
+    process's own, or are there already, and `end_of_part` stops the run before a result is made of them.
+
+    >>> pieces = [(Records(None), str(number)) for number in range(5)]
+    >>> list(ordered(pieces))
+    [0, 1, 2, 3, 4]
+    >>> with in_turns(Part(2, 3)):
+    ...     list(ordered(pieces))
+    [1, 4, 3, 2, 0]
+    """
+    turns = _TURNS.get()
+    return range(len(pieces)) if turns is None else turns.order(pieces, needed=needed)
+
+
+def end_of_part(*, only_where_left: bool = False) -> None:
+    """Stop a run of which this process does only its own share, before a result is made of it.
+
+    With `only_where_left` it goes on where the other processes have left nothing to do, to records that take all
+    that were made before.
+
+    Raises:
+        PartEnded: there are turns.
+    """
+    turns = _TURNS.get()
+    if turns is not None and not (only_where_left and turns.n_left == 0):
+        raise PartEnded
 
 
 def read_whole(path: Path, read: Callable[[Path], Made]) -> tuple[Made] | None:

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from latentcomm._core.files import digest
 from latentcomm._core.names import check_name
 from latentcomm._core.progress import track
-from latentcomm._core.records import Records
+from latentcomm._core.records import Records, missing, ordered
 from latentcomm.channels.base import Channel, Deciding, Sharing, label
 from latentcomm.channels.message import Message, join
 from latentcomm.experiments.controls import CONTROLS, SELF, USUAL, Sending, applies, true_message
@@ -102,16 +102,19 @@ def evaluate(
     work = _Work.of(channel, sender, receiver, task, seed, controls, decoding, checkpoint, {} if told is None else told)
     for folder in work.messages.folders if checkpoint is not None else ():
         note_large(folder)
-    trials: list[Trial] = []
     names = work.conditions.values("names", partial(_conditions, work.messages, controls))
-    n_saved = sum(work.is_saved(name) for name in names)
-    for name in track(names, channel.name, total=len(names), saved=n_saved, shown=progress and len(names) > 1):
-        saved = work.trials(name)
-        message = cache(partial(work.messages.under, name))  # made where a trial is not saved yet, and once
-        for rows in chunks(len(task.items), ITEMS_AT_ONCE):
-            run = partial(_trials, channel, receiver, task, message, rows, work.choices, name, *decoding, seed)
-            trials += [Trial(**each) for each in saved.values(f"{rows.start:05d}", run)]
-    return trials
+    message = lru_cache(maxsize=1)(work.messages.under)  # made where a trial is not saved yet, and once
+    parts = [(name, work.trials(name), rows) for name in names for rows in chunks(len(task.items), ITEMS_AT_ONCE)]
+    pieces = [(records, f"{rows.start:05d}") for _, records, rows in parts]
+    found: dict[int, list[Trial]] = {}
+    saved = len(pieces) - len(missing(pieces))
+    turns = ordered(pieces, needed=False)
+    for number in track(turns, channel.name, total=len(pieces), saved=saved, shown=progress and len(pieces) > 1):
+        condition, records, rows = parts[number]
+        sent = partial(message, condition)
+        run = partial(_trials, channel, receiver, task, sent, rows, work.choices, condition, *decoding, seed)
+        found[number] = [Trial(**each) for each in records.values(pieces[number][1], run)]
+    return [trial for number in sorted(found) for trial in found[number]]
 
 
 def n_evaluated(
@@ -271,10 +274,13 @@ def chunks(n: int, size: int) -> list[range]:
 
 def _sent(send: Callable[[Task], Message], task: Task, records: Records) -> tuple[Message, Cost]:
     """The message of all items and its mean cost, computed in parts that are saved."""
-    parts = []
-    for rows in chunks(len(task.items), ITEMS_AT_ONCE):
-        make = partial(_timed, send, _only(task, rows))
-        parts.append(records.saved(f"{rows.start:05d}", make, Message.load))
+    parts: dict[int, Message] = {}
+    chunked = chunks(len(task.items), ITEMS_AT_ONCE)
+    pieces = [(records, f"{rows.start:05d}") for rows in chunked]
+    for number in ordered(pieces):
+        make = partial(_timed, send, _only(task, chunked[number]))
+        parts[number] = records.saved(pieces[number][1], make, Message.load)
+    parts = [parts[number] for number in range(len(pieces))]
     total, seconds = (sum(float(part.made_by[name]) for part in parts) for name in ("flops", "seconds"))
     return join(parts), Cost(total / len(task.items), seconds / len(task.items))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from latentcomm._core.files import without_folder
 from latentcomm._core.linalg import in_float64
 from latentcomm._core.progress import track
-from latentcomm._core.records import Records
+from latentcomm._core.records import Records, missing, ordered
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.kv import swapped
 from latentcomm.channels.message import Message, join, made_by
@@ -73,16 +73,16 @@ def write_openings(
         if keep_cache or wanted:
             note_large(records.folder)
     parts = chunks(len(prompts), ITEMS_AT_ONCE)
-    rows: list[Message] = []
-    saved = records.n_saved(f"{part.start:05d}" for part in parts)
-    what = f"openings by {without_folder(large.name)}"
-    for part in track(parts, what, total=len(parts), saved=saved, shown=progress):
+    rows: dict[int, Message] = {}
+    pieces = [(records, f"{part.start:05d}") for part in parts]
+    what, saved = f"openings by {without_folder(large.name)}", len(pieces) - len(missing(pieces))
+    for number in track(ordered(pieces), what, total=len(parts), saved=saved, shown=progress):
 
-        def write(part: range = part) -> Message:
+        def write(part: range = parts[number]) -> Message:
             return _write(large, ReceiverInput(prompts.select(part)), longest, wanted, keep_cache)
 
-        rows.append(records.saved(f"{part.start:05d}", write, Message.load))
-    return join(rows).addressed(task)
+        rows[number] = records.saved(pieces[number][1], write, Message.load)
+    return join([rows[number] for number in range(len(parts))]).addressed(task)
 
 
 def _write(large: Model, given: ReceiverInput, longest: int, layers: tuple[int, ...], keep_cache: bool) -> Message:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from latentcomm._core.files import digest, write_text
 from latentcomm._core.names import check_name
+from latentcomm._core.records import end_of_part
 from latentcomm.channels.base import receiver_prompts, with_own_texts
 from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade.generate import write_openings
@@ -202,6 +203,7 @@ def sweep_cascade(
                 found += _by_oracle(found, oracles, grid)
                 compared += [trial for trial in found if trial.stop in above]
             trials += found
+    end_of_part(only_where_left=SELF_CONSISTENCY in controls)
     if SELF_CONSISTENCY in controls:
         trials += held_votes(
             small,

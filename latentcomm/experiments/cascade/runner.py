@@ -8,7 +8,7 @@ from typing import Any
 
 from latentcomm._core.files import digest, expanded
 from latentcomm._core.progress import track
-from latentcomm._core.records import Records
+from latentcomm._core.records import Records, missing, ordered
 from latentcomm.channels.base import receiver_prompts, with_own_texts
 from latentcomm.channels.message import Message, join
 from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE, Continued, Request, saved_or_handed
@@ -167,7 +167,10 @@ class Setting:
         plan: Mapping[str, Sequence[tuple[int, bool]]],
         alone: Mapping[int, Opening],
     ) -> list[CascadeTrial]:
-        """The trials of one hand-off under one condition: of every stop, item by item."""
+        """The trials of one hand-off under one condition: of every stop, item by item.
+
+        None where other processes have not made theirs yet.
+        """
         passed = {
             stop: [self._passed(side, row, n) for row, (n, _) in enumerate(chosen)] for stop, chosen in plan.items()
         }
@@ -176,6 +179,8 @@ class Setting:
             ns = {of_items[row][0] for of_items in passed.values() if not of_items[row][1]}
             wanted.append(sorted(ns - {0}))
         continued = self._continued(side, condition, hand_off, wanted, alone)
+        if len(continued) < len(wanted):
+            return []
         trials = []
         for stop, chosen in plan.items():
             for row, (_, fired) in enumerate(chosen):
@@ -194,13 +199,18 @@ class Setting:
 
     def _continued(
         self, side: Side, condition: str, hand_off: str, wanted: Sequence[Sequence[int]], alone: Mapping[int, Opening]
-    ) -> list[dict[int, Continued]]:
-        """For each item the continuation after each number of tokens, in chunks of items that are saved."""
+    ) -> dict[int, dict[int, Continued]]:
+        """For each item the continuation after each number of tokens, in chunks of items that are saved.
+
+        Those of some items alone where other processes make the others.
+        """
         parts = chunks(len(wanted), ITEMS_AT_ONCE)
-        continued: list[dict[int, Continued]] = []
-        records_of = {chunk.start: self._records(side, condition, wanted, chunk) for chunk in parts}
-        saved = sum(records.n_saved(["handed"]) for records in records_of.values())
-        for chunk in track(parts, f"{hand_off}, {condition}", total=len(parts), saved=saved, shown=self.shown):
+        continued: dict[int, dict[int, Continued]] = {}
+        pieces = [(self._records(side, condition, wanted, chunk), "handed") for chunk in parts]
+        saved = len(pieces) - len(missing(pieces))
+        turns, what = ordered(pieces, needed=False), f"{hand_off}, {condition}"
+        for number in track(turns, what, total=len(parts), saved=saved, shown=self.shown):
+            chunk = parts[number]
             known = [Continuation(alone[row].ids, alone[row].ended) for row in chunk if row in alone]
             request = Request(
                 replace(self.task, items=self.task.items[chunk.start : chunk.stop]),
@@ -210,8 +220,9 @@ class Setting:
                 self.task.reply_tokens,
                 measures_surprise=condition != SELF,
             )
-            of_items = saved_or_handed(records_of[chunk.start], side.hand_off, self.small, request)
-            continued += [{handed.n: handed for handed in of_item} for of_item in of_items]
+            of_items = saved_or_handed(pieces[number][0], side.hand_off, self.small, request)
+            for row, of_item in zip(chunk, of_items, strict=True):
+                continued[row] = {handed.n: handed for handed in of_item}
         return continued
 
     def _records(self, side: Side, condition: str, wanted: Sequence[Sequence[int]], chunk: range) -> Records:

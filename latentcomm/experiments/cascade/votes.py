@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latentcomm._core.progress import track
-from latentcomm._core.records import Records
+from latentcomm._core.records import Records, end_of_part, missing, ordered
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.text import item_seed
 from latentcomm.experiments.cascade.openings import ids_of
@@ -60,11 +60,14 @@ def held_votes(
     }
     numbers = range(max(counts.values(), default=0))
     records = _records(small, task, seed=seed, folder=folder, decisive=decisive)
-    saved = records.n_saved(f"{number:04d}" for number in numbers)
-    replies = [
-        _sampled(small, task, number, seed=seed, records=records)
-        for number in track(numbers, "votes", total=max(1, len(numbers)), saved=saved, shown=shown)
-    ]
+    pieces = [(records, f"{number:04d}") for number in numbers]
+    turns, saved = ordered(pieces, needed=False), len(pieces) - len(missing(pieces))
+    drawn_by = {
+        number: _sampled(small, task, number, seed=seed, records=records)
+        for number in track(turns, "votes", total=max(1, len(numbers)), saved=saved, shown=shown)
+    }
+    end_of_part()
+    replies = [drawn_by[number] for number in numbers]
     lengths = receiver_prompts(small, task).lengths.tolist()
     size, votes = ModelSize.of(small), []
     for (hand_off, stop), m in counts.items():

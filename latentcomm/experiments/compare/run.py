@@ -11,6 +11,7 @@ from types import MappingProxyType
 from latentcomm._core.files import expanded
 from latentcomm._core.names import check_name
 from latentcomm._core.progress import track
+from latentcomm._core.records import end_of_part
 from latentcomm.alignment import AffineMap
 from latentcomm.channels.base import Channel
 from latentcomm.channels.catalogue import (
@@ -181,6 +182,7 @@ def compare_named(
     saved = n_evaluated(channels, sender, receiver, test, **shared) if progress else 0
     for channel in track(channels, "channels", total=len(names), saved=saved, shown=progress):
         trials += evaluate(channel, sender, receiver, test, told=sent, **shared)
+    end_of_part()
     comparison = Comparison.of(trials, seed=settings.seed)
     paper_flops = _paper_flops(names, sender, receiver, test, cell, settings, comparison.trials)
     return replace(

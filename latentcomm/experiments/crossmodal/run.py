@@ -8,6 +8,7 @@ import pandas as pd
 
 from latentcomm._core.files import expanded
 from latentcomm._core.progress import say, track
+from latentcomm._core.records import end_of_part
 from latentcomm.channels import Message
 from latentcomm.experiments.accuracy import to_table
 from latentcomm.experiments.crossmodal.drift import measure_drift
@@ -91,6 +92,7 @@ def cross_modal(
     chosen: dict[str, Mapping[str, int]] = {}
     groups: dict[str, str] = {}
     drift: dict[tuple[str, str, str], Mapping[str, float]] = {}
+    fits: list[tuple[Setup, Sequence[Channel]]] = []
     for part in parts:
         setup = Setup.of(vision, receiver, part, plan, folder, progress=progress)
         fitted = fit_channels(setup)
@@ -117,7 +119,10 @@ def cross_modal(
             if fitted.probe is not None:
                 results += fitted.probe.trials(question, task)
             trials[part.name, question.name, question.type] = results
-        drift |= {(part.name, *which): each for which, each in measure_drift(setup, channels).items()}
+        fits.append((setup, channels))
+    end_of_part()
+    for setup, channels in fits:
+        drift |= {(setup.part.name, *which): each for which, each in measure_drift(setup, channels).items()}
     return CrossModal(picture_table(trials, groups=groups, drift=drift, seed=plan.seed), trials, chosen)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentcomm._core.progress import track
-from latentcomm._core.records import Records
+from latentcomm._core.records import Records, ordered
 from latentcomm.experiments.evaluation import keyed
 from latentcomm.fusion import Fusion, fuse
 from latentcomm.hooks.capture import capture_positions
@@ -164,10 +164,11 @@ def sweep_layers(
     shape = (n_items, len(reads), len(writes))
     logits = None if columns is None else torch.zeros(*shape, columns.shape[1], dtype=receiver.dtype)
     tokens = torch.zeros(shape, dtype=torch.long) if top_token else None
-    names = [f"pass-{number:06d}" for number in range(len(passes))]
-    named, saved = zip(names, passes, strict=True), records.n_saved(names)
-    for name, (items, messages) in track(named, "layer sweep", total=len(names), saved=saved, shown=progress):
-        part = records.tensors(name, partial(run_pass, items[0], messages))
+    pieces = [(records, f"pass-{number:06d}") for number in range(len(passes))]
+    saved = records.n_saved(name for _, name in pieces)
+    for number in track(ordered(pieces), "layer sweep", total=len(pieces), saved=saved, shown=progress):
+        items, messages = passes[number]
+        part = records.tensors(pieces[number][1], partial(run_pass, items[0], messages))
         for row, (item, read) in enumerate(messages):
             if logits is not None:
                 logits[item, read] = part["logits"][:, row]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from latentcomm._core.records import end_of_part
 from latentcomm.channels import Activation, Message, Silent, Skyline
 from latentcomm.channels.base import label, receiver_prompts, sender_prompts
 from latentcomm.experiments.accuracy import summarise, to_table
@@ -121,6 +122,7 @@ def sweep_and_judge(
             told=sent,
             progress=progress,
         )
+    end_of_part()
     if test.has_choices:
         trials += _lens_trials(sender, receiver, test, cell[0], seed)
     return SweepReport(cells, summarise(trials, seed=seed), trials, cell, n_eligible)
