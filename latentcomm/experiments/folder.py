@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ __all__ = ["Claim", "forget", "large_work", "note_large", "refuse_unwritable"]
 
 SHOWN = 4
 """Options that a refusal names before it counts the others."""
-_LARGE: list[list[Path]] = []
+_LARGE: ContextVar[list[Path] | None] = ContextVar("_LARGE", default=None)
+"""What the innermost block of `large_work` in this thread lists."""
 
 
 @dataclass(frozen=True)
@@ -144,18 +146,18 @@ def refuse_unwritable(folder: Path) -> None:
 def large_work() -> Iterator[list[Path]]:
     """A block whose large saved work, such as messages, is listed: records of finished work load without it."""
     folders: list[Path] = []
-    _LARGE.append(folders)
+    outside = _LARGE.set(folders)
     try:
         yield folders
     finally:
-        _LARGE[:] = [each for each in _LARGE if each is not folders]
+        _LARGE.reset(outside)
 
 
 def note_large(folder: Path | None) -> None:
     """List a folder of work that is large and not needed once the run that it is of has finished."""
-    for folders in _LARGE:
-        if folder is not None and folder not in folders:
-            folders.append(folder)
+    folders = _LARGE.get()
+    if folders is not None and folder is not None and folder not in folders:
+        folders.append(folder)
 
 
 def forget(folders: list[Path]) -> None:
