@@ -14,8 +14,15 @@ from latentcomm._core.files import read_sealed, write_sealed
 from latentcomm._core.records import read_whole
 from latentcomm.experiments.settings import SAVED
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 __all__ = ["Claim", "forget", "large_work", "note_large", "refuse_unwritable"]
 
+LOCK = ".lock"
+"""The file that is there while a run looks whose the files are and writes that they are its own."""
 SHOWN = 4
 """Options that a refusal names before it counts the others."""
 _LARGE: ContextVar[list[Path] | None] = ContextVar("_LARGE", default=None)
@@ -71,22 +78,30 @@ class Claim:
         )
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, overwrite: bool = False) -> Iterator[None]:
         """A block before which the files of this name are this run's, which has not finished.
 
         A run that is refused in the block, or ends before it has saved anything, has claimed nothing.
 
         Raises:
+            ValueError: without `overwrite`, what `refusal` says by then: of different runs that start at once, one.
             RuntimeError: the folder cannot be written.
         """
-        before = self._begun()
-        write_sealed(self.path, {**self.record, "finished": False})
+        with self._alone():
+            before = self._begun()
+            if not overwrite and (refusal := self.refusal()) is not None:
+                raise ValueError(refusal)
+            write_sealed(self.path, {**self.record, "finished": False})
         try:
             yield
         except BaseException as error:
             if isinstance(error, ValueError) or not any(each.is_dir() for each in self.path.parent.iterdir()):
                 self._withdraw(before)
             raise
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which no other run reads or writes a claim in the folder."""
+        return _locked(self.path.with_name(LOCK))
 
     def _begun(self) -> dict[str, Any] | None:
         """The record of the run that was there before; None where there was none, or its record was damaged."""
@@ -127,6 +142,42 @@ class Claim:
                 if name in before and before[name] != now[name] and old.get(name) == new.get(name)
             ]
         return found
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """A block that one process or thread at a time enters, where the file system has locks."""
+    handle = _lock(path)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _lock(path: Path) -> int | None:
+    """A lock file that is open and locked; None where the file system has no locks, or the file cannot be written.
+
+    The system releases it when the process ends, however that is.
+    """
+    while fcntl is not None:
+        handle = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except FileNotFoundError:  # the one that had the lock has removed the file, or its folder
+            pass
+        except OSError:
+            if handle is not None:
+                os.close(handle)
+            return None
+        if handle is not None:
+            os.close(handle)
+    return None
 
 
 def refuse_unwritable(folder: Path) -> None:

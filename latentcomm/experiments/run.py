@@ -60,6 +60,7 @@ class _Prepared:
     name: str
     job: "Job"
     claims: "Sequence[Claim]"
+    overwrite: bool
     inputs: Any
     checks: "Checks"
 
@@ -182,7 +183,7 @@ def _prepare(
                 checks.refuse(refusal)
     checks.loading()
     inputs = EXPERIMENTS[settings.command].check(settings, checks)
-    return _Prepared(settings, name, job, claims, inputs, checks)
+    return _Prepared(settings, name, job, claims, overwrite, inputs, checks)
 
 
 def _run(prepared: _Prepared) -> "Result":
@@ -193,7 +194,7 @@ def _run(prepared: _Prepared) -> "Result":
     settings, job = prepared.settings, prepared.job
     with contextlib.ExitStack() as held:
         for claim in prepared.claims:
-            held.enter_context(claim.held())
+            held.enter_context(claim.held(overwrite=prepared.overwrite))
         with large_work() as large:
             result = EXPERIMENTS[settings.command].function(settings, job, prepared.inputs)
     result = replace(result, in_memory=job.in_memory)
