@@ -280,6 +280,13 @@ def two_equal(bench: Bench) -> list[Ended]:
     return [finished(each) for each in both]
 
 
+def two_different_at_once(bench: Bench) -> list[Ended]:
+    """Two runs with different seeds at once: one goes on, whichever it is; the command is then run over it."""
+    lines = ((*bench.arguments, *more, "--out", str(bench.out)) for more in ((), ("--seed", "1")))
+    both = [start(line, bench.out) for line in lines]
+    return [*sorted(map(finished, both), key=lambda ended: ended.status), bench.run("--overwrite")]
+
+
 def two_different(bench: Bench) -> list[Ended]:
     """A run with another seed is refused where one was killed, and where it has finished."""
     return [
@@ -340,6 +347,7 @@ FAULTS = (
     Fault("disk of 8 MB", small_disk, (1, 0), "are free there"),
     Fault("read-only folder", read_only, (-9, 1, 0), "may not be written to"),
     Fault("two equal runs at once", two_equal, (0, 0), most_lost=None),
+    Fault("two different runs at once", two_different_at_once, (0, 1, 0), "--seed", None),
     Fault("two different runs in one folder", two_different, (-9, 1, 0, 1), "--seed"),
     Fault("clock set back", clock_set_back, (-9, 0)),
     *(Fault(f"saved files: {name}", damaged(name), (0,), "damaged", None) for name in DAMAGES),
@@ -448,7 +456,7 @@ def tried(fault: Fault, bench: Bench) -> dict[str, Any]:
         "statuses": statuses,
         "says": _plain(shown[0], bench) if shown else "",
         "pieces": len(set(bench.undisturbed.writes)),
-        "lost": None if fault.most_lost is None and fault.name.startswith("two equal") else len(lost),
+        "lost": None if fault.most_lost is None and fault.name.endswith("at once") else len(lost),
         "survived": not wrong,
         "wrong": [_plain(each, bench) for each in wrong],
     }

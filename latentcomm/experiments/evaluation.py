@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from latentcomm._core.files import digest
+from latentcomm._core.files import digest, expanded
 from latentcomm._core.names import check_name
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records, missing, ordered
@@ -129,7 +129,7 @@ def n_evaluated(
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> int:
     """How many of these channels have all their trials in a checkpoint, for `evaluate` with the same options."""
-    if checkpoint is None:
+    if checkpoint is None or not expanded(checkpoint).is_dir():
         return 0
     decoding = (task.reply_tokens if reply_tokens is None else reply_tokens, 0.0, 1.0)
     works = [_Work.of(each, sender, receiver, task, seed, controls, decoding, checkpoint, {}) for each in channels]

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,19 @@ from latentcomm._core.files import read_sealed, write_sealed
 from latentcomm._core.records import read_whole
 from latentcomm.experiments.settings import SAVED
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 __all__ = ["Claim", "forget", "large_work", "note_large", "refuse_unwritable"]
 
+LOCK = ".lock"
+"""The file that is there while a run looks whose the files are and writes that they are its own."""
 SHOWN = 4
 """Options that a refusal names before it counts the others."""
-_LARGE: list[list[Path]] = []
+_LARGE: ContextVar[list[Path] | None] = ContextVar("_LARGE", default=None)
+"""What the innermost block of `large_work` in this thread lists."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +78,30 @@ class Claim:
         )
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, overwrite: bool = False) -> Iterator[None]:
         """A block before which the files of this name are this run's, which has not finished.
 
         A run that is refused in the block, or ends before it has saved anything, has claimed nothing.
 
         Raises:
+            ValueError: without `overwrite`, what `refusal` says by then: of different runs that start at once, one.
             RuntimeError: the folder cannot be written.
         """
-        before = self._begun()
-        write_sealed(self.path, {**self.record, "finished": False})
+        with self._alone():
+            before = self._begun()
+            if not overwrite and (refusal := self.refusal()) is not None:
+                raise ValueError(refusal)
+            write_sealed(self.path, {**self.record, "finished": False})
         try:
             yield
         except BaseException as error:
             if isinstance(error, ValueError) or not any(each.is_dir() for each in self.path.parent.iterdir()):
                 self._withdraw(before)
             raise
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which no other run reads or writes a claim in the folder."""
+        return _locked(self.path.with_name(LOCK))
 
     def _begun(self) -> dict[str, Any] | None:
         """The record of the run that was there before; None where there was none, or its record was damaged."""
@@ -127,6 +144,42 @@ class Claim:
         return found
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """A block that one process or thread at a time enters, where the file system has locks."""
+    handle = _lock(path)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _lock(path: Path) -> int | None:
+    """A lock file that is open and locked; None where the file system has no locks, or the file cannot be written.
+
+    The system releases it when the process ends, however that is.
+    """
+    while fcntl is not None:
+        handle = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except FileNotFoundError:  # the one that had the lock has removed the file, or its folder
+            pass
+        except OSError:
+            if handle is not None:
+                os.close(handle)
+            return None
+        if handle is not None:
+            os.close(handle)
+    return None
+
+
 def refuse_unwritable(folder: Path) -> None:
     """Refuse a folder that results cannot be written to.
 
@@ -144,18 +197,18 @@ def refuse_unwritable(folder: Path) -> None:
 def large_work() -> Iterator[list[Path]]:
     """A block whose large saved work, such as messages, is listed: records of finished work load without it."""
     folders: list[Path] = []
-    _LARGE.append(folders)
+    outside = _LARGE.set(folders)
     try:
         yield folders
     finally:
-        _LARGE[:] = [each for each in _LARGE if each is not folders]
+        _LARGE.reset(outside)
 
 
 def note_large(folder: Path | None) -> None:
     """List a folder of work that is large and not needed once the run that it is of has finished."""
-    for folders in _LARGE:
-        if folder is not None and folder not in folders:
-            folders.append(folder)
+    folders = _LARGE.get()
+    if folders is not None and folder is not None and folder not in folders:
+        folders.append(folder)
 
 
 def forget(folders: list[Path]) -> None:

@@ -18,6 +18,7 @@ from latentcomm.experiments.sweep.settings import SweepSettings
 from latentcomm.experiments.train_settings import TrainSettings
 
 if TYPE_CHECKING:
+    from latentcomm.experiments.folder import Claim
     from latentcomm.experiments.job import Job, Result
     from latentcomm.experiments.preflight import Checks, Preflight
 
@@ -58,6 +59,8 @@ class _Prepared:
     settings: Settings
     name: str
     job: "Job"
+    claims: "Sequence[Claim]"
+    overwrite: bool
     inputs: Any
     checks: "Checks"
 
@@ -169,16 +172,18 @@ def _prepare(
         when=bool(settings.names_files) and name not in (None, settings.command),
     )
     name = settings.command if name is None else name
+    claims: list[Claim] = []
     if not re.fullmatch(r"\w[\w.-]*", name):
         checks.refuse(f"name is {name!r}; give a plain file name (letters, digits, _ - .), and the folder as `out`")
     elif job.out is not None:
         checks.of(refuse_unwritable, job.out)
-        for claim in job.claims(settings, name) if not overwrite else ():
+        claims = job.claims(settings, name)
+        for claim in claims if not overwrite else ():
             if (refusal := claim.refusal()) is not None:
                 checks.refuse(refusal)
     checks.loading()
     inputs = EXPERIMENTS[settings.command].check(settings, checks)
-    return _Prepared(settings, name, job, inputs, checks)
+    return _Prepared(settings, name, job, claims, overwrite, inputs, checks)
 
 
 def _run(prepared: _Prepared) -> "Result":
@@ -187,16 +192,15 @@ def _run(prepared: _Prepared) -> "Result":
     from latentcomm.experiments.job import publish
 
     settings, job = prepared.settings, prepared.job
-    claims = job.claims(settings, prepared.name)
     with contextlib.ExitStack() as held:
-        for claim in claims:
-            held.enter_context(claim.held())
+        for claim in prepared.claims:
+            held.enter_context(claim.held(overwrite=prepared.overwrite))
         with large_work() as large:
             result = EXPERIMENTS[settings.command].function(settings, job, prepared.inputs)
     result = replace(result, in_memory=job.in_memory)
     if job.out is not None and result.figures:
         result = publish(result, job.out, prepared.name)
-    for claim in claims:
+    for claim in prepared.claims:
         claim.finish()
     forget(large)
     return result

@@ -1,7 +1,10 @@
 """A folder belongs to the runs that write to it: what another run may do there, and what is kept for the next one."""
 
+import errno
 import json
+from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, Thread
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ from toys import Counter, countries_folder
 
 import latentcomm as lc
 from latentcomm.experiments import evaluation
-from latentcomm.experiments.settings import SAVED
+from latentcomm.experiments.folder import Claim
+from latentcomm.experiments.job import Job
+from latentcomm.experiments.settings import SAVED, Settings
 
 SETTINGS = lc.CompareSettings(channels=("silent", "replace"), read_layer=1, write_layer=1, n_test=6)
 MORE = lc.CompareSettings(channels=("silent", "replace", "mean"), read_layer=1, write_layer=1, n_test=6)
@@ -106,6 +111,53 @@ class TestAnotherRun:
         lc.run(lc.TrainSettings(channels=("concatenated",), **TRAIN), sender=tiny, out=tmp_path)
         with pytest.raises(ValueError, match=r"the results of 'gated' in .* differ in `steps` \(1 there, 2 here\)"):
             lc.run(lc.TrainSettings(channels=("gated",), **{**TRAIN, "steps": 2}), sender=tiny, out=tmp_path)
+
+
+def claim_of(settings: Settings, out: Path, name: str = "") -> Claim:
+    (claim,) = Job(out=out).claims(settings, name or settings.command)
+    return claim
+
+
+class TestAtOnce:
+    def test_of_different_runs_that_start_at_once_one_goes_on(self, tmp_path: Path) -> None:
+        claims = [claim_of(replace(SETTINGS, seed=seed), tmp_path / "new") for seed in range(4)]
+        together, ended = Barrier(len(claims), timeout=20), Barrier(len(claims), timeout=20)
+        found: list[str] = []
+
+        def start(claim: Claim) -> None:
+            refusal = claim.refusal()  # as before the first weight is read
+            together.wait()
+            try:
+                with claim.held():
+                    found.append(f"started {refusal}")
+                    ended.wait()
+            except ValueError as error:
+                found.append(str(error))
+                ended.wait()
+
+        threads = [Thread(target=start, args=(claim,)) for claim in claims]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(found)[-1] == "started None" and len(found) == 4
+        assert all("differs in `seed`" in refusal for refusal in sorted(found)[:-1])
+
+    def test_with_overwrite_both_go_on_and_so_do_two_equal_ones(self, tmp_path: Path) -> None:
+        one, other = claim_of(SETTINGS, tmp_path), claim_of(MORE, tmp_path)
+        with one.held(), one.held(), other.held(overwrite=True):
+            assert one.refusal() and not other.refusal()
+
+    def test_where_the_file_system_has_no_locks_a_run_starts_without(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def unsupported(*given: Any) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("fcntl.flock", unsupported)
+        other = claim_of(MORE, tmp_path).held()
+        with claim_of(SETTINGS, tmp_path).held(), pytest.raises(ValueError, match="differs in `channels`"):
+            other.__enter__()
 
 
 class TestOnTheCommandLine:
