@@ -43,9 +43,11 @@ from .experiments.evaluation import Trial as Trial
 from .experiments.evaluation import evaluate as evaluate
 from .experiments.job import Result as Result
 from .experiments.preflight import Preflight as Preflight
+from .experiments.run import PartReport as PartReport
 from .experiments.run import preflight as preflight
 from .experiments.run import run as run
 from .experiments.run import run_all as run_all
+from .experiments.run import run_part as run_part
 from .experiments.sweep.grid import LayerSweep as LayerSweep
 from .experiments.sweep.grid import sweep_layers as sweep_layers
 from .experiments.sweep.run import SweepReport as SweepReport

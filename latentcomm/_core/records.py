@@ -195,14 +195,15 @@ class Part:
         """Its own records; then the others that are there or, where all are needed, all of them from the last on."""
         own = range((self.number - 1 - self._n_seen) % self.of, len(pieces), self.of)
         others = [index for index in range(len(pieces)) if index not in own]
-        self._n_seen += len(pieces)
+        if not needed:  # every part comes past all of these, but past those that are needed only where it needs them
+            self._n_seen += len(pieces)
         yield from own
         if needed:
             yield from reversed(others)
             return
-        missing = missing(pieces)
-        yield from (index for index in others if index not in missing)
-        self._left += [pieces[index] for index in others if index in missing]
+        absent = missing(pieces)
+        yield from (index for index in others if index not in absent)
+        self._left += [pieces[index] for index in others if index in absent]
 
     def fetch(self, path: Path) -> None:
         """All parts write to one folder."""

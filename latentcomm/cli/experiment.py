@@ -16,7 +16,7 @@ import tyro
 from latentcomm._core.names import check_name
 from latentcomm._core.progress import quiet, say
 from latentcomm._core.version import __version__
-from latentcomm.experiments.run import EXPERIMENTS, Experiment, preflight, run
+from latentcomm.experiments.run import EXPERIMENTS, Experiment, preflight, run, run_part
 from latentcomm.experiments.settings import Settings, listed
 
 __all__ = ["command_of", "read_config"]
@@ -43,6 +43,8 @@ class Files:
         name: What the files are called.
         overwrite: Write over results and unfinished work of other options in the folder.
         dry_run: Run nothing: print what would run, the memory, the disk and about the time that it takes.
+        part: I/N makes every N-th record of the run from the I-th on and writes no result; the command without it
+            then finds them and does.
         quiet: Print errors alone.
         json: Print the result's table, settings and files as one JSON object, and all else on standard error.
         threads: Processor threads that torch computes with; 0 leaves its own choice.
@@ -53,6 +55,7 @@ class Files:
     name: str = ""
     overwrite: bool = False
     dry_run: bool = False
+    part: str = ""
     quiet: bool = False
     json: bool = False
     threads: int = 0
@@ -74,6 +77,10 @@ def command_of(experiment: Experiment) -> Callable[[Sequence[str]], None]:
                     found = preflight(settings, out=files.out, name=files.name, overwrite=files.overwrite)
                     print("\n".join(in_flags(line, experiment.settings) for line in found.lines()))
                     found.check()
+                    return
+                if files.part:
+                    made = run_part(settings, files.part, out=files.out, name=files.name, progress=not files.quiet)
+                    say(f"part {files.part}: {made.n_made} records made, {made.n_left} of other parts missing")
                     return
                 given = {"overwrite": files.overwrite, "progress": not files.quiet}
                 result = run(settings, out=files.out, name=files.name, **given)

@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["Claim", "forget", "large_work", "note_large", "refuse_unwritable"]
+__all__ = ["Claim", "claims_in", "forget", "large_work", "note_large", "refuse_unwritable"]
 
 LOCK = ".lock"
 """The file that is there while a run looks whose the files are and writes that they are its own."""
@@ -64,7 +64,7 @@ class Claim:
                     f"{self.out} holds a {there[0]} that names no settings; `overwrite=True` writes over it, or give "
                     "another `out` or `name`"
                 )
-        if not isinstance(record, dict) or not (differing := self._differences(record)):
+        if not isinstance(record, dict) or not (differing := self.differences(record)):
             return None
         what = ", ".join(differing[:SHOWN]) + (f" and {len(differing) - SHOWN} more" if differing[SHOWN:] else "")
         if finished:
@@ -122,7 +122,7 @@ class Claim:
         """Write that it has finished."""
         write_sealed(self.path, {**self.record, "finished": True})
 
-    def _differences(self, there: Mapping[str, Any]) -> list[str]:
+    def differences(self, there: Mapping[str, Any]) -> list[str]:
         """What differs from a record, each with both values."""
         if there.get("experiment") != self.record["experiment"]:
             return [f"the command ({there.get('experiment')} there, {self.record['experiment']} here)"]
@@ -142,6 +142,12 @@ class Claim:
                 if name in before and before[name] != now[name] and old.get(name) == new.get(name)
             ]
         return found
+
+
+def claims_in(out: Path) -> list[Claim]:
+    """The runs that have claimed files in a folder."""
+    found = [(path.stem, read_whole(path, _record)) for path in sorted((out / SAVED).glob("*.json"))]
+    return [Claim(out, name, record[0], record[0]["settings"]) for name, record in found if record is not None]
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from latentcomm.experiments.job import Job, Result
     from latentcomm.experiments.preflight import Checks, Preflight
 
-__all__ = ["EXPERIMENTS", "Experiment", "preflight", "run", "run_all"]
+__all__ = ["EXPERIMENTS", "Experiment", "PartReport", "preflight", "run", "run_all", "run_part"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,62 @@ def run(
     return _run(prepared)
 
 
+@dataclass(frozen=True)
+class PartReport:
+    """What a part of a run did.
+
+    Attributes:
+        n_made: the records that it made; those that were there are read.
+        n_left: the records of other parts that are not there yet. At 0 `run` has nothing left but to write the result,
+            unless a vote needs all trials first (self-consistency of a cascade).
+    """
+
+    n_made: int
+    n_left: int
+
+
+def run_part(
+    settings: Settings,
+    part: str,
+    sender: Any = None,
+    receiver: Any = None,
+    *,
+    out: str | Path,
+    task: Any = None,
+    name: str | None = None,
+    progress: bool = False,
+) -> PartReport:
+    """Make a part of the records of a run; `run` with the same arguments then finds them and writes the result.
+
+    Part "I/N" makes every N-th record of the run from the I-th on, I from 1. Where all records of a kind are needed
+    for what follows (the cells that one is chosen among, the messages that are shuffled), it then makes those that no
+    other part has made yet. Parts may run at the same time, in any order and on several machines: in one folder that
+    they share, or in one each, which `latentcomm join` brings together. The result is that of an undivided run, to the
+    bit, but for seconds.
+
+    Raises:
+        ValueError: a part that there is not, an experiment that does not run in parts, or what `run` raises.
+        RuntimeError: as `run`.
+
+    >>> import latentcomm as lc
+    >>> lc.run_part(lc.CompareSettings(channels=("silent",)), "5/4", out="runs/first")
+    Traceback (most recent call last):
+    ...
+    ValueError: part is 5/4; give a part from 1/4 to 4/4
+    """
+    from latentcomm._core.records import Part, PartEnded, in_turns
+
+    share = Part.parse(part)
+    if not settings.in_parts:
+        raise ValueError(f"part is {part}, and {settings.command} does not run in parts; leave it out")
+    given = {"sender": sender, "receiver": receiver, "task": task, "progress": progress}
+    prepared = _prepare(settings, out=out, name=name, **given)
+    prepared.checks.report(timed=False).check()
+    with contextlib.suppress(PartEnded), in_turns(share), _held(prepared):
+        EXPERIMENTS[settings.command].function(settings, prepared.job, prepared.inputs)
+    return PartReport(share.n_made, share.n_left)
+
+
 def preflight(
     settings: Settings,
     sender: Any = None,
@@ -186,17 +242,23 @@ def _prepare(
     return _Prepared(settings, name, job, claims, overwrite, inputs, checks)
 
 
+@contextlib.contextmanager
+def _held(prepared: _Prepared) -> Iterator[None]:
+    """A block in which the files that the run writes are its own."""
+    with contextlib.ExitStack() as held:
+        for claim in prepared.claims:
+            held.enter_context(claim.held(overwrite=prepared.overwrite))
+        yield
+
+
 def _run(prepared: _Prepared) -> "Result":
     """The result, written where there is a folder; the large work that it no longer needs is deleted."""
     from latentcomm.experiments.folder import forget, large_work
     from latentcomm.experiments.job import publish
 
     settings, job = prepared.settings, prepared.job
-    with contextlib.ExitStack() as held:
-        for claim in prepared.claims:
-            held.enter_context(claim.held(overwrite=prepared.overwrite))
-        with large_work() as large:
-            result = EXPERIMENTS[settings.command].function(settings, job, prepared.inputs)
+    with _held(prepared), large_work() as large:
+        result = EXPERIMENTS[settings.command].function(settings, job, prepared.inputs)
     result = replace(result, in_memory=job.in_memory)
     if job.out is not None and result.figures:
         result = publish(result, job.out, prepared.name)

@@ -56,6 +56,8 @@ class Settings:
     """The folder that the command writes to by default."""
     names_files: ClassVar[str] = ""
     """Why the files cannot be given a name, where the experiment names them itself."""
+    in_parts: ClassVar[bool] = True
+    """Whether several processes can each run a part of its records."""
 
     sender: str = DEFAULT_MODEL
     receiver: str = ""

@@ -10,6 +10,7 @@ from latentcomm._core.files import expanded
 from latentcomm._core.progress import say, track
 from latentcomm._core.records import end_of_part
 from latentcomm.channels import Message
+from latentcomm.channels.base import Channel
 from latentcomm.experiments.accuracy import to_table
 from latentcomm.experiments.crossmodal.drift import measure_drift
 from latentcomm.experiments.crossmodal.fitted_channels import (

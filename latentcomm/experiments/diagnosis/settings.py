@@ -62,6 +62,7 @@ class DiagnoseSettings(Settings):
     """
 
     command: ClassVar[str] = "diagnose"
+    in_parts: ClassVar[bool] = False
     default_folder: ClassVar[str] = "diagnosis"
     names_files: ClassVar[str] = "diagnose writes report.html"
 
