@@ -16,7 +16,7 @@ from latentcomm.cli.clean import clean
 from latentcomm.cli.experiment import command_of
 from latentcomm.cli.join import join
 from latentcomm.cli.listing import list_names, models
-from latentcomm.experiments.run import EXPERIMENTS
+from latentcomm.experiments.prepared import EXPERIMENTS
 
 __all__ = ["app"]
 

@@ -1,68 +1,19 @@
 """The one way to run an experiment: its settings in, its result out."""
 
-import contextlib
-import importlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentcomm.experiments.cascade.settings import CascadeSettings
-from latentcomm.experiments.compare.settings import CompareSettings
-from latentcomm.experiments.crossmodal.settings import CrossModalSettings
-from latentcomm.experiments.diagnosis.settings import DiagnoseSettings
+from latentcomm.experiments.prepared import prepare
 from latentcomm.experiments.settings import Settings
-from latentcomm.experiments.sweep.settings import SweepSettings
-from latentcomm.experiments.train_settings import TrainSettings
 
 if TYPE_CHECKING:
-    from latentcomm.experiments.folder import Claim
-    from latentcomm.experiments.job import Job, Result
-    from latentcomm.experiments.preflight import Checks, Preflight
+    from latentcomm.experiments.job import Result
+    from latentcomm.experiments.preflight import Preflight
 
-__all__ = ["EXPERIMENTS", "Experiment", "PartReport", "preflight", "run", "run_all", "run_part"]
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """An experiment: its settings, what checks them, and what runs them with what the check parsed.
-
-    Both functions are "module:function", imported when they are needed.
-    """
-
-    settings: type[Settings]
-    checked_by: str
-    run_by: str
-
-    @property
-    def check(self) -> Callable[..., Any]:
-        """The check: settings and `Checks` to what the function runs with."""
-        return _imported(self.checked_by)
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        """The function: settings, `Job` and what the check parsed to a `Result`."""
-        return _imported(self.run_by)
-
-
-def _imported(home: str) -> Callable[..., Any]:
-    module, _, name = home.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """A run that can start once its refusals are none."""
-
-    settings: Settings
-    name: str
-    job: "Job"
-    claims: "Sequence[Claim]"
-    overwrite: bool
-    inputs: Any
-    checks: "Checks"
+__all__ = ["PartReport", "preflight", "run", "run_all", "run_part"]
 
 
 def run(
@@ -101,9 +52,7 @@ def run(
     >>> result.table[["channel", "condition", "accuracy"]]  # doctest: +SKIP
     """
     given = {"sender": sender, "receiver": receiver, "task": task, "progress": progress}
-    prepared = _prepare(settings, out=out, name=name, overwrite=overwrite, **given)
-    prepared.checks.report(timed=False).check()
-    return _run(prepared)
+    return prepare(settings, out=out, name=name, overwrite=overwrite, **given).check().result()
 
 
 @dataclass(frozen=True)
@@ -149,16 +98,13 @@ def run_part(
     ...
     ValueError: part is 5/4; give a part from 1/4 to 4/4
     """
-    from latentcomm._core.records import Part, PartEnded, in_turns
+    from latentcomm._core.records import Part
 
     share = Part.parse(part)
     if not settings.in_parts:
         raise ValueError(f"part is {part}, and {settings.command} does not run in parts; leave it out")
     given = {"sender": sender, "receiver": receiver, "task": task, "progress": progress}
-    prepared = _prepare(settings, out=out, name=name, **given)
-    prepared.checks.report(timed=False).check()
-    with contextlib.suppress(PartEnded), in_turns(share), _held(prepared):
-        EXPERIMENTS[settings.command].function(settings, prepared.job, prepared.inputs)
+    prepare(settings, out=out, name=name, **given).check().share(share)
     return PartReport(share.n_made, share.n_left)
 
 
@@ -183,7 +129,7 @@ def preflight(
     'n_test is 1000, and the test half of countries has 162 items; give at most 162'
     """
     given = {"sender": sender, "receiver": receiver, "task": task}
-    return _prepare(settings, out=out, name=name, overwrite=overwrite, **given).checks.report(timed=True)
+    return prepare(settings, out=out, name=name, overwrite=overwrite, **given).checks.report(timed=True)
 
 
 def run_all(settings: Sequence[Settings], *, out: str | Path | None = None, progress: bool = False) -> list["Result"]:
@@ -204,96 +150,9 @@ def run_all(settings: Sequence[Settings], *, out: str | Path | None = None, prog
         raise ValueError(f"the same settings of {repeated[0].partition('-')[0]} are given twice; give each once")
     load = cache(load_model)
     prepared = [
-        _prepare(each, out=None if out is None else Path(out) / folder, load=load, progress=progress)
+        prepare(each, out=None if out is None else Path(out) / folder, load=load, progress=progress)
         for each, folder in zip(settings, folders, strict=True)
     ]
     for each in prepared:
-        each.checks.report(timed=False).check()
-    return [_run(each) for each in prepared]
-
-
-def _prepare(
-    settings: Settings, *, out: str | Path | None, name: str | None = None, overwrite: bool = False, **given: Any
-) -> _Prepared:
-    """The run with all its checks made."""
-    from latentcomm._core.files import expanded
-    from latentcomm.experiments.folder import refuse_unwritable
-    from latentcomm.experiments.job import Job
-    from latentcomm.experiments.preflight import Checks
-
-    job = Job(out=None if out is None else expanded(out), **given)
-    checks = Checks(settings, job)
-    checks.refuse(
-        f"name is {name!r}, but {settings.names_files}; give another folder as `out` instead",
-        when=bool(settings.names_files) and name not in (None, settings.command),
-    )
-    name = settings.command if name is None else name
-    claims: list[Claim] = []
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        checks.refuse(f"name is {name!r}; give a plain file name (letters, digits, _ - .), and the folder as `out`")
-    elif job.out is not None:
-        checks.of(refuse_unwritable, job.out)
-        claims = job.claims(settings, name)
-        for claim in claims if not overwrite else ():
-            if (refusal := claim.refusal()) is not None:
-                checks.refuse(refusal)
-    checks.loading()
-    inputs = EXPERIMENTS[settings.command].check(settings, checks)
-    return _Prepared(settings, name, job, claims, overwrite, inputs, checks)
-
-
-@contextlib.contextmanager
-def _held(prepared: _Prepared) -> Iterator[None]:
-    """A block in which the files that the run writes are its own."""
-    with contextlib.ExitStack() as held:
-        for claim in prepared.claims:
-            held.enter_context(claim.held(overwrite=prepared.overwrite))
-        yield
-
-
-def _run(prepared: _Prepared) -> "Result":
-    """The result, written where there is a folder; the large work that it no longer needs is deleted."""
-    from latentcomm.experiments.folder import forget, large_work
-    from latentcomm.experiments.job import publish
-
-    settings, job = prepared.settings, prepared.job
-    with _held(prepared), large_work() as large:
-        result = EXPERIMENTS[settings.command].function(settings, job, prepared.inputs)
-    result = replace(result, in_memory=job.in_memory)
-    if job.out is not None and result.figures:
-        result = publish(result, job.out, prepared.name)
-    for claim in prepared.claims:
-        claim.finish()
-    forget(large)
-    return result
-
-
-EXPERIMENTS: Mapping[str, Experiment] = {
-    "sweep": Experiment(
-        SweepSettings, "latentcomm.experiments.sweep._check:check_sweep", "latentcomm.experiments.sweep._job:run_sweep"
-    ),
-    "diagnose": Experiment(
-        DiagnoseSettings,
-        "latentcomm.experiments.diagnosis._check:check_diagnose",
-        "latentcomm.experiments.diagnosis._job:run_diagnose",
-    ),
-    "compare": Experiment(
-        CompareSettings,
-        "latentcomm.experiments.compare._check:check_compare",
-        "latentcomm.experiments.compare._job:run_compare",
-    ),
-    "cascade": Experiment(
-        CascadeSettings,
-        "latentcomm.experiments.cascade._check:check_cascade",
-        "latentcomm.experiments.cascade._job:run_cascade",
-    ),
-    "crossmodal": Experiment(
-        CrossModalSettings,
-        "latentcomm.experiments.crossmodal._check:check_crossmodal",
-        "latentcomm.experiments.crossmodal._job:run_crossmodal",
-    ),
-    "train": Experiment(
-        TrainSettings, "latentcomm.experiments._train_check:check_train", "latentcomm.experiments._train_job:run_train"
-    ),
-}
-"""Every experiment by its command, in the order of the help."""
+        each.check()
+    return [each.result() for each in prepared]

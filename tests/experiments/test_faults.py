@@ -10,7 +10,7 @@ import pytest
 from commands import last_line, run
 from small_commands import DAMAGES, published, saved_files, small_commands
 
-from latentcomm.experiments.run import EXPERIMENTS
+from latentcomm.experiments.prepared import EXPERIMENTS
 from latentcomm.experiments.settings import SAVED
 
 COMMANDS = pytest.mark.parametrize("command", list(EXPERIMENTS))
