@@ -135,7 +135,13 @@ Piece = tuple[Records, str]
 
 @runtime_checkable
 class Turns(Protocol):
-    """Which process makes which records of a run that several processes work at."""
+    """Which process makes which records of a run that several processes work at.
+
+    Attributes:
+        is_share: whether this process stops where a result would be made of the records.
+    """
+
+    is_share: bool
 
     def order(self, pieces: Sequence[Piece], *, needed: bool) -> Iterator[int]:
         """The indices of the records that this process makes or, where all are needed, reads."""
@@ -169,6 +175,7 @@ class Part:
     number: int
     of: int
     n_made: int = 0
+    is_share: bool = True
     _n_seen: int = 0
     _left: list[Piece] = field(default_factory=list)
 
@@ -269,10 +276,10 @@ def end_of_part(*, only_where_left: bool = False) -> None:
     that were made before.
 
     Raises:
-        PartEnded: there are turns.
+        PartEnded: there are turns, of a share.
     """
     turns = _TURNS.get()
-    if turns is not None and not (only_where_left and turns.n_left == 0):
+    if turns is not None and turns.is_share and not (only_where_left and turns.n_left == 0):
         raise PartEnded
 
 

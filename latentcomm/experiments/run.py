@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from latentcomm.experiments.prepared import prepare
 from latentcomm.experiments.settings import Settings
@@ -132,22 +132,65 @@ def preflight(
     return prepare(settings, out=out, name=name, overwrite=overwrite, **given).checks.report(timed=True)
 
 
-def run_all(settings: Sequence[Settings], *, out: str | Path | None = None, progress: bool = False) -> list["Result"]:
-    """The results of several experiments, one after the other in this process; each model is loaded once.
+def run_all(
+    settings: Sequence[Settings],
+    *,
+    out: str | Path | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    gpus_per_model: float | int = 1,
+    cpus_per_worker: int = 1,
+    workers: int | None = None,
+    progress: bool = False,
+) -> list["Result"]:
+    """The results of several experiments; each model is loaded once a process.
 
     With `out` each writes to a folder of its own, named after its experiment and its settings, and the same call
     resumes what was interrupted until all have ended.
 
+    The engine "local" runs one after the other in this process. "ray" runs them by workers of a Ray cluster that share
+    each run record by record: a model, or a pair of models, is on one machine; records and results come back to `out`,
+    which only this machine needs; what a worker that dies had in its hands another makes, three times at most.
+
+    Args:
+        settings: of each experiment.
+        out: the folder; the engine ray needs one.
+        engine: who runs them.
+        address: of a Ray cluster: "auto" for the one that this machine is part of, or its host and port; None starts
+            one on this machine.
+        gpus_per_model: GPUs that a worker has for each model of runs whose device is cuda or auto.
+        cpus_per_worker: processor threads of each worker.
+        workers: how many workers; by default as many as the cluster has room for. Each has the models in memory.
+        progress: whether to show progress on standard error.
+
     Raises:
-        ValueError: the same settings twice, or what `run` raises.
-        RuntimeError: as `run`.
+        ValueError: the same settings twice, the engine ray without `out`, demands that no machine of the cluster
+            meets, or what `run` raises.
+        RuntimeError: as `run`; or Ray is not installed, there is no cluster at the address, or its workers die.
     """
-    from latentcomm._core.files import digest
-    from latentcomm.models import load_model
+    from latentcomm._core.files import digest, expanded
 
     folders = [f"{each.command}-{digest(each.to_dict())[:8]}" for each in settings]
     if repeated := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
         raise ValueError(f"the same settings of {repeated[0].partition('-')[0]} are given twice; give each once")
+    if engine == "ray":
+        if out is None:
+            raise ValueError("the engine ray writes records to a folder; give it as out")
+        if not settings:
+            return []
+        from latentcomm.experiments.on_ray import run_on_ray
+
+        return run_on_ray(
+            dict(zip(folders, settings, strict=True)),
+            expanded(out),
+            address=address,
+            gpus_per_model=gpus_per_model,
+            cpus_per_worker=cpus_per_worker,
+            workers=workers,
+            progress=progress,
+        )
+    from latentcomm.models import load_model
+
     load = cache(load_model)
     prepared = [
         prepare(each, out=None if out is None else Path(out) / folder, load=load, progress=progress)

@@ -1,0 +1,455 @@
+"""Runs on a Ray cluster: workers hold models and make records, one store beside the driver writes them.
+
+The store leases the records one by one, so that workers share a run without a plan, and takes back what a worker that
+has died had in its hands. No file system is shared: a worker has a scratch folder, reads from the store what others
+have made, and sends what it makes.
+"""
+
+import os
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from latentcomm._core.files import written_whole
+from latentcomm._core.progress import duration, say
+from latentcomm._core.records import Piece
+from latentcomm.experiments.job import Result
+from latentcomm.experiments.prepared import prepare
+from latentcomm.experiments.settings import SAVED, Settings
+from latentcomm.reporting.terminal import Console, console
+
+__all__ = ["run_on_ray"]
+
+ATTEMPTS = 3
+"""Workers that may die with a record in their hands before the run is given up: it is likely to be what kills them."""
+WAIT = 0.05
+"""Seconds between two questions of a worker for records that others have in their hands."""
+STARTING = 120.0
+"""Seconds without any worker after which a run is given up."""
+SUMMARY_WIDTH = 150
+"""Characters of a line of a summary."""
+STORE_BYTES = 512 * 2**20
+"""Of Ray's shared memory on a machine on which it is started here: records pass through it one by one."""
+
+
+class Store:
+    """The records of several runs below a folder of the driver's machine, and who has which in hand."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+        self.there = {_key(path.relative_to(self.root)) for path in self.root.glob(f"*/{SAVED}/*/**/*.*")}
+        self.hands: dict[str, str] = {}
+        self.lost: Counter[str] = Counter()
+        self.n_made = 0
+
+    def take(self, keys: Sequence[str], worker: str) -> tuple[int | None, bool]:
+        """The index of a record that this worker makes now; where there is none, whether others have some in hand."""
+        in_hand = False
+        for index, key in enumerate(keys):
+            if key in self.there:
+                continue
+            if key not in self.hands:
+                self.hands[key] = worker
+                return index, True
+            in_hand = in_hand or self.hands[key] != worker
+        return None, in_hand
+
+    def absent(self, keys: Sequence[str]) -> list[int]:
+        """The indices of the records that are not there."""
+        return [index for index, key in enumerate(keys) if key not in self.there]
+
+    def get(self, path: str) -> bytes | None:
+        """The content of a file; None where there is none."""
+        try:
+            return (self.root / path).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write a file, whole or not at all."""
+        with written_whole(self.root / path) as draft:
+            draft.write_bytes(content)
+        key = _key(Path(path))
+        self.there.add(key)
+        self.hands.pop(key, None)
+        self.n_made += 1
+
+    def release(self, worker: str) -> list[str]:
+        """Take back what a worker had in its hands; the records that too many workers have died with."""
+        for key in [key for key, hand in self.hands.items() if hand == worker]:
+            del self.hands[key]
+            self.lost[key] += 1
+        return sorted(key for key, times in self.lost.items() if times >= ATTEMPTS and key not in self.there)
+
+    def count(self) -> int:
+        """How many records were written."""
+        return self.n_made
+
+
+def _key(path: Path) -> str:
+    return path.with_suffix("").as_posix()
+
+
+@dataclass(eq=False)
+class _Leases:
+    """The turns of a worker: the store gives it one record after the other.
+
+    Attributes:
+        store: the actor.
+        scratch: the folder that stands for the store's on this machine.
+        worker: the name that the store knows the worker by.
+        is_share: see `Turns`; else all records are waited for.
+    """
+
+    store: Any
+    scratch: Path
+    worker: str
+    is_share: bool
+    left: list[str] = field(default_factory=list)
+
+    def order(self, pieces: Sequence[Piece], *, needed: bool) -> Iterator[int]:
+        """What the store leases; then what is there or, where all are needed, all others once they are there."""
+        import ray
+
+        keys = [(self.relative(records.folder or Path()) / name).as_posix() for records, name in pieces]
+        of_loop, seen = ray.put(keys), set()
+        while True:
+            index, more = ray.get(self.store.take.remote(of_loop, self.worker))
+            if index is not None:
+                seen.add(index)
+                yield index
+            elif more and (needed or not self.is_share):
+                time.sleep(WAIT)
+            else:
+                break
+        absent = set(ray.get(self.store.absent.remote(of_loop)))
+        yield from (index for index in range(len(pieces)) if index not in seen and index not in absent)
+        self.left += [keys[index] for index in sorted(absent)]
+
+    def fetch(self, path: Path) -> None:
+        """Bring a record from the store, if it has it."""
+        import ray
+
+        content = ray.get(self.store.get.remote(self.relative(path).as_posix()))
+        if content is not None:
+            with written_whole(path) as draft:
+                draft.write_bytes(content)
+
+    def wrote(self, path: Path) -> None:
+        """Send a record to the store."""
+        import ray
+
+        ray.get(self.store.put.remote(self.relative(path).as_posix(), path.read_bytes()))
+
+    @property
+    def n_left(self) -> int:
+        """How many records were left to others and are not there yet."""
+        import ray
+
+        return len(ray.get(self.store.absent.remote(self.left)))
+
+    def relative(self, path: Path) -> Path:
+        """The path below the scratch folder, which is that below the store's."""
+        return path.relative_to(self.scratch)
+
+
+class Worker:
+    """A process with models in memory that makes records of any of the runs."""
+
+    def __init__(self, store: Any, name: str, n_threads: int) -> None:
+        import torch
+
+        from latentcomm.models import load_model
+
+        torch.set_num_threads(n_threads)
+        self.store, self.name = store, name
+        self.load = cache(load_model)
+        self.scratch = tempfile.TemporaryDirectory(prefix="latentcomm-")
+
+    def ready(self) -> str:
+        """Its name, once it can work."""
+        return self.name
+
+    def check(self, settings: Settings) -> None:
+        """Refuse a run that cannot start on this machine.
+
+        Raises:
+            ValueError: what `preflight` refuses.
+        """
+        prepare(settings, out=None).check()
+
+    def share(self, settings: Settings, folder: str) -> None:
+        """Make the records of a run that the store leases."""
+        turns = _Leases(self.store, Path(self.scratch.name), self.name, is_share=True)
+        prepare(settings, out=turns.scratch / folder, load=self.load).share(turns)
+
+    def finish(self, settings: Settings, folder: str) -> Result:
+        """The result of a run, whose files the store has got; the records that are missing are made."""
+        from latentcomm._core.records import in_turns
+
+        turns = _Leases(self.store, Path(self.scratch.name), self.name, is_share=False)
+        with in_turns(turns):
+            result = prepare(settings, out=turns.scratch / folder, load=self.load).result()
+        for path in result.files:
+            turns.wrote(path)
+        files = tuple(turns.relative(path) for path in result.files)
+        return replace(result, found=None, extra=None, summary=_Printed.of(result), files=files)
+
+
+@dataclass(frozen=True)
+class _Printed:
+    """The summary of a result as a worker printed it, since what it is made of stays there."""
+
+    text: str
+
+    @classmethod
+    def of(cls, result: Result) -> "_Printed":
+        """What the summary prints."""
+        printed = console(SUMMARY_WIDTH)
+        with printed.capture() as captured:
+            result.summary(printed)
+        return cls(captured.get())
+
+    def __call__(self, console: Console) -> None:
+        """Print it."""
+        console.print(self.text, end="", markup=False, highlight=False)
+
+
+@dataclass(eq=False)
+class _Run:
+    """A run of the driver's: where its records are shared out, and by whom.
+
+    Attributes:
+        is_shared: whether there may be records that no worker has taken.
+        at: the workers that are at it.
+    """
+
+    settings: Settings
+    folder: str
+    is_shared: bool
+    at: set[str] = field(default_factory=set)
+    result: Result | None = None
+
+
+def run_on_ray(
+    runs: Mapping[str, Settings],
+    out: Path,
+    *,
+    address: str | None = None,
+    gpus_per_model: float | int = 1,
+    cpus_per_worker: int = 1,
+    workers: int | None = None,
+    progress: bool = False,
+) -> list[Result]:
+    """The results of several runs by workers of a Ray cluster; see `run_all`.
+
+    Args:
+        runs: settings by the folder below `out` that each writes to.
+        out: the folder, of this machine alone.
+        address: of a cluster; "auto" for the one that runs on this machine, None starts one here.
+        gpus_per_model: of runs whose device is cuda or auto.
+        cpus_per_worker: processor threads of each worker.
+        workers: how many; as many as the cluster has room for, without it.
+        progress: whether to say what has ended.
+
+    Raises:
+        ValueError: what a preflight refuses, or a demand that no machine of the cluster meets.
+        RuntimeError: Ray is not installed, there is no cluster at the address, a record was lost with three workers,
+            or no worker is left.
+    """
+    ray = _imported()
+    started = not ray.is_initialized()
+    if started:
+        _connect(ray, address)
+    try:
+        n_gpus = max(_gpus(settings, gpus_per_model) for settings in runs.values())
+        room = _room(ray, n_gpus, cpus_per_worker)
+        driver = _Driver(ray, runs, out, n_gpus, cpus_per_worker, min(workers or room, room), progress=progress)
+        try:
+            return driver.results()
+        finally:
+            driver.stop()
+    except ray.exceptions.RayTaskError as error:  # carries the trace of the worker in its message
+        raise error.cause from None
+    finally:
+        if started:
+            ray.shutdown()
+
+
+class _Driver:
+    """Gives runs to workers until each has its result."""
+
+    def __init__(
+        self, ray: Any, runs: Mapping[str, Settings], out: Path, n_gpus: float | int, n_cpus: int, n: int, *, progress: bool
+    ) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        out.mkdir(parents=True, exist_ok=True)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.ray, self.out, self.progress = ray, out, progress
+        self.runs = [_Run(settings, folder, settings.in_parts) for folder, settings in runs.items()]
+        self.store = ray.remote(num_cpus=0)(Store).options(scheduling_strategy=here).remote(str(out.absolute()))
+        self.actor = ray.remote(num_cpus=n_cpus, num_gpus=n_gpus, max_restarts=0, max_task_retries=0)(Worker)
+        self.n_cpus, self.n_started = n_cpus, 0
+        self.workers: dict[str, Any] = {}
+        self.pending: dict[Any, tuple[str, str, _Run | None]] = {}
+        for _ in range(n):
+            self._start()
+
+    def _start(self) -> None:
+        self.n_started += 1
+        name = f"worker-{self.n_started}"
+        self.workers[name] = self.actor.remote(self.store, name, self.n_cpus)
+        self.pending[self.workers[name].ready.remote()] = (name, "ready", None)
+
+    def stop(self) -> None:
+        """End all workers."""
+        for worker in [*self.workers.values(), self.store]:
+            self.ray.kill(worker)
+
+    def results(self) -> list[Result]:
+        """The results, in the order of the runs."""
+        began = self.heard = time.monotonic()
+        to_check = deque(self.runs)
+        is_ready: set[str] = set()
+        while any(run.result is None for run in self.runs):
+            done, _ = self.ray.wait(list(self.pending), timeout=1) if self.pending else ([], [])
+            for future in done:
+                name, what, run = self.pending.pop(future)
+                try:
+                    found = self.ray.get(future)
+                except self.ray.exceptions.RayActorError:
+                    is_ready.discard(name)
+                    self._died(name, run, to_check if what == "check" else None)
+                    continue
+                self.heard = time.monotonic()
+                is_ready.add(name)
+                self._ended(name, what, run, found, began)
+            for name in sorted(is_ready - {name for name, _, _ in self.pending.values()}):
+                self._give(name, to_check)
+            if not is_ready and time.monotonic() - self.heard > STARTING:
+                raise RuntimeError(
+                    f"the cluster has started no worker for {duration(STARTING)}; it needs {self.n_cpus} processor(s) "
+                    "and its GPUs free on one machine; records are saved, and the same call resumes"
+                )
+        return [replace(run.result, files=tuple(self.out / path for path in run.result.files)) for run in self.runs]
+
+    def _ended(self, name: str, what: str, run: _Run | None, found: Any, began: float) -> None:
+        """Note what a worker has done."""
+        if run is None or what == "check":
+            return
+        run.at.discard(name)
+        if what == "share":
+            run.is_shared = False
+            return
+        run.result = found
+        n_done = sum(run.result is not None for run in self.runs)
+        if self.progress:
+            left = (time.monotonic() - began) / n_done * (len(self.runs) - n_done)
+            more = f", {duration(left)} left" if n_done < len(self.runs) else ""
+            say(f"{run.folder}: done, {n_done} of {len(self.runs)} runs{more}")
+
+    def _give(self, name: str, to_check: "deque[_Run]") -> None:
+        """Give a worker that is free something to do, if there is something."""
+        if to_check:
+            self._call(name, "check", to_check.popleft())
+            return
+        if any(what == "check" for _, what, _ in self.pending.values()):
+            return  # nothing runs before all are known to run
+        open_runs = [run for run in self.runs if run.result is None]
+        for run in open_runs:
+            if not run.is_shared and not run.at:
+                self._call(name, "finish", run)
+                return
+        shared = [run for run in open_runs if run.is_shared]
+        if shared:
+            self._call(name, "share", min(shared, key=lambda run: len(run.at)))
+
+    def _call(self, name: str, what: str, run: _Run) -> None:
+        method = getattr(self.workers[name], what)
+        if what == "check":
+            self.pending[method.remote(run.settings)] = (name, what, run)
+            return
+        run.at.add(name)
+        self.pending[method.remote(run.settings, run.folder)] = (name, what, run)
+
+    def _died(self, name: str, run: _Run | None, to_check: "deque[_Run] | None") -> None:
+        """Give what a worker had in its hands to others, and start another worker.
+
+        Raises:
+            RuntimeError: a record was in the hands of three workers that died.
+        """
+        del self.workers[name]
+        if run is not None:
+            run.at.discard(name)
+            run.is_shared = run.settings.in_parts
+            if to_check is not None:
+                to_check.append(run)
+        lost = self.ray.get(self.store.release.remote(name))
+        if lost:
+            raise RuntimeError(
+                f"{ATTEMPTS} workers have died with the record {lost[0]} in their hands; it may need more memory than "
+                "they have; all other records are saved, and the same call resumes"
+            )
+        if self.progress:
+            say(f"{name} has died; others make what it had in its hands")
+        self._start()
+
+
+def _imported() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise RuntimeError("the engine ray needs Ray; pip install 'latentcomm[ray]'") from None
+    return ray
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start one on this machine.
+
+    Raises:
+        RuntimeError: there is none at the address.
+    """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        options |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RuntimeError(
+            f"there is no Ray cluster at {address!r} ({str(error).splitlines()[0][:100]}); start one with "
+            "`ray start --head`, or leave the address out"
+        ) from None
+
+
+def _gpus(settings: Settings, gpus_per_model: float | int) -> float | int:
+    """The GPUs that a worker needs for a run: of one model or of two, and of none on the CPU."""
+    if not settings.device.startswith(("cuda", "auto")):
+        return 0
+    return gpus_per_model * (1 if settings.receiver in ("", settings.sender) else 2)
+
+
+def _room(ray: Any, n_gpus: float | int, n_cpus: int) -> int:
+    """How many workers the cluster has room for.
+
+    Raises:
+        ValueError: none.
+    """
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    rooms = []
+    for machine in machines:
+        room = int(machine.get("CPU", 0) // n_cpus)
+        rooms.append(min(room, int(machine.get("GPU", 0) // n_gpus)) if n_gpus else room)
+    if not sum(rooms):
+        most = {kind: max((machine.get(kind, 0) for machine in machines), default=0) for kind in ("GPU", "CPU")}
+        raise ValueError(
+            f"a worker needs {n_gpus:g} GPUs and {n_cpus} CPUs on one machine, and the largest of the cluster's "
+            f"{len(machines)} has {most['GPU']:g} and {most['CPU']:g}; give fewer gpus_per_model or cpus_per_worker"
+        )
+    return sum(rooms)
