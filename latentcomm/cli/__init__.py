@@ -14,6 +14,7 @@ from latentcomm._core.names import check_name
 from latentcomm._core.version import __version__
 from latentcomm.cli.clean import clean
 from latentcomm.cli.experiment import command_of
+from latentcomm.cli.grid import grid
 from latentcomm.cli.join import join
 from latentcomm.cli.listing import list_names, models
 from latentcomm.experiments.prepared import EXPERIMENTS
@@ -77,6 +78,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     **{name: command_of(experiment) for name, experiment in EXPERIMENTS.items()},
     "models": models,
     "list": list_names,
+    "grid": grid,
     "join": join,
     "clean": clean,
 }

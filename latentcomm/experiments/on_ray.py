@@ -6,6 +6,7 @@ have made, and sends what it makes.
 """
 
 import os
+import socket
 import tempfile
 import time
 from collections import Counter, deque
@@ -31,6 +32,8 @@ WAIT = 0.05
 """Seconds between two questions of a worker for records that others have in their hands."""
 STARTING = 120.0
 """Seconds without any worker after which a run is given up."""
+ANSWERING = 5.0
+"""Seconds in which a cluster answers at its address."""
 SUMMARY_WIDTH = 150
 """Characters of a line of a summary."""
 STORE_BYTES = 512 * 2**20
@@ -285,7 +288,15 @@ class _Driver:
     """Gives runs to workers until each has its result."""
 
     def __init__(
-        self, ray: Any, runs: Mapping[str, Settings], out: Path, n_gpus: float | int, n_cpus: int, n: int, *, progress: bool
+        self,
+        ray: Any,
+        runs: Mapping[str, Settings],
+        out: Path,
+        n_gpus: float | int,
+        n_cpus: int,
+        n: int,
+        *,
+        progress: bool,
     ) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -420,11 +431,16 @@ def _connect(ray: Any, address: str | None) -> None:
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
+        if address not in (None, "auto", "local"):  # Ray itself would wait for minutes
+            host, colon, port = address.rpartition(":")
+            if not colon or not port.isdecimal():
+                raise ValueError("it is no host and port")
+            socket.create_connection((host, int(port)), timeout=ANSWERING).close()
         ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise RuntimeError(
-            f"there is no Ray cluster at {address!r} ({str(error).splitlines()[0][:100]}); start one with "
-            "`ray start --head`, or leave the address out"
+            f"there is no Ray cluster at {address!r} ({str(error).splitlines()[0][:80]}); start one with `ray start --head`, or "
+            "leave the address out"
         ) from None
 
 

@@ -1,0 +1,149 @@
+"""Ray: a cluster of two nodes on this machine gives the table of one process, whatever dies meanwhile."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from toys import countries_folder
+
+import latentcomm as lc
+
+pytest.importorskip("ray", reason="ray is not installed: pip install 'latentcomm[ray]'")
+pytestmark = [
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
+SECONDS = 80.0
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[lc.CompareSettings]:
+    folder = str(countries_folder(tmp_path_factory.mktemp("model"), seed=0))
+    return [
+        lc.CompareSettings(
+            sender=folder, channels=("silent", "replace", "kv"), read_layer=1, write_layer=1, n_test=34, seed=seed,
+            controls=("shuffled",),
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected(runs: list[lc.CompareSettings]) -> list[pd.DataFrame]:
+    return [table(each) for each in lc.run_all(runs)]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    found = Cluster(initialize_head=True, head_node_args=small)
+    found.second = found.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+def table(result: lc.Result) -> pd.DataFrame:
+    return result.table.drop(columns="seconds", errors="ignore")
+
+
+def records(out: Path) -> list[Path]:
+    return list(out.glob("*/.latentcomm/*/trials-*/*.json"))
+
+
+def once_records_are_there(out: Path, act: Callable[[], object]) -> threading.Thread:
+    def watch() -> None:
+        began = time.monotonic()
+        while not records(out) and time.monotonic() - began < SECONDS:
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill_one_worker() -> None:
+    found = subprocess.run(
+        ["pgrep", "-f", r"ray::Worker\.share"], capture_output=True, text=True, check=False
+    ).stdout.split()
+    os.kill(int(found[0]), signal.SIGKILL)
+
+
+def test_a_killed_worker_costs_what_it_had_in_its_hands(
+    runs: list[lc.CompareSettings],
+    expected: list[pd.DataFrame],
+    cluster: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    killer = once_records_are_there(tmp_path, kill_one_worker)
+    results = lc.run_all(runs, out=tmp_path, engine="ray", progress=True)
+    killer.join()
+    assert "has died" in capsys.readouterr().err
+    assert all(table(result).equals(whole) for result, whole in zip(results, expected, strict=True))
+    assert all(path.exists() and tmp_path in path.parents for result in results for path in result.files)
+
+
+def test_a_node_that_is_removed_costs_what_it_had_in_its_hands(
+    runs: list[lc.CompareSettings], expected: list[pd.DataFrame], cluster: Any, tmp_path: Path
+) -> None:
+    remover = once_records_are_there(tmp_path, lambda: cluster.remove_node(cluster.second))
+    results = lc.run_all(runs, out=tmp_path, engine="ray")
+    remover.join()
+    assert all(table(result).equals(whole) for result, whole in zip(results, expected, strict=True))
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+import latentcomm as lc
+folder, out = sys.argv[1:]
+runs = [lc.CompareSettings(sender=folder, channels=("silent", "replace", "kv"), read_layer=1, write_layer=1, n_test=34,
+                           seed=seed, controls=("shuffled",)) for seed in (0, 1)]
+lc.run_all(runs, out=out, engine="ray", workers=1)
+"""
+
+
+def test_a_killed_driver_resumes(runs: list[lc.CompareSettings], expected: list[pd.DataFrame], tmp_path: Path) -> None:
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, runs[0].sender, str(tmp_path)], stderr=subprocess.DEVNULL)
+    once_records_are_there(tmp_path, driver.kill).join()
+    driver.wait()
+    there = {path: path.stat().st_mtime_ns for path in records(tmp_path)}
+    assert there
+    results = lc.run_all(runs, out=tmp_path)
+    assert all(table(result).equals(whole) for result, whole in zip(results, expected, strict=True))
+    assert there == {path: path.stat().st_mtime_ns for path in there}
+
+
+def test_gpus_that_no_machine_has_are_refused_at_once(tmp_path: Path, cluster: Any) -> None:
+    with pytest.raises(ValueError, match="a worker needs 2 GPUs and 1 CPUs on one machine, and the largest of the"):
+        lc.run_all([lc.CompareSettings(device="cuda")], out=tmp_path, engine="ray", gpus_per_model=2)
+
+
+def test_an_address_without_a_cluster_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="there is no Ray cluster at '127.0.0.1:1'"):
+        lc.run_all([lc.CompareSettings()], out=tmp_path, engine="ray", address="127.0.0.1:1")
+
+
+def test_without_ray_the_engine_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RuntimeError, match=r"pip install 'latentcomm\[ray\]'"):
+        lc.run_all([lc.CompareSettings()], out=tmp_path, engine="ray")
+
+
+def test_the_engine_needs_a_folder() -> None:
+    with pytest.raises(ValueError, match="give it as out"):
+        lc.run_all([lc.CompareSettings()], engine="ray")
