@@ -117,6 +117,23 @@ def evaluate(
     return [trial for number in sorted(found) for trial in found[number]]
 
 
+def send_first(
+    channels: Sequence[Channel],
+    sender: Model,
+    receiver: Model,
+    task: Task,
+    *,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str],
+) -> None:
+    """Save what the sender sends through these channels, so that `evaluate` with the same arguments runs the receiver
+    alone, but for channels whose messages the receiver takes part in.
+    """
+    for channel in channels:
+        messages = _Work.of(channel, sender, receiver, task, seed, (), (0, 0.0, 1.0), checkpoint, {}).messages
+        _sent(partial(channel.send, sender, receiver=receiver), task, messages.true)
+
+
 def n_evaluated(
     channels: Sequence[Channel],
     sender: Model,
@@ -178,22 +195,23 @@ class _Messages:
         """The message that the sender sends."""
         send = partial(self.channel.send, self.sender, receiver=self.receiver)
         if self._shared_key is None:
-            return _sent(send, self.task, self._true)
+            return _sent(send, self.task, self.true)
         if self._shared_key not in self.told:
-            self.told[self._shared_key] = _sent(send, self.task, self._true)
+            self.told[self._shared_key] = _sent(send, self.task, self.true)
         return self.told[self._shared_key]
 
     @property
     def folders(self) -> list[Path]:
         """Where messages are saved: finished trials load without them."""
-        return [each.folder for each in (self._true, self._own) if each.folder is not None]
+        return [each.folder for each in (self.true, self._own) if each.folder is not None]
 
     @property
     def _own(self) -> Records:
         return self.records("own")
 
     @cached_property
-    def _true(self) -> Records:
+    def true(self) -> Records:
+        """Where the message that the sender sends is saved."""
         if self._shared_key is None:
             return self.records("message")
         return Records.of(self.checkpoint, "message", 1, self.prints, self._shared_key, ITEMS_AT_ONCE)

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from latentcomm.experiments.folder import Claim
 from latentcomm.experiments.settings import SAVED, Settings, TaskSettings
 from latentcomm.models import Model
 from latentcomm.models.facts import describe
+from latentcomm.models.in_turn import Place, in_turn
 from latentcomm.reporting.publish import Published, plain, provenance, write_table
 from latentcomm.reporting.publish import publish as publish_figure
 from latentcomm.reporting.terminal import Console
@@ -66,17 +68,26 @@ class Job:
     def pair(self, settings: Settings) -> tuple[Model, Model]:
         """Both models; one model twice where no receiver is given or the receiver is the sender.
 
-        Two folders of one name are named by as much of their paths as distinguishes them.
+        Two folders of one name are named by as much of their paths as distinguishes them. With `one_at_a_time` each is
+        loaded when it is used, and leaves memory when the other is.
 
         Raises:
             ValueError: a name or option that `load_model` refuses.
         """
-        first = self.model(settings.sender, settings) if self.sender is None else self.sender
+        load = self.model
+        if settings.one_at_a_time:
+            place = Place()
+
+            def load(name: str, settings: Settings) -> Model:  # anew each time: a cache would hold the weights
+                options = {"dtype": settings.dtype, "device": settings.device}
+                return in_turn(partial(models.load_model, name, **options), place)
+
+        first = load(settings.sender, settings) if self.sender is None else self.sender
         if self.receiver is not None:
             second = self.receiver
         else:
             same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
-            second = first if same else self.model(settings.receiver, settings)
+            second = first if same else load(settings.receiver, settings)
         if without_folder(first.name) == without_folder(second.name) and first.name != second.name:
             names = told_apart(first.name, second.name)
             first, second = replace(first, name=names[0]), replace(second, name=names[1])

@@ -439,8 +439,8 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init(address=address, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise RuntimeError(
-            f"there is no Ray cluster at {address!r} ({str(error).splitlines()[0][:80]}); start one with `ray start --head`, or "
-            "leave the address out"
+            f"there is no Ray cluster at {address!r} ({str(error).splitlines()[0][:80]}); start one with "
+            "`ray start --head`, or leave the address out"
         ) from None
 
 

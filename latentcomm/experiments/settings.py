@@ -45,6 +45,8 @@ class Settings:
         seed: Of splits, choices, controls and training.
         device: cpu, cuda, cuda:1, mps, or auto (cuda where there is one, then mps, then cpu).
         dtype: float32, float64, bfloat16 or float16.
+        one_at_a_time: Whether to have the weights of one of two models in memory at a time: the same result, in the
+            memory of the larger one.
 
     Raises:
         ValueError: a number below the least that its field takes.
@@ -64,6 +66,7 @@ class Settings:
     seed: Annotated[int, AtLeast(0)] = 0
     device: str = "cpu"
     dtype: str = "float32"
+    one_at_a_time: bool = False
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)

@@ -28,7 +28,7 @@ from latentcomm.experiments.compare.channels import Comparison
 from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.controls import CONTROLS, SAME_LABEL, deranged, deranged_within_label
 from latentcomm.experiments.cost import ModelSize, paper_activation_flops, paper_forward_flops, paper_text_flops
-from latentcomm.experiments.evaluation import MESSAGE, Trial, evaluate, n_evaluated
+from latentcomm.experiments.evaluation import MESSAGE, Trial, evaluate, n_evaluated, send_first
 from latentcomm.experiments.maps import Sized, depths, fit_maps, is_mapped, map_documents, map_tokens
 from latentcomm.experiments.settings import Alignment, cell_of
 from latentcomm.experiments.sweep.grid import Cell
@@ -179,6 +179,8 @@ def compare_named(
     )
     trials, sent, channels = [], {}, build(names, recipe)
     shared = {"seed": settings.seed, "controls": settings.controls, "checkpoint": folder}
+    if settings.one_at_a_time and folder is not None:
+        send_first(channels, sender, receiver, test, seed=settings.seed, checkpoint=folder)
     saved = n_evaluated(channels, sender, receiver, test, **shared) if progress else 0
     for channel in track(channels, "channels", total=len(names), saved=saved, shown=progress):
         trials += evaluate(channel, sender, receiver, test, told=sent, **shared)
