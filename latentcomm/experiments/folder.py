@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +37,14 @@ class Claim:
         out, name: the folder, and the name of the files.
         record: the experiment, its settings, and digests of what its settings do not name.
         defaults: the settings with their defaults, for a record of a release that had fewer.
+        files: all that the experiment may write under the name.
     """
 
     out: Path
     name: str
     record: Mapping[str, Any]
     defaults: Mapping[str, Any]
+    files: Sequence[str]
 
     @property
     def path(self) -> Path:
@@ -56,8 +58,7 @@ class Claim:
             record, finished = begun, bool(begun.get("finished"))
         else:
             meta = _json(self.out / f"{self.name}.meta.json")
-            files = [f"{self.name}{ending}" for ending in (".csv", ".json", ".html", ".meta.json")]
-            there = [file for file in files if (self.out / file).exists()]
+            there = [file for file in self.files if (self.out / file).exists()]
             record, finished = (meta or {}).get("run"), True
             if there and not isinstance(record, dict):
                 return (

@@ -117,7 +117,7 @@ class Job:
                 if values.get(path) and without_folder(values[path]) != values[path]
             }
             record = {**record_of(written, self.in_memory), "folders": folders, "objects": objects}
-            claims.append(Claim(self.out, file, record, type(settings)().to_dict()))
+            claims.append(Claim(self.out, file, record, type(settings)().to_dict(), written.files_of(file)))
         return claims
 
 

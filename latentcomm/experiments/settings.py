@@ -56,6 +56,10 @@ class Settings:
     """The folder that the command writes to by default."""
     names_files: ClassVar[str] = ""
     """Why the files cannot be given a name, where the experiment names them itself."""
+    figures: ClassVar[tuple[str, ...]] = ("",)
+    """The suffixes of the figures that may be written; the main one has none."""
+    tables: ClassVar[tuple[str, ...]] = ("_trials.csv",)
+    """The endings of the other files that may be written."""
 
     sender: str = DEFAULT_MODEL
     receiver: str = ""
@@ -76,6 +80,17 @@ class Settings:
     def written_as(self: S, name: str) -> dict[str, S]:
         """What is written, by the names of the files: of most experiments one result under the name of the run."""
         return {name: self}
+
+    def files_of(self, name: str) -> tuple[str, ...]:
+        """All files that may be written under a name.
+
+        >>> from latentcomm.experiments.train_settings import TrainSettings
+        >>> TrainSettings(channels=("gated",)).files_of("gated")
+        ('gated.csv', 'gated.json', 'gated.html', 'gated.meta.json', 'gated.safetensors')
+        """
+        endings = (".csv", ".json", ".html", ".meta.json")
+        figures = [f"{name}{suffix}{ending}" for suffix in self.figures for ending in endings]
+        return (*figures, *(f"{name}{ending}" for ending in self.tables))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields in order, tuples as lists: what JSON and TOML hold.

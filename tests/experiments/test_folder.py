@@ -96,6 +96,23 @@ class TestAnotherRun:
             lc.run(SETTINGS, sender=tiny, out=tmp_path)
         assert (tmp_path / "compare.csv").read_text() == "mine"
 
+    @pytest.mark.parametrize(
+        ("settings", "file"),
+        [
+            (lc.TrainSettings(channels=("gated",)), "gated.safetensors"),
+            (lc.CompareSettings(), "compare_trials.csv"),
+            (lc.CascadeSettings(), "cascade_trials.jsonl"),
+            (lc.CascadeSettings(), "cascade_tokens.csv"),
+            (lc.CascadeSettings(), "cascade_front.html"),
+            (lc.SweepSettings(), "sweep_conditions.csv"),
+            (lc.DiagnoseSettings(), "cells.csv"),
+        ],
+    )
+    def test_every_file_that_it_would_write_over_counts(self, settings: Settings, file: str, tmp_path: Path) -> None:
+        (tmp_path / file).write_text("mine")
+        refusal = str(claim_of(settings, tmp_path).refusal())
+        assert refusal.startswith(f"{tmp_path} holds a {file} that names no settings; `overwrite=True` writes over it")
+
     def test_a_record_of_fewer_options_is_read_with_their_defaults(self, tiny: lc.Model, tmp_path: Path) -> None:
         lc.run(SETTINGS, sender=tiny, out=tmp_path)
         path = tmp_path / SAVED / "compare.json"
