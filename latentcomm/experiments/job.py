@@ -116,7 +116,9 @@ class Job:
                 for path in PATHS
                 if values.get(path) and without_folder(values[path]) != values[path]
             }
-            record = {**record_of(written, self.in_memory), "folders": folders, "objects": objects}
+            record = record_of(written, self.in_memory)
+            decisive = {name: value for name, value in record["settings"].items() if name in written.decisive()}
+            record |= {"settings": decisive, "folders": folders, "objects": objects}
             claims.append(Claim(self.out, file, record, type(settings)().to_dict(), written.files_of(file)))
         return claims
 

@@ -143,7 +143,7 @@ def run_all(settings: Sequence[Settings], *, out: str | Path | None = None, prog
     from latentcomm._core.files import digest
     from latentcomm.models import load_model
 
-    folders = [f"{each.command}-{digest(each.to_dict())[:8]}" for each in settings]
+    folders = [f"{each.command}-{digest(each.decisive())[:8]}" for each in settings]
     if repeated := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
         raise ValueError(f"the same settings of {repeated[0].partition('-')[0]} are given twice; give each once")
     load = cache(load_model)

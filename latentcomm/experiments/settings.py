@@ -56,6 +56,8 @@ class Settings:
     """The folder that the command writes to by default."""
     names_files: ClassVar[str] = ""
     """Why the files cannot be given a name, where the experiment names them itself."""
+    decides_nothing: ClassVar[tuple[str, ...]] = ()
+    """The options that change no result, such as how often it is saved."""
     figures: ClassVar[tuple[str, ...]] = ("",)
     """The suffixes of the figures that may be written; the main one has none."""
     tables: ClassVar[tuple[str, ...]] = ("_trials.csv",)
@@ -100,6 +102,10 @@ class Settings:
         ['sum']
         """
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides a result: `to_dict` without the options that change none."""
+        return {name: value for name, value in self.to_dict().items() if name not in self.decides_nothing}
 
     @classmethod
     def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:

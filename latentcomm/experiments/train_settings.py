@@ -44,6 +44,7 @@ class TrainSettings(TaskSettings):
     command: ClassVar[str] = "train"
     default_folder: ClassVar[str] = "weights"
     names_files: ClassVar[str] = "train names the files after the channels"
+    decides_nothing: ClassVar[tuple[str, ...]] = ("save_every",)
     tables: ClassVar[tuple[str, ...]] = (".safetensors",)
 
     channels: tuple[str, ...] = ()

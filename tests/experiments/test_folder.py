@@ -96,6 +96,13 @@ class TestAnotherRun:
             lc.run(SETTINGS, sender=tiny, out=tmp_path)
         assert (tmp_path / "compare.csv").read_text() == "mine"
 
+    def test_how_often_a_training_is_saved_makes_no_other_run(self, tmp_path: Path) -> None:
+        often = lc.TrainSettings(channels=("gated",), save_every=1.0)
+        with claim_of(replace(often, save_every=60.0), tmp_path).held():
+            assert claim_of(often, tmp_path).refusal() is None
+            assert "differs in `steps`" in str(claim_of(replace(often, steps=3), tmp_path).refusal())
+        assert often.to_dict()["save_every"] == 1.0 and "save_every" not in often.decisive()
+
     @pytest.mark.parametrize(
         ("settings", "file"),
         [
