@@ -67,7 +67,9 @@ def run_train(settings: TrainSettings, job: Job, inputs: TrainInputs) -> Result:
                 models=models,
                 run=record_of(replace(settings, channels=(name,)), job.in_memory),
             )
-            files += [weights, *(path for each in published for path in (each.page, each.data, each.figure, each.meta))]
+            written = [path for each in published for path in (each.page, each.data, each.figure, each.meta)]
+            job.finish(name, [weights, *written])
+            files += [weights, *written]
     table = pd.DataFrame(rows)
 
     def summary(console: Console) -> None:

@@ -52,20 +52,20 @@ class Claim:
         return self.out / SAVED / f"{self.name}.json"
 
     def refusal(self) -> str | None:
-        """The sentence that refuses to write over the results or the unfinished work of other settings."""
+        """The sentence that refuses to write over the results or the unfinished work of other settings.
+
+        Results that are no longer there refuse nothing. Nothing is written.
+        """
         begun = self._begun()
-        if begun is not None:
-            record, finished = begun, bool(begun.get("finished"))
-        else:
-            meta = _json(self.out / f"{self.name}.meta.json")
-            there = [file for file in self.files if (self.out / file).exists()]
-            record, finished = (meta or {}).get("run"), True
-            if there and not isinstance(record, dict):
-                return (
-                    f"{self.out} holds a {there[0]} that names no settings; `overwrite=True` writes over it, or give "
-                    "another `out` or `name`"
-                )
-        if not isinstance(record, dict) or not (differing := self._differences(record)):
+        there = self._there(begun)
+        record = self._published() if begun is None else begun
+        if begun is None and there and record is None:
+            return (
+                f"{self.out} holds a {there[0]} that names no settings; `overwrite=True` writes over it, or give "
+                "another `out` or `name`"
+            )
+        finished = begun is None or bool(begun.get("finished"))
+        if record is None or (finished and not there) or not (differing := self._differences(record)):
             return None
         what = ", ".join(differing[:SHOWN]) + (f" and {len(differing) - SHOWN} more" if differing[SHOWN:] else "")
         if finished:
@@ -82,46 +82,81 @@ class Claim:
     def held(self, *, overwrite: bool = False) -> Iterator[None]:
         """A block before which the files of this name are this run's, which has not finished.
 
-        A run that is refused in the block, or ends before it has saved anything, has claimed nothing.
+        A run that is refused in the block, or ends before it has saved anything, has claimed nothing, unless it has
+        finished by then.
 
         Raises:
             ValueError: without `overwrite`, what `refusal` says by then: of different runs that start at once, one.
             RuntimeError: the folder cannot be written.
         """
-        with self._alone():
-            before = self._begun()
-            if not overwrite and (refusal := self.refusal()) is not None:
-                raise ValueError(refusal)
-            write_sealed(self.path, {**self.record, "finished": False})
+        made = [each for each in (self.out, *self.out.parents) if not each.exists()]
         try:
-            yield
-        except BaseException as error:
-            if isinstance(error, ValueError) or not any(each.is_dir() for each in self.path.parent.iterdir()):
-                self._withdraw(before)
+            with self._alone():
+                read_whole(self.path, _record)  # a damaged one is set aside
+                before = self._begun()
+                if not overwrite and (refusal := self.refusal()) is not None:
+                    raise ValueError(refusal)
+                self._write(finished=False, files=_listed(before))
+                work = self._work()
+            try:
+                yield
+            except BaseException as error:
+                if isinstance(error, ValueError) or self._work() <= work:
+                    self._withdraw(before)
+                raise
+        except BaseException:
+            with contextlib.suppress(OSError):  # another run is there, or work
+                for folder in (self.path.parent, *made):
+                    folder.rmdir()
             raise
+
+    def finish(self, written: Sequence[Path]) -> None:
+        """Write that it has finished, with the files that it wrote; those of the older run that it replaces go."""
+        files = [path.name for path in written if path.name in self.files]
+        with self._alone():
+            for name in _listed(self._begun()):
+                if name not in files:
+                    (self.out / name).unlink(missing_ok=True)
+            self._write(finished=True, files=files)
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
         """A block in which no other run reads or writes a claim in the folder."""
         return _locked(self.path.with_name(LOCK))
 
+    def _write(self, *, finished: bool, files: Sequence[str]) -> None:
+        write_sealed(self.path, {**self.record, "finished": finished, "files": list(files)})
+
     def _begun(self) -> dict[str, Any] | None:
-        """The record of the run that was there before; None where there was none, or its record was damaged."""
-        found = read_whole(self.path, _record)
-        return None if found is None else found[0]
+        """The record of the run that was there before; None where there is none, or a damaged one."""
+        try:
+            return _record(self.path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+
+    def _published(self) -> dict[str, Any] | None:
+        """The record in the metadata of what was published; None where there is none."""
+        record = (_json(self.out / f"{self.name}.meta.json") or {}).get("run")
+        return record if isinstance(record, dict) and isinstance(record.get("settings"), dict) else None
+
+    def _there(self, begun: Mapping[str, Any] | None) -> list[str]:
+        """Which files of the run before are there; of a run that lists none, of all that may be written."""
+        return [name for name in _listed(begun) or self.files if (self.out / name).exists()]
+
+    def _work(self) -> set[Path]:
+        """All that runs have saved in the folder."""
+        found = (path for path in self.path.parent.rglob("[!.]*") if path.is_file())
+        return {path for path in found if path.parent != self.path.parent or path.suffix != ".json"}
 
     def _withdraw(self, before: Mapping[str, Any] | None) -> None:
-        """Put back what the claim was before, or nothing."""
-        if before is not None:
-            write_sealed(self.path, before)
-            return
-        self.path.unlink(missing_ok=True)
-        for folder in (self.path.parent, self.out):  # if nothing else is there
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-
-    def finish(self) -> None:
-        """Write that it has finished."""
-        write_sealed(self.path, {**self.record, "finished": True})
+        """Put back what the claim was before, or nothing; unless it is another run's by now, or has finished."""
+        with self._alone():
+            now = self._begun()
+            if now is None or now.get("finished") or self._differences(now):
+                return
+            if before is None:
+                self.path.unlink()
+            else:
+                write_sealed(self.path, before)
 
     def _differences(self, there: Mapping[str, Any]) -> list[str]:
         """What differs from a record, each with both values."""
@@ -228,6 +263,11 @@ def _record(path: Path) -> dict[str, Any]:
     if "experiment" not in record or not isinstance(record.get("settings"), dict):
         raise ValueError(f"{path} names no settings")
     return record
+
+
+def _listed(begun: Mapping[str, Any] | None) -> list[str]:
+    """The files that the run of a record, or one that it replaces, has written."""
+    return list((begun or {}).get("files") or ())
 
 
 def _json(path: Path) -> dict[str, Any] | None:

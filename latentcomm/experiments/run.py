@@ -177,9 +177,9 @@ def _prepare(
         checks.refuse(f"name is {name!r}; give a plain file name (letters, digits, _ - .), and the folder as `out`")
     elif job.out is not None:
         checks.of(refuse_unwritable, job.out)
-        claims = job.claims(settings, name)
+        claims = checks.of(job.claims, settings, name) or []
         for claim in claims if not overwrite else ():
-            if (refusal := claim.refusal()) is not None:
+            if (refusal := checks.of(claim.refusal)) is not None:
                 checks.refuse(refusal)
     checks.loading()
     inputs = EXPERIMENTS[settings.command].check(settings, checks)
@@ -191,7 +191,8 @@ def _run(prepared: _Prepared) -> "Result":
     from latentcomm.experiments.folder import forget, large_work
     from latentcomm.experiments.job import publish
 
-    settings, job = prepared.settings, prepared.job
+    settings, claims = prepared.settings, {claim.name: claim for claim in prepared.claims}
+    job = replace(prepared.job, finish=lambda name, files: claims[name].finish(files))
     with contextlib.ExitStack() as held:
         for claim in prepared.claims:
             held.enter_context(claim.held(overwrite=prepared.overwrite))
@@ -201,7 +202,7 @@ def _run(prepared: _Prepared) -> "Result":
     if job.out is not None and result.figures:
         result = publish(result, job.out, prepared.name)
     for claim in prepared.claims:
-        claim.finish()
+        claim.finish(result.files)
     forget(large)
     return result
 

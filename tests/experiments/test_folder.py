@@ -1,5 +1,6 @@
 """A folder belongs to the runs that write to it: what another run may do there, and what is kept for the next one."""
 
+import contextlib
 import errno
 import json
 from dataclasses import replace
@@ -13,7 +14,7 @@ from tiny import files_in
 from toys import Counter, countries_folder
 
 import latentcomm as lc
-from latentcomm.experiments import evaluation
+from latentcomm.experiments import evaluation, train
 from latentcomm.experiments.folder import Claim
 from latentcomm.experiments.job import Job
 from latentcomm.experiments.settings import SAVED, Settings
@@ -182,6 +183,94 @@ class TestAtOnce:
         other = claim_of(MORE, tmp_path).held()
         with claim_of(SETTINGS, tmp_path).held(), pytest.raises(ValueError, match="differs in `channels`"):
             other.__enter__()
+
+
+def everything_in(folder: Path) -> dict[str, bytes | None]:
+    return {path.as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def ended_with(error: BaseException, claim: Claim, *, saves: Path | None = None) -> None:
+    """A run that has saved a file, or nothing, and ended so."""
+    with contextlib.suppress(type(error)), claim.held(overwrite=True):
+        if saves is not None:
+            saves.write_text("{}")
+        raise error
+
+
+class TestAClaim:
+    def test_stays_where_the_run_has_saved_something_and_else_goes(self, tmp_path: Path) -> None:
+        claim, theirs = claim_of(SETTINGS, tmp_path), tmp_path / SAVED / "of-another-run" / "0.json"
+        theirs.parent.mkdir(parents=True)
+        theirs.write_text("{}")
+        ended_with(KeyboardInterrupt(), claim)
+        assert not claim.path.exists() and theirs.exists()
+        ended_with(KeyboardInterrupt(), claim, saves=theirs.with_name("1.json"))
+        assert claim.path.exists()
+
+    def test_refuses_nothing_once_the_results_are_deleted(self, tmp_path: Path) -> None:
+        claim, other = claim_of(SETTINGS, tmp_path), claim_of(MORE, tmp_path)
+        (tmp_path / "compare.csv").write_text("a")
+        with claim.held(overwrite=True):
+            claim.finish([tmp_path / "compare.csv"])
+        assert "differ in `channels`" in str(other.refusal())
+        (tmp_path / "compare.csv").unlink()
+        assert other.refusal() is None
+        with claim.held():  # while it runs there are no results either
+            assert "differs in `channels`" in str(other.refusal())
+
+    def test_files_that_only_the_older_run_wrote_go_and_no_others(self, tmp_path: Path) -> None:
+        grid, cell = lc.SweepSettings(), lc.SweepSettings(read_layer=1, write_layer=1)
+        older = [tmp_path / name for name in ("sweep.csv", "sweep_conditions.csv")]
+        for path in (*older, tmp_path / "sweep_notes.csv", tmp_path / "sweep_trials.csv"):
+            path.write_text("a")
+        with claim_of(grid, tmp_path).held(overwrite=True):
+            claim_of(grid, tmp_path).finish(older)
+        claim = claim_of(cell, tmp_path)
+        ended_with(RuntimeError(), claim, saves=tmp_path / SAVED / "0.safetensors")
+        assert all(path.exists() for path in older)  # until another result has replaced them
+        with claim.held():
+            claim.finish(older[:1])
+        assert {path.name for path in tmp_path.iterdir()} == {SAVED, "sweep.csv", "sweep_notes.csv", "sweep_trials.csv"}
+
+    def test_that_is_damaged_is_set_aside_by_a_run_and_not_by_a_preflight(self, tmp_path: Path) -> None:
+        claim = claim_of(SETTINGS, tmp_path)
+        claim.path.parent.mkdir()
+        claim.path.write_text("{")
+        before = everything_in(tmp_path)
+        assert claim.refusal() is None and everything_in(tmp_path) == before
+        with claim.held():
+            assert claim.path.with_name("compare.json.damaged").read_text() == "{"
+
+    def test_of_a_refused_run_leaves_no_folder_but_what_was_there(self, tmp_path: Path) -> None:
+        (tmp_path / "made").mkdir()
+        for folder in (tmp_path / "made", tmp_path / "new" / "deep"):
+            ended_with(ValueError(), claim_of(SETTINGS, folder))
+        assert [path.name for path in tmp_path.rglob("*")] == ["made"]
+
+    def test_of_a_channel_is_finished_when_it_is_published(
+        self, tiny: lc.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        learn = train.learn
+
+        def failing(name: str, *given: Any, **options: Any) -> Any:
+            if name == "concatenated":
+                raise ValueError("refused late")
+            return learn(name, *given, **options)
+
+        monkeypatch.setattr(train, "learn", failing)
+        settings = lc.TrainSettings(channels=("gated", "concatenated"), **TRAIN)
+        with pytest.raises(ValueError, match="refused late"):
+            lc.run(settings, sender=tiny, out=tmp_path)
+        record = json.loads((tmp_path / SAVED / "gated.json").read_text("utf-8"))
+        assert record["finished"] and "gated.safetensors" in record["files"]
+        assert not (tmp_path / SAVED / "concatenated.json").exists()
+
+    def test_of_a_task_without_a_digest_is_refused_in_a_sentence(self, tiny: lc.Model, tmp_path: Path) -> None:
+        task = lc.tasks.countries()
+        mine = replace(task, judge=lambda reply, answers: task.judge(reply, answers))
+        assert lc.preflight(SETTINGS, tiny, task=mine).refusals == ()
+        (refusal,) = lc.preflight(SETTINGS, tiny, task=mine, out=tmp_path).refusals
+        assert refusal.startswith("work with this task cannot be saved, since function has no digest")
 
 
 class TestOnTheCommandLine:
