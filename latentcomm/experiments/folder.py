@@ -25,8 +25,8 @@ LOCK = ".lock"
 """The file that is there while a run looks whose the files are and writes that they are its own."""
 SHOWN = 4
 """Options that a refusal names before it counts the others."""
-_LARGE: ContextVar[list[Path] | None] = ContextVar("_LARGE", default=None)
-"""What the innermost block of `large_work` in this thread lists."""
+_LARGE: ContextVar[dict[Path, int | None] | None] = ContextVar("_LARGE", default=None)
+"""What the innermost block of `large_work` in this thread lists, each folder with its lock."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Claim:
                     self._withdraw(before)
                 raise
         except BaseException:
-            with contextlib.suppress(OSError):  # another run is there, or work
-                for folder in (self.path.parent, *made):
+            for folder in made:
+                with contextlib.suppress(OSError):  # another run is there, or work
                     folder.rmdir()
             raise
 
@@ -187,12 +187,10 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if handle is not None:
-            path.unlink(missing_ok=True)
-            os.close(handle)
+        _unlock(path, handle)
 
 
-def _lock(path: Path) -> int | None:
+def _lock(path: Path, *, shared: bool = False) -> int | None:
     """A lock file that is open and locked; None where the file system has no locks, or the file cannot be written.
 
     The system releases it when the process ends, however that is.
@@ -202,7 +200,7 @@ def _lock(path: Path) -> int | None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
         except FileNotFoundError:  # the one that had the lock has removed the file, or its folder
@@ -214,6 +212,28 @@ def _lock(path: Path) -> int | None:
         if handle is not None:
             os.close(handle)
     return None
+
+
+def _is_alone(handle: int | None) -> bool:
+    """Whether no other has the lock, which is then exclusive; as far as is known without locks."""
+    if handle is None or fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _unlock(path: Path, handle: int | None) -> None:
+    """Release a lock; the last one removes the file, and its folder if nothing else is there."""
+    if handle is None:
+        return
+    if _is_alone(handle):
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
+    os.close(handle)
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -230,27 +250,35 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def large_work() -> Iterator[list[Path]]:
+def large_work() -> Iterator[dict[Path, int | None]]:
     """A block whose large saved work, such as messages, is listed: records of finished work load without it."""
-    folders: list[Path] = []
+    folders: dict[Path, int | None] = {}
     outside = _LARGE.set(folders)
     try:
         yield folders
     finally:
         _LARGE.reset(outside)
+        for folder, handle in folders.items():
+            _unlock(_lock_of(folder), handle)
 
 
 def note_large(folder: Path | None) -> None:
     """List a folder of work that is large and not needed once the run that it is of has finished."""
     folders = _LARGE.get()
     if folders is not None and folder is not None and folder not in folders:
-        folders.append(folder)
+        folders[folder] = _lock(_lock_of(folder), shared=True)
 
 
-def forget(folders: list[Path]) -> None:
-    """Delete saved work."""
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+def forget(folders: Mapping[Path, int | None]) -> None:
+    """Delete the work that a block of `large_work` lists, but for what another run has listed, too."""
+    for folder, handle in folders.items():
+        if _is_alone(handle):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock_of(folder: Path) -> Path:
+    """The file that all runs lock that need a folder."""
+    return folder.with_name(f".{folder.name}{LOCK}")
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -196,14 +196,14 @@ def _run(prepared: _Prepared) -> "Result":
     with contextlib.ExitStack() as held:
         for claim in prepared.claims:
             held.enter_context(claim.held(overwrite=prepared.overwrite))
-        with large_work() as large:
-            result = EXPERIMENTS[settings.command].function(settings, job, prepared.inputs)
-    result = replace(result, in_memory=job.in_memory)
-    if job.out is not None and result.figures:
-        result = publish(result, job.out, prepared.name)
-    for claim in prepared.claims:
-        claim.finish(result.files)
-    forget(large)
+        large = held.enter_context(large_work())
+        result = EXPERIMENTS[settings.command].function(settings, job, prepared.inputs)
+        result = replace(result, in_memory=job.in_memory)
+        if job.out is not None and result.figures:
+            result = publish(result, job.out, prepared.name)
+        for claim in prepared.claims:
+            claim.finish(result.files)
+        forget(large)
     return result
 
 

@@ -32,7 +32,7 @@ def whole(commands: dict[str, tuple[str, ...]], tmp_path_factory: pytest.TempPat
             found[command] = tmp_path_factory.mktemp(command)
             ended = run(*commands[command], "--out", found[command])
             assert ended.exit_code == 0, ended.output
-            settings, files = parse(EXPERIMENTS[command].settings, commands[command])
+            settings, files = parse(EXPERIMENTS[command].settings, commands[command][1:])
             named = {file for name in settings.written_as(files.name) for file in settings.files_of(name)}
             assert set(published(found[command])) <= named  # what a claim protects
         return found[command]

@@ -8,14 +8,18 @@ from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
 
+import cascades
 import pytest
 from commands import last_line, run
+from small_commands import published
 from tiny import files_in
 from toys import Counter, countries_folder
 
 import latentcomm as lc
 from latentcomm.experiments import evaluation, train
-from latentcomm.experiments.folder import Claim
+from latentcomm.experiments.cascade import run as cascade
+from latentcomm.experiments.cascade.openings import openings_of
+from latentcomm.experiments.folder import Claim, forget, large_work, note_large
 from latentcomm.experiments.job import Job
 from latentcomm.experiments.settings import SAVED, Settings
 
@@ -307,6 +311,38 @@ class TestWhatIsKept:
         assert [name for name in files_in(tmp_path / SAVED) if "message-" in name]
         lc.run(SETTINGS, sender=tiny, out=tmp_path)
         assert not [name for name in files_in(tmp_path / SAVED) if "message-" in name]
+
+    def test_a_finished_cascade_is_read_back_and_its_states_are_not_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = lc.CascadeSettings(
+            hand_off=("kv",), n=(2,), stop=("confident",), controls=("shuffled", "self"), reply_tokens=5
+        )
+        given = {"sender": cascades.large(), "receiver": cascades.small(), "task": cascades.task()}
+        first = lc.run(settings, **given, out=tmp_path)
+        before = published(tmp_path)
+        assert not [name for name in files_in(tmp_path / SAVED) if "openings-" in name]
+        again = Counter(cascade.write_openings)
+        monkeypatch.setattr(cascade, "write_openings", again)
+        second = lc.run(settings, **given, out=tmp_path)
+        assert again.calls == 0 and published(tmp_path) == before
+        assert first.found.trials == second.found.trials == lc.run(settings, **given).found.trials
+        assert again.calls == 2  # without a folder
+        assert len(openings_of(second.found.openings)) == 5 and "keys" not in second.found.openings.parts[0]
+
+    def test_what_another_run_still_needs_stays_until_that_has_ended(self, tmp_path: Path) -> None:
+        message = tmp_path / "work" / "message-1"
+        with large_work() as of_one:
+            note_large(message)
+            with large_work() as of_another:
+                note_large(message)
+                message.mkdir()
+                (message / "00000.safetensors").touch()
+                forget(of_another)
+                assert files_in(message) == ["00000.safetensors"]
+            forget(of_one)
+            assert not message.exists()
+        assert list(tmp_path.iterdir()) == []
 
     def test_nothing_else_is_hidden_in_the_folder(self, tiny: lc.Model, tmp_path: Path) -> None:
         lc.run(SETTINGS, sender=tiny, out=tmp_path)
