@@ -22,7 +22,7 @@ except ImportError:  # Windows
 __all__ = ["Claim", "forget", "large_work", "note_large", "refuse_unwritable"]
 
 LOCK = ".lock"
-"""The file that is there while a run looks whose the files are and writes that they are its own."""
+"""The file that a run locks while it reads and writes claims; of large work, while it needs that work."""
 SHOWN = 4
 """Options that a refusal names before it counts the others."""
 _LARGE: ContextVar[dict[Path, int | None] | None] = ContextVar("_LARGE", default=None)

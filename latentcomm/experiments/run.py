@@ -87,7 +87,8 @@ def run(
         out: the folder that figures, data and metadata are written to; an interrupted run with it resumes when it is
             called again. None writes nothing.
         name: what the files are called; by default the name of the command.
-        overwrite: whether results and unfinished work of other settings in `out` are written over.
+        overwrite: whether results and unfinished work of other settings in `out` are written over; files of those
+            results that the new one does not have are deleted.
         progress: whether to show progress on standard error.
 
     Raises:

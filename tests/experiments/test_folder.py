@@ -148,7 +148,7 @@ def claim_of(settings: Settings, out: Path, name: str = "") -> Claim:
 
 
 class TestAtOnce:
-    def test_of_different_runs_that_start_at_once_one_goes_on(self, tmp_path: Path) -> None:
+    def test_of_different_runs_that_start_at_once_one_runs(self, tmp_path: Path) -> None:
         claims = [claim_of(replace(SETTINGS, seed=seed), tmp_path / "new") for seed in range(4)]
         together, ended = Barrier(len(claims), timeout=20), Barrier(len(claims), timeout=20)
         found: list[str] = []
@@ -172,7 +172,7 @@ class TestAtOnce:
         assert sorted(found)[-1] == "started None" and len(found) == 4
         assert all("differs in `seed`" in refusal for refusal in sorted(found)[:-1])
 
-    def test_with_overwrite_both_go_on_and_so_do_two_equal_ones(self, tmp_path: Path) -> None:
+    def test_with_overwrite_both_run_and_so_do_two_equal_ones(self, tmp_path: Path) -> None:
         one, other = claim_of(SETTINGS, tmp_path), claim_of(MORE, tmp_path)
         with one.held(), one.held(), other.held(overwrite=True):
             assert one.refusal() and not other.refusal()
@@ -343,6 +343,14 @@ class TestWhatIsKept:
             forget(of_one)
             assert not message.exists()
         assert list(tmp_path.iterdir()) == []
+
+    def test_what_is_large_is_listed_by_the_run_in_whose_thread_it_is(self, tmp_path: Path) -> None:
+        with large_work() as large:
+            other = Thread(target=note_large, args=(tmp_path / "theirs",))
+            other.start()
+            other.join()
+            note_large(tmp_path / "mine")
+            assert list(large) == [tmp_path / "mine"]
 
     def test_nothing_else_is_hidden_in_the_folder(self, tiny: lc.Model, tmp_path: Path) -> None:
         lc.run(SETTINGS, sender=tiny, out=tmp_path)

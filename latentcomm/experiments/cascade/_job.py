@@ -67,7 +67,7 @@ def run_cascade(settings: CascadeSettings, job: Job, inputs: CascadeInputs) -> R
             progress=job.progress,
         )
 
-    swept = _without_states(checkpoint, sweep)
+    swept = _saved_or_swept(checkpoint, sweep)
     table = swept.table(groups=groups, seed=settings.seed)
     shown = plain(shown)
 
@@ -84,7 +84,7 @@ def run_cascade(settings: CascadeSettings, job: Job, inputs: CascadeInputs) -> R
     )
 
 
-def _without_states(checkpoint: Path | None, sweep: Callable[[], CascadeSweep]) -> CascadeSweep:
+def _saved_or_swept(checkpoint: Path | None, sweep: Callable[[], CascadeSweep]) -> CascadeSweep:
     """A sweep without the states, keys and values of its openings, read from the records where it is saved there.
 
     A record is of this release: another one may make another table of the same continuations.
@@ -93,7 +93,7 @@ def _without_states(checkpoint: Path | None, sweep: Callable[[], CascadeSweep]) 
     trials = records.values("trials", lambda: [asdict(trial) for trial in swept().trials])
     signals = records.values("signals", lambda: swept().signals.to_dict("records"))
     openings, small_openings = (
-        records.saved(name, lambda name=name: _light(getattr(swept(), name)), Message.load)
+        records.saved(name, lambda name=name: _without_states(getattr(swept(), name)), Message.load)
         for name in ("openings", "small_openings")
     )
     return CascadeSweep(
@@ -101,6 +101,6 @@ def _without_states(checkpoint: Path | None, sweep: Callable[[], CascadeSweep]) 
     )
 
 
-def _light(openings: Message) -> Message:
+def _without_states(openings: Message) -> Message:
     """Openings without states, keys and values."""
     return replace(openings, parts=tuple(opening.part() for opening in openings_of(openings)))
