@@ -312,7 +312,7 @@ class TestWhatIsKept:
         lc.run(SETTINGS, sender=tiny, out=tmp_path)
         assert not [name for name in files_in(tmp_path / SAVED) if "message-" in name]
 
-    def test_a_finished_cascade_is_read_back_and_its_states_are_not_made_again(
+    def test_a_finished_cascade_is_read_back_and_no_state_made_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         settings = lc.CascadeSettings(

@@ -368,7 +368,7 @@ class TestAnInterruptedRun:
             if file != "report.meta.json":
                 assert (tmp_path / file).read_bytes() == (whole / file).read_bytes(), file
 
-    def test_a_finished_one_is_read_back_and_its_states_are_not_captured_again(
+    def test_a_finished_one_is_read_back_and_no_state_captured_again(
         self, whole: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = {file: (whole / file).read_bytes() for file in files_in(whole) if file != "report.meta.json"}
