@@ -281,7 +281,7 @@ def two_equal(bench: Bench) -> list[Ended]:
 
 
 def two_different_at_once(bench: Bench) -> list[Ended]:
-    """Two runs with different seeds at once: one goes on, whichever it is; the command is then run over it."""
+    """Of two runs with different seeds at once one is refused, whichever it is; the command then overwrites it."""
     lines = ((*bench.arguments, *more, "--out", str(bench.out)) for more in ((), ("--seed", "1")))
     both = [start(line, bench.out) for line in lines]
     return [*sorted(map(finished, both), key=lambda ended: ended.status), bench.run("--overwrite")]

@@ -42,7 +42,7 @@ def run_train(settings: TrainSettings, job: Job, inputs: TrainInputs) -> Result:
     )
     sender, receiver = job.pair(settings.in_float32())
     models = {"sender": describe(sender), "receiver": describe(receiver)}
-    shown = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
+    shown = settings.decisive() | {"sender": sender.name, "receiver": receiver.name}
     trained, files, rows = {}, [], []
     for name in names:
         folder = job.saved(name, sender, receiver, task, plan, settings.held_out)
@@ -67,7 +67,9 @@ def run_train(settings: TrainSettings, job: Job, inputs: TrainInputs) -> Result:
                 models=models,
                 run=record_of(replace(settings, channels=(name,)), job.in_memory),
             )
-            files += [weights, *(path for each in published for path in (each.page, each.data, each.figure, each.meta))]
+            written = [path for each in published for path in (each.page, each.data, each.figure, each.meta)]
+            job.finish(name, [weights, *written])
+            files += [weights, *written]
     table = pd.DataFrame(rows)
 
     def summary(console: Console) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ class Job:
         load: loads a model by name, dtype and device; `load_model` where None.
         progress: whether progress is shown on standard error.
         began: when the experiment began, by `time.monotonic`.
+        finish: called with a name and its files where these are published before the experiment ends.
     """
 
     sender: Any = None
@@ -54,6 +55,7 @@ class Job:
     load: Callable[..., Model] | None = None
     progress: bool = False
     began: float = field(default_factory=time.monotonic)
+    finish: Callable[[str, Sequence[Path]], None] = lambda _name, _files: None
 
     @property
     def in_memory(self) -> tuple[str, ...]:
@@ -115,10 +117,14 @@ class Job:
         return None if self.out is None else self.out / SAVED / digest(*decisive)[:16]
 
     def claims(self, settings: Settings, name: str) -> list[Claim]:
-        """What the run would write in `out`, for comparison with the runs that were there before."""
+        """What the run would write in `out`, for comparison with the runs that were there before.
+
+        Raises:
+            ValueError: an object in memory that has no digest.
+        """
         if self.out is None:
             return []
-        objects = {role: digest(getattr(self, role)) for role in self.in_memory}
+        objects = {role: _digest_of(role, getattr(self, role)) for role in self.in_memory}
         claims = []
         for file, written in settings.written_as(name).items():
             values = written.to_dict()
@@ -127,8 +133,10 @@ class Job:
                 for path in PATHS
                 if values.get(path) and without_folder(values[path]) != values[path]
             }
-            record = {**record_of(written, self.in_memory), "folders": folders, "objects": objects}
-            claims.append(Claim(self.out, file, record, type(settings)().to_dict()))
+            record = record_of(written, self.in_memory)
+            decisive = {name: value for name, value in record["settings"].items() if name in written.decisive()}
+            record |= {"settings": decisive, "folders": folders, "objects": objects}
+            claims.append(Claim(self.out, file, record, type(settings)().to_dict(), written.files_of(file)))
         return claims
 
 
@@ -180,6 +188,16 @@ def record_of(settings: Settings, in_memory: tuple[str, ...] = ()) -> dict[str, 
     values |= {name: without_folder(values[name]) for name in PATHS if name in values}
     values["sender"], values["receiver"] = told_apart(settings.sender, settings.receiver)
     return {"experiment": settings.command, "settings": values, "in_memory": list(in_memory)}
+
+
+def _digest_of(role: str, value: Any) -> str:
+    try:
+        return digest(value)
+    except TypeError as error:
+        raise ValueError(
+            f"work with this {role} cannot be saved, since {str(error).partition(';')[0]}; make it of frozen "
+            "dataclasses of plain values and tensors, or leave out `out`"
+        ) from error
 
 
 def publish(result: Result, folder: Path, name: str) -> Result:

@@ -43,7 +43,7 @@ def join_records(out: str | os.PathLike[str], folders: Sequence[str | os.PathLik
                     f"{source} is of another run than {first.out}: {claim.name!r} differs in {differing[0]}"
                 )
     for name, claim in claims.items():
-        path = Claim(target, name, claim.record, {}).path
+        path = target / SAVED / f"{name}.json"
         if not path.exists():
             write_sealed(path, {**claim.record, "finished": False})
     there = {path.relative_to(target / SAVED) for path in _records(target / SAVED)}

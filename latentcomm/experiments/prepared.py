@@ -75,17 +75,19 @@ class Prepared:
 
     def result(self) -> "Result":
         """The result, written where there is a folder; the large work that it no longer needs is deleted."""
-        from latentcomm.experiments.folder import forget, large_work
+        from latentcomm.experiments.folder import forget
         from latentcomm.experiments.job import publish
 
-        with self._held(), large_work() as large:
-            result = EXPERIMENTS[self.settings.command].function(self.settings, self.job, self.inputs)
-        result = replace(result, in_memory=self.job.in_memory)
-        if self.job.out is not None and result.figures:
-            result = publish(result, self.job.out, self.name)
-        for claim in self.claims:
-            claim.finish()
-        forget(large)
+        claims = {claim.name: claim for claim in self.claims}
+        job = replace(self.job, finish=lambda name, files: claims[name].finish(files))
+        with self._held() as large:
+            result = EXPERIMENTS[self.settings.command].function(self.settings, job, self.inputs)
+            result = replace(result, in_memory=job.in_memory)
+            if job.out is not None and result.figures:
+                result = publish(result, job.out, self.name)
+            for claim in self.claims:
+                claim.finish(result.files)
+            forget(large)
         return result
 
     def share(self, turns: "Turns") -> None:
@@ -96,12 +98,14 @@ class Prepared:
             EXPERIMENTS[self.settings.command].function(self.settings, self.job, self.inputs)
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
-        """A block in which the files that the run writes are its own."""
+    def _held(self) -> Iterator[Mapping[Path, int | None]]:
+        """A block in which the files that the run writes are its own, and what it lists as large is not deleted."""
+        from latentcomm.experiments.folder import large_work
+
         with contextlib.ExitStack() as held:
             for claim in self.claims:
                 held.enter_context(claim.held(overwrite=self.overwrite))
-            yield
+            yield held.enter_context(large_work())
 
 
 def prepare(
@@ -125,9 +129,9 @@ def prepare(
         checks.refuse(f"name is {name!r}; give a plain file name (letters, digits, _ - .), and the folder as `out`")
     elif job.out is not None:
         checks.of(refuse_unwritable, job.out)
-        claims = job.claims(settings, name)
+        claims = checks.of(job.claims, settings, name) or []
         for claim in claims if not overwrite else ():
-            if (refusal := claim.refusal()) is not None:
+            if (refusal := checks.of(claim.refusal)) is not None:
                 checks.refuse(refusal)
     checks.loading()
     inputs = EXPERIMENTS[settings.command].check(settings, checks)

@@ -38,7 +38,8 @@ def run(
         out: the folder that figures, data and metadata are written to; an interrupted run with it resumes when it is
             called again. None writes nothing.
         name: what the files are called; by default the name of the command.
-        overwrite: whether results and unfinished work of other settings in `out` are written over.
+        overwrite: whether results and unfinished work of other settings in `out` are written over; files of those
+            results that the new one does not have are deleted.
         progress: whether to show progress on standard error.
 
     Raises:
@@ -170,7 +171,7 @@ def run_all(
     """
     from latentcomm._core.files import digest, expanded
 
-    folders = [f"{each.command}-{digest(each.to_dict())[:8]}" for each in settings]
+    folders = [f"{each.command}-{digest(each.decisive())[:8]}" for each in settings]
     if repeated := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
         raise ValueError(f"the same settings of {repeated[0].partition('-')[0]} are given twice; give each once")
     if engine == "ray":

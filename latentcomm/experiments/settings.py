@@ -60,6 +60,12 @@ class Settings:
     """Why the files cannot be given a name, where the experiment names them itself."""
     in_parts: ClassVar[bool] = True
     """Whether several processes can each run a part of its records."""
+    decides_nothing: ClassVar[tuple[str, ...]] = ("one_at_a_time",)
+    """The options that change no result, such as how often it is saved."""
+    figures: ClassVar[tuple[str, ...]] = ("",)
+    """The suffixes of the figures that may be written; the main one has none."""
+    tables: ClassVar[tuple[str, ...]] = ("_trials.csv",)
+    """The endings of the other files that may be written."""
 
     sender: str = DEFAULT_MODEL
     receiver: str = ""
@@ -82,6 +88,17 @@ class Settings:
         """What is written, by the names of the files: of most experiments one result under the name of the run."""
         return {name: self}
 
+    def files_of(self, name: str) -> tuple[str, ...]:
+        """All files that may be written under a name.
+
+        >>> from latentcomm.experiments.train_settings import TrainSettings
+        >>> TrainSettings(channels=("gated",)).files_of("gated")
+        ('gated.csv', 'gated.json', 'gated.html', 'gated.meta.json', 'gated.safetensors')
+        """
+        endings = (".csv", ".json", ".html", ".meta.json")
+        figures = [f"{name}{suffix}{ending}" for suffix in self.figures for ending in endings]
+        return (*figures, *(f"{name}{ending}" for ending in self.tables))
+
     def to_dict(self) -> dict[str, Any]:
         """All fields in order, tuples as lists: what JSON and TOML hold.
 
@@ -90,6 +107,10 @@ class Settings:
         ['sum']
         """
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides a result: `to_dict` without the options that change none."""
+        return {name: value for name, value in self.to_dict().items() if name not in self.decides_nothing}
 
     @classmethod
     def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:

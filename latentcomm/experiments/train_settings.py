@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
-from latentcomm.experiments.settings import AtLeast, Layer, TaskSettings, listed
+from latentcomm.experiments.settings import AtLeast, Layer, Settings, TaskSettings, listed
 
 __all__ = ["TrainSettings"]
 
@@ -45,6 +45,8 @@ class TrainSettings(TaskSettings):
     in_parts: ClassVar[bool] = False
     default_folder: ClassVar[str] = "weights"
     names_files: ClassVar[str] = "train names the files after the channels"
+    decides_nothing: ClassVar[tuple[str, ...]] = (*Settings.decides_nothing, "save_every")
+    tables: ClassVar[tuple[str, ...]] = (".safetensors",)
 
     channels: tuple[str, ...] = ()
     read_layer: Layer = None

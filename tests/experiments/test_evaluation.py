@@ -20,7 +20,7 @@ from latentcomm.experiments import evaluation
 from latentcomm.experiments.accuracy import summarise
 from latentcomm.experiments.controls import USUAL
 from latentcomm.experiments.cost import flops
-from latentcomm.experiments.evaluation import METRICS, Trial, evaluate
+from latentcomm.experiments.evaluation import METRICS, Trial, evaluate, n_evaluated
 from latentcomm.fusion import Linear, Mean, Replace, Sum
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, recorded_passes
@@ -304,6 +304,14 @@ class TestWhatIsEvaluated:
 
 
 class TestTheCheckpoint:
+    def test_a_folder_that_is_not_there_holds_nothing_and_nothing_is_digested(self, tmp_path: Path) -> None:
+        task = replace(TASK, judge=lambda reply, answers: TASK.judge(reply, answers))
+        tiny, given = model("llama"), {"checkpoint": tmp_path / "saved"}
+        assert n_evaluated([Silent()], tiny, tiny, task, **given) == 0
+        (tmp_path / "saved").mkdir()
+        with pytest.raises(ValueError, match="task cannot be part of a checkpoint's key"):
+            n_evaluated([Silent()], tiny, tiny, task, **given)
+
     def test_what_is_done_is_read_back_and_the_receiver_does_not_run_again(
         self, tmp_path: Path, forwards: Callable[..., Forwards]
     ) -> None:

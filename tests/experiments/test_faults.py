@@ -10,6 +10,7 @@ import pytest
 from commands import last_line, run
 from small_commands import DAMAGES, published, saved_files, small_commands
 
+from latentcomm.cli.experiment import parse
 from latentcomm.experiments.prepared import EXPERIMENTS
 from latentcomm.experiments.settings import SAVED
 
@@ -31,6 +32,9 @@ def whole(commands: dict[str, tuple[str, ...]], tmp_path_factory: pytest.TempPat
             found[command] = tmp_path_factory.mktemp(command)
             ended = run(*commands[command], "--out", found[command])
             assert ended.exit_code == 0, ended.output
+            settings, files = parse(EXPERIMENTS[command].settings, commands[command][1:])
+            named = {file for name in settings.written_as(files.name) for file in settings.files_of(name)}
+            assert set(published(found[command])) <= named  # what a claim protects
         return found[command]
 
     return of

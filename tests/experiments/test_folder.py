@@ -1,5 +1,6 @@
 """A folder belongs to the runs that write to it: what another run may do there, and what is kept for the next one."""
 
+import contextlib
 import errno
 import json
 from dataclasses import replace
@@ -7,14 +8,18 @@ from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
 
+import cascades
 import pytest
 from commands import last_line, run
+from small_commands import published
 from tiny import files_in
 from toys import Counter, countries_folder
 
 import latentcomm as lc
-from latentcomm.experiments import evaluation
-from latentcomm.experiments.folder import Claim
+from latentcomm.experiments import evaluation, train
+from latentcomm.experiments.cascade import run as cascade
+from latentcomm.experiments.cascade.openings import openings_of
+from latentcomm.experiments.folder import Claim, forget, large_work, note_large
 from latentcomm.experiments.job import Job
 from latentcomm.experiments.settings import SAVED, Settings
 
@@ -96,6 +101,30 @@ class TestAnotherRun:
             lc.run(SETTINGS, sender=tiny, out=tmp_path)
         assert (tmp_path / "compare.csv").read_text() == "mine"
 
+    def test_how_often_a_training_is_saved_makes_no_other_run(self, tmp_path: Path) -> None:
+        often = lc.TrainSettings(channels=("gated",), save_every=1.0)
+        with claim_of(replace(often, save_every=60.0), tmp_path).held():
+            assert claim_of(often, tmp_path).refusal() is None
+            assert "differs in `steps`" in str(claim_of(replace(often, steps=3), tmp_path).refusal())
+        assert often.to_dict()["save_every"] == 1.0 and "save_every" not in often.decisive()
+
+    @pytest.mark.parametrize(
+        ("settings", "file"),
+        [
+            (lc.TrainSettings(channels=("gated",)), "gated.safetensors"),
+            (lc.CompareSettings(), "compare_trials.csv"),
+            (lc.CascadeSettings(), "cascade_trials.jsonl"),
+            (lc.CascadeSettings(), "cascade_tokens.csv"),
+            (lc.CascadeSettings(), "cascade_front.html"),
+            (lc.SweepSettings(), "sweep_conditions.csv"),
+            (lc.DiagnoseSettings(), "cells.csv"),
+        ],
+    )
+    def test_every_file_that_it_would_write_over_counts(self, settings: Settings, file: str, tmp_path: Path) -> None:
+        (tmp_path / file).write_text("mine")
+        refusal = str(claim_of(settings, tmp_path).refusal())
+        assert refusal.startswith(f"{tmp_path} holds a {file} that names no settings; `overwrite=True` writes over it")
+
     def test_a_record_of_fewer_options_is_read_with_their_defaults(self, tiny: lc.Model, tmp_path: Path) -> None:
         lc.run(SETTINGS, sender=tiny, out=tmp_path)
         path = tmp_path / SAVED / "compare.json"
@@ -119,7 +148,7 @@ def claim_of(settings: Settings, out: Path, name: str = "") -> Claim:
 
 
 class TestAtOnce:
-    def test_of_different_runs_that_start_at_once_one_goes_on(self, tmp_path: Path) -> None:
+    def test_of_different_runs_that_start_at_once_one_runs(self, tmp_path: Path) -> None:
         claims = [claim_of(replace(SETTINGS, seed=seed), tmp_path / "new") for seed in range(4)]
         together, ended = Barrier(len(claims), timeout=20), Barrier(len(claims), timeout=20)
         found: list[str] = []
@@ -143,7 +172,7 @@ class TestAtOnce:
         assert sorted(found)[-1] == "started None" and len(found) == 4
         assert all("differs in `seed`" in refusal for refusal in sorted(found)[:-1])
 
-    def test_with_overwrite_both_go_on_and_so_do_two_equal_ones(self, tmp_path: Path) -> None:
+    def test_with_overwrite_both_run_and_so_do_two_equal_ones(self, tmp_path: Path) -> None:
         one, other = claim_of(SETTINGS, tmp_path), claim_of(MORE, tmp_path)
         with one.held(), one.held(), other.held(overwrite=True):
             assert one.refusal() and not other.refusal()
@@ -158,6 +187,94 @@ class TestAtOnce:
         other = claim_of(MORE, tmp_path).held()
         with claim_of(SETTINGS, tmp_path).held(), pytest.raises(ValueError, match="differs in `channels`"):
             other.__enter__()
+
+
+def everything_in(folder: Path) -> dict[str, bytes | None]:
+    return {path.as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def ended_with(error: BaseException, claim: Claim, *, saves: Path | None = None) -> None:
+    """A run that has saved a file, or nothing, and ended so."""
+    with contextlib.suppress(type(error)), claim.held(overwrite=True):
+        if saves is not None:
+            saves.write_text("{}")
+        raise error
+
+
+class TestAClaim:
+    def test_stays_where_the_run_has_saved_something_and_else_goes(self, tmp_path: Path) -> None:
+        claim, theirs = claim_of(SETTINGS, tmp_path), tmp_path / SAVED / "of-another-run" / "0.json"
+        theirs.parent.mkdir(parents=True)
+        theirs.write_text("{}")
+        ended_with(KeyboardInterrupt(), claim)
+        assert not claim.path.exists() and theirs.exists()
+        ended_with(KeyboardInterrupt(), claim, saves=theirs.with_name("1.json"))
+        assert claim.path.exists()
+
+    def test_refuses_nothing_once_the_results_are_deleted(self, tmp_path: Path) -> None:
+        claim, other = claim_of(SETTINGS, tmp_path), claim_of(MORE, tmp_path)
+        (tmp_path / "compare.csv").write_text("a")
+        with claim.held(overwrite=True):
+            claim.finish([tmp_path / "compare.csv"])
+        assert "differ in `channels`" in str(other.refusal())
+        (tmp_path / "compare.csv").unlink()
+        assert other.refusal() is None
+        with claim.held():  # while it runs there are no results either
+            assert "differs in `channels`" in str(other.refusal())
+
+    def test_files_that_only_the_older_run_wrote_go_and_no_others(self, tmp_path: Path) -> None:
+        grid, cell = lc.SweepSettings(), lc.SweepSettings(read_layer=1, write_layer=1)
+        older = [tmp_path / name for name in ("sweep.csv", "sweep_conditions.csv")]
+        for path in (*older, tmp_path / "sweep_notes.csv", tmp_path / "sweep_trials.csv"):
+            path.write_text("a")
+        with claim_of(grid, tmp_path).held(overwrite=True):
+            claim_of(grid, tmp_path).finish(older)
+        claim = claim_of(cell, tmp_path)
+        ended_with(RuntimeError(), claim, saves=tmp_path / SAVED / "0.safetensors")
+        assert all(path.exists() for path in older)  # until another result has replaced them
+        with claim.held():
+            claim.finish(older[:1])
+        assert {path.name for path in tmp_path.iterdir()} == {SAVED, "sweep.csv", "sweep_notes.csv", "sweep_trials.csv"}
+
+    def test_that_is_damaged_is_set_aside_by_a_run_and_not_by_a_preflight(self, tmp_path: Path) -> None:
+        claim = claim_of(SETTINGS, tmp_path)
+        claim.path.parent.mkdir()
+        claim.path.write_text("{")
+        before = everything_in(tmp_path)
+        assert claim.refusal() is None and everything_in(tmp_path) == before
+        with claim.held():
+            assert claim.path.with_name("compare.json.damaged").read_text() == "{"
+
+    def test_of_a_refused_run_leaves_no_folder_but_what_was_there(self, tmp_path: Path) -> None:
+        (tmp_path / "made").mkdir()
+        for folder in (tmp_path / "made", tmp_path / "new" / "deep"):
+            ended_with(ValueError(), claim_of(SETTINGS, folder))
+        assert [path.name for path in tmp_path.rglob("*")] == ["made"]
+
+    def test_of_a_channel_is_finished_when_it_is_published(
+        self, tiny: lc.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        learn = train.learn
+
+        def failing(name: str, *given: Any, **options: Any) -> Any:
+            if name == "concatenated":
+                raise ValueError("refused late")
+            return learn(name, *given, **options)
+
+        monkeypatch.setattr(train, "learn", failing)
+        settings = lc.TrainSettings(channels=("gated", "concatenated"), **TRAIN)
+        with pytest.raises(ValueError, match="refused late"):
+            lc.run(settings, sender=tiny, out=tmp_path)
+        record = json.loads((tmp_path / SAVED / "gated.json").read_text("utf-8"))
+        assert record["finished"] and "gated.safetensors" in record["files"]
+        assert not (tmp_path / SAVED / "concatenated.json").exists()
+
+    def test_of_a_task_without_a_digest_is_refused_in_a_sentence(self, tiny: lc.Model, tmp_path: Path) -> None:
+        task = lc.tasks.countries()
+        mine = replace(task, judge=lambda reply, answers: task.judge(reply, answers))
+        assert lc.preflight(SETTINGS, tiny, task=mine).refusals == ()
+        (refusal,) = lc.preflight(SETTINGS, tiny, task=mine, out=tmp_path).refusals
+        assert refusal.startswith("work with this task cannot be saved, since function has no digest")
 
 
 class TestOnTheCommandLine:
@@ -194,6 +311,46 @@ class TestWhatIsKept:
         assert [name for name in files_in(tmp_path / SAVED) if "message-" in name]
         lc.run(SETTINGS, sender=tiny, out=tmp_path)
         assert not [name for name in files_in(tmp_path / SAVED) if "message-" in name]
+
+    def test_a_finished_cascade_is_read_back_and_no_state_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = lc.CascadeSettings(
+            hand_off=("kv",), n=(2,), stop=("confident",), controls=("shuffled", "self"), reply_tokens=5
+        )
+        given = {"sender": cascades.large(), "receiver": cascades.small(), "task": cascades.task()}
+        first = lc.run(settings, **given, out=tmp_path)
+        before = published(tmp_path)
+        assert not [name for name in files_in(tmp_path / SAVED) if "openings-" in name]
+        again = Counter(cascade.write_openings)
+        monkeypatch.setattr(cascade, "write_openings", again)
+        second = lc.run(settings, **given, out=tmp_path)
+        assert again.calls == 0 and published(tmp_path) == before
+        assert first.found.trials == second.found.trials == lc.run(settings, **given).found.trials
+        assert again.calls == 2  # without a folder
+        assert len(openings_of(second.found.openings)) == 5 and "keys" not in second.found.openings.parts[0]
+
+    def test_what_another_run_still_needs_stays_until_that_has_ended(self, tmp_path: Path) -> None:
+        message = tmp_path / "work" / "message-1"
+        with large_work() as of_one:
+            note_large(message)
+            with large_work() as of_another:
+                note_large(message)
+                message.mkdir()
+                (message / "00000.safetensors").touch()
+                forget(of_another)
+                assert files_in(message) == ["00000.safetensors"]
+            forget(of_one)
+            assert not message.exists()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_is_large_is_listed_by_the_run_in_whose_thread_it_is(self, tmp_path: Path) -> None:
+        with large_work() as large:
+            other = Thread(target=note_large, args=(tmp_path / "theirs",))
+            other.start()
+            other.join()
+            note_large(tmp_path / "mine")
+            assert list(large) == [tmp_path / "mine"]
 
     def test_nothing_else_is_hidden_in_the_folder(self, tiny: lc.Model, tmp_path: Path) -> None:
         lc.run(SETTINGS, sender=tiny, out=tmp_path)

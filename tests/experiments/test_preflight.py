@@ -104,6 +104,13 @@ def test_a_wrong_setting_is_refused_before_a_weight_is_read(
         lc.run(named)
 
 
+def test_weights_without_the_channel_are_refused_before_a_weight_is_read(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "gated.safetensors").touch()
+    settings = lc.CompareSettings(sender=folder, channels=("gated", "calm"), weights=str(tmp_path), **CELL)
+    (refusal,) = lc.preflight(settings).refusals
+    assert "'calm' has parts that must be trained first" in refusal
+
+
 def test_a_chat_needs_a_chat_template(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = lc.SweepSettings(sender=folder, template="chat")
     assert lc.preflight(settings).refusals == ()

@@ -202,13 +202,13 @@ def train(
         if progress and 0 < resumed_at < schedule.steps:
             say(f"{name}: going on, {resumed_at} of {schedule.steps} updates done")
         if held_out is not None and not held:
-            held.append((0, _held_out_loss(held_out, schedule, parameters)))
+            held.append((0, _held_out_loss(held_out, schedule, parameters, 0, models)))
         reported, saved_at = marks(schedule.steps), start
         for step in range(resumed_at, schedule.steps):
             losses.append(_update(learner.loss, len(learner), parameters, optimiser, schedule, step, models))
             n_done = step + 1
             if held_out is not None and n_done in reported:
-                held.append((n_done, _held_out_loss(held_out, schedule, parameters)))
+                held.append((n_done, _held_out_loss(held_out, schedule, parameters, n_done, models)))
             now = time.perf_counter()
             if path is not None and (now - saved_at >= save_every or n_done == schedule.steps):
                 _write_checkpoint(
@@ -304,20 +304,30 @@ def _update(
     return total
 
 
-def _held_out_loss(held_out: Trainable, schedule: Schedule, parameters: Mapping[str, Tensor]) -> float:
-    """The mean loss over all held-out examples, with the same random draws each time."""
+def _held_out_loss(
+    held_out: Trainable, schedule: Schedule, parameters: Mapping[str, Tensor], n_done: int, models: Sequence[Model]
+) -> float:
+    """The mean loss over all held-out examples, with the same random draws each time; refused as that of an update."""
     device = next(iter(parameters.values())).device.type
     total = 0.0
     for start in range(0, len(held_out), schedule.batch_size):
         batch = range(start, min(start + schedule.batch_size, len(held_out)))
-        draw = torch.Generator().manual_seed(_mixed(schedule.seed, 3, start))
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.no_grad(),
-            torch.autocast(device, torch.bfloat16, enabled=schedule.dtype == "bfloat16"),
-        ):
-            torch.manual_seed(_mixed(schedule.seed, 4, start))
-            total += float(held_out.loss(batch, draw)) * len(batch)
+
+        def loss_once(batch: range = batch) -> Tensor:
+            draw = torch.Generator().manual_seed(_mixed(schedule.seed, 3, batch.start))
+            with (
+                torch.random.fork_rng(devices=[]),
+                torch.no_grad(),
+                torch.autocast(device, torch.bfloat16, enabled=schedule.dtype == "bfloat16"),
+            ):
+                torch.manual_seed(_mixed(schedule.seed, 4, batch.start))
+                return held_out.loss(batch, draw)
+
+        loss = float(loss_once())
+        if not math.isfinite(loss):
+            cause = _cause(models, loss_once, n_done)
+            raise RuntimeError(f"the held-out loss after {n_done} updates is {loss}{cause}")
+        total += loss * len(batch)
     return total / len(held_out)
 
 

@@ -1,13 +1,23 @@
 """`CascadeSettings` run: a large model generates an opening, a small one continues it."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
 
 from latentcomm._core.files import digest, without_folder
+from latentcomm._core.records import Records
+from latentcomm._core.version import __version__
+from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade._check import CascadeInputs
 from latentcomm.experiments.cascade.by_name import hand_offs_named
+from latentcomm.experiments.cascade.openings import openings_of
 from latentcomm.experiments.cascade.report import cascade_drawings, print_cascade, save_rows
-from latentcomm.experiments.cascade.run import sweep_cascade
+from latentcomm.experiments.cascade.run import CascadeSweep, sweep_cascade
 from latentcomm.experiments.cascade.settings import CascadeSettings
+from latentcomm.experiments.cascade.trials import CascadeTrial
 from latentcomm.experiments.job import Job, Result
 from latentcomm.models.facts import describe
 from latentcomm.reporting.publish import plain
@@ -27,7 +37,7 @@ def run_cascade(settings: CascadeSettings, job: Job, inputs: CascadeInputs) -> R
     groups = pairs_of(task.items)
     documents = None if inputs.corpus is None else inputs.corpus.documents
     large, small = job.pair(settings)
-    given = settings.to_dict() | {"sender": large.name, "receiver": small.name}
+    given = settings.decisive() | {"sender": large.name, "receiver": small.name}
     shown = given | {
         "large": large.name,
         "small": small.name,
@@ -42,18 +52,22 @@ def run_cascade(settings: CascadeSettings, job: Job, inputs: CascadeInputs) -> R
     }
     checkpoint = job.saved(shown, large, small, task)
     maps = {name: getattr(settings, name) for name in ("read_layer", "write_layer", "seed")}
-    swept = sweep_cascade(
-        large,
-        small,
-        task,
-        hand_offs=hand_offs_named(wanted, large, small, documents, **maps),
-        ns=ns,
-        stops=stops,
-        controls=settings.controls,
-        seed=settings.seed,
-        checkpoint=checkpoint,
-        progress=job.progress,
-    )
+
+    def sweep() -> CascadeSweep:
+        return sweep_cascade(
+            large,
+            small,
+            task,
+            hand_offs=hand_offs_named(wanted, large, small, documents, **maps),
+            ns=ns,
+            stops=stops,
+            controls=settings.controls,
+            seed=settings.seed,
+            checkpoint=checkpoint,
+            progress=job.progress,
+        )
+
+    swept = _saved_or_swept(checkpoint, sweep)
     table = swept.table(groups=groups, seed=settings.seed)
     shown = plain(shown)
 
@@ -68,3 +82,25 @@ def run_cascade(settings: CascadeSettings, job: Job, inputs: CascadeInputs) -> R
         summary=lambda console: print_cascade(table, console),
         extra=lambda folder, name: save_rows(swept, folder, name),
     )
+
+
+def _saved_or_swept(checkpoint: Path | None, sweep: Callable[[], CascadeSweep]) -> CascadeSweep:
+    """A sweep without the states, keys and values of its openings, read from the records where it is saved there.
+
+    A record is of this release: another one may make another table of the same continuations.
+    """
+    records, swept = Records.of(checkpoint, "result", 1, __version__), cache(sweep)
+    trials = records.values("trials", lambda: [asdict(trial) for trial in swept().trials])
+    signals = records.values("signals", lambda: swept().signals.to_dict("records"))
+    openings, small_openings = (
+        records.saved(name, lambda name=name: _without_states(getattr(swept(), name)), Message.load)
+        for name in ("openings", "small_openings")
+    )
+    return CascadeSweep(
+        tuple(CascadeTrial(**trial) for trial in trials), openings, small_openings, pd.DataFrame(signals)
+    )
+
+
+def _without_states(openings: Message) -> Message:
+    """Openings without states, keys and values."""
+    return replace(openings, parts=tuple(opening.part() for opening in openings_of(openings)))

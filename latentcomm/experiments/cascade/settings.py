@@ -27,6 +27,8 @@ class CascadeSettings(TaskSettings):
     """
 
     command: ClassVar[str] = "cascade"
+    figures: ClassVar[tuple[str, ...]] = ("", "_front", "_signals")
+    tables: ClassVar[tuple[str, ...]] = ("_trials.jsonl", "_tokens.csv")
 
     sender: str = ""
     receiver: str = DEFAULT_MODEL

@@ -30,11 +30,10 @@ class CompareInputs:
 def check_compare(settings: CompareSettings, checks: Checks) -> CompareInputs | None:
     """What the comparison runs with; None where something is refused."""
     names = tuple(name.replace("-", "_") for name in listed(settings.channels))
+    trained = checks.of(trained_files, expanded(settings.weights)) if settings.weights else ()
     if names:
-        checks.of(check_names, names, LEARNED if settings.weights else ())
+        checks.of(check_names, names, LEARNED if trained is None else [path.stem for path in trained])
     checks.of(check_controls, settings.controls)
-    if settings.weights:
-        checks.of(trained_files, expanded(settings.weights))
     task, sender, receiver, cell = checks.task_pair_and_cell()
     usual = list(CHANNELS)
     if sender is not None and receiver is not None:

@@ -29,7 +29,7 @@ def run_compare(settings: CompareSettings, job: Job, inputs: CompareInputs) -> R
     for each in trained.values():
         check_unseen(each, task.split(seed=settings.seed)[1])
     names = list(inputs.names) or [*names_for(sender, receiver, alignment=settings.alignment), *trained]
-    given = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
+    given = settings.decisive() | {"sender": sender.name, "receiver": receiver.name}
     shared = {name: value for name, value in given.items() if name not in NOT_SHARED}
     folder = job.saved(shared, task)
     comparison, cell = compare_named(

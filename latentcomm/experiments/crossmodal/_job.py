@@ -38,7 +38,7 @@ def run_crossmodal(settings: CrossModalSettings, job: Job, inputs: CrossModalInp
     checkpoint = job.saved(encoder, receiver, fitted_on)
     found = cross_modal(encoder, receiver, parts, plan=plan, checkpoint=checkpoint, progress=job.progress)
     shown = plain(
-        settings.to_dict()
+        settings.decisive()
         | {
             "vision": encoder.name,
             "receiver": receiver.name,

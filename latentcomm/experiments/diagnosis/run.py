@@ -15,6 +15,7 @@ import torch
 from latentcomm import alignment
 from latentcomm._core.files import digest, expanded, without_folder
 from latentcomm._core.records import Records
+from latentcomm._core.version import __version__
 from latentcomm.alignment import fit_ridge
 from latentcomm.drift import reference as drift_reference
 from latentcomm.experiments.diagnosis.alikeness import predictability_table, similarity_table
@@ -39,7 +40,7 @@ from latentcomm.experiments.diagnosis.recommend import ALARM, Situation, cell_ta
 from latentcomm.experiments.diagnosis.result import Diagnosis
 from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.experiments.diagnosis.settings import FILES, PAGE, RECORD, Size, layers_in_steps
-from latentcomm.experiments.folder import forget, refuse_unwritable
+from latentcomm.experiments.folder import forget, large_work, note_large, refuse_unwritable
 from latentcomm.experiments.settings import SAVED
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.paired_text import PairedTokens, capture_paired, pair_tokens
@@ -123,65 +124,45 @@ def diagnose(
             _require_own(target, inputs)
     folder = None if target is None else target / SAVED / inputs
     records = Records(folder)
-    states = capture_paired(
-        sender, receiver, tokens, checkpoint=None if folder is None else folder / "capture", progress=progress
-    )
-    rows = ordinary_rows(
-        states.x,
-        states.y,
-        document=states.document,
-        sender_position=states.sender_position,
-        receiver_position=states.receiver_position,
-        seed=seed,
-    )
-    n_paired = len(states.document)
-    del states
-    tables, cells, facts = _measured(
-        rows,
-        tokens,
-        sender,
-        receiver,
-        fusions=fusions,
-        aligner=None if rows.one_model else aligner,
-        size=size,
-        seed=seed,
-        fingerprint=prints["receiver"],
-        records=records,
-        progress=progress,
-    )
-    situation = Situation(
-        identical=rows.one_model,
-        one_vocabulary=tokens.sender is tokens.receiver,
-        n_paired=n_paired,
-        n_sender=int(tokens.sender.lengths.sum()),
-        n_receiver=int(tokens.receiver.lengths.sum()),
-        items_requested=size.prompts,
-        items=facts["prompts"],
-        documents_requested=size.documents,
-        documents=len(documents),
-        flagged_own=facts["own_states_flagged"],
-    )
-    diagnosis = Diagnosis(
-        **tables,
-        recommended=recommend(tables["cells"]),
-        warnings=warn(rows, sender, receiver, situation, cells),
-        settings=choices
-        | _row_facts(rows, situation, cells)
-        | facts
-        | {"mapped": aligner is not None and not rows.one_model, "inputs_digest": inputs},
-        models={
-            role: _model_facts(model, prints[role]) for role, model in (("sender", sender), ("receiver", receiver))
-        },
-        seconds=time.monotonic() - began,
-    )
-    if target is not None:
-        from latentcomm.experiments.diagnosis.report import (
-            write_report,  # plotly takes a second to import
+
+    def measured() -> dict[str, Any]:
+        return _measured(
+            tokens,
+            sender,
+            receiver,
+            capture=None if folder is None else folder / "capture",
+            fusions=fusions,
+            aligner=aligner,
+            size=size,
+            seed=seed,
+            n_documents=len(documents),
+            fingerprint=prints["receiver"],
+            records=records,
+            progress=progress,
         )
 
-        write_report(diagnosis, target)
+    with large_work() as large:
         if folder is not None:  # the states are as large as all else is small
-            forget([folder / "capture"])
+            note_large(folder / "capture")
+        found = records.values(f"result-{__version__}", measured)
+        tables = {name: _table(columns) for name, columns in found["tables"].items()}
+        diagnosis = Diagnosis(
+            **tables,
+            recommended=recommend(tables["cells"]),
+            warnings=tuple(found["warnings"]),
+            settings=choices | found["facts"] | {"inputs_digest": inputs},
+            models={
+                role: _model_facts(model, prints[role]) for role, model in (("sender", sender), ("receiver", receiver))
+            },
+            seconds=time.monotonic() - began,
+        )
+        if target is not None:
+            from latentcomm.experiments.diagnosis.report import (
+                write_report,  # plotly takes a second to import
+            )
+
+            write_report(diagnosis, target)
+            forget(large)
     return diagnosis
 
 
@@ -199,6 +180,76 @@ def check_documents(name: str, n_documents: int) -> None:
 
 
 def _measured(
+    tokens: PairedTokens,
+    sender: Model,
+    receiver: Model,
+    *,
+    capture: Path | None,
+    fusions: Mapping[str, Fusion | Fitted],
+    aligner: Aligner | None,
+    size: Size,
+    seed: int,
+    n_documents: int,
+    fingerprint: str,
+    records: Records,
+    progress: bool,
+) -> dict[str, Any]:
+    """All that a diagnosis takes from the states of both models, as plain values: tables, facts and warnings."""
+    states = capture_paired(sender, receiver, tokens, checkpoint=capture, progress=progress)
+    rows = ordinary_rows(
+        states.x,
+        states.y,
+        document=states.document,
+        sender_position=states.sender_position,
+        receiver_position=states.receiver_position,
+        seed=seed,
+    )
+    n_paired = len(states.document)
+    del states
+    tables, cells, facts = _tables(
+        rows,
+        tokens,
+        sender,
+        receiver,
+        fusions=fusions,
+        aligner=None if rows.one_model else aligner,
+        size=size,
+        seed=seed,
+        fingerprint=fingerprint,
+        records=records,
+        progress=progress,
+    )
+    situation = Situation(
+        identical=rows.one_model,
+        one_vocabulary=tokens.sender is tokens.receiver,
+        n_paired=n_paired,
+        n_sender=int(tokens.sender.lengths.sum()),
+        n_receiver=int(tokens.receiver.lengths.sum()),
+        items_requested=size.prompts,
+        items=facts["prompts"],
+        documents_requested=size.documents,
+        documents=n_documents,
+        flagged_own=facts["own_states_flagged"],
+    )
+    mapped = {"mapped": aligner is not None and not rows.one_model}
+    return {
+        "tables": {name: _columns(table) for name, table in tables.items()},
+        "facts": _row_facts(rows, situation, cells) | facts | mapped,
+        "warnings": list(warn(rows, sender, receiver, situation, cells)),
+    }
+
+
+def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
+    """The type and the values of each column of a table."""
+    return {str(name): [str(column.dtype), column.tolist()] for name, column in table.items()}
+
+
+def _table(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
+    """The table of `_columns`."""
+    return pd.DataFrame({name: pd.Series(values, dtype=kind) for name, (kind, values) in columns.items()})
+
+
+def _tables(
     rows: Rows,
     tokens: PairedTokens,
     sender: Model,

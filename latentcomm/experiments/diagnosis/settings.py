@@ -78,6 +78,10 @@ class DiagnoseSettings(Settings):
         """The report."""
         return {REPORT: self}
 
+    def files_of(self, name: str) -> tuple[str, ...]:  # noqa: ARG002 (the same)
+        """The report and its tables."""
+        return (PAGE, *FILES)
+
 
 def layers_in_steps(n_layers: int, most: int) -> tuple[int, ...]:
     """Return at most `most` layers in even steps from the first.

@@ -21,7 +21,7 @@ def run_sweep(settings: SweepSettings, job: Job, inputs: SweepInputs) -> Result:
     """
     fusions, task = inputs.fusions, inputs.task
     sender, receiver = job.pair(settings)
-    given = settings.to_dict() | {"sender": sender.name, "receiver": receiver.name}
+    given = settings.decisive() | {"sender": sender.name, "receiver": receiver.name}
     folder = job.saved(sender, receiver, task, given, {name: repr(fusion) for name, fusion in fusions.items()})
     cell = cell_of(settings.read_layer, settings.write_layer)
     reads, writes = list(settings.read_layers) or None, list(settings.write_layers) or None

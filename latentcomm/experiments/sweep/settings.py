@@ -25,6 +25,7 @@ class SweepSettings(TaskSettings):
     """
 
     command: ClassVar[str] = "sweep"
+    figures: ClassVar[tuple[str, ...]] = ("", "_conditions")
 
     fusion: tuple[str, ...] = ("replace", "mean", "sum")
     read_layer: Layer = None

@@ -263,6 +263,12 @@ class TestTheTrainer:
             train(learner, Schedule(steps=4, batch_size=2))
         assert (tmp_path / "c").read_bytes() == kept
 
+    def test_a_held_out_loss_that_is_not_finite_is_refused_as_well(self) -> None:
+        learner = noisy()
+        held = replace(learner, source=torch.full_like(learner.source, torch.inf))
+        with pytest.raises(RuntimeError, match=r"the held-out loss after 0 updates is nan; lower the learning rate"):
+            train(learner, Schedule(steps=4, batch_size=2), held_out=held)
+
 
 def test_the_mean_loss_is_by_tenths_and_a_remainder_is_a_part_of_its_own():
     assert Training(tuple(map(float, range(20))), seconds=0.0).mean_losses == tuple(0.5 + 2 * n for n in range(10))

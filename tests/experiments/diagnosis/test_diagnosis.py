@@ -1,5 +1,6 @@
 """A pair of models measured: the tables, what they must show of planted pairs, and that a stopped run goes on."""
 
+import json
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -366,6 +367,17 @@ class TestAnInterruptedRun:
         for file in files_in(whole):
             if file != "report.meta.json":
                 assert (tmp_path / file).read_bytes() == (whole / file).read_bytes(), file
+
+    def test_a_finished_one_is_read_back_and_no_state_captured_again(
+        self, whole: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = {file: (whole / file).read_bytes() for file in files_in(whole) if file != "report.meta.json"}
+        settings = json.loads((whole / "report.meta.json").read_text("utf-8"))["settings"]
+        calls = self.stop_at(paired, "_states", 1, monkeypatch)
+        run_into(whole)
+        assert calls == []
+        assert {file: (whole / file).read_bytes() for file in before} == before
+        assert json.loads((whole / "report.meta.json").read_text("utf-8"))["settings"] == settings
 
     def test_a_stopped_run_with_other_settings_keeps_its_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
