@@ -652,9 +652,29 @@ class TestCheckpointsThatAreNotWhole:
         (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
         assert load_model(folder).n_layers == 3
 
-    def test_buffers_of_old_checkpoints_are_no_weights_too_many(self, folder: Path) -> None:
-        self.changed(folder, extra={f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(3)})
-        assert load_model(folder).n_layers == 3
+    @pytest.mark.parametrize(
+        ("architecture", "attention", "buffers"),
+        [
+            ("llama", "model.layers.{}.self_attn", ("rotary_emb.inv_freq", "rotary_emb.cos_cached")),
+            ("gpt_neo", "transformer.h.{}.attn.attention", ("bias", "masked_bias")),
+            ("gpt2", "transformer.h.{}.attn", ("bias", "masked_bias")),
+            ("neox", "gpt_neox.layers.{}.attention", ("bias", "masked_bias", "rotary_emb.inv_freq")),
+        ],
+    )
+    def test_buffers_of_old_checkpoints_are_no_weights_too_many(
+        self, tmp_path: Path, architecture: str, attention: str, buffers: tuple[str, ...]
+    ) -> None:
+        raw = transformers_model(architecture, dtype=torch.float32)
+        raw.save_pretrained(tmp_path)
+        tokenizer().save_pretrained(tmp_path)
+        mask = torch.ones(N_CTX, N_CTX).tril().bool()[None, None]
+        held = {"bias": mask, "masked_bias": torch.tensor(-1e9)}
+        names = {f"{attention.format(layer)}.{name}": name for layer in range(3) for name in buffers}
+        self.changed(tmp_path, extra={name: held.get(own, torch.ones(4)).clone() for name, own in names.items()})
+        assert_loaded_from(raw, load_model(tmp_path))
+        self.changed(tmp_path, extra={f"{attention.format(0)}.gate.weight": torch.ones(4)})
+        with pytest.raises(ValueError, match=r"holds weights that config\.json does not describe \(1\): \S+\.gate"):
+            load_model(tmp_path)
 
     @pytest.mark.parametrize("damage", ["cut", "gone"])
     def test_a_shard_that_is_cut_off_or_gone(self, tmp_path: Path, damage: str) -> None:
