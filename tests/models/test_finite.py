@@ -76,6 +76,11 @@ class TestWeights:
         said = refused("its weights hold infinity in ", lambda: decode(tiny, PROMPTS, max_new_tokens=1))
         assert f" and {n - 1} more; " in said
 
+    def test_are_parameters_and_no_buffers_that_are_infinite_by_intent(self) -> None:
+        tiny = loud()
+        tiny.hooked.original_model.model.register_buffer("IGNORE", torch.tensor(-math.inf))
+        refused("its stream stops being so at blocks.1", lambda: decode(tiny, PROMPTS, max_new_tokens=1))
+
     def test_of_any_role_in_an_evaluation(self) -> None:
         whole, holed = model("llama"), with_nan()
         graft = Activation("replace", Site(1), Site(1), Replace())
