@@ -63,6 +63,8 @@ def _is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are, by their extremes: fifteen times faster than testing each."""
     if tensor.numel() == 0:
         return True
+    if tensor.dtype.itemsize == 1:  # torch finds no extremes of the dtypes of eight bits
+        tensor = tensor.float()
     lowest, highest = torch.aminmax(tensor.detach())
     return bool(lowest.isfinite() & highest.isfinite())
 

@@ -190,6 +190,17 @@ class TestWhatAModelSaysOfItself:
             weight.add_(1e-9)
         assert tiny.fingerprint != first and hashed.calls == 6
 
+    @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+    def test_weights_of_eight_bits_have_a_fingerprint(self, dtype: torch.dtype) -> None:
+        raw = transformers_model("llama")
+        packed = raw.model.layers[1].mlp.down_proj.weight.detach().to(dtype)
+        raw.model.layers[1].mlp.down_proj.weight = torch.nn.Parameter(packed, requires_grad=False)
+        tiny = wrap_model(raw)
+        before = tiny.fingerprint
+        assert tiny.fingerprint == before != build("llama").fingerprint
+        packed.view(torch.uint8)[3, 5] ^= 0x80  # the sign of one weight
+        assert tiny.fingerprint != before
+
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_a_model_in_training_mode_is_refused(self, backend: str) -> None:
         tiny = build("gpt2", backend)
