@@ -128,7 +128,7 @@ def read_tensors(
         raise
     # what lacks memory or a device is a RuntimeError, and says nothing about the file
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnreadableError(f"{name} is no safetensors file, or was damaged ({_first_line(error)})") from error
+        raise UnreadableError(f"{name} is no safetensors file, or was damaged ({first_line(error)})") from error
     expected = facts.pop(CHECKSUM, None)
     _check(name, expected, _checksum(tensors, facts), is_marked=require_checksum or CHECKED in facts)
     facts.pop(CHECKED, None)
@@ -155,7 +155,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({_first_line(error)})") from error
+        raise ValueError(f"{path} is no JSON ({first_line(error)})") from error
     except IsADirectoryError as error:
         raise ValueError(f"{path} is a folder") from error
     if not isinstance(record, dict):
@@ -179,7 +179,12 @@ def digest_of_json(value: Any) -> str:
     return digest(json.dumps(value, ensure_ascii=False, sort_keys=True))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    r"""The first line of an error's message, or its kind where it has none.
+
+    >>> first_line(ValueError("no room\nin the folder")), first_line(KeyError())
+    ('no room', 'KeyError')
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 
+from latentcomm._core.files import first_line
 from latentcomm.models import builtin
 
-__all__ = ["Checkpoint", "check_hub", "first_line", "locate", "read_by_transformers"]
+__all__ = ["Checkpoint", "check_hub", "locate", "read_by_transformers"]
 
 HUB_TIMEOUT_SECONDS = 10.0
 """How long the hub may take to answer whether it has a model or a data set."""
@@ -108,11 +109,6 @@ def _built_in_hint(name: str) -> str:
     if near := difflib.get_close_matches(name.lower(), [*builtin.BUILT_IN, *families], n=1, cutoff=0.5):
         return f"did you mean {families.get(near[0], near[0])}?"
     return f"give a built-in name ({', '.join(builtin.BUILT_IN)}), a local directory or a .gguf file"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
