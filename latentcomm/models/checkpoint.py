@@ -3,15 +3,12 @@
 import contextlib
 import difflib
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 
 from latentcomm._core.files import first_line
 from latentcomm.models import builtin
@@ -21,8 +18,6 @@ __all__ = ["Checkpoint", "check_hub", "locate", "read_by_transformers"]
 HUB_TIMEOUT_SECONDS = 10.0
 """How long the hub may take to answer whether it has a model or a data set."""
 
-UNREADABLE = (OSError, ValueError, KeyError, SafetensorError, struct.error, RuntimeError, EOFError, UnpicklingError)
-"""What transformers raises on a damaged checkpoint: struct.error by a .gguf cut in its header, the last by a .bin."""
 What = Literal["model", "vision encoder", "data set"]
 
 
@@ -121,7 +116,10 @@ def read_by_transformers(name: str, what: What = "model") -> Iterator[None]:
     try:
         with builtin.no_bars():
             yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except UNREADABLE as error:
-        raise ValueError(f"{name} holds no {what} that transformers can load: {first_line(error)}") from error
+    except Exception as error:  # a damaged file ends in any error: a word for a number, a size of 0, a cut archive
+        reason = first_line(error)
+        if reason.startswith("Validation error for field"):  # of transformers' configurations: the cause states it
+            reason = f"its configuration is wrong: {first_line(error.__cause__ or error)}"
+        raise ValueError(f"{name} holds no {what} that transformers can load: {reason}") from error

@@ -1,5 +1,6 @@
 """The sizes and the tokenizer of a model by its name, against the model itself: no weights are read for them."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import transformers
 from tiny import N_CTX, tokenizer, transformers_model, write_gguf
 
-from latentcomm.models import ModelShape, builtin, shape_of, tokenizer_of
+from latentcomm.models import ModelShape, builtin, load_model, shape_of, tokenizer_of
 from latentcomm.models.builtin import BuiltIn
 
 SIZES = {"n_layers": 3, "d_model": 32, "n_heads": 4, "d_head": 8, "d_vocab": 64, "n_ctx": N_CTX}
@@ -60,6 +61,22 @@ class TestShapeOf:
         for path in files:
             path.unlink()
         assert shape_of(tmp_path) == replace(found, n_parameters=None, weights_bytes=None)
+
+    @pytest.mark.parametrize(
+        ("entry", "value", "reason"),
+        [
+            ("hidden_size", "many", "its configuration is wrong: Field 'hidden_size' expected int, got str .*'many'"),
+            ("num_attention_heads", 0, "integer modulo by zero"),
+            ("model_type", ["llama"], "unhashable type: 'list'"),
+        ],
+    )
+    def test_of_a_configuration_of_wrong_types(self, tmp_path: Path, entry: str, value: Any, reason: str) -> None:
+        saved(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {entry: value}))
+        for look_up in (shape_of, load_model):
+            with pytest.raises(ValueError, match=f"^{tmp_path} holds no model that .* can load: .*{reason}[^\n]*$"):
+                look_up(tmp_path)
 
     def test_of_a_file_of_weights_that_is_cut_off(self, tmp_path: Path) -> None:
         saved(tmp_path)
