@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import huggingface_hub
 import pytest
 import torch
@@ -98,6 +99,36 @@ class TestShapeOf:
         path.write_bytes(path.read_bytes()[:kept])
         with pytest.raises(ValueError, match=r"tiny\.gguf holds no model that transformers can load: "):
             shape_of(path)
+
+    def test_of_a_gguf_file_with_a_changed_byte_is_an_answer_or_one_sentence(self, tmp_path: Path) -> None:
+        path, raw = tmp_path / "tiny.gguf", transformers_model("llama", dtype=torch.float32)
+        write_gguf(raw, path)
+        whole, right = path.read_bytes(), shape_of(path)
+        header, answers = len(whole) - 4 * n_numbers(raw), set()
+        for at in [*range(0, 600, 11), *range(600, header, 101)]:  # the sizes come first
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ (0xFF, 0x80, 0x01)[at % 3]]) + whole[at + 1 : header])
+            try:
+                found = shape_of(path)
+            except ValueError as error:
+                said = str(error)
+                assert said.startswith(f"{path} holds no model that ") and "\n" not in said and len(said) < 250
+                answers.add("refused")
+            else:
+                assert {type(each) for each in vars(found).values()} <= {str, int, type(None)}
+                answers.add("right" if replace(found, weights_bytes=right.weights_bytes) == right else "other")
+        assert answers == {"refused", "right", "other"}
+
+    def test_of_a_gguf_file_whose_sizes_are_arrays_states_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "tiny.gguf"
+        file = gguf.GGUFWriter(path, "llama")
+        file.add_head_count([4, 4, 2])  # one a layer
+        file.add_embedding_length(32)
+        file.add_token_list(["a", "b"])
+        file.write_header_to_file()
+        file.write_kv_data_to_file()
+        file.close()
+        found = shape_of(path)
+        assert (found.n_heads, found.n_key_value_heads, found.d_head, found.d_vocab) == (None, None, None, 2)
 
     def test_of_a_built_in_model_before_and_after_its_download(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
