@@ -58,9 +58,8 @@ def shape_of(name_or_path: str | os.PathLike[str]) -> ModelShape:
         ValueError: an unknown name, a path that is not there, or files that transformers cannot read.
         RuntimeError: the hub cannot be reached.
     """
-    name = os.fspath(name_or_path)
-    checkpoint = locate(name)
-    if name in builtin.BUILT_IN and checkpoint.local is None:
+    name, checkpoint = os.fspath(name_or_path), _located(name_or_path)
+    if checkpoint is None:
         return ModelShape(name, **builtin.BUILT_IN[name].sizes)
     if checkpoint.gguf_file:
         return _of_gguf(name, Path(checkpoint.folder) / checkpoint.gguf_file)
@@ -94,14 +93,19 @@ def tokenizer_of(name_or_path: str | os.PathLike[str]) -> Any:
         ValueError: an unknown name, a path that is not there, or files that transformers cannot read.
         RuntimeError: the hub cannot be reached.
     """
-    name = os.fspath(name_or_path)
-    checkpoint = locate(name)
-    if name in builtin.BUILT_IN and checkpoint.local is None:
+    checkpoint = _located(name_or_path)
+    if checkpoint is None:
         return None
     from transformers import AutoTokenizer
 
-    with read_by_transformers(name):
+    with read_by_transformers(os.fspath(name_or_path)):
         return AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
+
+
+def _located(name_or_path: str | os.PathLike[str]) -> Checkpoint | None:
+    """Where a model is; None of a built-in model not yet downloaded."""
+    checkpoint = locate(name_or_path)
+    return None if os.fspath(name_or_path) in builtin.BUILT_IN and checkpoint.local is None else checkpoint
 
 
 def _weight_files(checkpoint: Checkpoint) -> list[Path]:
