@@ -225,9 +225,19 @@ def told_apart(*names: str) -> list[str]:
 
     >>> told_apart("/runs/a/model", "/runs/b/model"), told_apart("/runs/a/model", "/runs/a/model")
     (['a/model', 'b/model'], ['model', 'model'])
+
+    Of two snapshots of one hub id the beginning of the revision is shown.
+
+    >>> told_apart("/hub/models--a--m/snapshots/0a1b", "/hub/models--a--m/snapshots/2c3d")
+    ['a/m@0a1b', 'a/m@2c3d']
     """
     short = [without_folder(name) for name in names]
     paths = [PureWindowsPath(name).parts for name in names]
+    if len(set(short)) < len(set(paths)):
+        short = [
+            f"{last}@{found['revision'][:8]}" if short.count(last) > 1 and (found := _SNAPSHOT.search(name)) else last
+            for name, last in zip(names, short, strict=True)
+        ]
     for depth in range(2, max(map(len, paths))):
         if len(set(short)) == len(set(paths)):
             break
@@ -239,7 +249,7 @@ def told_apart(*names: str) -> list[str]:
     return short
 
 
-_SNAPSHOT = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$")
+_SNAPSHOT = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[^/\\]+)[/\\]?$")
 
 
 def _is_absolute(path: str) -> bool:

@@ -262,6 +262,9 @@ class TestDigest:
         (("C:\\one\\model", "C:\\two\\model"), ["one/model", "two/model"]),
         (("models--a--m/snapshots/" + "0" * 40, "/x/models--b--m/snapshots/1f/"), ["a/m", "b/m"]),
         (("/models--m/snapshots/0a", "/models--a--b--c/snapshots/0a"), ["m", "a/b--c"]),
+        (("/h/models--a--m/snapshots/" + "0a" * 20, "/h/models--a--m/snapshots/2c"), ["a/m@0a0a0a0a", "a/m@2c"]),
+        (("a/m", "/h/models--a--m/snapshots/2c"), ["a/m", "a/m@2c"]),
+        (("/h/models--a--m/snapshots/2c", "/h/models--a--m/snapshots/2c"), ["a/m", "a/m"]),
         (("/x/models--a--m/snapshots", "/y/models--a--m/snapshots/0a/onnx"), ["snapshots", "onnx"]),
     ],
 )
