@@ -22,9 +22,11 @@ from latentcomm._core.files import (
     ALIGNMENT,
     digest,
     laid_out,
+    read_sealed,
     read_tensors,
     told_apart,
     write_json,
+    write_sealed,
     write_text,
     written_whole,
 )
@@ -248,6 +250,16 @@ class TestDigest:
     def test_what_has_no_stable_content_is_refused(self, value: object) -> None:
         with pytest.raises(TypeError, match="has no digest; give plain values, tensors or dataclasses"):
             digest(value)
+
+
+def test_a_seal_covers_what_json_holds_and_not_how_it_is_written(tmp_path: Path) -> None:
+    write_sealed(tmp_path / "a.json", {"n": 3, "text": "Rome"})
+    held = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    (tmp_path / "a.json").write_text(json.dumps(dict(reversed(held.items()))), "utf-8")
+    assert read_sealed(tmp_path / "a.json") == {"n": 3, "text": "Rome"}
+    (tmp_path / "a.json").write_text(json.dumps(held | {"n": 4}), "utf-8")
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        read_sealed(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(
