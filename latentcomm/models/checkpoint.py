@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,7 +54,9 @@ class Checkpoint:
 
 
 def locate(name_or_path: str | os.PathLike[str], what: What = "model") -> Checkpoint:
-    """The checkpoint that a name stands for; nothing is downloaded, and the hub is queried once for what is not here.
+    """The checkpoint that a name stands for; nothing is downloaded, and the hub is queried for what is not here.
+
+    A name that the hub knows is queried once a process.
 
     Raises:
         ValueError: a path at which there is nothing, a file of another kind, or a name that the hub does not know.
@@ -76,8 +79,9 @@ def locate(name_or_path: str | os.PathLike[str], what: What = "model") -> Checkp
     return checkpoint
 
 
+@functools.cache  # of what the hub has; an error is raised anew each time
 def check_hub(name: str, what: What = "model") -> None:
-    """Query the hub once for what is not on this machine: its own client would try for a minute.
+    """Query the hub for what is not on this machine, once a process for what it has; its own client tries a minute.
 
     Raises:
         ValueError: the hub has no such model (the nearest built-in one is named) or data set.

@@ -40,6 +40,7 @@ from toys import Counter
 
 from latentcomm.models import Model, check_pair, encode, load_model, wrap_model
 from latentcomm.models import builtin as weights
+from latentcomm.models.checkpoint import Checkpoint, locate
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import STREAMS, Site
 
@@ -566,6 +567,22 @@ class TestLoadModel:
             f"({error}); give a built-in name (smollm2-135m-instruct), a local directory or a .gguf file"
         )
         assert asked == [("someone/some-model", 10.0)]
+
+    def test_the_hub_is_queried_once_for_what_it_has(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        answers = iter([ConnectionError("no route to host"), None])
+        queried = []
+
+        def model_info(self: Any, name: str, *, timeout: float) -> None:
+            queried.append(name)
+            if (error := next(answers)) is not None:
+                raise error
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+        with pytest.raises(RuntimeError, match="no route to host"):
+            locate("someone/sometimes-there")
+        for _ in range(3):  # sizes, tokenizer and weights
+            assert locate("someone/sometimes-there") == Checkpoint("someone/sometimes-there")
+        assert queried == ["someone/sometimes-there"] * 2
 
     def test_offline_mode_is_an_unreachable_hub(self) -> None:
         with pytest.raises(RuntimeError, match=r"'SmolLM2-135M' on this machine.*did you mean smollm2-135m-instruct"):
