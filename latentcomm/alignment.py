@@ -236,6 +236,7 @@ def fit_ridge(
     return _through_means(weight, x_mean, y_mean, fitted_dtype(target))
 
 
+@takes_arrays
 def choose_penalty(
     source: Float[Tensor, "row d_sender"],
     target: Float[Tensor, "row d_receiver"],

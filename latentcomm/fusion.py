@@ -92,14 +92,14 @@ def fuse(fusion: Callable[..., Any], own: State, incoming: Messages, *, at: str)
     _require_instance(fusion)
     name = getattr(fusion, "__name__", None) or repr(fusion)
     wrote = f"fusion {name} wrote into the states that it was given; let it return new ones"
-    before = _versions(own, incoming)
+    before = [_version(state) for state in (own, incoming)]
     try:
         fused = fusion(own, incoming)
     except RuntimeError as error:
         if "single memory location" in str(error):  # one state for all rows, which torch does not let be written to
             raise ValueError(wrote) from error
         raise
-    if _versions(own, incoming) != before:
+    if any(_is_written(state, version) for state, version in zip((own, incoming), before, strict=True)):
         raise ValueError(wrote)
     if not isinstance(fused, Tensor):
         raise ValueError(f"fusion {name} returned {type(fused).__name__} at {at}; it must return a tensor like own")
@@ -382,9 +382,16 @@ class RightAligned:
         return torch.cat((rest, self.fusion(fused_own, incoming[..., incoming.shape[-1] - shared :])), dim=-1)
 
 
-def _versions(*states: Tensor) -> list[int | None]:
-    """How often each was written in place; torch does not count it for tensors made in inference mode."""
-    return [None if state.is_inference() else state._version for state in states]
+def _version(state: Tensor) -> int | Tensor:
+    """How often it was written in place; a copy where torch does not count it, of a tensor made in inference mode."""
+    return state.clone() if state.is_inference() else state._version
+
+
+def _is_written(state: Tensor, version: int | Tensor) -> bool:
+    """Whether it was written in place since `_version`."""
+    if isinstance(version, int):
+        return state._version != version
+    return not torch.allclose(state, version, rtol=0, atol=0, equal_nan=True)
 
 
 def _require_message(own: Tensor, incoming: Tensor) -> None:

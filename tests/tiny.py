@@ -120,6 +120,10 @@ def transformers_model(
         case "gpt2":
             sizes = {"n_embd": d_model, "n_layer": n_layers, "n_head": n_heads, "n_positions": N_CTX, "n_ctx": N_CTX}
             model = hf.GPT2LMHeadModel(hf.GPT2Config(**common, **sizes))
+        case "gpt_neo":
+            sizes = {"hidden_size": d_model, "num_layers": n_layers, "num_heads": n_heads}
+            reach = {"attention_types": [[["global"], n_layers]], "max_position_embeddings": N_CTX}
+            model = hf.GPTNeoForCausalLM(hf.GPTNeoConfig(**common, **sizes, **reach))
         case _:
             raise ValueError(f"there is no tiny {architecture}")
     model = model.to(dtype).eval()

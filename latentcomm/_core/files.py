@@ -128,7 +128,7 @@ def read_tensors(
         raise
     # what lacks memory or a device is a RuntimeError, and says nothing about the file
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnreadableError(f"{name} is no safetensors file, or was damaged ({_first_line(error)})") from error
+        raise UnreadableError(f"{name} is no safetensors file, or was damaged ({first_line(error)})") from error
     expected = facts.pop(CHECKSUM, None)
     _check(name, expected, _checksum(tensors, facts), is_marked=require_checksum or CHECKED in facts)
     facts.pop(CHECKED, None)
@@ -155,7 +155,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({_first_line(error)})") from error
+        raise ValueError(f"{path} is no JSON ({first_line(error)})") from error
     except IsADirectoryError as error:
         raise ValueError(f"{path} is a folder") from error
     if not isinstance(record, dict):
@@ -179,7 +179,12 @@ def digest_of_json(value: Any) -> str:
     return digest(json.dumps(value, ensure_ascii=False, sort_keys=True))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    r"""The first line of an error's message, or its kind where it has none.
+
+    >>> first_line(ValueError("no room\nin the folder")), first_line(KeyError())
+    ('no room', 'KeyError')
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -220,9 +225,19 @@ def told_apart(*names: str) -> list[str]:
 
     >>> told_apart("/runs/a/model", "/runs/b/model"), told_apart("/runs/a/model", "/runs/a/model")
     (['a/model', 'b/model'], ['model', 'model'])
+
+    Of two snapshots of one hub id the beginning of the revision is shown.
+
+    >>> told_apart("/hub/models--a--m/snapshots/0a1b", "/hub/models--a--m/snapshots/2c3d")
+    ['a/m@0a1b', 'a/m@2c3d']
     """
     short = [without_folder(name) for name in names]
     paths = [PureWindowsPath(name).parts for name in names]
+    if len(set(short)) < len(set(paths)):
+        short = [
+            f"{last}@{found['revision'][:8]}" if short.count(last) > 1 and (found := _SNAPSHOT.search(name)) else last
+            for name, last in zip(names, short, strict=True)
+        ]
     for depth in range(2, max(map(len, paths))):
         if len(set(short)) == len(set(paths)):
             break
@@ -234,7 +249,7 @@ def told_apart(*names: str) -> list[str]:
     return short
 
 
-_SNAPSHOT = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$")
+_SNAPSHOT = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[^/\\]+)[/\\]?$")
 
 
 def _is_absolute(path: str) -> bool:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from latentcomm._core.files import laid_out, read_tensors, write_tensors
+from latentcomm._core.files import first_line, laid_out, read_tensors, write_tensors
 from latentcomm.models import Model
 from latentcomm.tasks.base import Task
 
@@ -19,6 +19,8 @@ FORMAT = "latentcomm message 1"
 
 MOST_PARTS = 1_000_000
 """Items of a message of parts, most of which may be empty; a number beyond it is no number of items."""
+MOST_SHOWN = 120
+"""Characters of another error that an error of a saved message shows, so that it can be read."""
 UNREADABLE = (OSError, SafetensorError, RuntimeError, AttributeError, KeyError, TypeError, json.JSONDecodeError)
 """What reading a file of other bytes than a message ends in."""
 
@@ -217,13 +219,15 @@ class Message:
             facts, tensors = read_tensors(path)
             manifest = json.loads(facts.get("manifest", "{}"))
         except UNREADABLE as error:
-            raise ValueError(f"{os.fspath(path)} is no saved message ({_first_line(error)})") from error
+            raise ValueError(f"{os.fspath(path)} is no saved message ({first_line(error)[:MOST_SHOWN]})") from error
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise ValueError(f"{os.fspath(path)} is no message of this package; write one with Message.save")
         try:
             return _from_manifest(manifest, tensors)
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} is a message with wrong content ({_first_line(error)})") from error
+            raise ValueError(
+                f"{os.fspath(path)} is a message with wrong content ({first_line(error)[:MOST_SHOWN]})"
+            ) from error
 
 
 def _from_manifest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
@@ -254,11 +258,6 @@ def _from_manifest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         made_by=manifest["made_by"],
         items=None if manifest.get("items") is None else tuple(manifest["items"]),
     )
-
-
-def _first_line(error: Exception) -> str:
-    """The text of an error, in one line of a length that can be read."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def join(messages: Sequence[Message]) -> Message:

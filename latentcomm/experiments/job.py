@@ -70,8 +70,8 @@ class Job:
     def pair(self, settings: Settings) -> tuple[Model, Model]:
         """Both models; one model twice where no receiver is given or the receiver is the sender.
 
-        Two folders of one name are named by as much of their paths as distinguishes them. With `one_at_a_time` each is
-        loaded when it is used, and leaves memory when the other is.
+        Two folders of one name are named by as much of their paths as distinguishes them, two snapshots of one hub id
+        by their revisions. With `one_at_a_time` each is loaded when it is used, and leaves memory when the other is.
 
         Raises:
             ValueError: a name or option that `load_model` refuses.
@@ -90,8 +90,10 @@ class Job:
         else:
             same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
             second = first if same else load(settings.receiver, settings)
-        if without_folder(first.name) == without_folder(second.name) and first.name != second.name:
-            names = told_apart(first.name, second.name)
+        loaded = ((self.sender, first, settings.sender), (self.receiver, second, settings.receiver))
+        given = [name if model is None else found.name for model, found, name in loaded]
+        if given[0] != given[1] and second is not first and without_folder(first.name) == without_folder(second.name):
+            names = told_apart(*given)
             first, second = replace(first, name=names[0]), replace(second, name=names[1])
         return first, second
 

@@ -21,6 +21,8 @@ from latentcomm.models.sites import Site
 
 TOKENS_PER_BATCH = 4096
 """The largest number of tokens in one forward pass of a capture (unless one prompt is longer): bounds its memory."""
+MANIFEST = "manifest.json"
+"""The file that describes what was captured in a folder."""
 ROWS_PER_SHARD = 65536
 """Rows of activations in one file of a capture on disk: 150 MB a site at width 576 in float32."""
 
@@ -267,18 +269,30 @@ def capture_to_disk(
         "last_only": last_only,
         "shards": shards,
     }
-    saved = read_whole(target / MANIFEST, read_sealed)
-    if saved is None:
-        for shard in target.glob("shard-*.safetensors"):  # of what they are is not known without their manifest
-            shard.replace(f"{shard}.damaged")
-        write_sealed(target / MANIFEST, manifest)
-    elif changed := [key for key in manifest if saved[0].get(key) != manifest[key]]:
-        raise ValueError(f"{target} holds a capture with another {' and '.join(changed)}; choose another folder")
+    claim_folder(target, manifest, "shard-*.safetensors")
     store, records = ActivationStore(target, manifest), Records(target)
     for number, (start, stop) in enumerate(track(shards, "capture", total=len(shards), shown=progress)):
         make = partial(_shard, model, prompts, range(start, stop), sites, skip_first, last_only, batch_tokens)
         records.tensors(store.shard_path(number).stem, make)
     return store
+
+
+def claim_folder(folder: Path, manifest: dict[str, Any], files: str) -> None:
+    """Write the manifest of a folder of captured states, or refuse the folder where it has another.
+
+    Without a manifest it is not known of what the `files` (a glob pattern) are: they are set aside as FILE.damaged.
+
+    Raises:
+        ValueError: what is captured there is another; the entries that differ are named.
+        RuntimeError: the disk is full.
+    """
+    saved = read_whole(folder / MANIFEST, read_sealed)
+    if saved is None:
+        for file in folder.glob(files):
+            file.replace(f"{file}.damaged")
+        write_sealed(folder / MANIFEST, manifest)
+    elif changed := [key for key in manifest if saved[0].get(key) != manifest[key]]:
+        raise ValueError(f"{folder} holds a capture that differs in {' and '.join(changed)}; choose another folder")
 
 
 def _shard(
@@ -328,7 +342,3 @@ def _batches(prompts: Prompts, batch_tokens: int) -> Iterator[list[int]]:
             batch = []
         batch.append(row)
     yield batch
-
-
-MANIFEST = "manifest.json"
-"""The file that describes the contents of a folder of shards."""

@@ -5,17 +5,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentcomm._core.files import digest, expanded, read_sealed, write_sealed
+from latentcomm._core.files import digest, expanded
 from latentcomm._core.progress import track
-from latentcomm._core.records import Records, read_whole
-from latentcomm.hooks.capture import capture
+from latentcomm._core.records import Records
+from latentcomm.hooks.capture import capture, claim_folder
 from latentcomm.models import Model, one_model, one_vocabulary
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
@@ -24,8 +23,6 @@ MAX_TOKENS = 256
 """Tokens of a document that are read, by default."""
 TOKENS_PER_PART = 4096
 """Tokens of the documents that are captured together and saved in one file: what an interruption loses at most."""
-MANIFEST = "manifest.json"
-"""The file that identifies the models and tokens of a folder of captured parts."""
 
 
 class _PairedRows:
@@ -155,7 +152,7 @@ def capture_paired(
         sides["receiver"] = (receiver, tokens.receiver, tokens.receiver_position)
     records = Records(None if checkpoint is None else expanded(checkpoint))
     if records.folder is not None:
-        _claim(records.folder, sides, tokens)
+        claim_folder(records.folder, _manifest(sides, tokens), "*er-*.safetensors")
     parts = _parts(tokens)
     todo = [(role, number) for role in sides for number in range(len(parts))]
     bounds = torch.searchsorted(tokens.document, torch.tensor([0, *(stop for _, stop in parts)])).tolist()
@@ -186,9 +183,9 @@ def _states(
     return {"states": torch.stack([seen.values[site][document, position].float() for site in sites])}
 
 
-def _claim(folder: Path, sides: dict[str, tuple[Model, Prompts, Tensor]], tokens: PairedTokens) -> None:
-    """Write the folder's manifest, or refuse the folder where its manifest differs."""
-    manifest = {
+def _manifest(sides: dict[str, tuple[Model, Prompts, Tensor]], tokens: PairedTokens) -> dict[str, Any]:
+    """What identifies the models and tokens of a folder of captured parts."""
+    return {
         "models": {role: model.fingerprint for role, (model, _, _) in sides.items()},
         "dtypes": {role: str(model.dtype) for role, (model, _, _) in sides.items()},
         "tokens": digest(
@@ -199,13 +196,6 @@ def _claim(folder: Path, sides: dict[str, tuple[Model, Prompts, Tensor]], tokens
         ),
         "tokens_per_part": TOKENS_PER_PART,
     }
-    saved = read_whole(folder / MANIFEST, read_sealed)
-    if saved is None:
-        for part in folder.glob("*er-*.safetensors"):  # of what they are is not known without their manifest
-            part.replace(f"{part}.damaged")
-        write_sealed(folder / MANIFEST, manifest)
-    elif changed := [key for key in manifest if saved[0].get(key) != manifest[key]]:
-        raise ValueError(f"{folder} holds states of other {' and '.join(changed)}; choose another folder or remove it")
 
 
 def _parts(tokens: PairedTokens) -> list[tuple[int, int]]:

@@ -477,6 +477,8 @@ def _state_of(name: str, tensor: Tensor) -> tuple[Any, ...]:
     bits = rows.to(torch.uint8) if rows.dtype == torch.bool else rows.view(whole)
     sums = tuple(bits.sum(axis, dtype=torch.int64).cpu().numpy().tobytes() for axis in (0, 1))
     version = None if tensor.is_inference() else tensor._version
+    if values.is_floating_point() and values.dtype.itemsize == 1:  # torch has no sum of them
+        values = values.float()
     return *found, version, hashlib.blake2b(b"".join(sums)).digest(), float(values.sum())
 
 

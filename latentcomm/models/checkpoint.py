@@ -2,26 +2,23 @@
 
 import contextlib
 import difflib
+import functools
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 
+from latentcomm._core.files import first_line
 from latentcomm.models import builtin
 
-__all__ = ["Checkpoint", "check_hub", "first_line", "locate", "read_by_transformers"]
+__all__ = ["Checkpoint", "check_hub", "locate", "read_by_transformers"]
 
 HUB_TIMEOUT_SECONDS = 10.0
 """How long the hub may take to answer whether it has a model or a data set."""
 
-UNREADABLE = (OSError, ValueError, KeyError, SafetensorError, struct.error, RuntimeError, EOFError, UnpicklingError)
-"""What transformers raises on a damaged checkpoint: struct.error by a .gguf cut in its header, the last by a .bin."""
 What = Literal["model", "vision encoder", "data set"]
 
 
@@ -57,7 +54,9 @@ class Checkpoint:
 
 
 def locate(name_or_path: str | os.PathLike[str], what: What = "model") -> Checkpoint:
-    """The checkpoint that a name stands for; nothing is downloaded, and the hub is queried once for what is not here.
+    """The checkpoint that a name stands for; nothing is downloaded, and the hub is queried for what is not here.
+
+    A name that the hub knows is queried once a process.
 
     Raises:
         ValueError: a path at which there is nothing, a file of another kind, or a name that the hub does not know.
@@ -80,8 +79,9 @@ def locate(name_or_path: str | os.PathLike[str], what: What = "model") -> Checkp
     return checkpoint
 
 
+@functools.cache  # of what the hub has; an error is raised anew each time
 def check_hub(name: str, what: What = "model") -> None:
-    """Query the hub once for what is not on this machine: its own client would try for a minute.
+    """Query the hub for what is not on this machine, once a process for what it has; its own client tries a minute.
 
     Raises:
         ValueError: the hub has no such model (the nearest built-in one is named) or data set.
@@ -110,11 +110,6 @@ def _built_in_hint(name: str) -> str:
     return f"give a built-in name ({', '.join(builtin.BUILT_IN)}), a local directory or a .gguf file"
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 @contextlib.contextmanager
 def read_by_transformers(name: str, what: What = "model") -> Iterator[None]:
     """A block in which transformers reads a model's files without progress bars; what it cannot read is one sentence.
@@ -125,7 +120,10 @@ def read_by_transformers(name: str, what: What = "model") -> Iterator[None]:
     try:
         with builtin.no_bars():
             yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except UNREADABLE as error:
-        raise ValueError(f"{name} holds no {what} that transformers can load: {first_line(error)}") from error
+    except Exception as error:  # a damaged file ends in any error: a word for a number, a size of 0, a cut archive
+        reason = first_line(error)
+        if reason.startswith("Validation error for field"):  # of transformers' configurations: the cause states it
+            reason = f"its configuration is wrong: {first_line(error.__cause__ or error)}"
+        raise ValueError(f"{name} holds no {what} that transformers can load: {reason}") from error

@@ -32,8 +32,9 @@ def why_not_finite(model: Model, again: Callable[[], object]) -> tuple[str, str]
 
     The weights and the states of each block are examined only here, after a pass has failed.
     """
-    state = getattr(model.hooked, "original_model", model.hooked).state_dict()
-    weights = {name: weight for name, weight in state.items() if weight.is_floating_point()}
+    # parameters alone: TransformerLens has buffers, such as that of masked scores, which are infinite by intent
+    parameters = getattr(model.hooked, "original_model", model.hooked).named_parameters()
+    weights = {name: weight for name, weight in parameters if weight.is_floating_point()}
     names = {weight.data_ptr(): name for name, weight in reversed(weights.items())}  # the first of each tensor
     bad = [name for name, weight in weights.items() if names[weight.data_ptr()] == name and not _is_finite(weight)]
     if bad:
@@ -62,6 +63,8 @@ def _is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are, by their extremes: fifteen times faster than testing each."""
     if tensor.numel() == 0:
         return True
+    if tensor.dtype.itemsize == 1:  # torch finds no extremes of the dtypes of eight bits
+        tensor = tensor.float()
     lowest, highest = torch.aminmax(tensor.detach())
     return bool(lowest.isfinite() & highest.isfinite())
 

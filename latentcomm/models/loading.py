@@ -4,7 +4,9 @@ import contextlib
 import copy
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from latentcomm.models import builtin
 from latentcomm.models.base import Model
 from latentcomm.models.checkpoint import Checkpoint, locate, read_by_transformers
 from latentcomm.models.devices import resolve_device, resolve_dtype
+
+_BUFFER = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|\brotary_emb\.\w+$|\bposition_ids$")
+"""Constants that old versions of transformers saved with the weights: masks, rotation frequencies, positions."""
 
 
 def load_model(
@@ -124,7 +129,7 @@ def load_whole(
     finally:
         report.setLevel(level)
     lacking = sorted(each for each in info["missing_keys"] if not any(part in each for part in optional or ()))
-    others = sorted(info["unexpected_keys"]) if optional is None else []
+    others = sorted(filterfalse(_BUFFER.search, info["unexpected_keys"])) if optional is None else []
     source = "the header of the file" if checkpoint.gguf_file else "config.json"
     if reshaped := sorted(info["mismatched_keys"]):
         weight, stored, wanted = reshaped[0]

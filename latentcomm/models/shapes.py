@@ -58,9 +58,8 @@ def shape_of(name_or_path: str | os.PathLike[str]) -> ModelShape:
         ValueError: an unknown name, a path that is not there, or files that transformers cannot read.
         RuntimeError: the hub cannot be reached.
     """
-    name = os.fspath(name_or_path)
-    checkpoint = locate(name)
-    if name in builtin.BUILT_IN and checkpoint.local is None:
+    name, checkpoint = os.fspath(name_or_path), _located(name_or_path)
+    if checkpoint is None:
         return ModelShape(name, **builtin.BUILT_IN[name].sizes)
     if checkpoint.gguf_file:
         return _of_gguf(name, Path(checkpoint.folder) / checkpoint.gguf_file)
@@ -94,14 +93,19 @@ def tokenizer_of(name_or_path: str | os.PathLike[str]) -> Any:
         ValueError: an unknown name, a path that is not there, or files that transformers cannot read.
         RuntimeError: the hub cannot be reached.
     """
-    name = os.fspath(name_or_path)
-    checkpoint = locate(name)
-    if name in builtin.BUILT_IN and checkpoint.local is None:
+    checkpoint = _located(name_or_path)
+    if checkpoint is None:
         return None
     from transformers import AutoTokenizer
 
-    with read_by_transformers(name):
+    with read_by_transformers(os.fspath(name_or_path)):
         return AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
+
+
+def _located(name_or_path: str | os.PathLike[str]) -> Checkpoint | None:
+    """Where a model is; None of a built-in model not yet downloaded."""
+    checkpoint = locate(name_or_path)
+    return None if os.fspath(name_or_path) in builtin.BUILT_IN and checkpoint.local is None else checkpoint
 
 
 def _weight_files(checkpoint: Checkpoint) -> list[Path]:
@@ -133,11 +137,11 @@ def _n_stored(name: str, files: list[Path]) -> int | None:
 def _of_gguf(name: str, path: Path) -> ModelShape:
     with read_by_transformers(name), path.open("rb") as file:
         facts, n_parameters = _gguf_header(file)
-    kind = facts.get("general.architecture")
+    kind, tokens = facts.get("general.architecture"), facts.get("tokenizer.ggml.tokens")
 
     def size(key: str) -> int | None:
         value = facts.get(f"{kind}.{key}")
-        return value if isinstance(value, int) else None
+        return value if type(value) is int and value > 0 else None
 
     n_heads, d_model = size("attention.head_count"), size("embedding_length")
     return ModelShape(
@@ -148,7 +152,7 @@ def _of_gguf(name: str, path: Path) -> ModelShape:
         n_key_value_heads=size("attention.head_count_kv") or n_heads,
         d_head=size("attention.key_length") or (d_model // n_heads if d_model and n_heads else None),
         d_mlp=size("feed_forward_length"),
-        d_vocab=size("vocab_size") or facts.get("tokenizer.ggml.tokens"),
+        d_vocab=size("vocab_size") or (len(tokens) if isinstance(tokens, range) else None),
         n_ctx=size("context_length"),
         n_parameters=n_parameters,
         weights_bytes=path.stat().st_size,
@@ -157,33 +161,46 @@ def _of_gguf(name: str, path: Path) -> ModelShape:
 
 _GGUF_NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
+_GGUF_MOST_AXES = 4
+"""Of a tensor, by ggml itself; more are a damaged header."""
 
 
 def _gguf_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The metadata of a .gguf file (of an array its length) and how many numbers its tensors hold.
+    """The metadata of a .gguf file (of an array the range of its length) and how many numbers its tensors hold.
 
     The package gguf builds every token of the vocabulary on the way, which takes seconds.
     Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
     """
+    size = os.fstat(file.fileno()).st_size
+
+    def check(is_right: bool) -> None:
+        if not is_right:
+            raise ValueError(f"its header is cut off or damaged near byte {file.tell()}; get the file again")
+
+    def take(length: int) -> bytes:
+        check(length <= size - file.tell())  # a damaged length may be more than memory or an integer of C holds
+        return file.read(length)
 
     def number(kind: str) -> Any:
-        return struct.unpack(f"<{kind}", file.read(struct.calcsize(f"<{kind}")))[0]
+        return struct.unpack(f"<{kind}", take(struct.calcsize(f"<{kind}")))[0]
 
     def text() -> str:
-        return file.read(number("Q")).decode("utf-8", errors="replace")
+        return take(number("Q")).decode("utf-8", errors="replace")
 
     def value(kind: int) -> Any:
+        check(kind in (*_GGUF_NUMBERS, _GGUF_STRING, _GGUF_ARRAY))
         if kind == _GGUF_STRING:
             return text()
         if kind != _GGUF_ARRAY:
             return number(_GGUF_NUMBERS[kind])
         inner, length = number("I"), number("Q")
+        check(length <= size)
         if inner in _GGUF_NUMBERS:
-            file.seek(length * struct.calcsize(f"<{_GGUF_NUMBERS[inner]}"), os.SEEK_CUR)
+            take(length * struct.calcsize(f"<{_GGUF_NUMBERS[inner]}"))
         else:
             for _ in range(length):
                 value(inner)
-        return length
+        return range(length)
 
     if (magic := file.read(4)) != b"GGUF" or number("I") not in (2, 3):
         raise ValueError(f"a .gguf file begins with GGUF and version 2 or 3, not {magic!r}")
@@ -192,6 +209,7 @@ def _gguf_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     n_parameters = 0
     for _ in range(n_tensors):
         text()
-        n_parameters += math.prod(number("Q") for _ in range(number("I")))
-        file.seek(struct.calcsize("<IQ"), os.SEEK_CUR)  # its type, and where it is
+        check((n_axes := number("I")) <= _GGUF_MOST_AXES)
+        n_parameters += math.prod(number("Q") for _ in range(n_axes))
+        take(struct.calcsize("<IQ"))  # its type, and where it is
     return facts, n_parameters

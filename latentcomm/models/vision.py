@@ -15,9 +15,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from latentcomm._core.files import without_folder
+from latentcomm._core.files import first_line, without_folder
 from latentcomm.models.base import PassEnded
-from latentcomm.models.checkpoint import Checkpoint, first_line, locate, read_by_transformers
+from latentcomm.models.checkpoint import Checkpoint, locate, read_by_transformers
 from latentcomm.models.devices import resolve_device, resolve_dtype
 from latentcomm.models.loading import load_whole
 from latentcomm.models.vision_preprocessing import PictureLike, Preprocessing

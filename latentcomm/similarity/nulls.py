@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm.similarity.layer_maps.permutations import Pairing, exchanged_documents, shuffled_rows
 from latentcomm.similarity.table import SIMILARITIES, Similarity
 
@@ -68,6 +69,7 @@ class Compared:
     view: str = GIVEN
 
 
+@takes_arrays
 def compare(
     name: str,
     x: Float[Tensor, "row d_sender"],
@@ -107,6 +109,7 @@ def compare(
     return Compared(name, value, x.shape[0], (x.shape[1], y.shape[1]), nulls, view)
 
 
+@takes_arrays
 def null(
     similarity: Similarity,
     x: Float[Tensor, "row d_sender"],

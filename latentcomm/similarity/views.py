@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentcomm._core.arrays import takes_arrays
 from latentcomm._core.linalg import require_finite
 
 __all__ = ["ResidualView", "Sinks", "find_sinks", "raw", "residual_view", "rms_normalised", "standardised"]
@@ -175,6 +176,7 @@ def find_sinks(
     return Sinks(past & ~long, int((~past).sum()), int(long.sum()), tuple(by_layer), tuple(found), float(norm_limit))
 
 
+@takes_arrays
 def rms_normalised(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
     """Return each row divided by its root mean square: what a block after an RMS norm reads, except for its gains.
 
@@ -193,6 +195,7 @@ def rms_normalised(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_m
     return (wide / scale).to(rows.dtype)
 
 
+@takes_arrays
 def raw(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
     """Return the rows as they are: what a few dimensions and tokens of outlying size decide, sinks left out or not.
 
@@ -202,6 +205,7 @@ def raw(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
     return rows
 
 
+@takes_arrays
 def standardised(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
     """Return every dimension with mean 0 and variance 1 over the rows, in the dtype of the rows.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentcomm._core.files import first_line
 from latentcomm.models.checkpoint import check_hub
 
 Source = str | os.PathLike[str]
@@ -216,8 +217,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         records = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path.name} is no Parquet file that can be read ({reason}); write it anew") from error
+        raise ValueError(
+            f"{path.name} is no Parquet file that can be read ({first_line(error)}); write it anew"
+        ) from error
     return (Row(f"row {number} of {path.name}", record) for number, record in enumerate(records, 1))
 
 
@@ -235,7 +237,7 @@ def _hub_rows(name: str, split: str, subset: str | None) -> list[Row]:
         which = f"the split {split!r}" + (f" of its subset {subset!r}" if subset else "")
         raise RuntimeError(
             f"there is no file {name} here, and {which} of the data set could not be had from the hub "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); check the name, or give a file"
+            f"({first_line(error)}); check the name, or give a file"
         ) from error
     return [Row(f"row {number} of {name} ({split})", dict(record)) for number, record in enumerate(records, 1)]
 

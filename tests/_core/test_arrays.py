@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import latentcomm as lc
-from latentcomm.similarity import SIMILARITIES
+from latentcomm.similarity import SIMILARITIES, raw, rms_normalised, standardised
 
 DRAW = np.random.default_rng(0)
 X, Y = DRAW.normal(size=(60, 4)), DRAW.normal(size=(60, 3))
@@ -20,12 +20,30 @@ def test_every_similarity(name: str) -> None:
     assert measure(X, Y) == measure(torch.tensor(X), torch.tensor(Y))
 
 
+def test_a_similarity_with_its_null() -> None:
+    rows = {"documents": np.repeat(np.arange(12), 5), "positions": np.tile(np.arange(5), 12)}
+    found = lc.similarity.compare("linear_cka", X, Y, **rows, draws=5)
+    tensors = {name: torch.tensor(each) for name, each in rows.items()}
+    assert found == lc.similarity.compare("linear_cka", torch.tensor(X), torch.tensor(Y), **tensors, draws=5)
+
+
 @pytest.mark.parametrize("fit", [lc.alignment.fit_ridge, lc.redundancy.fit_predictable])
 def test_maps(fit: Callable[..., Any]) -> None:
     found, expected = fit(X, Y), fit(torch.tensor(X), torch.tensor(Y))
     assert found.weight.tolist() == expected.weight.tolist()
     assert found(X).tolist() == expected(torch.tensor(X)).tolist()
     assert found.r_squared(X, target=Y) == expected.r_squared(torch.tensor(X), torch.tensor(Y))
+
+
+def test_a_penalty_that_is_chosen_by_groups() -> None:
+    groups = np.repeat(np.arange(12), 5)
+    expected = lc.alignment.choose_penalty(torch.tensor(X), torch.tensor(Y), groups=torch.tensor(groups))
+    assert lc.alignment.choose_penalty(X, target=Y, groups=groups) == expected
+
+
+@pytest.mark.parametrize("scaling", [rms_normalised, standardised, raw])
+def test_scalings_of_rows(scaling: Callable[..., Any]) -> None:
+    assert scaling(X).tolist() == scaling(torch.tensor(X)).tolist()
 
 
 def test_drift_references() -> None:

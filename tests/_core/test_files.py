@@ -22,9 +22,11 @@ from latentcomm._core.files import (
     ALIGNMENT,
     digest,
     laid_out,
+    read_sealed,
     read_tensors,
     told_apart,
     write_json,
+    write_sealed,
     write_text,
     written_whole,
 )
@@ -250,6 +252,16 @@ class TestDigest:
             digest(value)
 
 
+def test_a_seal_covers_what_json_holds_and_not_how_it_is_written(tmp_path: Path) -> None:
+    write_sealed(tmp_path / "a.json", {"n": 3, "text": "Rome"})
+    held = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    (tmp_path / "a.json").write_text(json.dumps(dict(reversed(held.items()))), "utf-8")
+    assert read_sealed(tmp_path / "a.json") == {"n": 3, "text": "Rome"}
+    (tmp_path / "a.json").write_text(json.dumps(held | {"n": 4}), "utf-8")
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        read_sealed(tmp_path / "a.json")
+
+
 @pytest.mark.parametrize(
     ("names", "told"),
     [
@@ -262,6 +274,9 @@ class TestDigest:
         (("C:\\one\\model", "C:\\two\\model"), ["one/model", "two/model"]),
         (("models--a--m/snapshots/" + "0" * 40, "/x/models--b--m/snapshots/1f/"), ["a/m", "b/m"]),
         (("/models--m/snapshots/0a", "/models--a--b--c/snapshots/0a"), ["m", "a/b--c"]),
+        (("/h/models--a--m/snapshots/" + "0a" * 20, "/h/models--a--m/snapshots/2c"), ["a/m@0a0a0a0a", "a/m@2c"]),
+        (("a/m", "/h/models--a--m/snapshots/2c"), ["a/m", "a/m@2c"]),
+        (("/h/models--a--m/snapshots/2c", "/h/models--a--m/snapshots/2c"), ["a/m", "a/m"]),
         (("/x/models--a--m/snapshots", "/y/models--a--m/snapshots/0a/onnx"), ["snapshots", "onnx"]),
     ],
 )

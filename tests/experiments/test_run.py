@@ -75,6 +75,16 @@ class TestRun:
         assert [in_memory.models[role]["name"] for role in ("sender", "receiver")] == ["a/model", "b/model"]
         assert str(tmp_path) not in meta
 
+    def test_two_snapshots_of_one_id_are_told_apart_by_their_revisions(self, tmp_path: Path) -> None:
+        snapshots = tmp_path / "models--someone--tiny" / "snapshots"
+        folders = [countries_folder(snapshots / (each * 40), seed=seed) for seed, each in enumerate("0a")]
+        settings = lc.SweepSettings(sender=str(folders[0]), receiver=str(folders[1]), n_tune=2, n_test=2)
+        result = lc.run(settings, out=tmp_path / "out")
+        expected = ["someone/tiny@00000000", "someone/tiny@aaaaaaaa"]
+        assert [result.models[role]["name"] for role in ("sender", "receiver")] == expected
+        run = json.loads((tmp_path / "out" / "sweep.meta.json").read_text())["run"]
+        assert [run["settings"][role] for role in ("sender", "receiver")] == expected
+
     @pytest.mark.parametrize("name", ["", "a/b", "my run", ".."])
     def test_a_name_that_is_no_file_name_is_refused(self, name: str, tiny: lc.Model, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="give a plain file name"):

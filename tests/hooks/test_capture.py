@@ -292,7 +292,7 @@ class TestOnDisk:
         if "model" in change:
             architecture, options = change["model"]
             change = {"model": model(architecture, **options)}
-        with pytest.raises(ValueError, match=f"holds a capture with another {named}; choose another folder"):
+        with pytest.raises(ValueError, match=f"holds a capture that differs in {named}; choose another folder"):
             self.stored(tmp_path, **change)
         assert_same_bits(store.load(Site(0)), before)
 

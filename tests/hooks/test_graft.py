@@ -205,6 +205,20 @@ class TestPositions:
         with pytest.raises(ValueError, match=re.escape(message)):
             Graft(Site(0), LAST, states(5), wrong).write(self.VALUE)
 
+    @pytest.mark.parametrize("written", ["own", "incoming"])
+    @torch.inference_mode()
+    def test_one_that_writes_in_place_is_refused_in_inference_mode_too(self, written: str) -> None:
+        def wrong(own: torch.Tensor, incoming: torch.Tensor) -> torch.Tensor:
+            return (own if written == "own" else incoming).add_(1.0)
+
+        value, vector = self.VALUE.clone(), states(len(self.VALUE), 5).clone()
+        assert value.is_inference() and vector.is_inference()
+        value[:, -1, 0] = torch.nan
+        with pytest.raises(ValueError, match=r"wrote into the states that it was given; let it return new ones$"):
+            Graft(Site(0), LAST, vector, wrong).write(value)
+        graft = Graft(Site(0), LAST, vector, lambda own, incoming: incoming + own.nan_to_num(0.0))
+        assert_same_bits(graft.write(value)[:, -1, 0], vector[:, 0])
+
     def test_a_fusion_that_is_a_class_is_refused_at_the_write(self) -> None:
         with pytest.raises(ValueError, match=r"^Replace is a class; pass an instance, such as Replace\(\)$"):
             Graft(Site(0), LAST, states(5), Replace).write(self.VALUE)

@@ -345,10 +345,10 @@ class TestCapturingPairs:
         sender, receiver = different_pair()
         capture_paired(sender, receiver, pair_tokens(sender, receiver, DOCUMENTS), checkpoint=tmp_path)
         fewer = pair_tokens(sender, receiver, DOCUMENTS[:2])
-        with pytest.raises(ValueError, match="holds states of other tokens; choose another folder or remove it"):
+        with pytest.raises(ValueError, match="differs in tokens; choose another folder"):
             capture_paired(sender, receiver, fewer, checkpoint=tmp_path)
         other = build("llama", seed=1)
-        with pytest.raises(ValueError, match="holds states of other models;"):
+        with pytest.raises(ValueError, match="differs in models;"):
             capture_paired(other, receiver, pair_tokens(other, receiver, DOCUMENTS), checkpoint=tmp_path)
 
     def test_a_full_disk_is_said_and_what_is_done_is_kept(

@@ -24,6 +24,7 @@ from latentcomm.fusion import Gated, Replace
 from latentcomm.hooks.decode import decode, generate
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Hook, Model, wrap_model
+from latentcomm.models.finite import why_not_finite
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
@@ -75,6 +76,21 @@ class TestWeights:
         n, tiny = len(list(raw.parameters())), wrap_model(raw, tokenizer(), name="endless")
         said = refused("its weights hold infinity in ", lambda: decode(tiny, PROMPTS, max_new_tokens=1))
         assert f" and {n - 1} more; " in said
+
+    @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+    def test_of_eight_bits_are_examined_too(self, dtype: torch.dtype) -> None:
+        raw = transformers_model("llama", dtype=torch.float32)
+        packed = raw.model.layers[1].mlp.down_proj.weight.detach().to(dtype)
+        raw.model.layers[1].mlp.down_proj.weight = torch.nn.Parameter(packed, requires_grad=False)
+        tiny = wrap_model(raw, tokenizer(), name="packed")
+        assert why_not_finite(tiny, lambda: None) is None
+        packed[3, 5] = math.nan
+        assert why_not_finite(tiny, lambda: None) == tuple(HELD.split("; "))
+
+    def test_are_parameters_and_no_buffers_that_are_infinite_by_intent(self) -> None:
+        tiny = loud()
+        tiny.hooked.original_model.model.register_buffer("IGNORE", torch.tensor(-math.inf))
+        refused("its stream stops being so at blocks.1", lambda: decode(tiny, PROMPTS, max_new_tokens=1))
 
     def test_of_any_role_in_an_evaluation(self) -> None:
         whole, holed = model("llama"), with_nan()

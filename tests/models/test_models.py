@@ -40,6 +40,7 @@ from toys import Counter
 
 from latentcomm.models import Model, check_pair, encode, load_model, wrap_model
 from latentcomm.models import builtin as weights
+from latentcomm.models.checkpoint import Checkpoint, locate
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import STREAMS, Site
 
@@ -189,6 +190,17 @@ class TestWhatAModelSaysOfItself:
         with torch.no_grad():
             weight.add_(1e-9)
         assert tiny.fingerprint != first and hashed.calls == 6
+
+    @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+    def test_weights_of_eight_bits_have_a_fingerprint(self, dtype: torch.dtype) -> None:
+        raw = transformers_model("llama")
+        packed = raw.model.layers[1].mlp.down_proj.weight.detach().to(dtype)
+        raw.model.layers[1].mlp.down_proj.weight = torch.nn.Parameter(packed, requires_grad=False)
+        tiny = wrap_model(raw)
+        before = tiny.fingerprint
+        assert tiny.fingerprint == before != build("llama").fingerprint
+        packed.view(torch.uint8)[3, 5] ^= 0x80  # the sign of one weight
+        assert tiny.fingerprint != before
 
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_a_model_in_training_mode_is_refused(self, backend: str) -> None:
@@ -556,6 +568,22 @@ class TestLoadModel:
         )
         assert asked == [("someone/some-model", 10.0)]
 
+    def test_the_hub_is_queried_once_for_what_it_has(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        answers = iter([ConnectionError("no route to host"), None])
+        queried = []
+
+        def model_info(self: Any, name: str, *, timeout: float) -> None:
+            queried.append(name)
+            if (error := next(answers)) is not None:
+                raise error
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+        with pytest.raises(RuntimeError, match="no route to host"):
+            locate("someone/sometimes-there")
+        for _ in range(3):  # sizes, tokenizer and weights
+            assert locate("someone/sometimes-there") == Checkpoint("someone/sometimes-there")
+        assert queried == ["someone/sometimes-there"] * 2
+
     def test_offline_mode_is_an_unreachable_hub(self) -> None:
         with pytest.raises(RuntimeError, match=r"'SmolLM2-135M' on this machine.*did you mean smollm2-135m-instruct"):
             load_model("SmolLM2-135M")
@@ -652,9 +680,29 @@ class TestCheckpointsThatAreNotWhole:
         (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
         assert load_model(folder).n_layers == 3
 
-    def test_buffers_of_old_checkpoints_are_no_weights_too_many(self, folder: Path) -> None:
-        self.changed(folder, extra={f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(3)})
-        assert load_model(folder).n_layers == 3
+    @pytest.mark.parametrize(
+        ("architecture", "attention", "buffers"),
+        [
+            ("llama", "model.layers.{}.self_attn", ("rotary_emb.inv_freq", "rotary_emb.cos_cached")),
+            ("gpt_neo", "transformer.h.{}.attn.attention", ("bias", "masked_bias")),
+            ("gpt2", "transformer.h.{}.attn", ("bias", "masked_bias")),
+            ("neox", "gpt_neox.layers.{}.attention", ("bias", "masked_bias", "rotary_emb.inv_freq")),
+        ],
+    )
+    def test_buffers_of_old_checkpoints_are_no_weights_too_many(
+        self, tmp_path: Path, architecture: str, attention: str, buffers: tuple[str, ...]
+    ) -> None:
+        raw = transformers_model(architecture, dtype=torch.float32)
+        raw.save_pretrained(tmp_path)
+        tokenizer().save_pretrained(tmp_path)
+        mask = torch.ones(N_CTX, N_CTX).tril().bool()[None, None]
+        held = {"bias": mask, "masked_bias": torch.tensor(-1e9)}
+        names = {f"{attention.format(layer)}.{name}": name for layer in range(3) for name in buffers}
+        self.changed(tmp_path, extra={name: held.get(own, torch.ones(4)).clone() for name, own in names.items()})
+        assert_loaded_from(raw, load_model(tmp_path))
+        self.changed(tmp_path, extra={f"{attention.format(0)}.gate.weight": torch.ones(4)})
+        with pytest.raises(ValueError, match=r"holds weights that config\.json does not describe \(1\): \S+\.gate"):
+            load_model(tmp_path)
 
     @pytest.mark.parametrize("damage", ["cut", "gone"])
     def test_a_shard_that_is_cut_off_or_gone(self, tmp_path: Path, damage: str) -> None:

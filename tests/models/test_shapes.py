@@ -1,17 +1,19 @@
 """The sizes and the tokenizer of a model by its name, against the model itself: no weights are read for them."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import huggingface_hub
 import pytest
 import torch
 import transformers
 from tiny import N_CTX, tokenizer, transformers_model, write_gguf
 
-from latentcomm.models import ModelShape, builtin, shape_of, tokenizer_of
+from latentcomm.models import ModelShape, builtin, load_model, shape_of, tokenizer_of
 from latentcomm.models.builtin import BuiltIn
 
 SIZES = {"n_layers": 3, "d_model": 32, "n_heads": 4, "d_head": 8, "d_vocab": 64, "n_ctx": N_CTX}
@@ -61,6 +63,22 @@ class TestShapeOf:
             path.unlink()
         assert shape_of(tmp_path) == replace(found, n_parameters=None, weights_bytes=None)
 
+    @pytest.mark.parametrize(
+        ("entry", "value", "reason"),
+        [
+            ("hidden_size", "many", "its configuration is wrong: Field 'hidden_size' expected int, got str .*'many'"),
+            ("num_attention_heads", 0, "integer modulo by zero"),
+            ("model_type", ["llama"], "unhashable type: 'list'"),
+        ],
+    )
+    def test_of_a_configuration_of_wrong_types(self, tmp_path: Path, entry: str, value: Any, reason: str) -> None:
+        saved(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {entry: value}))
+        for look_up in (shape_of, load_model):
+            with pytest.raises(ValueError, match=f"^{tmp_path} holds no model that .* can load: .*{reason}[^\n]*$"):
+                look_up(tmp_path)
+
     def test_of_a_file_of_weights_that_is_cut_off(self, tmp_path: Path) -> None:
         saved(tmp_path)
         path = tmp_path / "model.safetensors"
@@ -81,6 +99,36 @@ class TestShapeOf:
         path.write_bytes(path.read_bytes()[:kept])
         with pytest.raises(ValueError, match=r"tiny\.gguf holds no model that transformers can load: "):
             shape_of(path)
+
+    def test_of_a_gguf_file_with_a_changed_byte_is_an_answer_or_one_sentence(self, tmp_path: Path) -> None:
+        path, raw = tmp_path / "tiny.gguf", transformers_model("llama", dtype=torch.float32)
+        write_gguf(raw, path)
+        whole, right = path.read_bytes(), shape_of(path)
+        header, answers = len(whole) - 4 * n_numbers(raw), set()
+        for at in [*range(0, 600, 11), *range(600, header, 101)]:  # the sizes come first
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ (0xFF, 0x80, 0x01)[at % 3]]) + whole[at + 1 : header])
+            try:
+                found = shape_of(path)
+            except ValueError as error:
+                said = str(error)
+                assert said.startswith(f"{path} holds no model that ") and "\n" not in said and len(said) < 250
+                answers.add("refused")
+            else:
+                assert {type(each) for each in vars(found).values()} <= {str, int, type(None)}
+                answers.add("right" if replace(found, weights_bytes=right.weights_bytes) == right else "other")
+        assert answers == {"refused", "right", "other"}
+
+    def test_of_a_gguf_file_whose_sizes_are_arrays_states_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "tiny.gguf"
+        file = gguf.GGUFWriter(path, "llama")
+        file.add_head_count([4, 4, 2])  # one a layer
+        file.add_embedding_length(32)
+        file.add_token_list(["a", "b"])
+        file.write_header_to_file()
+        file.write_kv_data_to_file()
+        file.close()
+        found = shape_of(path)
+        assert (found.n_heads, found.n_key_value_heads, found.d_head, found.d_vocab) == (None, None, None, 2)
 
     def test_of_a_built_in_model_before_and_after_its_download(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
