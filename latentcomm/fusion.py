@@ -347,7 +347,7 @@ class Ties:
         _require_number(self, "density")
         _require_number(self, "scale")
         if not 0 < self.density <= 1:
-            raise ValueError(f"density is {self.density}; it is the share of entries kept, above 0 and at most 1")
+            raise ValueError(f"density is {self.density}; it is the share of entries retained, above 0 and at most 1")
 
     def __call__(self, own: State, incoming: Messages) -> State:
         changes = _changes(own, incoming)

@@ -109,14 +109,14 @@ class DriftReference:
         return f"DriftReference({site}, {sizes})"
 
     @property
-    def d_model(self) -> int:
-        """Width of the states."""
-        return self.held_out.shape[1]
-
-    @property
     def left_out(self) -> int:
         """How many of the rows given were left out as sinks."""
         return self.sinks_by_position + self.sinks_by_norm
+
+    @property
+    def d_model(self) -> int:
+        """Width of the states."""
+        return self.held_out.shape[1]
 
     def require(self, *, site: Site | None = None, model: str | None = None, kind: str | None = None) -> None:
         """Refuse states of another site, model or kind than those fitted; None is not checked.

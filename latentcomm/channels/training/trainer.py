@@ -200,7 +200,7 @@ def train(
             losses, held, seconds_before = _resume(path, parameters, optimiser, configuration)
         resumed_at, start = len(losses), time.perf_counter()
         if progress and 0 < resumed_at < schedule.steps:
-            say(f"{name}: going on, {resumed_at} of {schedule.steps} updates done")
+            say(f"{name}: resumed, {resumed_at} of {schedule.steps} updates done")
         if held_out is not None and not held:
             held.append((0, _held_out_loss(held_out, schedule, parameters)))
         reported, saved_at = marks(schedule.steps), start

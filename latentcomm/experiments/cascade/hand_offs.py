@@ -28,7 +28,7 @@ from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
 EMBEDDINGS = "embeddings"
-"""Where a latent hand-off writes: in place of the embeddings of additional prompt tokens."""
+"""Where a latent hand-off writes: instead of the embeddings of additional prompt tokens."""
 PASSED = ("ids", "ends", "whole", "ended")
 """The parts of an opening that every hand-off passes: its tokens, and where they and it end. Signals do not pass."""
 
@@ -59,7 +59,7 @@ class HandOff(Channel, Protocol):
     As a channel it is evaluated like any other: `send` generates openings of at most `longest` tokens, `receive` reads
     each to its end, and `decide` puts the opening before the reply (a tokenizer that strips the space before a text, as
     that of Llama 2, loses one there). A cascade generates the openings once, for all hand-offs, numbers of tokens and
-    stops, and calls `content` and `enter` in their place.
+    stops, and calls `content` and `enter` instead.
     """
 
     @property
