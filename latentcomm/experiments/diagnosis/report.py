@@ -298,7 +298,7 @@ def _healing(page: Page, found: Diagnosis) -> None:
     page.notes(
         {
             READ: "Deviation is the distance from the ungrafted state as a share of its norm; falling curves "
-            "heal, rising ones grow. The percentile says whether the state is typical of real ones again.",
+            "heal, rising ones grow. The percentile shows whether the state is typical of real ones again.",
             LIMITS: "Recovery. A state can be typical again and still lead to other tokens: compare the "
             "percentile with the KL above.",
         }
