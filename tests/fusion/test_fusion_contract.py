@@ -9,24 +9,8 @@ from jaxtyping import TypeCheckError
 from numerics import assert_equal_to_rounding, assert_same_bits
 from tiny import states
 
+import latentcomm as lc
 from latentcomm.alignment import AffineMap
-from latentcomm.fusion import (
-    FUSIONS,
-    Concat,
-    Fusion,
-    Gated,
-    Linear,
-    Mean,
-    NormMatched,
-    OrthogonalResidual,
-    PredictabilityResidual,
-    Replace,
-    RightAligned,
-    Sum,
-    TaskArithmetic,
-    Ties,
-    Weighted,
-)
 
 WIDTH = 6
 NAN, INF = float("nan"), float("inf")
@@ -37,29 +21,29 @@ def some_map(d_in: int, d_out: int, seed: int = 7) -> AffineMap:
 
 
 # One instance of every entry of FUSIONS for states WIDTH wide, built afresh so that two builds can be compared.
-EXAMPLES: dict[str, Callable[[], Fusion]] = {
-    "replace": lambda: FUSIONS["replace"](),
-    "sum": lambda: FUSIONS["sum"](),
-    "mean": lambda: FUSIONS["mean"](),
-    "weighted": lambda: Weighted(0.3),
-    "gated": lambda: Gated(some_map(2 * WIDTH, WIDTH)),
-    "norm_matched": lambda: NormMatched(Sum()),
-    "linear": lambda: Linear(some_map(WIDTH, WIDTH), Mean()),
-    "concat": lambda: Concat(some_map(2 * WIDTH, WIDTH)),
-    "orthogonal_residual": lambda: OrthogonalResidual(0.7),
-    "predictability_residual": lambda: PredictabilityResidual(some_map(WIDTH, WIDTH), 0.7),
-    "task_arithmetic": lambda: TaskArithmetic(0.7),
-    "ties": lambda: Ties(density=0.5, scale=0.7),
-    "right_aligned": lambda: RightAligned(Mean()),
+EXAMPLES: dict[str, Callable[[], lc.fusion.Fusion]] = {
+    "replace": lambda: lc.fusion.FUSIONS["replace"](),
+    "sum": lambda: lc.fusion.FUSIONS["sum"](),
+    "mean": lambda: lc.fusion.FUSIONS["mean"](),
+    "weighted": lambda: lc.fusion.Weighted(0.3),
+    "gated": lambda: lc.fusion.Gated(some_map(2 * WIDTH, WIDTH)),
+    "norm_matched": lambda: lc.fusion.NormMatched(lc.fusion.Sum()),
+    "linear": lambda: lc.fusion.Linear(some_map(WIDTH, WIDTH), lc.fusion.Mean()),
+    "concat": lambda: lc.fusion.Concat(some_map(2 * WIDTH, WIDTH)),
+    "orthogonal_residual": lambda: lc.fusion.OrthogonalResidual(0.7),
+    "predictability_residual": lambda: lc.fusion.PredictabilityResidual(some_map(WIDTH, WIDTH), 0.7),
+    "task_arithmetic": lambda: lc.fusion.TaskArithmetic(0.7),
+    "ties": lambda: lc.fusion.Ties(density=0.5, scale=0.7),
+    "right_aligned": lambda: lc.fusion.RightAligned(lc.fusion.Mean()),
 }
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 2e-1}
-every_fusion = pytest.mark.parametrize("name", FUSIONS)
+every_fusion = pytest.mark.parametrize("name", lc.fusion.FUSIONS)
 
 
 def test_the_contract_below_covers_every_entry_of_the_table():
-    assert set(EXAMPLES) == set(FUSIONS)
+    assert set(EXAMPLES) == set(lc.fusion.FUSIONS)
     for name, build in EXAMPLES.items():
-        assert type(build()) is FUSIONS[name]
+        assert type(build()) is lc.fusion.FUSIONS[name]
 
 
 @every_fusion
@@ -145,21 +129,24 @@ def test_a_message_for_other_rows_is_refused(name):
 def test_the_repr_is_one_short_line_that_two_builds_share(name):
     shown = repr(EXAMPLES[name]())
     assert shown == repr(EXAMPLES[name]())
-    assert shown.startswith(FUSIONS[name].__name__ + "(")
+    assert shown.startswith(lc.fusion.FUSIONS[name].__name__ + "(")
     assert len(shown) < 80
     assert "tensor" not in shown and "0x" not in shown and "\n" not in shown
 
 
 def test_reprs_are_what_the_figures_record():
-    assert repr(Linear(some_map(576, 896))) == "Linear(map=AffineMap(576->896), fusion=Replace())"
-    assert repr(NormMatched(OrthogonalResidual(1))) == "NormMatched(fusion=OrthogonalResidual(scale=1.0))"
-    assert repr(Ties()) == "Ties(density=0.2, scale=1.0)"
+    assert repr(lc.fusion.Linear(some_map(576, 896))) == "Linear(map=AffineMap(576->896), fusion=Replace())"
+    assert (
+        repr(lc.fusion.NormMatched(lc.fusion.OrthogonalResidual(1)))
+        == "NormMatched(fusion=OrthogonalResidual(scale=1.0))"
+    )
+    assert repr(lc.fusion.Ties()) == "Ties(density=0.2, scale=1.0)"
 
 
 @every_fusion
 def test_a_fusion_is_frozen_hashable_and_a_fusion(name):
     fusion = EXAMPLES[name]()
-    assert isinstance(fusion, Fusion)
+    assert isinstance(fusion, lc.fusion.Fusion)
     assert isinstance(hash(fusion), int)
     with pytest.raises(dataclasses.FrozenInstanceError):
         fusion.scale = 2.0  # type: ignore[attr-defined]
@@ -177,12 +164,12 @@ def test_gradients_reach_the_message(name):
 @pytest.mark.parametrize(
     ("build", "field"),
     [
-        (lambda x: Weighted(x), "alpha"),
-        (lambda x: OrthogonalResidual(x), "scale"),
-        (lambda x: PredictabilityResidual(AffineMap.identity(2), x), "scale"),
-        (lambda x: TaskArithmetic(x), "scale"),
-        (lambda x: Ties(density=x), "density"),
-        (lambda x: Ties(scale=x), "scale"),
+        (lambda x: lc.fusion.Weighted(x), "alpha"),
+        (lambda x: lc.fusion.OrthogonalResidual(x), "scale"),
+        (lambda x: lc.fusion.PredictabilityResidual(AffineMap.identity(2), x), "scale"),
+        (lambda x: lc.fusion.TaskArithmetic(x), "scale"),
+        (lambda x: lc.fusion.Ties(density=x), "density"),
+        (lambda x: lc.fusion.Ties(scale=x), "scale"),
     ],
 )
 def test_a_number_that_is_not_finite_is_refused_at_construction(build, field, bad):
@@ -193,17 +180,21 @@ def test_a_number_that_is_not_finite_is_refused_at_construction(build, field, ba
 @pytest.mark.parametrize("density", [0, -0.1, 1.0001, 20])
 def test_a_density_that_is_no_share_is_refused_at_construction(density):
     with pytest.raises(ValueError, match=r"density is .* above 0 and at most 1"):
-        Ties(density=density)
+        lc.fusion.Ties(density=density)
 
 
-@pytest.mark.parametrize("wrap", [NormMatched, RightAligned, lambda f: Linear(AffineMap.identity(2), f)])
+@pytest.mark.parametrize(
+    "wrap", [lc.fusion.NormMatched, lc.fusion.RightAligned, lambda f: lc.fusion.Linear(AffineMap.identity(2), f)]
+)
 def test_a_fusion_class_instead_of_an_instance_is_refused(wrap):
     with pytest.raises(ValueError, match=r"Replace is a class; pass an instance, such as Replace\(\)"):
-        wrap(Replace)
-    wrap(Replace())
+        wrap(lc.fusion.Replace)
+    wrap(lc.fusion.Replace())
 
 
-@pytest.mark.parametrize("wrap", [Gated, Concat, Linear, PredictabilityResidual])
+@pytest.mark.parametrize(
+    "wrap", [lc.fusion.Gated, lc.fusion.Concat, lc.fusion.Linear, lc.fusion.PredictabilityResidual]
+)
 def test_a_map_that_does_not_tell_its_widths_is_refused_at_construction(wrap):
     with pytest.raises(TypeCheckError):
         wrap(lambda rows: rows)
