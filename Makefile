@@ -20,8 +20,9 @@ endif
 
 BIN := $(VENV)/bin
 SEAM_TESTS := $(addprefix tests/,models/test_models.py hooks/test_capture.py hooks/test_graft.py hooks/test_decode.py \
-	experiments/sweep/test_sweep_grid.py experiments/cascade/test_cascade_openings.py experiments/cascade/test_cascade_hand_offs.py)
-ARITHMETIC_TESTS := tests/test_numerics.py tests/test_alignment.py tests/test_fusion.py tests/_core/test_linalg.py \
+	experiments/sweep/test_sweep_grid.py $(addprefix experiments/cascade/test_cascade_,openings.py \
+	hand_offs.py continuations.py fitting.py))
+ARITHMETIC_TESTS := tests/test_numerics.py tests/test_alignment.py tests/fusion tests/_core/test_linalg.py \
 	tests/models/test_models.py tests/hooks tests/similarity/test_spaces.py tests/similarity/layer_maps tests/drift/test_drift_files.py \
 	tests/redundancy/test_redundancy.py $(addprefix tests/channels/test_,$(addsuffix .py,channel_contract channels coconut state_deltas \
 	kv interlat message)) tests/channels/training tests/experiments/test_effects.py tests/experiments/sweep/test_sweep_grid.py

@@ -14,8 +14,10 @@ import plotly.graph_objects as go
 
 import latentcomm as lc
 from latentcomm._core.stats import mcnemar_exact, paired_bootstrap
+from latentcomm.alignment import AffineMap
 from latentcomm.experiments.diagnosis.rows import Rows, ordinary_rows
 from latentcomm.experiments.evaluation import MESSAGE
+from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.paired_text import PairedStates, PairedTokens, capture_paired, pair_tokens
 from latentcomm.models.facts import describe
@@ -27,6 +29,8 @@ Plot = Callable[[pd.DataFrame, dict[str, Any]], go.Figure]
 """What draws a figure from its table and its settings."""
 FOLDER = Path(__file__).resolve().parent.parent / "figures"
 """Where figures are saved by default."""
+Maps = Mapping[Cell, AffineMap]
+"""A map a cell."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ def corpus_rows(
     """The tokens of `corpus_states`, and both models' states at every one of them, sinks left out."""
     folder = None if checkpoint is None else checkpoint / "corpus"
     tokens, states = corpus_states(settings, sender, receiver, folder)
-    places = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
-    return tokens, ordinary_rows(states.x, states.y, seed=settings.seed, **places)
+    labels = {name: getattr(states, name) for name in ("document", "sender_position", "receiver_position")}
+    return tokens, ordinary_rows(states.x, states.y, seed=settings.seed, **labels)
 
 
 def swept(
@@ -125,7 +129,7 @@ def run_pair(
     NAME and NAME_pair. `compute` gives a table a figure. `small` are the settings of a small run, and `smoke` says what
     it has.
     """
-    receiver = "another model to send to, in place of the sender itself"
+    receiver = "another model to send to, instead of the sender itself"
     options = arguments(doc, smoke=smoke, sender=settings.sender, receiver=receiver).parse_args()
     if options.replot:
         replot_found(figures, options.out)
@@ -146,11 +150,17 @@ def run_alone_and_pair(
     *,
     smoke: str,
 ) -> None:
-    """Compute and publish the figure of a sender with itself and, where a receiver is named, that of the two besides.
+    """Compute and publish the figure of a sender with itself and, where a receiver is named, that of the two.
 
-    The arguments are those of `run_pair`.
+    The arguments are those of `run_pair`, but `compute` takes the settings and the states of the corpus.
     """
-    receiver = "a model to compare the sender with, besides itself"
+
+    def of_states(
+        settings: CorpusSettings, sender: lc.Model, receiver: lc.Model, checkpoint: Path | None
+    ) -> pd.DataFrame:
+        return compute(settings, corpus_states(settings, sender, receiver, checkpoint)[1])
+
+    receiver = "a second model to compare the sender with"
     options = arguments(doc, smoke=smoke, sender=settings.sender, receiver=receiver).parse_args()
     if options.replot:
         replot_found(figures, options.out)
@@ -158,7 +168,7 @@ def run_alone_and_pair(
     chosen, sender = replace(small if options.smoke else settings, sender=options.sender), lc.load_model(options.sender)
     for name, given in zip(figures, (options.sender, options.receiver), strict=True):
         if given is not None:
-            _run([name], figures, compute, chosen, options, sender, given)
+            _run([name], figures, of_states, chosen, options, sender, given)
 
 
 def _run(
@@ -174,8 +184,8 @@ def _run(
     began = time.monotonic()
     pair = {"sender": sender, "receiver": sender if receiver == options.sender else lc.load_model(receiver)}
     known = plain(asdict(settings) | {"receiver": receiver})
-    with unfinished(names[0], options) as kept:
-        made = compute(settings, **pair, checkpoint=kept)
+    with unfinished(names[0], options) as checkpoint:
+        made = compute(settings, **pair, checkpoint=checkpoint)
         tables = [made] if isinstance(made, pd.DataFrame) else made
         for name, table in zip(names, tables, strict=True):
             publish_pair(figures[name], table, name=name, folder=options.out, settings=known, began=began, **pair)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import arguments, paired_gain, publish_pair, replot_found, unfinished
+from common import Maps, arguments, paired_gain, publish_pair, replot_found, unfinished
 from torch import Tensor
 
 import latentcomm as lc
@@ -75,7 +75,6 @@ SETTINGS = Settings()
 SMOKE = replace(
     SETTINGS, depths=(0.5, 0.97), documents=32, max_tokens=48, cca_rank=4, message_tokens=2, n_tune=4, n_test=8
 )
-Maps = Mapping[Cell, AffineMap]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +141,7 @@ def _fitted(
     targets = {write: states.y[write, rows] for write in writes}
     order = torch.randperm(int(rows.sum()), generator=torch.Generator().manual_seed(seed))
     decisive = [settings, sender.fingerprint, receiver.fingerprint]
-    kept = Records(None if checkpoint is None else checkpoint / f"maps-{digest(*decisive)[:16]}")
+    records = Records(None if checkpoint is None else checkpoint / f"maps-{digest(*decisive)[:16]}")
 
     @cache
     def factored(side: str, layer: int) -> _Factored:
@@ -150,19 +149,19 @@ def _fitted(
 
     maps: dict[str, dict[Cell, AffineMap]] = {name: {} for name in MAPS}
     for read in track(reads, f"maps from {sender.name}", total=len(reads)):
-        found = kept.tensors(
+        found = records.tensors(
             f"ridge-{read:03d}",
             lambda k=read: _jointly(sources[k], targets, groups=documents, seed=seed, order=order),
         )
         for write in writes:
             for name in ("ridge", BY_CHANCE):
                 maps[name][read, write] = AffineMap(found[f"{name} {write} weight"], found[f"{name} {write} bias"])
-            maps["procrustes"][read, write] = kept.saved(
+            maps["procrustes"][read, write] = records.saved(
                 f"procrustes-{read:03d}-{write:03d}",
                 lambda k=read, j=write: fit_procrustes(sources[k], targets[j]),
                 AffineMap.load,
             )
-            maps["cca"][read, write] = kept.saved(
+            maps["cca"][read, write] = records.saved(
                 f"cca-{read:03d}-{write:03d}",
                 lambda k=read, j=write: _cca(factored("x", k), factored("y", j), settings.cca_rank),
                 AffineMap.load,
@@ -170,7 +169,7 @@ def _fitted(
     predicted: dict[Cell, AffineMap] = {}
     for write in track(writes, "maps of what is predictable", total=len(writes)):
         messages = {read: maps["ridge"][read, write](sources[read]) for read in reads}
-        found = kept.tensors(
+        found = records.tensors(
             f"predicted-{write:03d}",
             lambda j=write, sent=messages: _jointly(targets[j], sent, groups=documents, seed=seed),
         )
@@ -321,14 +320,14 @@ def main() -> None:
     settings = replace(SMOKE if options.smoke else SETTINGS, first=options.sender)
     first, second = lc.load_model(options.sender), lc.load_model(options.receiver)
     known = plain(asdict(settings) | {"first": first.name, "second": second.name})
-    with unfinished(NAME, options) as kept:
-        states = captured(settings, first, second, checkpoint=kept)
+    with unfinished(NAME, options) as checkpoint:
+        states = captured(settings, first, second, checkpoint=checkpoint)
         for name, sender, receiver, seen in (
             (f"{NAME}_back", second, first, turned(states)),
             (NAME, first, second, states),
         ):
             began, pair = time.monotonic(), {"sender": sender, "receiver": receiver}
-            table = compute(settings, **pair, states=seen, checkpoint=kept)
+            table = compute(settings, **pair, states=seen, checkpoint=checkpoint)
             publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
 
 

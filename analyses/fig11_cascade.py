@@ -178,13 +178,13 @@ def main() -> None:
     settings = {WORKED: (SETTINGS, SMOKE), GSM8K: (ON_GSM8K, SMOKE_ON_GSM8K)}[options.task][options.smoke]
     name = f"{NAME}_{options.task.replace('-', '_')}"
     task = task_of(settings, options.data, options.shots)
-    with unfinished(name, options) as kept:
+    with unfinished(name, options) as checkpoint:
         if settings.trained:
             sizes = dict(zip(("large", "small"), settings.trained, strict=True))
-            large, small = worked_pair(options.work or kept, **sizes, seed=settings.seed, progress=True)
+            large, small = worked_pair(options.work or checkpoint, **sizes, seed=settings.seed, progress=True)
         else:
             large, small = lc.load_model(options.large), lc.load_model(options.small)
-        found = compute(settings, large, small, task, checkpoint=kept)
+        found = compute(settings, large, small, task, checkpoint=checkpoint)
         shown: dict[str, Any] = asdict(settings) | {
             "large": large.name,
             "small": small.name,

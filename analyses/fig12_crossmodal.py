@@ -11,18 +11,14 @@ resumes where it was stopped.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from pictures import PictureSettings, figures_of, of_set, run
+from pictures import Inputs, PictureSettings, figures_of, run
 
-import latentcomm as lc
-from latentcomm.experiments.crossmodal import VisionSender
 from latentcomm.experiments.crossmodal.run import CHANNELS, Plan, cross_modal
-from latentcomm.experiments.crossmodal.splits import Part, held_out
+from latentcomm.experiments.crossmodal.splits import held_out
 from latentcomm.reporting.plots import accuracy_by_question
 
 NAME = "fig12_crossmodal"
@@ -42,14 +38,7 @@ SETTINGS = Settings()
 SMOKE = replace(SETTINGS, n_fitting=40, n_composed=40, n_pictures=24, n_test=6, reply_tokens=1, train_steps=2)
 
 
-def compute(
-    settings: Settings,
-    vision: VisionSender,
-    receiver: lc.Model,
-    parts: tuple[Part, ...],
-    *,
-    checkpoint: Path | None = None,
-) -> pd.DataFrame:
+def compute(settings: Settings, given: Inputs) -> pd.DataFrame:
     """The table of the run, with the block and the layer that were chosen for each part."""
     plan = Plan(
         channels=settings.channels,
@@ -58,7 +47,9 @@ def compute(
         train_steps=settings.train_steps,
         seed=settings.seed,
     )
-    found = cross_modal(vision, receiver, parts, plan=plan, checkpoint=checkpoint, progress=True)
+    found = cross_modal(
+        given.vision, given.receiver, given.parts, plan=plan, checkpoint=given.checkpoint, progress=True
+    )
     table = found.table
     for column in ("block", "write_layer", "random_encoder_block"):
         table[column] = [found.chosen[part].get(column, -1) for part in table["part"]]
@@ -75,14 +66,11 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
 
 
 FIGURES = figures_of(NAME, plot)
-"""Every figure that this script can write."""
-settings_of = partial(of_set, SETTINGS)
-"""The settings of one of the figures."""
 
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    run(__doc__, NAME, FIGURES, settings_of, SMOKE, compute)
+    run(__doc__, FIGURES, SETTINGS, SMOKE, compute)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,14 @@ the map shows the other half, with the level that 95 % of shuffled names stay be
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from pictures import PictureSettings, figures_of, of_set, run
+from pictures import Inputs, PictureSettings, figures_of, run
 
-import latentcomm as lc
-from latentcomm.experiments.crossmodal import VisionSender
 from latentcomm.experiments.crossmodal.diagnostics import alignment_map, name_states
 from latentcomm.experiments.crossmodal.pictures import PictureSet
-from latentcomm.experiments.crossmodal.splits import Part
 from latentcomm.reporting.plots import pair_map
 
 NAME = "fig13_block_layer_map"
@@ -41,18 +36,11 @@ SETTINGS = Settings()
 SMOKE = replace(SETTINGS, n_fitting=120, n_pictures=24, k=2, draws=5)
 
 
-def compute(
-    settings: Settings,
-    vision: VisionSender,
-    receiver: lc.Model,
-    parts: tuple[Part, ...],
-    *,
-    checkpoint: Path | None = None,  # noqa: ARG001 it is done in one go
-) -> pd.DataFrame:
+def compute(settings: Settings, given: Inputs) -> pd.DataFrame:
     """The map of the first part's pictures, those for fitting and for testing together."""
-    part = parts[0]
+    part = given.parts[0]
     pictures = PictureSet(part.name, (*part.fitting.pictures, *part.testing.pictures))
-    states = name_states(vision, receiver, pictures, pooling=part.pooling, grid=part.grid)
+    states = name_states(given.vision, given.receiver, pictures, pooling=part.pooling, grid=part.grid)
     return alignment_map(states, k=settings.k, draws=settings.draws, seed=settings.seed)
 
 
@@ -87,14 +75,11 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
 
 
 FIGURES = figures_of(NAME, plot)
-"""Every figure that this script can write."""
-settings_of = partial(of_set, SETTINGS)
-"""The settings of one of the figures."""
 
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    run(__doc__, NAME, FIGURES, settings_of, SMOKE, compute)
+    run(__doc__, FIGURES, SETTINGS, SMOKE, compute)
 
 
 if __name__ == "__main__":

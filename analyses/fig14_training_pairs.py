@@ -11,19 +11,16 @@ is that of a folder's table; of digits it is one scan, or one composed picture. 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from pictures import PictureSettings, figures_of, of_set, run
+from pictures import Inputs, PictureSettings, figures_of, run
 
-import latentcomm as lc
-from latentcomm.experiments.crossmodal import Picture, PictureSet, VisionSender
+from latentcomm.experiments.crossmodal import Picture, PictureSet
 from latentcomm.experiments.crossmodal.fitted_channels import Setup, choose_layers_of
 from latentcomm.experiments.crossmodal.run import Plan, cross_modal
-from latentcomm.experiments.crossmodal.splits import Part, held_out
+from latentcomm.experiments.crossmodal.splits import held_out
 from latentcomm.reporting.plots import accuracy_against_pairs
 
 NAME = "fig14_training_pairs"
@@ -43,17 +40,11 @@ SETTINGS = Settings()
 SMOKE = replace(SETTINGS, names=(15, 30), n_fitting=40, n_composed=40, n_pictures=24, n_test=6)
 
 
-def compute(
-    settings: Settings,
-    vision: VisionSender,
-    receiver: lc.Model,
-    parts: tuple[Part, ...],
-    *,
-    checkpoint: Path | None = None,
-) -> pd.DataFrame:
+def compute(settings: Settings, given: Inputs) -> pd.DataFrame:
     """The tables of the runs, one below the other, with the number of names and of pairs of each."""
+    vision, receiver, checkpoint = given.vision, given.receiver, given.checkpoint
     tables = []
-    for part in parts:
+    for part in given.parts:
         whole = Plan(channels=settings.channels, n_test=settings.n_test, reply_tokens=1, seed=settings.seed)
         chosen = choose_layers_of(Setup.of(vision, receiver, part, whole, checkpoint)).chosen
         order = drawn_names(part.fitting, settings.seed)
@@ -96,14 +87,11 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
 
 
 FIGURES = figures_of(NAME, plot)
-"""Every figure that this script can write."""
-settings_of = partial(of_set, SETTINGS)
-"""The settings of one of the figures."""
 
 
 def main() -> None:
     """Compute and publish, or rebuild the figures from their CSVs."""
-    run(__doc__, NAME, FIGURES, settings_of, SMOKE, compute)
+    run(__doc__, FIGURES, SETTINGS, SMOKE, compute)
 
 
 if __name__ == "__main__":

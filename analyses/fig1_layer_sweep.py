@@ -65,8 +65,8 @@ def main() -> None:
     settings, began = SMOKE if options.smoke else SETTINGS, time.monotonic()
     sender = lc.load_model(settings.sender)
     receiver = sender if settings.receiver == settings.sender else lc.load_model(settings.receiver)
-    with unfinished(NAME, options) as kept:
-        report = compute(settings, sender, receiver, checkpoint=kept)
+    with unfinished(NAME, options) as checkpoint:
+        report = compute(settings, sender, receiver, checkpoint=checkpoint)
         shown = asdict(settings) | choice_of(report)
         publish_all(
             sweep_drawings(report, shown),

@@ -97,8 +97,8 @@ def main() -> None:
         return
     settings, began = SMOKE if options.smoke else SETTINGS, time.monotonic()
     model = lc.load_model(settings.model)
-    with unfinished(NAME, options) as kept:
-        table = compute(settings, model, checkpoint=kept)
+    with unfinished(NAME, options) as checkpoint:
+        table = compute(settings, model, checkpoint=checkpoint)
         publish(
             plot(table, asdict(settings)),
             table,

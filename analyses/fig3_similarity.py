@@ -9,15 +9,13 @@ two cores with a receiver of 0.5 billion parameters.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import CorpusSettings, corpus_states, run_alone_and_pair
+from common import CorpusSettings, run_alone_and_pair
 
-import latentcomm as lc
 from latentcomm._core.progress import track
 from latentcomm.hooks.paired_text import PairedStates
 from latentcomm.reporting.plots import pair_map
@@ -45,11 +43,8 @@ SETTINGS = Settings()
 SMOKE = replace(SETTINGS, documents=10, max_tokens=24, draws=2, null_rows=64)
 
 
-def compute(
-    settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
-) -> pd.DataFrame:
+def compute(settings: Settings, states: PairedStates) -> pd.DataFrame:
     """A row a view and pair of layers: the similarity, its null, that of the largest anywhere, and what it rests on."""
-    _, states = corpus_states(settings, sender, receiver, checkpoint)
     return pd.concat([_view(settings, states, name) for name in VIEWS], ignore_index=True)
 
 

@@ -10,17 +10,16 @@ cores with a receiver of 0.5 billion parameters.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import CorpusSettings, corpus_states, run_alone_and_pair
+from common import CorpusSettings, run_alone_and_pair
 from torch import Tensor
 
-import latentcomm as lc
 from latentcomm._core.progress import say
+from latentcomm.hooks.paired_text import PairedStates
 from latentcomm.reporting.plots import pair_map
 from latentcomm.similarity import LayerPairs, Pairing, ResidualView, exchanged_documents, residual_view
 
@@ -40,11 +39,8 @@ SETTINGS = Settings()
 SMOKE = replace(SETTINGS, documents=20, max_tokens=24, layer_step=12, folds=3)
 
 
-def compute(
-    settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
-) -> pd.DataFrame:
+def compute(settings: Settings, states: PairedStates) -> pd.DataFrame:
     """A row a pair of layers: R^2 both ways, with that of permuted documents, and the rows it is computed from."""
-    _, states = corpus_states(settings, sender, receiver, checkpoint)
     x = states.x[:: settings.layer_step]
     y = x if states.y is states.x else states.y[:: settings.layer_step]
     view = residual_view(x, y, positions=states.sender_position, positions_y=states.receiver_position)

@@ -94,10 +94,10 @@ class Grid:
     writes: tuple[int, ...]
     task: Task
     maps: Mapping[tuple[int, int], AffineMap] | None
-    kept: Records
+    records: Records
 
     @property
-    def places(self) -> pd.DataFrame:
+    def frame(self) -> pd.DataFrame:
         """A row a cell, in the order of `[read write]`."""
         cells = [(read, write, abs(read - write)) for read in self.reads for write in self.writes]
         return pd.DataFrame(cells, columns=list(LAYERS))
@@ -107,15 +107,15 @@ def compute(
     settings: Settings, sender: lc.Model, receiver: lc.Model, *, checkpoint: Path | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The correlations, and beneath them a row a fusion, cell and kind of reference."""
-    kept, one_model = Records(checkpoint), sender is receiver
+    records, one_model = Records(checkpoint), sender is receiver
     step = 1 if one_model else settings.stride
     reads = settings.read_layers or tuple(range(0, sender.n_layers, step))
     writes = settings.write_layers or tuple(range(0, receiver.n_layers - 1, step))
     _, rows = corpus_rows(settings, sender, receiver, checkpoint)
-    maps = None if one_model else _maps(rows, reads, writes, settings.seed, kept)
+    maps = None if one_model else _maps(rows, reads, writes, settings.seed, records)
     task = countries().split(seed=settings.seed)[0].take(settings.n_items, seed=settings.seed)
-    grid = Grid(sender, receiver, reads, writes, task, maps, kept)
-    options = {"seed": settings.seed, "records": kept, "progress": True}
+    grid = Grid(sender, receiver, reads, writes, task, maps, records)
+    options = {"seed": settings.seed, "records": records, "progress": True}
     references = {
         LAST_TOKENS: _task_references(settings, grid),
         ANY_TOKENS: fit_references(rows, writes, model=receiver.fingerprint, **options),
@@ -134,14 +134,14 @@ def compute(
 
 
 def _maps(
-    rows: Rows, reads: tuple[int, ...], writes: tuple[int, ...], seed: int, kept: Records
+    rows: Rows, reads: tuple[int, ...], writes: tuple[int, ...], seed: int, records: Records
 ) -> dict[tuple[int, int], AffineMap]:
     """Of every cell the ridge map from the sender's states to the receiver's, fitted on half of the documents."""
     cells = [(read, write) for read in reads for write in writes]
     options = {"folds": MAP_FOLDS, "groups": rows.document[rows.fit], "seed": seed}
     found = {}
     for read, write in track(cells, "maps", total=len(cells)):
-        found[read, write] = kept.saved(
+        found[read, write] = records.saved(
             f"map-{read:03d}-{write:03d}",
             lambda k=read, j=write: fit_ridge(rows.x[k, rows.fit], rows.y[j, rows.fit], **options),
             AffineMap.load,
@@ -168,7 +168,7 @@ def _task_references(settings: Settings, grid: Grid) -> dict[int, DriftReference
         return fit_drift_reference(states[layer], site=lc.Site(layer), kind="last token", **options)
 
     return {
-        layer: grid.kept.saved(f"task-reference-{layer:03d}", lambda layer=layer: fitted(layer), DriftReference.load)
+        layer: grid.records.saved(f"task-reference-{layer:03d}", lambda layer=layer: fitted(layer), DriftReference.load)
         for layer in track(grid.writes, LAST_TOKENS, total=len(grid.writes))
     }
 
@@ -194,7 +194,7 @@ def _outcomes(settings: Settings, grid: Grid, fusion: str) -> dict[str, Cells]:
         write_layers=grid.writes,
         choices=choices,
         top_token=False,
-        checkpoint=None if grid.kept.folder is None else grid.kept.folder / "sweep",
+        checkpoint=None if grid.records.folder is None else grid.records.folder / "sweep",
         progress=True,
     )
     if sweep.logits is None:
@@ -221,7 +221,7 @@ def _drift(grid: Grid, fusion: str, kind: str, references: Mapping[int, DriftRef
 
     name = f"drift-{fusion}-{kind.replace(' ', '-')}"
     steps = track(grid.writes, f"drift, {fusion}, {kind}", total=len(grid.writes))
-    parts = [grid.kept.tensors(f"{name}-{write:03d}", lambda j=write: measured(j)) for write in steps]
+    parts = [grid.records.tensors(f"{name}-{write:03d}", lambda j=write: measured(j)) for write in steps]
     return {name: torch.stack([part[name] for part in parts], 2) for name in (*PREDICTORS, FLAGGED)}
 
 
@@ -229,11 +229,11 @@ def _correlations(
     settings: Settings, grid: Grid, outcomes: Mapping[str, Cells], rare: Mapping[str, Cells]
 ) -> pd.DataFrame:
     """Spearman's rho of each predictor with both outcomes: over all cells, given depth, within a write layer."""
-    read, write, distance = (grid.places[name].astype(float).to_numpy() for name in LAYERS)
+    read, write, distance = (grid.frame[name].astype(float).to_numpy() for name in LAYERS)
     axes = ((grid.reads, read), (grid.writes, write))
     blocks = [[layers.index(at) // settings.block for at in column] for layers, column in axes]
     blocks = [block for block in blocks if len(set(block)) > 1]
-    asked: dict[str, dict[str, Any]] = {
+    statistics: dict[str, dict[str, Any]] = {
         "all cells": {"factors": blocks},
         "all cells, items alone": {},
         "given both layers": {"factors": blocks, "given": [read, write]},
@@ -241,11 +241,11 @@ def _correlations(
         "within a write layer": {"factors": blocks, "within": write},
     }
     predictors = {name: rare[name].flatten(1).numpy() for name in PREDICTORS}
-    predictors |= {name: np.tile(grid.places[name].astype(float), (settings.n_items, 1)) for name in LAYERS}
+    predictors |= {name: np.tile(grid.frame[name].astype(float), (settings.n_items, 1)) for name in LAYERS}
     records = []
     for name, x in track(predictors.items(), "correlations", total=len(predictors)):
         for outcome, y in outcomes.items():
-            for statistic, options in asked.items():
+            for statistic, options in statistics.items():
                 if name in LAYERS and "given" in options:
                     continue  # what is given leaves nothing of itself
                 if outcome == LOG_P and statistic not in ("all cells", "given both layers"):
@@ -263,8 +263,8 @@ def _cells(grid: Grid, outcomes: Mapping[str, Cells], rare: Mapping[str, Cells])
     means = dict(outcomes) | {"even_items": right[::2], "odd_items": right[1::2], FLAGGED: rare[FLAGGED]}
     columns = {name: values.mean(0).flatten().tolist() for name, values in means.items()}
     columns |= {name: rare[name].quantile(0.5, 0).flatten().tolist() for name in PREDICTORS}
-    places = grid.places.rename(columns={name: name.replace(" ", "_") for name in LAYERS[:2]})
-    return places.drop(columns=LAYERS[2]).assign(n=len(right), **columns)
+    frame = grid.frame.rename(columns={name: name.replace(" ", "_") for name in LAYERS[:2]})
+    return frame.drop(columns=LAYERS[2]).assign(n=len(right), **columns)
 
 
 def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
@@ -293,30 +293,30 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     for line, kind in enumerate(kinds):
         bottom = down - height - line * (height + gap)
         sheet.write_aside(f"real: {kind}", bottom + height / 2)
-        for place, (statistic, head) in enumerate(STATISTICS.items()):
+        for column, (statistic, head) in enumerate(STATISTICS.items()):
             axes = sheet.panel(
-                line * len(STATISTICS) + place,
-                (place * (width + gap), bottom, width, height),
+                line * len(STATISTICS) + column,
+                (column * (width + gap), bottom, width, height),
                 rho_axis if line == len(kinds) - 1 else bare(rho_axis),
-                bare(name_axis) if place else name_axis,
+                bare(name_axis) if column else name_axis,
                 "" if line else head,
             )
             sheet.shade(axes, len(PREDICTORS) - 0.5, len(names) - 0.5)
             nought = {"x": [0, 0], "y": [-0.5, len(names) - 0.5], "mode": "lines", "hoverinfo": "skip"}
             sheet.figure.add_trace(go.Scatter(nought | axes, line={"color": INK, "width": 1}, showlegend=False))
             for rank, fusion in enumerate(fusions):
-                asked = {"reference": kind, "statistic": statistic, "fusion": fusion}
-                here = [row | {"accuracy": row["rho"]} for row in rows if asked.items() <= row.items()]
+                wanted = {"reference": kind, "statistic": statistic, "fusion": fusion}
+                here = [row | {"accuracy": row["rho"]} for row in rows if wanted.items() <= row.items()]
                 heights = [names.index(row["predictor"]) + 0.27 * (rank - 1) for row in here]
-                dot = dots(here, heights, style_of[fusion], axes, fusion, named=not line and not place)
+                dot = dots(here, heights, style_of[fusion], axes, fusion, named=not line and not column)
                 sheet.figure.add_trace(dot.update(marker={"size": 6}, error_x={"thickness": 1.3}))
     return sheet.figure
 
 
 def cells_plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     """Accuracy against drift by each detector: a dot a cell of replace, against the last tokens of the task."""
-    asked = {"fusion": "replace", "reference": LAST_TOKENS}
-    cells = [row for row in table.to_dict("records") if asked.items() <= row.items()]
+    wanted = {"fusion": "replace", "reference": LAST_TOKENS}
+    cells = [row for row in table.to_dict("records") if wanted.items() <= row.items()]
     shown = [
         {"detector": name, "drift": row[name]} | {column: row[column] for column in (ACCURACY, "read_layer")}
         for name in PREDICTORS

@@ -115,8 +115,8 @@ def main() -> None:
     sender = lc.load_model(settings.sender)
     pair = {"sender": sender, "receiver": lc.load_model(options.receiver) if options.receiver else sender}
     known = plain(asdict(settings) | {role: model.name for role, model in pair.items()})
-    with unfinished(name, options) as kept:
-        table = compute(settings, **pair, checkpoint=kept)
+    with unfinished(name, options) as checkpoint:
+        table = compute(settings, **pair, checkpoint=checkpoint)
         publish_pair(plot, table, name=name, folder=options.out, settings=known, began=began, **pair)
 
 

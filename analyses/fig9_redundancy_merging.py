@@ -10,14 +10,14 @@ differences are to replace, and to that of replace, mean and sum which is best o
 was stopped.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from common import paired_gain, run_pair
+from common import Maps, paired_gain, run_pair
 
 import latentcomm as lc
 from latentcomm._core.files import digest
@@ -61,7 +61,6 @@ class Settings:
 
 SETTINGS = Settings()
 SMOKE = replace(SETTINGS, tasks=("countries",), layers=2, scales=(1.0,), n_tune=4, n_test=8)
-Maps = Mapping[Cell, AffineMap]
 
 
 def compute(
@@ -92,7 +91,7 @@ def compute(
 def _spread(n_layers: int, count: int) -> list[int]:
     """Layers of the upper two thirds in even steps, the last but one at the end."""
     first = n_layers // 3
-    return sorted({first + round(place * (n_layers - 2 - first) / max(1, count - 1)) for place in range(count)})
+    return sorted({first + round(step * (n_layers - 2 - first) / max(1, count - 1)) for step in range(count)})
 
 
 def _predicted(
@@ -105,7 +104,7 @@ def _predicted(
 ) -> Maps:
     """Of every cell what the receiver's state predicts of the aligned message."""
     decisive = digest([settings, sender.fingerprint, receiver.fingerprint])
-    kept = Records(None if checkpoint is None else checkpoint / f"maps-{decisive[:16]}")
+    records = Records(None if checkpoint is None else checkpoint / f"maps-{decisive[:16]}")
     tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
     states = capture_paired(sender, receiver, tokens)
     rows = states.after_first
@@ -113,7 +112,7 @@ def _predicted(
     for read, write in track(cells, "maps of what is predictable", total=len(cells)):
         incoming, own = states.x[read, rows], states.y[write, rows]
         incoming = incoming if aligned is None else aligned[read, write](incoming)
-        found[read, write] = kept.saved(
+        found[read, write] = records.saved(
             f"{read:03d}-{write:03d}",
             lambda a=incoming, b=own: fit_predictable(b, a, groups=states.document[rows], seed=settings.seed),
             AffineMap.load,
@@ -203,8 +202,8 @@ def _judged(
             for part, value in gain.items():
                 table.loc[row, f"{part}_{against}"] = value
     table["best_plain"] = best
-    for column, place in (("scale", 2), ("tune_accuracy", 3)):
-        table[column] = [chosen[channel][place] if channel in chosen else float("nan") for channel in table["channel"]]
+    for column, index in (("scale", 2), ("tune_accuracy", 3)):
+        table[column] = [chosen[channel][index] if channel in chosen else float("nan") for channel in table["channel"]]
     table["read_layer"] = [chosen[each][0][0] if each in chosen else -1 for each in table["channel"]]
     table["write_layer"] = [chosen[each][0][1] if each in chosen else -1 for each in table["channel"]]
     table.insert(0, "task", name)

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,7 @@ import plotly.graph_objects as go
 from common import figure_arguments, replot_found, unfinished
 
 import latentcomm as lc
-from latentcomm.experiments.crossmodal import PictureSet
+from latentcomm.experiments.crossmodal import PictureSet, VisionSender
 from latentcomm.experiments.crossmodal.picture_folder import counted_part, folder_parts, read_folder, recoloured_part
 from latentcomm.experiments.crossmodal.questions import Question
 from latentcomm.experiments.crossmodal.report import describe_vision
@@ -51,6 +52,16 @@ class PictureSettings:
     seed: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a figure of pictures is computed from, and where finished work is saved."""
+
+    vision: VisionSender
+    receiver: lc.Model
+    parts: tuple[Part, ...]
+    checkpoint: Path
+
+
 def parts_of(
     data: str, folder: str, *, n_fitting: int, n_composed: int, n_pictures: int, seed: int
 ) -> tuple[Part, ...]:
@@ -87,36 +98,29 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 
 def figures_of(name: str, plot: Plot) -> dict[str, Plot]:
-    """A figure a set, all drawn by the same function."""
+    """Every figure that a script can write, one a set, all drawn by the same function."""
     return {f"{name}_{data}": plot for data in DATA}
 
 
-def of_set(settings: Any, figure: str) -> Any:
-    """Settings for the set that a figure's name ends with."""
-    return replace(settings, data=figure.rpartition("_")[2])
-
-
 def run(
-    doc: str | None,
-    name: str,
-    figures: Mapping[str, Plot],
-    settings_of: Callable[[str], Any],
-    smoke: Any,
-    compute: Callable[..., pd.DataFrame],
+    doc: str | None, figures: Mapping[str, Plot], settings: Any, small: Any, compute: Callable[..., pd.DataFrame]
 ) -> None:
     """What `main` of a script does: compute and publish, or rebuild the figures from their CSVs."""
     options = arguments(doc).parse_args()
     if options.replot:
         replot_found(figures, options.out)
         return
-    began, figure = time.monotonic(), f"{name}_{options.data}"
-    settings = replace(of_set(smoke, figure) if options.smoke else settings_of(figure), receiver=options.receiver)
-    with unfinished(figure, options) as kept:
-        vision = encoder_named(options.vision, kept, steps=settings.vision_steps, seed=settings.seed, progress=True)
+    began = time.monotonic()
+    figure = next(name for name in figures if name.endswith(f"_{options.data}"))
+    settings = replace(small if options.smoke else settings, data=options.data, receiver=options.receiver)
+    with unfinished(figure, options) as checkpoint:
+        vision = encoder_named(
+            options.vision, checkpoint, steps=settings.vision_steps, seed=settings.seed, progress=True
+        )
         receiver = lc.load_model(settings.receiver)
         sizes = {key: getattr(settings, key) for key in ("n_fitting", "n_composed", "n_pictures", "seed")}
         parts = pooled_for(vision, parts_of(settings.data, options.folder, **sizes), options.pooling)
-        table = compute(settings, vision, receiver, parts, checkpoint=kept)
+        table = compute(settings, Inputs(vision, receiver, parts, checkpoint))
         of_parts = {
             "pooling": {part.name: [part.pooling, part.grid] for part in parts},
             "left_out": parts[0].fitting.left_out,

@@ -13,10 +13,8 @@ median counts. Peak memory is Linux's high-water mark of pages above the data, r
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +22,7 @@ from typing import Any
 
 import scipy.stats
 import torch
+from own_process import measure, timed
 
 import latentcomm as lc
 from latentcomm._core.files import write_json
@@ -262,14 +261,6 @@ def _run(
     return logits[0, -1], torch.stack([seen[layer] for layer in range(model.n_layers)])
 
 
-def _pages(name: str) -> float | None:
-    """MB of this process that are, or at most were, in memory, as Linux counts them; None elsewhere."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith(name))
-
-
 def _apart(method: Callable[..., torch.Tensor], folder: str, file: str, threads: int) -> None:
     """Run one method on what is stored; store its seconds, its peak memory above that, and what it found."""
     torch.set_num_threads(threads)
@@ -282,25 +273,7 @@ def _apart(method: Callable[..., torch.Tensor], folder: str, file: str, threads:
         model = lc.load_model(MODEL)
         method(model, prompts[:1], messages[:1])
         given = (model, prompts, messages)
-    before = _pages("VmRSS")
-    if before is not None:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    began = time.perf_counter()
-    found = method(*given)
-    seconds = time.perf_counter() - began
-    highest = _pages("VmHWM")
-    peak = None if before is None or highest is None else highest - before
-    torch.save((seconds, peak, found), f"{folder}/{method.__name__}.pt")
-
-
-def timed(method: Callable[..., torch.Tensor], folder: str, file: str, threads: int) -> tuple[float, Any, torch.Tensor]:
-    """Seconds, MB above what is given, and the result of one method in a process of its own."""
-    process = multiprocessing.get_context("spawn").Process(target=_apart, args=(method, folder, file, threads))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"{method.__name__} ended with status {process.exitcode}; its error stands above")
-    return torch.load(f"{folder}/{method.__name__}.pt")
+    measure(method, folder, *given)
 
 
 def costs(folder: str, repeats: int, threads: int) -> list[dict[str, Any]]:
@@ -308,7 +281,7 @@ def costs(folder: str, repeats: int, threads: int) -> list[dict[str, Any]]:
     table = []
     for file, pairs in (("rows", PAIRS), ("effects", ((ours_effects, naive_effects),))):
         for ours, peer in pairs:
-            runs = [[timed(method, folder, file, threads) for method in (ours, peer)] for _ in range(repeats)]
+            runs = [[timed(_apart, method, folder, file, threads) for method in (ours, peer)] for _ in range(repeats)]
             (seconds, own_peak, own), (peer_seconds, peak, found) = (
                 (statistics.median(run[0] for run in of), of[-1][1], of[-1][2]) for of in zip(*runs, strict=True)
             )
@@ -320,7 +293,7 @@ def costs(folder: str, repeats: int, threads: int) -> list[dict[str, Any]]:
             table.append(line)
             print(line, flush=True)
     for method, n_threads in ((ours_all, threads), (ours_diagnosis, threads), (ours_diagnosis, 1)):
-        seconds, peak, _ = timed(method, folder, "raw", n_threads)
+        seconds, peak, _ = timed(_apart, method, folder, "raw", n_threads)
         line = {"ours": method.__name__, "seconds": seconds, "peak_mb": peak, "threads": n_threads}
         whole = {"references": REFERENCES, "states": ASKED} if method is ours_diagnosis else {}
         table.append(line | whole | {"load": os.getloadavg()[0]})

@@ -15,10 +15,8 @@ the high-water mark of its pages, reset before it starts) is its own.
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from own_process import measure, timed
 
 import latentcomm as lc
 from latentcomm._core.files import write_json
@@ -151,46 +150,18 @@ def sklearn_refits(rows: torch.Tensor, documents: torch.Tensor, n_sources: int) 
     return torch.tensor(1 - sse / tss)
 
 
-def _pages(name: str) -> float | None:
-    """MB of this process that are, or at most were, in memory, as Linux counts them; None elsewhere."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith(name))
-
-
-def _apart(method: Callable[..., torch.Tensor], folder: str, threads: int, more: tuple[Any, ...]) -> None:
+def _apart(method: Callable[..., torch.Tensor], folder: str, threads: int, *more: Any) -> None:
     """Run one method on the stored rows; store its seconds, its peak memory above them, and what it found."""
     torch.set_num_threads(threads)
     rows, documents = torch.load(f"{folder}/rows.pt")
     method(rows[:3, :2560, :16].contiguous(), torch.arange(2560) % 40, *more)  # imports and first calls
-    before = _pages("VmRSS")
-    if before is not None:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    began = time.perf_counter()
-    found = method(rows, documents, *more)
-    seconds = time.perf_counter() - began
-    highest = _pages("VmHWM")
-    peak = None if before is None or highest is None else highest - before
-    torch.save((seconds, peak, found), f"{folder}/{method.__name__}.pt")
-
-
-def timed(
-    method: Callable[..., torch.Tensor], folder: str, threads: int, *more: Any
-) -> tuple[float, float | None, torch.Tensor]:
-    """Seconds, MB above the activations, and the result of one method in a process of its own."""
-    process = multiprocessing.get_context("spawn").Process(target=_apart, args=(method, folder, threads, more))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"{method.__name__} ended with status {process.exitcode}; its error stands above")
-    return torch.load(f"{folder}/{method.__name__}.pt")
+    measure(method, folder, rows, documents, *more)
 
 
 def compared(folder: str, options: argparse.Namespace, n_batches: int) -> list[dict[str, Any]]:
     """One line a method, ours first of its kind, as measured on the stored rows."""
     runs = [
-        [timed(method, folder, options.threads) for method in (ours_minibatch, pytorch_cka)]
+        [timed(_apart, method, folder, options.threads) for method in (ours_minibatch, pytorch_cka)]
         for _ in range(options.repeats)
     ]
     own_runs, fast_runs = zip(*runs, strict=True)
@@ -204,18 +175,18 @@ def compared(folder: str, options: argparse.Namespace, n_batches: int) -> list[d
         print(table[-1], flush=True)
 
     add("pytorch_cka", statistics.median(run[0] for run in fast_runs), *fast_runs[-1][1:])
-    add("torch_cka", *timed(torch_cka, folder, options.threads))
-    few_seconds, peak, found = timed(ckatorch, folder, options.threads)
+    add("torch_cka", *timed(_apart, torch_cka, folder, options.threads))
+    few_seconds, peak, found = timed(_apart, ckatorch, folder, options.threads)
     add("ckatorch", few_seconds * n_batches / BATCHES_OF_CKATORCH, peak, found)
     table[-1]["scaled_from_batches"] = BATCHES_OF_CKATORCH
     if options.exact:
-        add("ours_exact", *timed(ours_exact, folder, options.threads))
-    ridge_seconds, ridge_peak, curves = timed(ours_ridge, folder, options.threads, options.sources)
+        add("ours_exact", *timed(_apart, ours_exact, folder, options.threads))
+    ridge_seconds, ridge_peak, curves = timed(_apart, ours_ridge, folder, options.threads, options.sources)
     a_pair = ridge_seconds / (curves.shape[0] * curves.shape[1])
     table.append(
         {"ridge": "ours", "seconds_a_pair": a_pair, "pairs": curves.shape[0] * curves.shape[1], "peak_mb": ridge_peak}
     )
-    refit_seconds, refit_peak, curve = timed(sklearn_refits, folder, options.threads, options.sources)
+    refit_seconds, refit_peak, curve = timed(_apart, sklearn_refits, folder, options.threads, options.sources)
     line = {"ridge": "sklearn_refits", "seconds_a_pair": refit_seconds, "pairs": 1, "peak_mb": refit_peak}
     line |= {"times_ours": refit_seconds / a_pair, "largest_difference": float((curves[0, -1] - curve).abs().max())}
     return [*table, line]

@@ -7,6 +7,7 @@ from subwords import byte_level
 from tiny import transformers_model
 from toys import toy
 
+from latentcomm.channels.message import Message
 from latentcomm.experiments.cascade import (
     CascadeTrial,
     Confident,
@@ -16,9 +17,11 @@ from latentcomm.experiments.cascade import (
     LatentHandOff,
     Oracle,
     TextHandOff,
+    write_openings,
 )
+from latentcomm.experiments.cascade.continuations import Continued, Request, continue_openings
 from latentcomm.experiments.cascade.hand_offs import HandOff
-from latentcomm.experiments.cascade.openings import EMBEDDING
+from latentcomm.experiments.cascade.openings import EMBEDDING, openings_of
 from latentcomm.models import Model, encode, wrap_model
 from latentcomm.models.prompts import Prompts
 from latentcomm.tasks import Item, Task
@@ -31,6 +34,8 @@ HAND_OFFS: dict[str, HandOff] = {
     "kv": KVHandOff(),
 }
 NS = (0, 2, 5, LIMIT)
+SHORT = (1, 2, 3, 6, 9)
+"""Numbers of tokens at which a hand-off is made, where both models write."""
 STOPS = {"drop": EntropyDrop(0.9, 2, 3), "never": Confident(1.0, 9), "first": FixedTokens(2), "oracle": Oracle()}
 TRIAL = CascadeTrial(
     item="", channel="text", stop="8", condition="message", n=8, fired=True, finished=False, opening="", reply="",
@@ -84,3 +89,15 @@ def greedy(model: Model, ids: list[int], limit: int) -> tuple[list[int], bool]:
             return said, True
         said.append(token)
     return said, False
+
+
+def opened_by(writer: Model, layers: tuple[int, ...] = (0, 1, 2, EMBEDDING)) -> Message:
+    return write_openings(writer, task(), layers=layers, keep_cache=True)
+
+
+def continued(
+    hand_off: HandOff, reader: Model, openings: Message, ns: tuple[int, ...] = SHORT
+) -> list[list[Continued]]:
+    """The continuations after the openings' own items, of each every n that its opening has."""
+    wanted = [[n for n in ns if n <= len(row)] for row in openings_of(openings)]
+    return continue_openings(hand_off, reader, Request(task(), hand_off.content(openings), wanted, None, LIMIT))

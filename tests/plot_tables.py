@@ -70,9 +70,7 @@ def cells_table(detectors: tuple[str, ...] = ("cosine", "combined")) -> pd.DataF
     rows = []
     for d, detector in enumerate(detectors):
         for write in range(4):
-            row = {"detector": detector, "write_layer": write, "drift": write / 4 + d, "accuracy": write / 8}
-            rho = 0.5 - d % 2
-            rows.append(row | {"rho": rho, "rho_low": rho - 0.25, "rho_high": rho + 0.25})
+            rows.append({"detector": detector, "write_layer": write, "drift": write / 4 + d, "accuracy": write / 8})
     return pd.DataFrame(rows)
 
 

@@ -221,6 +221,13 @@ def write_gguf(model: Any, path: Path) -> None:
     file.close()
 
 
+def broken_gguf(path: Path, kept: int) -> Path:
+    """The first bytes of such a file, written there."""
+    write_gguf(transformers_model("llama", dtype=torch.float32), path)
+    path.write_bytes(path.read_bytes()[:kept])
+    return path
+
+
 def build(architecture: str, backend: str = "bridge", **options: Any) -> Model:
     """A fresh tiny model behind the seam: for a test that changes it."""
     raw = transformers_model(architecture, **options)

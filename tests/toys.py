@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny import CHOICES, COUNTRIES, VOCABULARY, tokenizer, transformers_model
 
@@ -168,6 +169,20 @@ class Counter:
     def __call__(self, *given: Any, **options: Any) -> Any:
         self.calls += 1
         return self.function(*given, **options)
+
+
+def interrupted(patch: pytest.MonkeyPatch, owner: Any, name: str, *, at: int) -> Counter:
+    """Raise KeyboardInterrupt once, where the function's call number `at` would be; the calls that run are counted."""
+    counter = Counter(getattr(owner, name))
+
+    def stopping(*given: Any, **options: Any) -> Any:
+        if counter.calls == at - 1:
+            patch.setattr(owner, name, counter)
+            raise KeyboardInterrupt
+        return counter(*given, **options)
+
+    patch.setattr(owner, name, stopping)
+    return counter
 
 
 WRONG_FUSIONS: dict[str, tuple[Callable[..., Any], str]] = {

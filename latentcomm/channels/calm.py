@@ -15,7 +15,7 @@ from latentcomm._core.files import digest
 from latentcomm.channels.base import ReadsOwnText, receiver_prompts, sender_prompts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.training.answers import answer_ids, answer_logits, cross_entropy, xavier
-from latentcomm.channels.training.trainer import check_weights, load_weights, save_weights
+from latentcomm.channels.training.saved import check_weights, load_weights, save_weights
 from latentcomm.hooks.capture import capture
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Hook, Model, record_products

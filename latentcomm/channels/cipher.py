@@ -100,7 +100,7 @@ class Cipher(ReadsOwnText):
 class CipherDebate(ReadsOwnText):
     """Agents debate in averaged embeddings, each at its own temperature; the answer of the coldest is the decision.
 
-    Agents take turns between the two models as in `Debate`: the first is the sender, the last the receiver. In the
+    Agents alternate between the two models as in `Debate`: the first is the sender, the last the receiver. In the
     first round each reads its own text; in later rounds it reads the others' last answers as embeddings, then its own
     last answer, then its text. The answer is the last one of the agent with the lowest temperature, at the nearest
     token of each step by cosine; the receiver's where it is among the coldest. The receiver's own last answer is its
@@ -273,6 +273,6 @@ def nearest_texts(model: Model, message: Message) -> list[str]:
 def _message(
     sender: Model, reader: Model, origin: str, parts: Sequence[dict[str, Tensor]], texts: tuple[str, ...] | None = None
 ) -> Message:
-    """A message of averages in the reader's table."""
+    """A message of averages in the receiver's embedding table."""
     facts = made_by(sender, site="hook_embed", position="reply")
     return Message(None, origin, texts=texts, parts=tuple(parts), meant_for=reader.name, made_by=facts)

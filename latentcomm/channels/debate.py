@@ -25,7 +25,7 @@ class Debate(ReadsOwnText):
     """Agents of both models answer; in later rounds each reads the others' last answers first; the majority counts.
 
     The first agent is the sender and reads its text, the last is the receiver and reads its own; agents between them
-    take turns, the sender's model first, and sample, so that they differ. The decision is the most frequent of
+    alternate, the sender's model first, and sample, so that they differ. The decision is the most frequent of
     all agents' last answers; where no single answer leads, it is the receiver's own. Two answers are the same if the
     task's judge finds the same answer in both, or the same of the task's candidates; an answer that cannot be parsed
     has no vote.
@@ -178,7 +178,7 @@ def same_answer(task: Task, item: Item, answer: str) -> str:
 
 
 def agent_models(name: str, sender: Model, receiver: Model | None, n_agents: int) -> list[Model]:
-    """The model of each agent: the sender first, the receiver last, between them both in turn.
+    """The model of each agent: the sender first, the receiver last, between them both alternately.
 
     Raises:
         ValueError: there is no receiver.

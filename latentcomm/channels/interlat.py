@@ -15,7 +15,7 @@ from latentcomm.channels.base import ReadsOwnText, sender_prompts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.soft_slots import filled, with_gap
 from latentcomm.channels.training.answers import xavier
-from latentcomm.channels.training.trainer import check_weights, load_weights, save_weights
+from latentcomm.channels.training.saved import check_weights, load_weights, save_weights
 from latentcomm.hooks.capture import capture
 from latentcomm.hooks.decode import decode
 from latentcomm.hooks.receiver_input import ReceiverInput

@@ -118,15 +118,15 @@ def check_length(name: str, max_tokens: int | None) -> None:
         raise ValueError(f"max_tokens of the channel {name} is {max_tokens}; give at least 1")
 
 
-def refuse_silence(name: str, sender: Model, task: Task, says: Sequence[bool], allow_empty: bool) -> None:
-    """Refuse empty messages, unless they are allowed; `says` is whether each item's message has content.
+def refuse_silence(name: str, sender: Model, task: Task, filled: Sequence[bool], allow_empty: bool) -> None:
+    """Refuse empty messages, unless they are allowed; `filled` is whether each item's message has content.
 
     Raises:
         ValueError: the message of an item is empty.
     """
-    empty = [item.id for item, has_content in zip(task.items, says, strict=True) if not has_content]
+    empty = [item.id for item, has_content in zip(task.items, filled, strict=True) if not has_content]
     if empty and not allow_empty:
         raise ValueError(
-            f"{sender.name} sent an empty message for item {empty[0]!r} ({len(empty)} of {len(says)} messages of the "
+            f"{sender.name} sent an empty message for item {empty[0]!r} ({len(empty)} of {len(filled)} messages of the "
             f"channel {name} are empty); give it a request, or allow_empty=True to count that as silence"
         )

@@ -54,9 +54,9 @@ def fit_drift_reference(
     documents); without groups rows are held out by themselves, and where several come from one document real states of
     new documents will raise more alarms than the rate. Give states of the kind that will be measured (last prompt
     tokens, or all tokens). Attention sinks are left out and counted: rows longer than `norm_limit` medians (math.inf
-    keeps them) and, where `positions` counts each row from its document's start, those at the first position; a sink
-    that is measured later is then reported as what it is, far off. Beyond 8,192 fitted and 4,096 held-out rows a seeded
-    sample serves as bank and calibration; Gaussians and subspace use all. `background` rows make the background
+    leaves none out) and, where `positions` counts each row from its document's start, those at the first position; a
+    sink that is measured later is then reported as what it is, far off. Beyond 8,192 fitted and 4,096 held-out rows a
+    seeded sample serves as bank and calibration; Gaussians and subspace use all. `background` rows make the background
     Gaussian of the relative Mahalanobis distance. The same seed gives the same bits.
 
     Raises:

@@ -17,8 +17,9 @@ from latentcomm.drift.alarms import alarm_shares
 from latentcomm.drift.detectors import DETECTORS, PANEL, Manifold, measure_all
 from latentcomm.drift.families import FAMILIES, known_off
 from latentcomm.drift.gaussian import rms_normalised
-from latentcomm.drift.rarity import auroc, combined_surprise, held_out_surprise, share_at_least, surprise, two_sided
+from latentcomm.drift.rarity import combined_surprise, held_out_surprise, share_at_least, surprise, two_sided
 from latentcomm.drift.sets import SetDrift, set_drift
+from latentcomm.drift.verdicts import COMBINED, Auroc, Drift, Scores, separation, those
 from latentcomm.models.sites import Site
 from latentcomm.redundancy.residuals import Groups
 
@@ -26,43 +27,8 @@ __all__ = ["COMBINED", "Auroc", "Drift", "DriftReference"]
 
 FILE_KIND = "latentcomm.DriftReference/2"
 """Written into a saved reference and required on loading, so that no other safetensors file passes for one."""
-COMBINED = "combined"
-"""The name of the panel's joint verdict among those of the detectors."""
 
 States = Float[Tensor, "*batch d_model"]
-Scores = Mapping[str, Float[Tensor, "_"]]
-"""Each detector's numbers for some states."""
-
-
-@dataclass(frozen=True)
-class Auroc:
-    """How well one detector separates off-manifold states from real ones, 0.5 being not at all.
-
-    Attributes:
-        one_sided: by the raw distance, where only the far side counts (for the cosine the low side).
-        two_sided: by the rarity among held-out states, where too typical states count as well.
-    """
-
-    one_sided: float
-    two_sided: float
-
-
-@dataclass(frozen=True, eq=False)
-class Drift:
-    """A reference's verdict on some states. Far from typical is not the same as harmful: report it with the effects.
-
-    Attributes:
-        scores: each detector's raw number, by the names of DETECTORS.
-        percentiles: each detector's two-sided percentile: the share of held-out real states that are less atypical.
-            A real state's is uniform (median 0.5); 0 is the middle of the real states, near 1 is beyond them.
-        ranks: the one-sided rank of the raw number among the held-out ones: near 1 is larger, near 0 smaller than all.
-        p_value: of the panel's joint verdict: a real state's is at most alpha with probability alpha.
-    """
-
-    scores: dict[str, Float[Tensor, " row"]]
-    percentiles: dict[str, Float[Tensor, " row"]]
-    ranks: dict[str, Float[Tensor, " row"]]
-    p_value: Float[Tensor, " row"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,14 +75,14 @@ class DriftReference:
         return f"DriftReference({site}, {sizes})"
 
     @property
-    def d_model(self) -> int:
-        """Width of the states."""
-        return self.held_out.shape[1]
-
-    @property
     def left_out(self) -> int:
         """How many of the rows given were left out as sinks."""
         return self.sinks_by_position + self.sinks_by_norm
+
+    @property
+    def d_model(self) -> int:
+        """Width of the states."""
+        return self.held_out.shape[1]
 
     def require(self, *, site: Site | None = None, model: str | None = None, kind: str | None = None) -> None:
         """Refuse states of another site, model or kind than those fitted; None is not checked.
@@ -253,7 +219,7 @@ class DriftReference:
         The combined verdict has no sides; it is in both columns.
         """
         scores = [self._scores(states, tuple(DETECTORS)) for states in (on, off)]
-        return _aurocs(*scores, *(self._surprises(some) for some in scores))
+        return separation(*scores, *(self._surprises(some) for some in scores))
 
     def auroc_table(
         self, others: Mapping[str, Float[Tensor, "_ d_model"]] | None = None, *, seed: int = 0
@@ -276,15 +242,15 @@ class DriftReference:
         first = torch.isin(self.held_out_groups, halves[: len(halves) // 2])
         real = {name: self._real(name) for name in DETECTORS}
         rare = {name: held_out_surprise(values) for name, values in real.items()}  # as if each were not held out
-        on, rare_on = _those(real, first), _those(rare, first)
+        on, rare_on = those(real, first), those(rare, first)
         made = known_off(self.held_out[~first], self.held_out_groups[~first], self.manifold.bank, seed=seed)
         out = {}
         for name, states in (made | dict(others)).items():
             if name == "real":
-                out[name] = _aurocs(on, _those(real, ~first), rare_on, _those(rare, ~first))
+                out[name] = separation(on, those(real, ~first), rare_on, those(rare, ~first))
                 continue
             off = self._scores(states, tuple(DETECTORS))
-            out[name] = _aurocs(on, off, rare_on, self._surprises(off))
+            out[name] = separation(on, off, rare_on, self._surprises(off))
         return out
 
     @takes_arrays
@@ -399,21 +365,6 @@ class DriftReference:
         if x.shape[-1] != self.d_model:
             raise ValueError(f"the states are {x.shape[-1]} wide but {self!r}; fit a reference at their site")
         require_finite(x, "states")
-
-
-def _aurocs(on: Scores, off: Scores, rare_on: Scores, rare_off: Scores) -> dict[str, Auroc]:
-    """How well each detector and the panel separate states with some scores and surprises from others."""
-    out = {}
-    for name, detector in DETECTORS.items():
-        one_sided = auroc(detector.sign * on[name], detector.sign * off[name])
-        out[name] = Auroc(one_sided, auroc(rare_on[name], rare_off[name]))
-    joint = auroc(*(combined_surprise(torch.stack([rare[name] for name in PANEL], 1)) for rare in (rare_on, rare_off)))
-    return out | {COMBINED: Auroc(joint, joint)}
-
-
-def _those(scores: Scores, rows: Bool[Tensor, " real"]) -> dict[str, Float[Tensor, " some"]]:
-    """Every detector's numbers for some of the held-out states."""
-    return {name: values[rows] for name, values in scores.items()}
 
 
 HELD_OUT = ("held_out", "held_out_rows", "held_out_groups", "held_out_scores")

@@ -105,8 +105,8 @@ def accuracy_table(
             rows.append(row)
     items = next(iter(groups.values()))["item"].tolist() if groups else []
     gains = differences(list(pairs.values()), items, units=units, seed=seed)
-    for (place, name), gain in zip(pairs, gains, strict=True):
-        rows[place] |= {f"over_{name}": gain.difference, f"over_{name}_low": gain.low, f"over_{name}_high": gain.high}
+    for (at, name), gain in zip(pairs, gains, strict=True):
+        rows[at] |= {f"over_{name}": gain.difference, f"over_{name}_low": gain.low, f"over_{name}_high": gain.high}
     return pd.DataFrame(rows)
 
 

@@ -19,10 +19,10 @@ def svcca(
 ) -> float:
     """Return the mean canonical correlation of each side's leading principal components, in [0, 1].
 
-    Each side keeps the fewest principal components that hold a share `energy` of its variance; the mean is over as many
-    correlations as the side with fewer has. `energy=1` is the plain mean canonical correlation, invariant to every
-    invertible linear map, and needs the most rows. Compare only at equal rows: with n near the sum of the two ranks
-    canonical correlations are high by chance.
+    Each side is reduced to the fewest principal components that hold a share `energy` of its variance; the mean is over
+    as many correlations as the side with fewer has. `energy=1` is the plain mean canonical correlation, invariant to
+    every invertible linear map, and needs the most rows. Compare only at equal rows: with n near the sum of the two
+    ranks canonical correlations are high by chance.
 
     Source: Raghu et al. 2017, arXiv:1706.05806.
 
@@ -36,7 +36,7 @@ def svcca(
     1.0
     """
     if not 0 < energy <= 1:
-        raise ValueError(f"energy is {energy}; it is the share of variance kept, above 0 and at most 1")
+        raise ValueError(f"energy is {energy}; it is the share of variance retained, above 0 and at most 1")
     require_pair(x, y, least_rows=LEAST_ROWS)
     leading_x, leading_y = _leading_components(x, energy), _leading_components(y, energy)
     _require_rows_for(x, leading_x.shape[1], y, leading_y.shape[1])

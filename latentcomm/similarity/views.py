@@ -56,8 +56,8 @@ class ResidualView:
     is the same object as `x_layers` where both sides were, which spares memory and work.
     """
 
-    x_layers: list[Float[Tensor, "kept d_sender"]]
-    y_layers: list[Float[Tensor, "kept d_receiver"]]
+    x_layers: list[Float[Tensor, "ordinary d_sender"]]
+    y_layers: list[Float[Tensor, "ordinary d_receiver"]]
     keep: Bool[Tensor, " row"]
     sinks_x: Sinks
     sinks_y: Sinks

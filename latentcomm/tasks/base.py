@@ -15,7 +15,7 @@ DEFAULT_N_CHOICES = 20
 
 @dataclass(frozen=True)
 class Item:
-    """One question: the sender's text holds the answer, the receiver's text asks for it.
+    """One question: the sender's text holds the answer, the receiver's text queries it.
 
     `sender`, `receiver` and `skyline` are the texts for the sender, the receiver, and the one model that reads both.
     `answers` are the accepted aliases, the canonical one first; `choice` is the literal string whose first token

@@ -1,4 +1,4 @@
-"""Tasks by name, as the command line and the analyses make them: the one place where a name becomes a task."""
+"""Tasks by name, as the command line and the analyses make them: names become tasks here alone."""
 
 import inspect
 from collections.abc import Callable, Mapping

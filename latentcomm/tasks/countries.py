@@ -1,4 +1,4 @@
-"""Countries: the sender reads at which landmark a person is, the receiver's prompt asks for the country."""
+"""Countries: the sender reads at which landmark a person is, the receiver's prompt queries the country."""
 
 import csv
 import re

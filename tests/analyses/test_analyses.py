@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from pictures import PictureSettings
 from tiny import files_in
 
 import latentcomm as lc
@@ -28,7 +29,7 @@ FIGURES = ROOT / "figures"
 SCRIPTS = sorted((ROOT / "analyses").glob("fig*.py"), key=lambda path: int(path.stem.partition("_")[0][3:]))
 SWEEPS = [path for path in SCRIPTS if path.stem.partition("_")[0] in ("fig1", "fig2")]
 """The analyses of a sweep on Countries; the others have tests of their own that run them small."""
-BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+BENCHMARKS = sorted(set((ROOT / "benchmarks").glob("*.py")) - {ROOT / "benchmarks" / "own_process.py"})
 ENDINGS = (".csv", ".html", ".json", ".meta.json")
 
 
@@ -325,6 +326,8 @@ class TestWhatIsCommitted:
                     continue
                 recorded = json.loads((FIGURES / f"{name}.meta.json").read_text("utf-8"))["settings"]
                 settings = module.settings_of(name) if hasattr(module, "settings_of") else module.SETTINGS
+                if isinstance(settings, PictureSettings):
+                    settings = dataclasses.replace(settings, data=name.rpartition("_")[2])
                 for field in dataclasses.fields(settings):
                     value = plain(dataclasses.asdict(settings))[field.name]
                     assert recorded[field.name] == value, f"{name}: {field.name}"

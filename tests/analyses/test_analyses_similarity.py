@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from common import corpus_states
 from subwords import byte_level
 from test_analyses import FIGURES, ROOT, assert_replots_the_same, assert_same_figures, call, interrupted, plots, script
 from tiny import files_in, transformers_model
@@ -43,6 +44,11 @@ def small(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = script(path)
     monkeypatch.setattr(module, "SMOKE", dataclasses.replace(module.SMOKE, **SMALL[module.NAME]))
     return module
+
+
+def computed(module: ModuleType, settings: Any, sender: lc.Model, receiver: lc.Model) -> pd.DataFrame:
+    """The table of a figure of these two models."""
+    return module.compute(settings, corpus_states(settings, sender, receiver, None)[1])
 
 
 def captured(settings: Any, sender: lc.Model, receiver: lc.Model) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
@@ -137,7 +143,7 @@ class TestSimilarity:
         module = script(self.PATH)
         settings = dataclasses.replace(module.SMOKE, documents=12)
         receiver = tiny if pair == "itself" else other
-        table = module.compute(settings, tiny, receiver)
+        table = computed(module, settings, tiny, receiver)
         x, y, document, position = captured(settings, tiny, receiver)
         rms, raw = (table[table["view"] == name] for name in module.VIEWS)
         keep = ordinary((x, y), position)
@@ -152,7 +158,7 @@ class TestSimilarity:
     def test_the_null_is_that_of_documents_exchanged_place_by_place(self, tiny: lc.Model, other: lc.Model) -> None:
         module = script(self.PATH)
         settings = dataclasses.replace(module.SMOKE, documents=12, draws=3, null_rows=10**6)
-        table = module.compute(settings, tiny, other)
+        table = computed(module, settings, tiny, other)
         x, y, document, position = captured(settings, tiny, other)
         keep = ordinary((x, y), position)
         part = table[table["view"] == next(iter(module.VIEWS))]
@@ -170,7 +176,7 @@ class TestSimilarity:
     def test_a_null_of_fewer_rows_is_another_and_the_map_stays(self, tiny: lc.Model) -> None:
         module = script(self.PATH)
         tables = [
-            module.compute(dataclasses.replace(module.SMOKE, documents=12, **change), tiny, tiny)
+            computed(module, dataclasses.replace(module.SMOKE, documents=12, **change), tiny, tiny)
             for change in ({"null_rows": 40}, {"null_rows": 80}, {"seed": 1, "null_rows": 80})
         ]
         assert tables[0]["debiased_cka"].equals(tables[1]["debiased_cka"])
@@ -190,7 +196,7 @@ class TestPredictability:
         self, pair: str, settings: Any, tiny: lc.Model, other: lc.Model
     ) -> None:
         receiver = tiny if pair == "itself" else other
-        table = script(self.PATH).compute(settings, tiny, receiver)
+        table = computed(script(self.PATH), settings, tiny, receiver)
         x, y, document, position = captured(settings, tiny, receiver)
         keep = ordinary((x, y), position)
         document = document[keep]
@@ -214,8 +220,8 @@ class TestPredictability:
             assert float(grid(table, "forward_null").diagonal().max()) < 0.5
 
     def test_strided_layers_are_measured_and_named_by_their_own_number(self, settings: Any, tiny: lc.Model) -> None:
-        compute = script(self.PATH).compute
-        whole, some = (compute(dataclasses.replace(settings, layer_step=step), tiny, tiny) for step in (1, 2))
+        steps = (dataclasses.replace(settings, layer_step=step) for step in (1, 2))
+        whole, some = (computed(script(self.PATH), each, tiny, tiny) for each in steps)
         assert sorted(some["sender_layer"].unique()) == sorted(some["receiver_layer"].unique()) == [0, 2]
         assert torch.allclose(grid(whole, "forward")[::2, ::2], grid(some, "forward"), atol=1e-3)
 

@@ -19,7 +19,7 @@ import torch
 from commands import Ended, last_line, listed_files, refusals, run
 from pairs import corpus
 from tiny import files_in
-from toys import Counter, countries_folder
+from toys import Counter, countries_folder, interrupted
 
 from latentcomm._core import files as core_files
 from latentcomm._core import records
@@ -623,15 +623,7 @@ class TestADiagnosis:
     def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
         self, pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        calls = Counter(grafts.measure_effects)
-
-        def failing(*given: Any, **options: Any) -> Any:
-            if calls.calls == 1:
-                monkeypatch.setattr(grafts, "measure_effects", calls)
-                raise KeyboardInterrupt
-            return calls(*given, **options)
-
-        monkeypatch.setattr(grafts, "measure_effects", failing)
+        calls = interrupted(monkeypatch, grafts, "measure_effects", at=2)
         stopped = run(*pages.arguments, "--out", tmp_path)
         assert stopped.exit_code == 130 and "finished work is saved" in last_line(stopped.stderr)
         assert files_in(tmp_path) == []

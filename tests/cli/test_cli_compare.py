@@ -4,14 +4,13 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from commands import Ended, last_line, listed_files, refusals, run
 from numerics import same_bits
 from tiny import files_in
-from toys import Counter, countries_folder
+from toys import Counter, countries_folder, interrupted
 
 from latentcomm.channels.catalogue import LEARNED
 from latentcomm.channels.training import trainer as training
@@ -49,19 +48,6 @@ def compare(tiny: Path, out: Path, *more: str | Path, channels: str = "silent,te
     return run("compare", "--sender", tiny, *FEW, *chosen, "--name", "c", "--out", out, *more)
 
 
-def stop(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, at: int) -> None:
-    """Let a function be interrupted at its call number `at`, once."""
-    counter = Counter(getattr(module, name))
-
-    def failing(*given: Any, **options: Any) -> Any:
-        if counter.calls == at - 1:
-            monkeypatch.setattr(module, name, counter)
-            raise KeyboardInterrupt
-        return counter(*given, **options)
-
-    monkeypatch.setattr(module, name, failing)
-
-
 def written(folder: Path) -> list[str]:
     """What is there beside the trials that are kept."""
     return files_in(folder)
@@ -88,7 +74,7 @@ class TestCompare:
     ) -> None:
         whole, parts = tmp_path / "whole", tmp_path / "parts"
         assert compare(tiny, whole).exit_code == 0
-        stop(monkeypatch, evaluation, "decode", 3)
+        interrupted(monkeypatch, evaluation, "decode", at=3)
         stopped = compare(tiny, parts)
         assert stopped.exit_code == 130
         assert "finished work is saved, and the same command resumes it" in last_line(stopped.stderr)
@@ -214,7 +200,7 @@ class TestTrain:
         assert self.train(tiny, tmp_path / "whole").exit_code == 0
         real = learning.train
         monkeypatch.setattr(learning, "train", lambda *given, **options: real(*given, **(options | {"save_every": 0})))
-        stop(monkeypatch, training, "_update", 2)
+        interrupted(monkeypatch, training, "_update", at=2)
         stopped = self.train(tiny, tmp_path / "parts")
         assert stopped.exit_code == 130 and "the same command resumes it" in last_line(stopped.stderr)
         again = Counter(training._update)
@@ -231,7 +217,7 @@ class TestTrain:
     def test_a_trained_channel_is_not_trained_again_after_a_stop_in_the_next(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        stop(monkeypatch, training, "_update", 3)  # two updates a channel: the second stops in its first
+        interrupted(monkeypatch, training, "_update", at=3)  # two updates a channel: the second stops in its first
         assert self.train(tiny, tmp_path, "gated,concatenated").exit_code == 130
         before, _ = learning.load_weights(tmp_path / "gated.safetensors", kind=learning.KIND)
         again = Counter(training._update)

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from commands import Ended, last_line, listed_files, run
 from seeing import encoder_folder, picture_folder, reader_folder
-from test_cli_compare import WRITTEN, stop
+from test_cli_compare import WRITTEN
 from tiny import files_in
-from toys import Counter
+from toys import Counter, interrupted
 
 from latentcomm.experiments import evaluation
 from latentcomm.experiments.crossmodal.report import crossmodal_figure
@@ -66,7 +66,7 @@ def test_after_ctrl_c_the_same_command_resumes_as_one_run(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert crossmodal(reader, whole, *options).exit_code == 0
     total = Counter(evaluation.decode)
-    stop(monkeypatch, evaluation, "decode", 5)
+    interrupted(monkeypatch, evaluation, "decode", at=5)
     stopped = crossmodal(reader, parts, *options)
     assert stopped.exit_code == 130 and "the same command resumes it" in last_line(stopped.stderr)
     assert written(parts) == []

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import CHOICES, EOS_ID, build, model, tokenizer, transformers_model
 from torch import Tensor
-from toys import Counter, toy
+from toys import Counter, interrupted, toy
 
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, FurtherSender, Message, Silent, Skyline
@@ -389,22 +389,13 @@ class TestTheCheckpoint:
     ) -> None:
         tiny = model("llama")
         whole = evaluate(GRAFT, tiny, tiny, TASK)
-        counted = Counter(evaluation.decode)
-
-        def stop(*given: Any, **options: Any) -> Any:
-            if counted.calls == stopped_at - 1:
-                raise KeyboardInterrupt
-            return counted(*given, **options)
-
-        monkeypatch.setattr(evaluation, "decode", stop)
+        decodes = interrupted(monkeypatch, evaluation, "decode", at=stopped_at)
         with pytest.raises(KeyboardInterrupt):
             evaluate(GRAFT, tiny, tiny, TASK, checkpoint=tmp_path)
         done = list(tmp_path.glob("trials-*/*.json"))
         assert len(done) == stopped_at - 1
-        left = Counter(counted.function)
-        monkeypatch.setattr(evaluation, "decode", left)
         assert evaluate(GRAFT, tiny, tiny, TASK, checkpoint=tmp_path) == whole
-        assert left.calls == len(CONDITIONS) - (stopped_at - 1)
+        assert decodes.calls == len(CONDITIONS)
 
     def test_a_checkpoint_is_not_taken_for_that_of_anything_else(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

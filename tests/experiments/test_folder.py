@@ -13,7 +13,7 @@ import pytest
 from commands import last_line, run
 from small_commands import published
 from tiny import files_in
-from toys import Counter, countries_folder
+from toys import Counter, countries_folder, interrupted
 
 import latentcomm as lc
 from latentcomm.experiments import evaluation, train
@@ -31,14 +31,7 @@ TRAIN: dict[str, Any] = {"read_layer": 1, "write_layer": 1, "steps": 1, "batch_s
 def stopped(settings: lc.CompareSettings, model: lc.Model, out: Path) -> None:
     """Interrupt a run when it has done the first part of its trials."""
     with pytest.MonkeyPatch.context() as patch:
-        counter = Counter(evaluation.decode)
-
-        def failing(*given: Any, **options: Any) -> Any:
-            if counter.calls == 1:
-                raise KeyboardInterrupt
-            return counter(*given, **options)
-
-        patch.setattr(evaluation, "decode", failing)
+        interrupted(patch, evaluation, "decode", at=2)
         with pytest.raises(KeyboardInterrupt):
             lc.run(settings, sender=model, out=out)
 

@@ -25,6 +25,7 @@ from tiny import (
     PAD,
     PAD_ID,
     VOCABULARY,
+    broken_gguf,
     build,
     files_in,
     hooked_transformer,
@@ -609,9 +610,7 @@ class TestLoadModel:
 
     @pytest.mark.parametrize("kept", [0, 3, 4, 500, 20_000, 60_000])
     def test_a_file_that_breaks_off_is_refused(self, tmp_path: Path, kept: int) -> None:
-        path = tmp_path / "tiny.gguf"
-        write_gguf(transformers_model("llama", dtype=torch.float32), path)
-        path.write_bytes(path.read_bytes()[:kept])
+        path = broken_gguf(tmp_path / "tiny.gguf", kept)
         with pytest.raises(ValueError, match=r"tiny\.gguf holds no model that transformers can load: "):
             load_model(path)
 

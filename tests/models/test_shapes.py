@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from tiny import N_CTX, tokenizer, transformers_model, write_gguf
+from tiny import N_CTX, broken_gguf, tokenizer, transformers_model, write_gguf
 
 from latentcomm.models import ModelShape, builtin, load_model, shape_of, tokenizer_of
 from latentcomm.models.builtin import BuiltIn
@@ -94,9 +94,7 @@ class TestShapeOf:
 
     @pytest.mark.parametrize("kept", [0, 3, 4, 30, 500])
     def test_of_a_gguf_file_that_breaks_off(self, tmp_path: Path, kept: int) -> None:
-        path = tmp_path / "tiny.gguf"
-        write_gguf(transformers_model("llama", dtype=torch.float32), path)
-        path.write_bytes(path.read_bytes()[:kept])
+        path = broken_gguf(tmp_path / "tiny.gguf", kept)
         with pytest.raises(ValueError, match=r"tiny\.gguf holds no model that transformers can load: "):
             shape_of(path)
 

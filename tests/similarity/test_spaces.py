@@ -78,7 +78,7 @@ def test_rows_so_few_that_correlations_are_perfect_by_chance_are_refused(measure
 
 @pytest.mark.parametrize("energy", [0, -0.5, 1.1, float("nan")])
 def test_an_energy_that_is_no_share_is_refused(energy):
-    with pytest.raises(ValueError, match=f"energy is {energy}; it is the share of variance kept"):
+    with pytest.raises(ValueError, match=f"energy is {energy}; it is the share of variance retained"):
         svcca(*planted(40), energy=energy)
 
 

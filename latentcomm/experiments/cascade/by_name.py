@@ -12,7 +12,7 @@ from latentcomm.models import Model
 
 TEXT, LATENT, GRAFT, KV = "text", "latent", "graft", "kv"
 HAND_OFFS = (TEXT, LATENT, GRAFT, KV)
-"""As text; as states in place of embeddings, without text; as text with states grafted; as keys and values."""
+"""As text; as states instead of embeddings, without text; as text with states grafted; as keys and values."""
 DEPTH = 2 / 3
 """The share of the blocks after which states are read, and grafted, by default: chosen before any item was run."""
 
@@ -41,7 +41,7 @@ def stops_named(names: Sequence[str]) -> dict[str, Stop | Oracle]:
 
 
 def controls_named(names: Sequence[str]) -> tuple[str, ...]:
-    """The controls with these names; names of version 0.1 are taken for one more release, and the new ones are said.
+    """The controls with these names; names of version 0.1 are taken for one more release, and the new ones are printed.
 
     Raises:
         ValueError: an unknown name.

@@ -98,14 +98,14 @@ def continue_openings(hand_off: HandOff, small: Model, request: Request) -> list
         continuations = continue_rows(small, received.given, limits)
     n_past = (0,) * len(flat) if received.given.past is None else received.given.past.length
     texts, parts = opened(message)
-    handed: list[list[Continued]] = [[] for _ in request.wanted]
+    continued: list[list[Continued]] = [[] for _ in request.wanted]
     for row, (item, n) in enumerate(flat):
         opening, ids = received.opening[row], continuations[row].ids
         if opening is None:
             reply = text_at(texts[row], parts[row]["ends"], n) + small.decode(ids)
         else:
             reply = small.decode([*opening, *ids])
-        handed[item].append(
+        continued[item].append(
             Continued(
                 n=n,
                 ids=ids,
@@ -118,7 +118,7 @@ def continue_openings(hand_off: HandOff, small: Model, request: Request) -> list
                 surprise=surprise[row],
             )
         )
-    return handed
+    return continued
 
 
 def _after_text(
@@ -179,11 +179,11 @@ def _shortest_first(rows_of: Iterable[Sequence[int]]) -> list[list[int]]:
     return [[rows[at] for rows in items if at < len(rows)] for at in range(max(map(len, items)))]
 
 
-def saved_or_handed(records: Records, hand_off: HandOff, small: Model, request: Request) -> list[list[Continued]]:
+def saved_or_continued(records: Records, hand_off: HandOff, small: Model, request: Request) -> list[list[Continued]]:
     """The result of `continue_openings`, read from the records where it is saved there."""
 
-    def handed() -> list[list[dict[str, Any]]]:
+    def computed() -> list[list[dict[str, Any]]]:
         return [[asdict(one) for one in of_item] for of_item in continue_openings(hand_off, small, request)]
 
-    saved = records.values("handed", handed)
+    saved = records.values("handed", computed)
     return [[Continued.of(record) for record in of_item] for of_item in saved]

@@ -15,7 +15,7 @@ from latentcomm.experiments.controls import RANDOM, SELF, SHUFFLED, ZERO
 from latentcomm.experiments.evaluation import MESSAGE
 from latentcomm.experiments.job import Drawing
 from latentcomm.reporting.plots import cascade_curves, cascade_front, opening_signals
-from latentcomm.reporting.plots.cascade import HANDED
+from latentcomm.reporting.plots.cascade import OF_STOP
 from latentcomm.reporting.plots.tables import spoken
 from latentcomm.reporting.publish import plain, write_table
 from latentcomm.reporting.terminal import Console, accuracy, interval, p_value, parts, print_table
@@ -63,7 +63,7 @@ def signal_table(
         chosen = [choose(stop, opening, most) for opening in openings]
         for token in range(1, longest + 1):
             share = sum(fired and n <= token for n, fired in chosen) / len(chosen)
-            of_stop = {"signal": f"{HANDED}{name}", "token": token, "n": len(chosen)}
+            of_stop = {"signal": f"{OF_STOP}{name}", "token": token, "n": len(chosen)}
             rows.append(of_stop | dict.fromkeys(("median", "low", "high"), share))
     return pd.DataFrame(rows)
 

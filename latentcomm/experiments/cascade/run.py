@@ -163,7 +163,7 @@ def sweep_cascade(
     (the large model alone), which are always run: "shuffled", the first n tokens of the opening of another item with
     another answer (where that had ended before, it is the reply, which is then wrong by construction: the share
     `finished` gives how often); "zero" and "random", where states pass, zeros and random directions of the same norms
-    in their place; "self", the small model's own opening through the same hand-off (by text, by keys and values, and by
+    instead; "self", the small model's own opening through the same hand-off (by text, by keys and values, and by
     `Replace` at a layer that is the small model alone by construction: the same replies at another cost);
     "self-consistency", the majority of m sampled replies of the small model (temperature 0.7), m the mean cost of the
     cascade over that of a reply, rounded, at least 1. A vote of one or two is hardly more than one sampled reply; there

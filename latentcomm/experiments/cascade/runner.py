@@ -11,7 +11,7 @@ from latentcomm._core.progress import track
 from latentcomm._core.records import Records, missing, ordered
 from latentcomm.channels.base import receiver_prompts, with_own_texts
 from latentcomm.channels.message import Message, join
-from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE, Continued, Request, saved_or_handed
+from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE, Continued, Request, saved_or_continued
 from latentcomm.experiments.cascade.hand_offs import HandOff
 from latentcomm.experiments.cascade.openings import Opening, ids_of, openings_of
 from latentcomm.experiments.cascade.resume import Continuation
@@ -135,8 +135,8 @@ class Setting:
             yield SHUFFLED, side.shuffled(deranged(task, seed=self.seed))
         for control in OF_STATES:
             if control in controls and applies(control, hand_off, self.small, side.message):
-                exchange = Sending(hand_off, self.large, self.small, task, side.message, self.seed)
-                yield control, replace(side, message=_item_by_item(control, exchange))
+                sending = Sending(hand_off, self.large, self.small, task, side.message, self.seed)
+                yield control, replace(side, message=_item_by_item(control, sending))
         if SELF in controls and (itself := hand_off.to_itself()) is not None:
             yield SELF, Side.of(small_openings, itself, is_small=True)
 
@@ -220,9 +220,9 @@ class Setting:
                 self.task.reply_tokens,
                 measures_surprise=condition != SELF,
             )
-            of_items = saved_or_handed(pieces[number][0], side.hand_off, self.small, request)
+            of_items = saved_or_continued(pieces[number][0], side.hand_off, self.small, request)
             for row, of_item in zip(chunk, of_items, strict=True):
-                continued[row] = {handed.n: handed for handed in of_item}
+                continued[row] = {each.n: each for each in of_item}
         return continued
 
     def _records(self, side: Side, condition: str, wanted: Sequence[Sequence[int]], chunk: range) -> Records:
@@ -238,34 +238,34 @@ class Setting:
             condition, self.seed if condition in OF_STATES else None, sent, [wanted[row] for row in chunk],
         )  # fmt: skip
 
-    def _of_both(self, label: _Label, side: Side, row: int, n: int, handed: Continued | None) -> CascadeTrial:
+    def _of_both(self, label: _Label, side: Side, row: int, n: int, continued: Continued | None) -> CascadeTrial:
         """The trial of an item after n tokens of an opening; without a continuation the opening is the reply."""
         opening = side.openings[row]
-        finished = handed is None
+        finished = continued is None
         writer = self.small if side.is_small else self.large
         size = self.sizes[1] if side.is_small else self.sizes[0]
         opening_cost = opening_flops(size, opening, n, finished=finished, layers=side.hand_off.layers)
         continuation_cost = 0.0
-        if handed is not None:
+        if continued is not None:
             continuation_cost = continuation_flops(
                 self.sizes[1],
-                handed.continuation,
-                n_prompt=handed.n_prompt,
-                n_past=handed.n_past,
-                multiply_adds=handed.multiply_adds,
+                continued.continuation,
+                n_prompt=continued.n_prompt,
+                n_past=continued.n_past,
+                multiply_adds=continued.multiply_adds,
             )
         return self._trial(
             label,
             row,
             opening,
             n,
-            reply=writer.decode(opening.ids) if handed is None else handed.reply,
+            reply=writer.decode(opening.ids) if continued is None else continued.reply,
             finished=finished,
-            reply_tokens=0 if handed is None else len(handed.ids),
+            reply_tokens=0 if continued is None else len(continued.ids),
             sender_flops=0.0 if side.is_small else opening_cost,
             receiver_flops=continuation_cost + (opening_cost if side.is_small else 0.0),
-            surprise=None if handed is None else handed.surprise,
-            drift=None if handed is None else handed.drift,
+            surprise=None if continued is None else continued.surprise,
+            drift=None if continued is None else continued.drift,
         )
 
     def _of_small(self, label: _Label, row: int, opening: Opening) -> CascadeTrial:
@@ -324,10 +324,10 @@ class Setting:
         )
 
 
-def _item_by_item(control: str, exchange: Sending) -> Message:
+def _item_by_item(control: str, sending: Sending) -> Message:
     """The message of a control, drawn for each item by itself, whatever the other items are."""
     messages = []
-    for row, item in enumerate(exchange.task.items):
-        seed = int(digest(exchange.seed, item.id)[:8], 16)
-        messages.append(CONTROLS[control](replace(exchange, message=exchange.message.select([row]), seed=seed)))
+    for row, item in enumerate(sending.task.items):
+        seed = int(digest(sending.seed, item.id)[:8], 16)
+        messages.append(CONTROLS[control](replace(sending, message=sending.message.select([row]), seed=seed)))
     return join(messages)

@@ -32,7 +32,7 @@ class Stop(Protocol):
 
 @dataclass(frozen=True)
 class FixedTokens:
-    """Hand over after `n` tokens, whatever they are.
+    """Hand off after `n` tokens, whatever they are.
 
     Raises:
         ValueError: a negative number.
@@ -54,7 +54,7 @@ class FixedTokens:
 
 @dataclass(frozen=True)
 class EntropyDrop:
-    """Hand over once the next-token entropy has fallen: the mean of the last `window` tokens is below `fraction` times
+    """Hand off once the next-token entropy has fallen: the mean of the last `window` tokens is below `fraction` times
     the mean of all tokens before the window.
 
     With H_1 .. H_n the entropies of the distributions that the first n tokens were drawn from and w the window, n is
@@ -92,7 +92,7 @@ class EntropyDrop:
 
 @dataclass(frozen=True)
 class Confident:
-    """Hand over once `window` tokens on end were each drawn with a top-1 margin (p_1 - p_2) of at least `margin`.
+    """Hand off once `window` tokens on end were each drawn with a top-1 margin (p_1 - p_2) of at least `margin`.
 
     Raises:
         ValueError: a margin outside [0, 1], or a window below 1.
@@ -121,7 +121,7 @@ class Confident:
 
 @dataclass(frozen=True)
 class SentenceEnd:
-    r"""Hand over once `number` sentences or lines have ended: ".", "!" or "?" with white space after it, or "\n".
+    r"""Hand off once `number` sentences or lines have ended: ".", "!" or "?" with white space after it, or "\n".
 
     A mark counts once the next token shows the character after it, so that "3.5" is not cut; the hand-off then
     includes that token. The points of "e.g." and of a list's "1." end no sentence, and a line feed ends a line that is

@@ -17,7 +17,7 @@ SILENT, LARGE = "silent", "large"
 """The two models alone: the small one, which receives nothing as under the channel `Silent`, and the large one."""
 SELF_CONSISTENCY = "self-consistency"
 OF_STATES = (ZERO, RANDOM)
-"""Controls for the content of states: zeros, or random directions of the same norms, in their place."""
+"""Controls for the content of states: zeros, or random directions of the same norms, instead."""
 CONTROLS = (SHUFFLED, *OF_STATES, SELF, SELF_CONSISTENCY)
 """Controls of a sweep: another item's opening; those of states; the small model's own opening, and its vote at equal
 cost."""

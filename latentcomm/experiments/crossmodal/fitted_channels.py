@@ -219,7 +219,7 @@ class Probe:
 
     setup: Setup
     vectors: Float[Tensor, "item d_read"]
-    tested: Float[Tensor, "asked d_read"]
+    tested: Float[Tensor, "tested d_read"]
 
     def trials(self, question: Question, task: Task) -> list[Trial]:
         """Its answers to a task of the test pictures; see `probe.fit_answer_probe`."""

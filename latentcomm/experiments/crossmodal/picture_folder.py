@@ -39,7 +39,7 @@ COLUMN_QUESTIONS: Mapping[str, Question] = {
     )
 }
 """The question of each column; other columns are facts that custom questions may use."""
-TURN, SMALLEST, LIGHT = 12.0, 0.8, (0.7, 1.3)
+ROTATION, SMALLEST, LIGHT = 12.0, 0.8, (0.7, 1.3)
 """Of views: rotation in degrees either way, the smallest crop as a share of each side, and the brightness factors."""
 
 
@@ -162,7 +162,7 @@ def views(picture: Picture, *, n: int, seed: int = 0) -> tuple[Picture, ...]:
     for number in range(n):
         draw = random.Random(f"view:{seed}:{picture.id}:{number}")
         image = picture.image.rotate(
-            draw.uniform(-TURN, TURN), resample=Image.Resampling.BILINEAR, fillcolor=BACKGROUND
+            draw.uniform(-ROTATION, ROTATION), resample=Image.Resampling.BILINEAR, fillcolor=BACKGROUND
         )
         width, height = (max(1, round(side * draw.uniform(SMALLEST, 1))) for side in image.size)
         left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)

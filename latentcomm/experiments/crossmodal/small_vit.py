@@ -15,7 +15,8 @@ from torch import Tensor
 
 from latentcomm._core.files import digest, expanded
 from latentcomm._core.records import read_whole
-from latentcomm.channels.training.trainer import Schedule, load_weights, save_weights, train
+from latentcomm.channels.training.saved import load_weights, save_weights
+from latentcomm.channels.training.trainer import Schedule, train
 from latentcomm.experiments.crossmodal.digits import CELLS, EDGE, INKS, WORDS, digit_halves, four_cells, one_digit
 from latentcomm.experiments.crossmodal.pictures import PictureSet
 from latentcomm.models import resolve_device

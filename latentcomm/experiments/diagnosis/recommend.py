@@ -216,7 +216,7 @@ def _reason(row: Mapping[Any, Any]) -> str:
     """Why a cell is recommended, in numbers that are in cells.csv."""
     return (
         f"predictable (a linear map of the sender's state gives {row['r_squared']:.0%} of the receiver's on unseen "
-        f"documents, {max(0.0, row['r_squared_null']):.0%} when the texts are unrelated); looks real "
+        f"documents, {max(0.0, row['r_squared_null']):.0%} when the texts are unrelated); like a real state "
         f"({row['flagged_same']:.0%} of the same-text states are flagged, {row['flagged_own']:.0%} of the receiver's "
         "own at the same positions); and the next token depends on the message: the same text's moves it "
         f"by {row['kl_same']:.2f} nats, another text's by {row['kl_other']:.2f} (medians over {row['n']} prompts; mean "

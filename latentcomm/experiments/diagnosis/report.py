@@ -234,7 +234,7 @@ def _calibration(page: Page, found: Diagnosis) -> None:
 
 
 def _drift(page: Page, found: Diagnosis) -> None:
-    page.heading("Do grafted states look real?")
+    page.heading("Are grafted states like real ones?")
     page.figure(
         drift_violins(
             found.drift,
@@ -298,8 +298,8 @@ def _healing(page: Page, found: Diagnosis) -> None:
     page.notes(
         {
             READ: "Deviation is the distance from the ungrafted state as a share of its norm; falling curves "
-            "heal, rising ones grow. The percentile says whether the state looks real again.",
-            LIMITS: "Recovery. A state can look real again and still lead to other tokens: compare the "
+            "heal, rising ones grow. The percentile shows whether the state is typical of real ones again.",
+            LIMITS: "Recovery. A state can be typical again and still lead to other tokens: compare the "
             "percentile with the KL above.",
         }
     )

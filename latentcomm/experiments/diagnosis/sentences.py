@@ -36,7 +36,7 @@ def summary(found: Diagnosis) -> list[tuple[str, str]]:
     return [
         ("Are their layers alike?", _alike(found)),
         ("How well does one predict the other?", _predictable(found)),
-        ("Do grafted states look real?", _drift(found)),
+        ("Are grafted states like real ones?", _drift(found)),
         ("Do grafts change the next token?", _effect(found)),
         ("Where to start?", _start(found)),
     ]
@@ -166,7 +166,7 @@ def _effect(found: Diagnosis) -> str:
     return (
         f"A message of the same text moves the next-token distribution by {_span(same)} nats, one of another text by "
         f"{_span(other)}, most under {shown_name(strongest['fusion'])} (KL, median, by fusion; 0 is nothing). "
-        f"{next_token_changes(found.effects)} A state can look perfectly real and still change the entire "
+        f"{next_token_changes(found.effects)} A state can be as typical as a real one and still change the entire "
         "continuation."
     )
 

@@ -210,8 +210,8 @@ def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fi
     parts: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["token"]):
         parts.setdefault(row["signal"], []).append(row)
-    signals = [name for name in seen(rows, "signal") if not name.startswith(HANDED)]
-    stops = {name.removeprefix(HANDED): parts[name] for name in parts if name.startswith(HANDED)}
+    signals = [name for name in seen(rows, "signal") if not name.startswith(OF_STOP)]
+    stops = {name.removeprefix(OF_STOP): parts[name] for name in parts if name.startswith(OF_STOP)}
     style_of = styles([*(f"stop {name}" for name in stops)])
     n_panels = len(signals) + bool(stops)
     width, height, gap = 640, 150, 16
@@ -221,14 +221,14 @@ def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fi
     last = max(row["token"] for row in rows)
     x_axis = {"range": [0, last + 1], "title": {"text": "token of the opening"}}
     halves = {name: next((row["token"] for row in part if row["median"] >= 0.5), None) for name, part in stops.items()}
-    panels: list[str] = [*signals, *([HANDED] if stops else [])]
+    panels: list[str] = [*signals, *([OF_STOP] if stops else [])]
     for panel, name in enumerate(panels):
         bottom = down - height - panel * (height + gap)
         title_of = {"title": {"text": UNITS.get(name, spoken(name))}, "rangemode": "tozero"}
-        y_axis = title_of if name != HANDED else SHARE_AXIS | {"title": {"text": "share handed off"}}
+        y_axis = title_of if name != OF_STOP else SHARE_AXIS | {"title": {"text": "share handed off"}}
         axis = x_axis if panel == n_panels - 1 else bare(x_axis)
         axes = sheet.panel(panel, (0, bottom, width, height), axis, y_axis, "")
-        if name == HANDED:
+        if name == OF_STOP:
             for stop, part in stops.items():
                 curve = {"x": [row["token"] for row in part], "y": [row["median"] for row in part], "mode": "lines"}
                 line = {"color": style_of[f"stop {stop}"].colour, "width": 2, "shape": "hv"}
@@ -243,7 +243,7 @@ def opening_signals(table: pd.DataFrame, *, title: str, note: str = "") -> go.Fi
     return sheet.figure
 
 
-HANDED = "handed over by "
+OF_STOP = "handed over by "
 """Prefix of the rows of a stop in a table of signals."""
 MEDIAN = "median and quartiles over openings"
 UNITS = {"entropy": "entropy (nats)", "margin": "margin p₁ − p₂", "surprise": "surprise (nats)",

@@ -8,7 +8,7 @@ import torch
 from cascades import LIMIT, greedy, large, of_bytes, prompt_ids, single, small, task
 from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms
 from tiny import EVERY_MODEL, files_in, hooks_left, model
-from toys import Counter
+from toys import interrupted
 
 from latentcomm.channels.kv import swapped
 from latentcomm.channels.message import Message
@@ -129,27 +129,17 @@ def test_openings_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:
 def test_what_was_written_before_a_stop_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ITEMS_AT_ONCE", 2)
     whole = write_openings(large(), task(5), layers=(1,))
-    counter = Counter(module._write)
-    monkeypatch.setattr(module, "_write", counter)
-
-    def interrupted(*given: object) -> object:
-        if counter.calls == 2:
-            raise KeyboardInterrupt
-        return counter(*given)
-
-    monkeypatch.setattr(module, "_write", interrupted)
+    writes = interrupted(monkeypatch, module, "_write", at=3)
     with pytest.raises(KeyboardInterrupt):
         write_openings(large(), task(5), layers=(1,), checkpoint=tmp_path)
     assert len(files_in(tmp_path)) == 3  # two parts and their folder
-    monkeypatch.setattr(module, "_write", counter)
-    counter.calls = 0
     again = write_openings(large(), task(5), layers=(1,), checkpoint=tmp_path)
-    assert counter.calls == 1
+    assert writes.calls == 3
     for mine, theirs in zip(again.parts or (), whole.parts or (), strict=True):
         assert_same_bits(mine["ids"], theirs["ids"])
         assert_same_bits(mine["states.1"], theirs["states.1"])
     write_openings(small(), task(5), layers=(1,), checkpoint=tmp_path)
-    assert counter.calls == 4  # another model's are others
+    assert writes.calls == 6  # another model's are others
 
 
 def test_what_cannot_be_written_is_refused() -> None:

@@ -119,6 +119,11 @@ RECEIVER_IDS.insert(2, RECEIVER_IDS[0])  # two items of one receiver prompt
 SENDER_PROMPTS, RECEIVER_PROMPTS = Prompts.from_ids(SENDER_IDS), Prompts.from_ids(RECEIVER_IDS)
 CHOICES_OF_ITEMS = [CHOICES[:5], CHOICES[3:], CHOICES[4::-1], CHOICES[1:6]]
 CHOICE_IDS = torch.tensor([[VOCABULARY[choice] for choice in row] for row in CHOICES_OF_ITEMS])
+FOUR: dict[str, Any] = {
+    "sender_prompts": SENDER_PROMPTS,
+    "receiver_prompts": RECEIVER_PROMPTS,
+    "choices": CHOICES_OF_ITEMS,
+}
 TWO: dict[str, Any] = {  # the first two items, where these are enough
     "sender_prompts": SENDER_PROMPTS.select([0, 1]),
     "receiver_prompts": RECEIVER_PROMPTS.select([0, 1]),
@@ -174,7 +179,7 @@ class TestTheGridEqualsTheNaiveOne:
         if layout == "batched":
             never_pack(monkeypatch)
         grid = mean_grid(architecture, backend)
-        swept = sweep_layers(tiny, tiny, SENDER_PROMPTS, RECEIVER_PROMPTS, fusion=Mean(), choices=CHOICES_OF_ITEMS)
+        swept = sweep_layers(tiny, tiny, **FOUR, fusion=Mean())
         assert_same(swept, grid)
         assert (swept.read_layers, swept.write_layers) == ((0, 1, 2), (0, 1, 2))
         assert hooks_left(tiny) == 0
@@ -248,16 +253,7 @@ class TestTheGridEqualsTheNaiveOne:
         grid = naive_grid(
             tiny, tiny, SENDER_IDS, RECEIVER_IDS, everywhere(Mean()), read_position=0, write_positions=places
         )
-        swept = sweep_layers(
-            tiny,
-            tiny,
-            SENDER_PROMPTS,
-            RECEIVER_PROMPTS,
-            fusion=Mean(),
-            choices=CHOICES_OF_ITEMS,
-            read_position=0,
-            write_position=places,
-        )
+        swept = sweep_layers(tiny, tiny, **FOUR, fusion=Mean(), read_position=0, write_position=places)
         assert_same(swept, grid)
 
     @pytest.mark.parametrize(("backend", "layout"), LAYOUTS)
@@ -284,7 +280,7 @@ class TestTheGridEqualsTheNaiveOne:
 
         def swept() -> LayerSweep:
             sizes.clear()
-            return sweep_layers(tiny, tiny, SENDER_PROMPTS, RECEIVER_PROMPTS, fusion=Mean(), choices=CHOICES_OF_ITEMS)
+            return sweep_layers(tiny, tiny, **FOUR, fusion=Mean())
 
         whole = swept()
         assert sizes == [6, 1, 3, 3]  # the two items of one prompt, the check of the first cell, the others
@@ -305,15 +301,7 @@ class TestTheGridEqualsTheNaiveOne:
     def test_however_many_rows_are_packed(self, architecture: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(staircase, "MOST_PACKED", most)  # six rows a write layer: whole packs, and filled ones
         tiny = model(architecture)
-        swept = sweep_layers(
-            tiny,
-            tiny,
-            SENDER_PROMPTS,
-            RECEIVER_PROMPTS,
-            fusion=Mean(),
-            choices=CHOICES_OF_ITEMS,
-            write_layers=[2, 0, 1],
-        )
+        swept = sweep_layers(tiny, tiny, **FOUR, fusion=Mean(), write_layers=[2, 0, 1])
         assert_same(swept, mean_grid(architecture, "bridge")[:, :, [2, 0, 1]])
 
     def test_with_padding_on_the_left(self) -> None:

@@ -123,33 +123,13 @@ class TestDriftAgainstAccuracy:
         assert dots[1]["y"] == [0, 0.125, 0.25, 0.375]
         assert dots[1]["marker"]["color"] == [0, 1, 2, 3]
 
-    def test_other_columns_may_be_named(self) -> None:
-        table = cells_table().rename(columns={"drift": "kl", "accuracy": "log_p", "write_layer": "depth"})
-        table = table.rename(columns={"detector": "fusion"})
-        options = {"drift": "kl", "accuracy": "log_p", "depth": "depth", "panels": "fusion"}
-        figure = drift_against_accuracy(table, title="t", **options)
-        one = traces(drift_against_accuracy(cells_table(), title="t"), "scatter")
-        assert [trace["x"] for trace in traces(figure, "scatter")] == [trace["x"] for trace in one]
+    def test_another_column_may_be_the_depth(self) -> None:
+        table = cells_table().rename(columns={"write_layer": "read_layer"})
+        figure = drift_against_accuracy(table, title="t", depth="read_layer")
+        assert [dot["marker"]["color"] for dot in traces(figure, "scatter")] == [[0, 1, 2, 3]] * 2
         layout = parsed(figure)["layout"]
-        assert (layout["xaxis"]["title"]["text"], layout["yaxis"]["title"]["text"]) == ("KL", "log p")
-
-    def test_the_correlation_stands_above_with_its_interval(self) -> None:
-        found = heads(drift_against_accuracy(cells_table(), title="t"))
-        assert found == ["cosine<br>ρ 0.50 [0.25, 0.75]", "combined<br>ρ −0.50 [−0.75, −0.25]"]
-        plain = drift_against_accuracy(cells_table()[["detector", "drift", "accuracy", "write_layer"]], title="t")
-        assert heads(plain) == ["cosine", "combined"]
-
-    def test_correlations_may_have_other_names(self) -> None:
-        table = cells_table().assign(within=0.1, within_low=0.0, within_high=0.2)
-        figure = drift_against_accuracy(table, title="t", correlations={"within a layer": "within"})
-        assert heads(figure)[0] == "cosine<br>within a layer 0.10 [0.00, 0.20]"
-
-    def test_a_correlation_given_depth_stands_below_the_plain_one(self) -> None:
-        table = cells_table().assign(partial=-0.1, partial_low=-0.2, partial_high=0.05)
-        assert heads(drift_against_accuracy(table, title="t"))[1].split("<br>")[1:] == [
-            "ρ −0.50 [−0.75, −0.25]",
-            "ρ given depth −0.10 [−0.20, 0.05]",
-        ]
+        assert (layout["xaxis"]["title"]["text"], layout["yaxis"]["title"]["text"]) == ("drift", "accuracy")
+        assert heads(figure) == ["cosine", "combined"]
 
     def test_ten_detectors_fit_a_page_and_each_has_the_axis_of_its_own_drift(self) -> None:
         table = cells_table(tuple(f"detector {number}" for number in range(10)))
@@ -158,24 +138,13 @@ class TestDriftAgainstAccuracy:
         low, high = figure.layout.xaxis10.range
         assert low < 9 < 9.75 < high and low > 8
 
-    def test_chance_is_a_line_in_every_panel_named_once(self) -> None:
-        lines = named(drift_against_accuracy(cells_table(), title="t", chance=0.05), "chance")
-        assert [line["y"] for line in lines] == [[0.05, 0.05]] * 2
-        assert [line["showlegend"] for line in lines] == [True, False]
-
     @pytest.mark.parametrize(
-        ("change", "options", "said"),
+        ("change", "said"),
         [
-            ({"rho": [0.9, *cells_table()["rho"][1:]]}, {}, "cosine has 2 values of rho; give it one"),
-            ({"rho_low": 0.8}, {}, r"cosine has rho 0.5 from 0.8 to 0.75; they must rise, between -1 and 1"),
-            ({"rho_high": 1.5}, {}, "they must rise, between -1 and 1"),
-            ({"rho_high": math.nan}, {}, "column rho_high has no number in 8 of 8 rows"),
-            ({"drift": math.nan}, {}, "column drift has no number"),
-            ({"accuracy": math.inf}, {}, "finite numbers"),
-            ({}, {"columns": 0}, "columns is 0"),
-            ({}, {"correlations": {"ρ": "absent"}}, "lacks the column absent, absent_low, absent_high"),
+            ({"drift": math.nan}, "column drift has no number"),
+            ({"accuracy": math.inf}, "finite numbers"),
         ],
     )
-    def test_a_table_that_cannot_be_drawn_is_refused(self, change, options, said) -> None:
+    def test_a_table_that_cannot_be_drawn_is_refused(self, change, said) -> None:
         with pytest.raises(ValueError, match=said):
-            drift_against_accuracy(cells_table().assign(**change), title="t", **options)
+            drift_against_accuracy(cells_table().assign(**change), title="t")
