@@ -41,7 +41,7 @@ from small_commands import DAMAGES, published, saved_files, small_commands
 
 from latentcomm._core.files import write_json, write_text
 from latentcomm.cli import app
-from latentcomm.experiments.prepared import EXPERIMENTS
+from latentcomm.experiments._prepared import EXPERIMENTS
 from latentcomm.experiments.settings import SAVED
 from latentcomm.reporting.publish import machine
 

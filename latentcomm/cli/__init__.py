@@ -17,7 +17,7 @@ from latentcomm.cli.experiment import command_of
 from latentcomm.cli.grid import grid
 from latentcomm.cli.join import join
 from latentcomm.cli.listing import list_names, models
-from latentcomm.experiments.prepared import EXPERIMENTS
+from latentcomm.experiments._prepared import EXPERIMENTS
 
 __all__ = ["app"]
 

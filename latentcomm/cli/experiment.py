@@ -16,7 +16,7 @@ import tyro
 from latentcomm._core.names import check_name
 from latentcomm._core.progress import quiet, say
 from latentcomm._core.version import __version__
-from latentcomm.experiments.prepared import EXPERIMENTS, Experiment
+from latentcomm.experiments._prepared import EXPERIMENTS, Experiment
 from latentcomm.experiments.run import preflight, run, run_part
 from latentcomm.experiments.settings import Settings, listed
 

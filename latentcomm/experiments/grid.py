@@ -11,7 +11,7 @@ import pandas as pd
 
 from latentcomm._core.names import check_name
 from latentcomm.experiments.job import Result
-from latentcomm.experiments.prepared import EXPERIMENTS
+from latentcomm.experiments._prepared import EXPERIMENTS
 from latentcomm.experiments.settings import Settings
 
 __all__ = ["MOST_RUNS", "grid_table", "read_grid", "varied"]

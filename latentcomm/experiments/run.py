@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from latentcomm.experiments.prepared import prepare
+from latentcomm.experiments._prepared import prepare
 from latentcomm.experiments.settings import Settings
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def run_all(
             raise ValueError("the engine ray writes records to a folder; give it as out")
         if not settings:
             return []
-        from latentcomm.experiments.on_ray import run_on_ray
+        from latentcomm.experiments._on_ray import run_on_ray
 
         return run_on_ray(
             dict(zip(folders, settings, strict=True)),

@@ -15,7 +15,7 @@ from toys import countries_folder
 
 import latentcomm as lc
 from latentcomm.cli.experiment import parse
-from latentcomm.experiments.prepared import EXPERIMENTS
+from latentcomm.experiments._prepared import EXPERIMENTS
 
 SMALL = ("--n-tune", "4", "--n-test", "8", "--fusion", "replace")
 

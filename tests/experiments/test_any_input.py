@@ -23,7 +23,7 @@ from latentcomm.channels.message import FORMAT, Message
 from latentcomm.cli.experiment import read_config
 from latentcomm.drift import DriftReference
 from latentcomm.drift.reference import FILE_KIND as REFERENCE
-from latentcomm.experiments.prepared import EXPERIMENTS
+from latentcomm.experiments._prepared import EXPERIMENTS
 from latentcomm.experiments.settings import Settings
 
 HANGS_AFTER = 20

@@ -11,7 +11,7 @@ from commands import last_line, run
 from small_commands import DAMAGES, published, saved_files, small_commands
 
 from latentcomm.cli.experiment import parse
-from latentcomm.experiments.prepared import EXPERIMENTS
+from latentcomm.experiments._prepared import EXPERIMENTS
 from latentcomm.experiments.settings import SAVED
 
 COMMANDS = pytest.mark.parametrize("command", list(EXPERIMENTS))

@@ -134,7 +134,7 @@ def test_gpus_that_no_machine_has_are_refused_at_once(tmp_path: Path, cluster: A
 
 
 def test_an_address_without_a_cluster_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="there is no Ray cluster at '127.0.0.1:1'"):
+    with pytest.raises(RuntimeError, match=r"there is no Ray cluster at '127\.0\.0\.1:1'"):
         lc.run_all([lc.CompareSettings()], out=tmp_path, engine="ray", address="127.0.0.1:1")
 
 

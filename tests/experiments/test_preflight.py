@@ -14,7 +14,7 @@ from latentcomm.experiments import job as jobs
 from latentcomm.experiments import preflight as common
 from latentcomm.experiments.capacity import free_disk, free_memory
 from latentcomm.experiments.preflight import Preflight
-from latentcomm.experiments.prepared import EXPERIMENTS
+from latentcomm.experiments._prepared import EXPERIMENTS
 from latentcomm.experiments.settings import Settings
 
 GB = 2**30

@@ -9,7 +9,7 @@ from toys import Counter, countries_folder
 
 import latentcomm as lc
 from latentcomm.experiments import job
-from latentcomm.experiments.prepared import EXPERIMENTS
+from latentcomm.experiments._prepared import EXPERIMENTS
 
 SETTINGS = lc.CompareSettings(channels=("silent", "replace"), read_layer=1, write_layer=1, n_test=6)
 

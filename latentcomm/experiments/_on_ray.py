@@ -20,7 +20,7 @@ from latentcomm._core.files import written_whole
 from latentcomm._core.progress import duration, say
 from latentcomm._core.records import Piece
 from latentcomm.experiments.job import Result
-from latentcomm.experiments.prepared import prepare
+from latentcomm.experiments._prepared import prepare
 from latentcomm.experiments.settings import SAVED, Settings
 from latentcomm.reporting.terminal import Console, console
 
