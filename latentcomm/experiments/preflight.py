@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import torch
 
 from latentcomm import models
-from latentcomm.experiments.capacity import free_disk, free_memory, multiply_adds_a_second, readable
+from latentcomm._core.files import readable
+from latentcomm._core.progress import duration
+from latentcomm.experiments.capacity import free_disk, free_memory, multiply_adds_a_second
 from latentcomm.experiments.cost import MULTIPLY_ADD, ModelSize, pass_flops
 from latentcomm.experiments.job import Job
 from latentcomm.experiments.maps import check_widths
@@ -75,7 +77,7 @@ class Preflight:
             if needed:
                 found.append(f"{what}: about {readable(needed)}" + ("" if free is None else f", {readable(free)} free"))
         if self.seconds is not None:
-            found.append(f"time: about {_duration(self.seconds)}, and the time to load the models")
+            found.append(f"time: about {duration(max(1, self.seconds))}, and the time to load the models")
         return found + [f"note: {each}" for each in self.notes]
 
 
@@ -340,11 +342,3 @@ class Checks:
 @cache
 def _rate(device: str, dtype: torch.dtype) -> float:
     return multiply_adds_a_second(device, dtype, width=1024)
-
-
-def _duration(seconds: float | int) -> str:
-    """A duration in its largest fitting unit."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(1, round(seconds))} s"
