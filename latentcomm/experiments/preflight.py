@@ -219,14 +219,20 @@ class Checks:
             what = option if isinstance(value, int) else f"{option}: layer"
             self.refuse(f"{what} {outside[0]} is outside {side.name}, whose layers are 0 to {n_layers - 1}")
 
-    def prompts(self, side: Side | None, texts: Sequence[str]) -> None:
-        """Refuse prompts beyond a model's context, by the tokens of the longest texts without a chat around them."""
-        if side is None or side.tokenizer is None or side.shape.n_ctx is None:
+    def prompts(self, side: Side | None, texts: Sequence[str], *, n_new: int = 1) -> None:
+        """Refuse prompts that exceed a model's context with the `n_new` tokens written after them, by the longest texts.
+
+        Their tokens are counted without a chat around them; the last token that is written is not read.
+        """
+        if side is None or side.tokenizer is None or side.shape.n_ctx is None or not texts:
             return
         longest = sorted(texts, key=len)[-LONGEST:]
         most = max(len(ids) for ids in side.tokenizer(longest).input_ids)
-        if most > side.shape.n_ctx:
-            self.refuse(f"a prompt has {most} tokens and {side.name} reads {side.shape.n_ctx} at most; shorten it")
+        if most + n_new - 1 > side.shape.n_ctx:
+            reply = f" and {n_new} more are written" if n_new > 1 else ""
+            self.refuse(
+                f"a prompt has {most} tokens{reply}, and {side.name} reads {side.shape.n_ctx} at most; shorten it"
+            )
 
     def cell(self) -> tuple[int, int] | None:
         """The cell of the settings; refuses a read layer without a write layer."""

@@ -1,13 +1,14 @@
 """What a run is refused for before a weight is read, and what is said about the rest."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from commands import last_line, run
 from tiny import files_in
-from toys import countries_folder
+from toys import countries_folder, toy
 
 import latentcomm as lc
 from latentcomm.experiments import job as jobs
@@ -16,6 +17,7 @@ from latentcomm.experiments.capacity import free_disk, free_memory
 from latentcomm.experiments.preflight import Preflight
 from latentcomm.experiments.run import EXPERIMENTS
 from latentcomm.experiments.settings import Settings
+from latentcomm.tasks.base import Task
 
 GB = 2**30
 CELL = {"read_layer": 1, "write_layer": 1}
@@ -79,7 +81,10 @@ WRONG: list[tuple[Settings, str]] = [
     (cascade(hand_off=("graft",), write_layer=9), "write_layer 9 is outside here"),
     (lc.DiagnoseSettings(fusion=("sum", "sum")), "fusion names sum twice"),
     (lc.DiagnoseSettings(documents=1_000_000), "documents is 1000000, and public_domain.jsonl has 129 documents"),
-    (lc.DiagnoseSettings(tokens=1_000_000), "tokens is 1000000, and the shorter context of both models has 40 tokens"),
+    (
+        lc.DiagnoseSettings(tokens=1_000_000),
+        "tokens is 1000000, and the shorter context of both models has 4000 tokens",
+    ),
     (lc.CrossModalSettings(channels=("silent", "smoke")), "there is no channel for pictures 'smoke'"),
     (lc.CrossModalSettings(write_layer=9), "write_layer 9 is outside here"),
     (lc.CrossModalSettings(n_fitting=1_000_000), "n_fitting is 1000000, and the fitting half of the digits has"),
@@ -92,7 +97,9 @@ def test_a_wrong_setting_is_refused_before_a_weight_is_read(
     settings: Settings, sentence: str, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape, tokenizer = common.models.shape_of(folder), common.models.tokenizer_of(folder)
-    monkeypatch.setattr(common.models, "shape_of", lambda _: common.ModelShape(**{**vars(shape), "name": "here"}))
+    monkeypatch.setattr(
+        common.models, "shape_of", lambda _: common.ModelShape(**{**vars(shape), "name": "here", "n_ctx": 4000})
+    )
     monkeypatch.setattr(common.models, "tokenizer_of", lambda _: tokenizer)
     named = type(settings)(**{**vars(settings), "sender": settings.sender and "here", "receiver": ""})
     if settings.command in ("cascade", "crossmodal"):
@@ -156,10 +163,42 @@ class TestAllTogether:
 
     @pytest.mark.parametrize("name", EXPERIMENTS)
     def test_the_defaults_of_every_command_are_right(self, name: str, tiny: lc.Model) -> None:
-        needed = {"train": {"channels": ("gated",)}, "cascade": {"data": "sample"}}.get(name, {})
+        needed = {"train": {"channels": ("gated",)}, "cascade": {"data": "sample", "reply_tokens": 2, "n": (1,)}}.get(
+            name, {}
+        )
         given = {"receiver": tiny} if name == "crossmodal" else {"sender": tiny, "receiver": tiny}
         found = lc.preflight(EXPERIMENTS[name].settings(**needed), **given)
         assert found.refusals == () and found.work and found.seconds is not None
+
+
+class TestContext:
+    """A tiny model reads 40 tokens, and a word is one, after a BOS token."""
+
+    @pytest.fixture
+    def task(self) -> Task:
+        """Of the eight items, two to tune on and two to test; all others are too long for any of it."""
+        short = toy()
+        used = {item.id for half in short.split(seed=0) for item in half.take(2, seed=0).items}
+        items = [item if item.id in used else replace(item, sender="Alice " * 90) for item in short.items]
+        return replace(short, items=tuple(items))
+
+    SETTINGS: ClassVar[dict[str, Any]] = {"n_tune": 2, "n_test": 2}
+
+    @pytest.mark.parametrize("kind", [lc.SweepSettings, lc.CompareSettings])
+    def test_items_that_the_run_leaves_out_may_be_longer(self, kind: Any, folder: str, task: Task) -> None:
+        assert lc.preflight(kind(sender=folder, **self.SETTINGS), task=task).refusals == ()
+        (refusal,) = lc.preflight(kind(sender=folder, n_tune=2, n_test=3), task=task).refusals
+        assert "a prompt has 91 tokens, and" in refusal and "reads 40 at most" in refusal
+
+    @pytest.mark.parametrize("kind", [lc.SweepSettings, lc.CompareSettings])
+    def test_the_skyline_and_the_reply_count(self, kind: Any, folder: str, task: Task) -> None:
+        settings = kind(sender=folder, **self.SETTINGS)
+        long = replace(task, items=tuple(replace(item, skyline="Alice " * 38) for item in task.items), reply_tokens=2)
+        assert lc.preflight(settings, task=long).refusals == ()
+        (refusal,) = lc.preflight(settings, task=replace(long, reply_tokens=3)).refusals
+        assert "a prompt has 39 tokens and 3 more are written, and" in refusal
+        without = lc.CompareSettings(sender=folder, channels=("silent",), **self.SETTINGS)
+        assert lc.preflight(without, task=replace(long, reply_tokens=3)).refusals == ()
 
 
 class TestSmallTasks:

@@ -70,10 +70,11 @@ def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | 
         task = replace(task, reply_tokens=settings.reply_tokens)
     if hand_offs and ns:
         checks.of(check_plan, task, hand_offs, ns=ns, stops=stops, controls=controls, seed=settings.seed)
-    for side in (large, small):
-        checks.prompts(side, [item.receiver for item in task.items])
+    texts = [item.receiver for item in task.items]
+    checks.prompts(large, texts, n_new=task.reply_tokens + 1)  # the small model reads all that it wrote
+    checks.prompts(small, texts, n_new=task.reply_tokens)
     checks.weights(large, small)
-    prompt = checks.length(large, [item.receiver for item in task.items])
+    prompt = checks.length(large, texts)
     checks.work += [
         f"one reply by {side.name if side is not None else 'a model'} to each of {n_items} items of {task.name}"
         for side in (large, small)

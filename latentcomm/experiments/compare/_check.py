@@ -48,15 +48,21 @@ def check_compare(settings: CompareSettings, checks: Checks) -> CompareInputs | 
     if task is None or halves is None:
         return None
     tune, test = halves
-    checks.prompts(sender, [item.sender for item in task.items])
-    checks.prompts(receiver, [item.receiver for item in task.items])
-    if cell is None and any(needs_cell(name) for name in names or usual):
+    used = names or tuple(usual)
+    grafted = any(needs_cell(name) for name in used)
+    tuned = tune.items if grafted and cell is None else ()
+    checks.prompts(sender, [item.sender for item in (*tuned, *test.items)])
+    checks.prompts(receiver, [item.receiver for item in tuned])
+    written = [item.receiver for item in test.items]
+    written += [item.skyline for item in test.items] if "skyline" in used else []
+    checks.prompts(receiver, written, n_new=task.reply_tokens)
+    if grafted and cell is None:
         checks.of(require_choices, tune)
-    if any(needs_cell(name) for name in names or usual):
+    if grafted:
         checks.widths(settings.alignment, sender, receiver)
     checks.of(check_shuffles, test, settings.controls, seed=settings.seed)
     checks.weights(sender, receiver)
-    _count(checks, settings, names or tuple(usual), sender, receiver, tune=tune, test=test, chosen=cell is None)
+    _count(checks, settings, used, sender, receiver, tune=tune, test=test, chosen=cell is None)
     return CompareInputs(names, task)
 
 

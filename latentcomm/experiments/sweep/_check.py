@@ -51,8 +51,11 @@ def check_sweep(settings: SweepSettings, checks: Checks) -> SweepInputs | None:
     if halves is None or fusions is None:
         return None
     tune, test = halves
-    checks.prompts(sender, [item.sender for item in task.items])
-    checks.prompts(receiver, [item.receiver for item in task.items])
+    tuned = tune.items if cell is None else ()
+    checks.prompts(sender, [item.sender for item in (*tuned, *test.items)])
+    checks.prompts(receiver, [item.receiver for item in tuned])
+    written = [text for item in test.items for text in (item.receiver, item.skyline)]
+    checks.prompts(receiver, written, n_new=task.reply_tokens)
     checks.of(derangement, [label(item) for item in test.items], seed=settings.seed)
     checks.weights(sender, receiver)
     if sender is not None and receiver is not None and sender.shape.n_layers and receiver.shape.n_layers:
