@@ -42,10 +42,11 @@ def check_train(settings: TrainSettings, checks: Checks) -> TrainInputs | None:
         f"dtype is {settings.dtype!r}; train in float32 or bfloat16", when=settings.dtype not in ("float32", "bfloat16")
     )
     task, sender, receiver, cell = checks.task_pair_and_cell()
-    halves = None if task is None else checks.of(task.split, seed=settings.seed)
+    halves = None if task is None else checks.split(task)
     if task is None or halves is None:
         return None
     tune = halves[0]
+    trained = _trained(tune, settings, checks)
     checks.prompts(sender, [item.sender for item in tune.items])
     checks.prompts(receiver, [item.receiver for item in tune.items])
     if cell is None and any(name in WITH_A_CELL for name in names):
@@ -54,7 +55,7 @@ def check_train(settings: TrainSettings, checks: Checks) -> TrainInputs | None:
     prompt = checks.length(receiver, [item.receiver for item in tune.items])
     for name in (name for name in names if name in DEFAULTS):
         steps, batch_size, _ = DEFAULTS[name]
-        n_examples = MAP_DOCUMENTS * MAP_TOKENS if name == "learned_linear" else len(tune.items)
+        n_examples = MAP_DOCUMENTS * MAP_TOKENS if name == "learned_linear" else len(trained.items)
         what = "the packaged corpus" if name == "learned_linear" else f"the tuning half of {task.name}"
         size = settings.batch_size or batch_size
         checks.refuse(
@@ -69,3 +70,20 @@ def check_train(settings: TrainSettings, checks: Checks) -> TrainInputs | None:
             checks.holds("activations of the training", 4 * tokens * sized.n_layers * STATES * sized.d_model)
             checks.runs(receiver, 3 * steps * size, n_new=prompt + task.reply_tokens)  # backward is twice forward
     return TrainInputs(names, task)
+
+
+def _trained(tune: Task, settings: TrainSettings, checks: Checks) -> Task:
+    """The items of the tuning half that are trained on; refuses a share that holds out none of them or all."""
+    share, n = settings.held_out, len(tune.items)
+    if share == 0:
+        return tune
+    try:
+        if not 0 < round(share * n) < n:
+            raise ValueError(share)
+        return tune.split(seed=settings.seed, tune_fraction=1 - share)[0]
+    except ValueError:  # which a task whose items stay together raises as well
+        checks.refuse(
+            f"held_out is {share}, which of the {n} items of the tuning half leaves none to train on or none to hold "
+            "out; give another share, or 0 for none"
+        )
+        return tune

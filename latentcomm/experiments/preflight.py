@@ -220,9 +220,9 @@ class Checks:
             self.refuse(f"{what} {outside[0]} is outside {side.name}, whose layers are 0 to {n_layers - 1}")
 
     def prompts(self, side: Side | None, texts: Sequence[str], *, n_new: int = 1) -> None:
-        """Refuse prompts that exceed a model's context with the `n_new` tokens written after them, by the longest texts.
+        """Refuse prompts that exceed a model's context with the `n_new` tokens written after them.
 
-        Their tokens are counted without a chat around them; the last token that is written is not read.
+        The longest texts are tokenized, without a chat around them; the last token that is written is not read.
         """
         if side is None or side.tokenizer is None or side.shape.n_ctx is None or not texts:
             return
@@ -259,9 +259,22 @@ class Checks:
             self.notes.append(f"{option} is {value} by default, and {what} has {there} {of}: all of them are used")
         return there if value == 0 else min(value, there)
 
+    def split(self, task: Task) -> tuple[Task, Task] | None:
+        """The tuning and the test half of a task; None where it has too few items, or too few groups of them."""
+        try:
+            return task.split(seed=self.settings.seed)
+        except ValueError:
+            n = len({item.tags[task.together] if task.together else item.id for item in task.items})
+            what = f"items of {n} {task.together}" if task.together else "items"
+            self.refuse(
+                f"the {len(task.items)} {what} of task {task.name} cannot be split into a tuning and a test half; give "
+                "more items"
+            )
+            return None
+
     def halves(self, task: Task) -> tuple[Task, Task] | None:
         """The tuning and the test half of a task, each with as many items as the settings take."""
-        halves = self.of(task.split, seed=self.settings.seed)
+        halves = self.split(task)
         if halves is None:
             return None
         tune, test = halves

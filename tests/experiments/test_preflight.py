@@ -211,6 +211,36 @@ class TestSmallTasks:
         settings = lc.CompareSettings(sender=folder, task="biographies", channels=("silent",), n_test=101)
         assert "give at most" in lc.preflight(settings).refusals[0]
 
+    @pytest.mark.parametrize(
+        ("n", "together", "sentence"),
+        [
+            (
+                8,
+                "",
+                "held_out is 0.1, which of the 4 items of the tuning half leaves none to train on or none to hold out",
+            ),
+            (8, "country", "held_out is 0.1, which of the 4 items"),
+            (1, "", "the 1 items of task toy cannot be split into a tuning and a test half; give more items"),
+            (8, "all", "the 8 items of 1 all of task toy cannot be split into a tuning and a test half"),
+        ],
+    )
+    def test_too_few_items_are_refused_in_the_words_of_the_command(
+        self, n: int, together: str, sentence: str, tiny: lc.Model
+    ) -> None:
+        items = [replace(item, tags={**item.tags, "all": "one"}) for item in toy().items[:n]]
+        settings = lc.TrainSettings(channels=("gated",), **CELL)
+        found = lc.preflight(settings, tiny, task=replace(toy(), items=tuple(items), together=together))
+        (refusal,) = found.refusals
+        assert refusal.startswith(sentence) and "tune_fraction" not in refusal
+        if n == 8 and together != "all":
+            assert lc.preflight(replace(settings, held_out=0.25), tiny, task=toy()).refusals == ()
+
+    def test_items_that_are_held_out_are_no_part_of_a_batch(self, tiny: lc.Model) -> None:
+        settings = lc.TrainSettings(channels=("gated",), **CELL, batch_size=4, held_out=0.25)
+        (refusal,) = lc.preflight(settings, tiny, task=toy()).refusals
+        assert refusal.startswith("batch_size is 4, and gated is trained on 3 examples")
+        assert lc.preflight(replace(settings, held_out=0.0), tiny, task=toy()).refusals == ()
+
 
 class TestMemoryAndDisk:
     SETTINGS: ClassVar[dict[str, Any]] = {"channels": ("silent",), "n_test": 6}
