@@ -4,6 +4,7 @@ Each experiment's own check is in its package (`_check.py`), named with its func
 parsed is what the experiment then runs with.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
@@ -246,6 +247,26 @@ class Checks:
         self.layers("write_layer", receiver)
         return task, sender, receiver, cell
 
+    def last_block(self, layers: Sequence[int], side: Side | None) -> None:
+        """Note that a graft after the last block alone passes through nothing of the receiver."""
+        if side is not None and side.shape.n_layers is not None and {*layers} == {side.shape.n_layers - 1}:
+            self.notes.append(
+                f"states are written after the last block of {side.name} alone, where no block reads them: a replaced "
+                "state gives what the sender would predict by the receiver's unembedding"
+            )
+
+    def answers(self, task: Task) -> None:
+        """Note a task whose prompts of the receiver name the answer of most items, and no other candidate."""
+        named = 0
+        for item in task.items:
+            others = [each for each in item.candidates or task.candidates if each.strip() not in item.answers]
+            named += _names(item.receiver, item.answers) and not _names(item.receiver, others)
+        if 2 * named > len(task.items):
+            self.notes.append(
+                f"the receiver's own prompt names the answer in {named} of {len(task.items)} items of {task.name}: the "
+                "silent channel is then no baseline"
+            )
+
     def at_most(self, option: str, there: int, what: str, of: str = "items") -> int:
         """The number of an option, at most what there is; more is refused, unless it is the option's default.
 
@@ -256,7 +277,7 @@ class Checks:
         if value > there and value != default:
             self.refuse(f"{option} is {value}, and {what} has {there} {of}; give at most {there}")
         elif value > there:
-            self.notes.append(f"{option} is {value} by default, and {what} has {there} {of}: all of them are used")
+            self.notes.append(f"{what} has {there} {of}, fewer than the {value} of the default: all of them are used")
         return there if value == 0 else min(value, there)
 
     def split(self, task: Task) -> tuple[Task, Task] | None:
@@ -272,13 +293,16 @@ class Checks:
             )
             return None
 
-    def halves(self, task: Task) -> tuple[Task, Task] | None:
-        """The tuning and the test half of a task, each with as many items as the settings take."""
+    def halves(self, task: Task, *, tuned: bool) -> tuple[Task, Task] | None:
+        """The tuning and the test half of a task, each with as many items as the settings take.
+
+        Where nothing is `tuned` their number of tuning items means nothing.
+        """
         halves = self.split(task)
         if halves is None:
             return None
         tune, test = halves
-        n_tune = self.at_most("n_tune", len(tune.items), f"the tuning half of {task.name}")
+        n_tune = self.at_most("n_tune", len(tune.items), f"the tuning half of {task.name}") if tuned else 1
         n_test = self.at_most("n_test", len(test.items), f"the test half of {task.name}")
         tune, test = (
             half if n >= len(half.items) else half.take(n, seed=self.settings.seed)
@@ -361,3 +385,8 @@ class Checks:
 @cache
 def _rate(device: str, dtype: torch.dtype) -> float:
     return multiply_adds_a_second(device, dtype, width=1024)
+
+
+def _names(text: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers is in a text, as whole words in any case."""
+    return any(re.search(rf"(?<!\w){re.escape(each.strip())}(?!\w)", text, re.IGNORECASE) for each in answers)

@@ -183,10 +183,13 @@ def _prepare(
 
 def _run(prepared: _Prepared) -> "Result":
     """The result, written where there is a folder; the large work that it no longer needs is deleted."""
+    from latentcomm._core.progress import say
     from latentcomm.experiments.folder import forget, large_work
     from latentcomm.experiments.job import publish
 
     settings, job = prepared.settings, prepared.job
+    for note in dict.fromkeys(prepared.checks.notes if job.progress else ()):
+        say(f"note: {note}")
     claims = job.claims(settings, prepared.name)
     with contextlib.ExitStack() as held:
         for claim in claims:

@@ -205,7 +205,7 @@ class TestSmallTasks:
     def test_a_default_number_of_items_is_all_of_them_where_there_are_fewer(self, folder: str) -> None:
         found = lc.preflight(lc.CompareSettings(sender=folder, task="biographies", channels=("silent",)))
         assert found.refusals == ()
-        assert any("n_test is 100 by default, and the test half" in note for note in found.notes)
+        assert any("fewer than the 100 of the default: all of them are used" in note for note in found.notes)
 
     def test_a_number_that_was_given_is_not(self, folder: str) -> None:
         settings = lc.CompareSettings(sender=folder, task="biographies", channels=("silent",), n_test=101)
@@ -240,6 +240,52 @@ class TestSmallTasks:
         (refusal,) = lc.preflight(settings, tiny, task=toy()).refusals
         assert refusal.startswith("batch_size is 4, and gated is trained on 3 examples")
         assert lc.preflight(replace(settings, held_out=0.0), tiny, task=toy()).refusals == ()
+
+
+class TestNotices:
+    LAST: ClassVar[dict[str, Any]] = {"read_layer": 1, "write_layer": 2}
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            lc.SweepSettings(write_layers=(2,), n_tune=2, n_test=4),
+            lc.SweepSettings(**LAST, n_test=4),
+            lc.CompareSettings(**LAST, n_test=4, channels=("replace",)),
+        ],
+    )
+    def test_a_write_after_the_last_block_alone_is_noted(self, settings: Any, tiny: lc.Model) -> None:
+        (note,) = lc.preflight(settings, tiny, task=toy()).notes
+        assert "after the last block of tiny alone" in note.replace(tiny.name, "tiny")
+        earlier = {"write_layer": 1} if settings.write_layer else {"write_layers": (1, 2)}
+        assert lc.preflight(replace(settings, **earlier), tiny, task=toy()).notes == ()
+
+    @pytest.mark.parametrize("kind", [lc.SweepSettings, lc.CompareSettings])
+    def test_a_prompt_that_names_the_answer_is_noted_and_one_that_names_all_is_not(
+        self, kind: Any, tiny: lc.Model
+    ) -> None:
+        settings = kind(n_tune=2, n_test=4)
+        named = [replace(item, receiver=f"{item.answers[0].lower()}, {item.receiver}") for item in toy().items]
+        (note,) = lc.preflight(settings, tiny, task=replace(toy(), items=tuple(named))).notes
+        assert note.startswith("the receiver's own prompt names the answer in 4 of 4 items of toy")
+        every = [replace(item, receiver=f"{' '.join(toy().candidates)} {item.receiver}") for item in named]
+        parts = [replace(item, receiver=f"{item.answers[0]}n {item.receiver}") for item in toy().items]
+        for items in (every, parts):
+            assert lc.preflight(settings, tiny, task=replace(toy(), items=tuple(items))).notes == ()
+
+    def test_more_prompts_than_held_out_documents_are_noted_and_more_than_tokens_refused(self, tiny: lc.Model) -> None:
+        settings = lc.DiagnoseSettings(documents=24, tokens=8, prompts=12)
+        few, more, most = (lc.preflight(replace(settings, prompts=n), tiny) for n in (12, 13, 97))
+        assert few.notes == () and "into 12 prompts of 12 held-out documents" in few.work[1]
+        assert more.notes[0].startswith("13 prompts are of 12 held-out documents")
+        assert most.refusals == ("prompts is 97, and the held-out half has 96 tokens to graft at; give at most 96",)
+
+    def test_a_run_that_shows_its_progress_shows_the_notices(
+        self, tiny: lc.Model, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        settings = lc.CompareSettings(**self.LAST, n_test=4, channels=("replace",), controls=())
+        for progress in (True, False):
+            lc.run(settings, tiny, task=toy(), progress=progress)
+            assert ("note: states are written after the last block" in capsys.readouterr().err) == progress
 
 
 class TestMemoryAndDisk:

@@ -44,25 +44,28 @@ def check_compare(settings: CompareSettings, checks: Checks) -> CompareInputs | 
         for sentence in refused.values() if names else ():
             checks.refuse(sentence)
         usual = [name for name in CHANNELS if name not in refused]
-    halves = None if task is None else checks.halves(task)
+    used = names or tuple(usual)
+    grafted = any(needs_cell(name) for name in used)
+    tuned = grafted and cell is None
+    halves = None if task is None else checks.halves(task, tuned=tuned)
     if task is None or halves is None:
         return None
     tune, test = halves
-    used = names or tuple(usual)
-    grafted = any(needs_cell(name) for name in used)
-    tuned = tune.items if grafted and cell is None else ()
-    checks.prompts(sender, [item.sender for item in (*tuned, *test.items)])
-    checks.prompts(receiver, [item.receiver for item in tuned])
+    swept = tune.items if tuned else ()
+    checks.prompts(sender, [item.sender for item in (*swept, *test.items)])
+    checks.prompts(receiver, [item.receiver for item in swept])
     written = [item.receiver for item in test.items]
     written += [item.skyline for item in test.items] if "skyline" in used else []
     checks.prompts(receiver, written, n_new=task.reply_tokens)
-    if grafted and cell is None:
+    if tuned:
         checks.of(require_choices, tune)
     if grafted:
         checks.widths(settings.alignment, sender, receiver)
+        checks.last_block(() if cell is None else cell[1:], receiver)
+    checks.answers(test)
     checks.of(check_shuffles, test, settings.controls, seed=settings.seed)
     checks.weights(sender, receiver)
-    _count(checks, settings, used, sender, receiver, tune=tune, test=test, chosen=cell is None)
+    _count(checks, settings, used, sender, receiver, tune=tune, test=test, chosen=tuned)
     return CompareInputs(names, task)
 
 
@@ -79,8 +82,7 @@ def _count(
 ) -> None:
     """Count what the comparison takes."""
     n, conditions = len(test.items), 1 + len(settings.controls)
-    grafted = [name for name in names if needs_cell(name)]
-    if grafted and chosen:
+    if chosen:
         checks.work.append(f"a sweep for the cell on {len(tune.items)} items of {test.name}")
     checks.work.append(f"{', '.join(names)} on {n} items of {test.name}, with {conditions} messages each")
     read = checks.length(sender, [item.sender for item in test.items])
@@ -95,7 +97,7 @@ def _count(
         held = 2 * 4 * n * read * size.n_layers * size.n_key_value_heads * size.d_head
         checks.holds("keys and values", held)
         checks.disk += round(held)
-    if grafted and chosen and sender is not None and receiver is not None:
+    if chosen and sender is not None and receiver is not None:
         n_reads, n_writes = sender.shape.n_layers or 0, receiver.shape.n_layers or 0
         checks.holds("states", 4 * len(tune.items) * n_reads * (sender.shape.d_model or 0))
         checks.runs(receiver, len(tune.items) * n_reads * n_writes / 2, n_new=1, n_past=prompt, n_unembedded=0)

@@ -46,14 +46,23 @@ def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs
     checks.of(check_documents, corpus.name, len(corpus.documents))
     checks.weights(sender, receiver)
     checks.work.append(f"a diagnosis on {n_documents} documents of {corpus.name}, {settings.tokens} tokens each")
-    checks.work.append(f"grafts by {', '.join(names or FUSIONS)} into {settings.prompts} prompts")
+    n_held_out = n_documents // 2
+    n_prompts = checks.at_most("prompts", n_held_out * settings.tokens, "the held-out half", "tokens to graft at")
+    checks.work.append(
+        f"grafts by {', '.join(names or FUSIONS)} into {n_prompts} prompts of {n_held_out} held-out documents"
+    )
+    if n_prompts > n_held_out:
+        checks.notes.append(
+            f"{n_prompts} prompts are of {n_held_out} held-out documents: those of one document share its begin, and "
+            "are no independent texts"
+        )
     n_tokens = min(settings.tokens, checks.length(receiver, corpus.documents))
     for side in dict.fromkeys(side for side in (sender, receiver) if side is not None):
         checks.runs(side, n_documents, n_new=n_tokens, n_unembedded=0)
         states = 4 * n_documents * n_tokens * (side.shape.n_layers or 0) * (side.shape.d_model or 0)
         checks.holds("captured states", states)
         checks.disk += round(states)
-    n_grafts = settings.prompts * settings.layers * 3 * len(names or FUSIONS)
+    n_grafts = n_prompts * settings.layers * 3 * len(names or FUSIONS)
     checks.runs(receiver, n_grafts, n_new=n_tokens / 2)
     if checks.refusals:
         return None

@@ -47,7 +47,7 @@ def check_sweep(settings: SweepSettings, checks: Checks) -> SweepInputs | None:
         return None
     if cell is None:
         checks.of(require_choices, task)
-    halves = checks.halves(task)
+    halves = checks.halves(task, tuned=cell is None)
     if halves is None or fusions is None:
         return None
     tune, test = halves
@@ -57,6 +57,7 @@ def check_sweep(settings: SweepSettings, checks: Checks) -> SweepInputs | None:
     written = [text for item in test.items for text in (item.receiver, item.skyline)]
     checks.prompts(receiver, written, n_new=task.reply_tokens)
     checks.of(derangement, [label(item) for item in test.items], seed=settings.seed)
+    checks.answers(test)
     checks.weights(sender, receiver)
     if sender is not None and receiver is not None and sender.shape.n_layers and receiver.shape.n_layers:
         mapped = settings.alignment in ALIGNMENTS and sender is not receiver
@@ -64,6 +65,7 @@ def check_sweep(settings: SweepSettings, checks: Checks) -> SweepInputs | None:
             given or (depths(side.shape.n_layers or 1) if mapped else range(side.shape.n_layers or 0))
             for given, side in ((settings.read_layers, sender), (settings.write_layers, receiver))
         )
+        checks.last_block(writes if cell is None else cell[1:], receiver)
         n_tune, n_cells = len(tune.items) if cell is None else 0, len(reads) * len(writes)
         if cell is None:
             checks.work.append(
