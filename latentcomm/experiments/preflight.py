@@ -17,9 +17,11 @@ from latentcomm._core.files import readable
 from latentcomm._core.progress import duration
 from latentcomm.experiments.capacity import free_disk, free_memory, multiply_adds_a_second
 from latentcomm.experiments.cost import MULTIPLY_ADD, ModelSize, pass_flops
+from latentcomm.experiments.evaluation import ITEMS_AT_ONCE
 from latentcomm.experiments.job import Job
 from latentcomm.experiments.maps import check_widths
 from latentcomm.experiments.settings import Alignment, Settings, TaskSettings, cell_of
+from latentcomm.hooks.capture import TOKENS_PER_BATCH
 from latentcomm.models import Model, ModelShape
 from latentcomm.models.devices import DTYPES, resolve_dtype
 from latentcomm.models.encoding import check_template
@@ -44,7 +46,10 @@ class Preflight:
         refusals: every reason why it would not run, a sentence each; none where it can.
         notes: what it does otherwise than one might think.
         work: what would run, one line each.
-        memory, free_memory: bytes that it holds at least (weights, states, caches), and that are free on the device.
+        memory, free_memory: bytes that it holds at least on the device (weights, caches, passes), and that are free
+            there. Where the device computes in the memory of the machine, states, messages and statistics are included.
+        host_memory, free_host_memory: bytes that it holds at least, and that are free, in the memory of the machine
+            where the device, a CUDA one, has its own: states, messages, statistics, and weights while they are loaded.
         disk, free_disk: bytes that it writes, and that are free where it writes; 0 without a folder.
         seconds: an estimate of how long it takes, from the operations that were counted and a short timing of this
             machine; None where nothing was timed or counted.
@@ -55,6 +60,8 @@ class Preflight:
     work: tuple[str, ...] = ()
     memory: int = 0
     free_memory: int | None = None
+    host_memory: int = 0
+    free_host_memory: int | None = None
     disk: int = 0
     free_disk: int | None = None
     seconds: float | int | None = None
@@ -74,7 +81,11 @@ class Preflight:
     def lines(self) -> list[str]:
         """The report, line by line, without the refusals."""
         found = [f"would run: {each}" for each in self.work]
-        for what, needed, free in (("memory", self.memory, self.free_memory), ("disk", self.disk, self.free_disk)):
+        for what, needed, free in (
+            ("memory", self.memory, self.free_memory),
+            ("memory of the host", self.host_memory, self.free_host_memory),
+            ("disk", self.disk, self.free_disk),
+        ):
             if needed:
                 found.append(f"{what}: about {readable(needed)}" + ("" if free is None else f", {readable(free)} free"))
         if self.seconds is not None:
@@ -144,7 +155,9 @@ class Checks:
     Attributes:
         settings, job: of the run.
         refusals, notes, work: see `Preflight`.
-        bytes: of memory, by what they hold.
+        on_device, on_host: bytes of memory, by what they hold: what passes of the models need, and what is computed
+            from their states.
+        loaded: bytes of the largest model that is loaded, which passes through the memory of the host.
         disk: bytes that are written.
         flops: operations of the matrix products that would run.
     """
@@ -154,7 +167,9 @@ class Checks:
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     work: list[str] = field(default_factory=list)
-    bytes: dict[str, int] = field(default_factory=dict)
+    on_device: dict[str, int] = field(default_factory=dict)
+    on_host: dict[str, int] = field(default_factory=dict)
+    loaded: int = 0
     disk: int = 0
     flops: float = 0.0
 
@@ -312,17 +327,29 @@ class Checks:
 
     # What it takes.
 
-    def holds(self, what: str, n_bytes: float | int) -> None:
-        """Count memory."""
-        self.bytes[what] = self.bytes.get(what, 0) + round(n_bytes)
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number of the models; those of float32 for a dtype that is refused."""
+        return DTYPES[self.settings.dtype].itemsize if self.settings.dtype in DTYPES else 4
 
-    def weights(self, *sides: Side | None) -> None:
-        """Count the weights of models that are loaded."""
-        size = DTYPES[self.settings.dtype].itemsize if self.settings.dtype in DTYPES else 4
-        for name in dict.fromkeys(side.name for side in sides if side is not None and side.model is None):
-            shape = next(side.shape for side in sides if side is not None and side.name == name)
-            if shape.n_parameters is not None:
-                self.holds("weights", shape.n_parameters * size)
+    def holds(self, what: str, n_bytes: float | int) -> None:
+        """Count memory of the device; the most of what is counted under one name, which is there one after another."""
+        self.on_device[what] = max(self.on_device.get(what, 0), round(n_bytes))
+
+    def holds_on_host(self, what: str, n_bytes: float | int) -> None:
+        """The same of the memory of the host."""
+        self.on_host[what] = max(self.on_host.get(what, 0), round(n_bytes))
+
+    def weights(self, *sides: Side | None, itemsize: int | None = None) -> None:
+        """Count the weights of models that are loaded; at least their files where only these are known."""
+        shapes = {side.name: side.shape for side in sides if side is not None and side.model is None}
+        sizes = [
+            shape.weights_bytes or 0 if shape.n_parameters is None else shape.n_parameters * (itemsize or self.itemsize)
+            for shape in shapes.values()
+        ]
+        if sizes:
+            self.holds("weights", sum(sizes))
+            self.loaded = max(self.loaded, *sizes)
 
     def runs(
         self,
@@ -338,11 +365,21 @@ class Checks:
         if size is not None:
             row = pass_flops(size, n_new=round(n_new), n_past=round(n_past), n_unembedded=round(n_unembedded))
             self.flops += n_rows * row
+            tokens = min(n_rows * n_new, TOKENS_PER_BATCH)
+            width = 8 * size.d_model + 3 * size.d_mlp
+            scores = 3 * size.n_heads * max(4, self.itemsize) * (n_new + n_past)  # transformers' softmax is in float32
+            self.holds("passes", tokens * (width * self.itemsize + scores))
 
     def writes(self, side: Side | None, n_rows: float | int, *, prompt: float | int, n_tokens: float | int) -> None:
         """Count the operations of rows that read a prompt and write tokens."""
         self.runs(side, n_rows, n_new=prompt)
         self.runs(side, n_rows * max(0, n_tokens - 1), n_new=1, n_past=prompt + n_tokens / 2)
+        self.holds("caches", min(n_rows, ITEMS_AT_ONCE) * (prompt + n_tokens) * self.cached(side))
+
+    def cached(self, side: Side | None) -> int:
+        """Bytes of the keys and values of one token."""
+        size = None if side is None else side.size()
+        return 0 if size is None else 2 * self.itemsize * size.n_layers * size.n_key_value_heads * size.d_head
 
     def length(self, side: Side | None, texts: Sequence[str]) -> float:
         """The mean number of tokens of texts, of a sample; four characters are one where there is no tokenizer."""
@@ -354,17 +391,17 @@ class Checks:
 
     def report(self, *, timed: bool) -> Preflight:
         """All that was found, memory and disk compared with what is free."""
-        memory, disk = sum(self.bytes.values()), self.disk + PAGES if self.job.out is not None else 0
+        disk = self.disk + PAGES if self.job.out is not None else 0
         device = self._device()
-        free = None if device is None else free_memory(device)
         left = None if self.job.out is None else free_disk(self.job.out)
-        if free is not None and memory > free:
-            most = sorted(self.bytes, key=lambda what: -self.bytes[what])
-            parts = ", ".join(f"{what} {readable(self.bytes[what])}" for what in most)
-            self.refuse(
-                f"this run needs {readable(memory)} of memory ({parts}), and {readable(free)} are free; give smaller "
-                "models, sizes or numbers"
-            )
+        memory, free = self.on_device | self.on_host, None if device is None else free_memory(device)
+        host, host_free, where = {}, None, "memory"
+        if device is not None and device.startswith("cuda"):
+            memory, host, where = self.on_device, {**self.on_host}, f"memory on {device}"
+            host["weights while they are loaded"] = max(0, self.loaded - sum(host.values()))
+            host_free = free_memory("cpu")
+            self._compare("memory of the host", host, host_free)
+        self._compare(where, memory, free)
         if left is not None and disk > left:
             self.refuse(f"this run writes {readable(disk)} to {self.job.out}, and {readable(left)} are free there")
         seconds = None
@@ -372,8 +409,27 @@ class Checks:
             rate = _rate(device, DTYPES[self.settings.dtype])
             seconds = self.flops / MULTIPLY_ADD / rate
         return Preflight(
-            tuple(self.refusals), tuple(dict.fromkeys(self.notes)), tuple(self.work), memory, free, disk, left, seconds
+            refusals=tuple(self.refusals),
+            notes=tuple(dict.fromkeys(self.notes)),
+            work=tuple(self.work),
+            memory=sum(memory.values()),
+            free_memory=free,
+            host_memory=sum(host.values()),
+            free_host_memory=host_free,
+            disk=disk,
+            free_disk=left,
+            seconds=seconds,
         )
+
+    def _compare(self, where: str, needed: Mapping[str, int], free: int | None) -> None:
+        """Refuse to need more memory than is free; the parts are named, largest first."""
+        if free is not None and (total := sum(needed.values())) > free:
+            most = sorted((what for what in needed if needed[what]), key=lambda what: -needed[what])
+            parts = ", ".join(f"{what} {readable(needed[what])}" for what in most)
+            self.refuse(
+                f"this run needs {readable(total)} of {where} ({parts}), and {readable(free)} are free; give smaller "
+                "models, sizes or numbers"
+            )
 
     def _device(self) -> str | None:
         try:

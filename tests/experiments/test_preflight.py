@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from commands import last_line, run
-from tiny import files_in
+from tiny import build, files_in
 from toys import countries_folder, toy
 
 import latentcomm as lc
+from latentcomm.channels.calm import new_bridge
+from latentcomm.channels.interlat import new_adapter
 from latentcomm.experiments import job as jobs
 from latentcomm.experiments import preflight as common
+from latentcomm.experiments._train_check import _n_trained
 from latentcomm.experiments.capacity import free_disk, free_memory
 from latentcomm.experiments.preflight import Preflight
 from latentcomm.experiments.run import EXPERIMENTS
@@ -311,9 +315,12 @@ class TestMemoryAndDisk:
         assert two.memory > one.memory > 0
 
     def test_captured_states_are_counted_in_proportion_to_the_documents(self, folder: str) -> None:
-        needed = [lc.preflight(lc.DiagnoseSettings(sender=folder, documents=n)).memory for n in (24, 48, 96)]
-        weights = 2 * needed[0] - needed[1]
-        assert needed[2] - weights == pytest.approx(4 * (needed[0] - weights), rel=0.01) and weights > 0
+        needed = []
+        for n in (24, 48, 96):
+            checks = common.Checks(lc.DiagnoseSettings(sender=folder, documents=n), jobs.Job())
+            EXPERIMENTS["diagnose"].check(checks.settings, checks)
+            needed.append(checks.on_host["captured states, and those without sinks"])
+        assert needed[2] == 2 * needed[1] == 4 * needed[0] > 0
 
     def test_more_than_fits_on_the_disk_is_refused(
         self, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -345,6 +352,98 @@ class TestMemoryAndDisk:
             (group / name).write_text(content)
         monkeypatch.setattr("latentcomm.experiments.capacity.GROUPS", tmp_path)
         assert free_memory("cpu") == 350
+
+
+class TestMemoryOfADevice:
+    """A GPU's own memory is compared with what passes need, the machine's with what is computed from states."""
+
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(common.models, "resolve_device", lambda name: name)
+        monkeypatch.setattr(common, "_rate", lambda *_: 1e9)
+
+    @staticmethod
+    def free(monkeypatch: pytest.MonkeyPatch, **free: int) -> None:
+        monkeypatch.setattr(common, "free_memory", lambda device: free[device])
+
+    def test_captured_states_need_the_host_and_weights_the_gpu(
+        self, folder: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = lc.DiagnoseSettings(sender=folder, device="cuda")
+        self.free(monkeypatch, cuda=GB, cpu=GB)
+        found = lc.preflight(settings)
+        assert found.refusals == () and found.free_memory == GB == found.free_host_memory
+        states = 2 * 4 * 3 * 16 * 96 * 40  # twice, 4 bytes, 3 layers of 16, at most 96 documents of 40 tokens
+        assert 0.2 * states < found.host_memory <= states
+        assert [line.partition(":")[0] for line in found.lines()][2:4] == ["memory", "memory of the host"]
+        self.free(monkeypatch, cuda=GB, cpu=found.host_memory - 1)
+        assert lc.preflight(settings).refusals[0].startswith("this run needs 1 MB of memory of the host (captured")
+        self.free(monkeypatch, cuda=found.memory - 1, cpu=GB)
+        (refusal,) = lc.preflight(settings).refusals
+        assert "of memory on cuda (" in refusal and "captured" not in refusal and "weights" in refusal
+
+    def test_weights_pass_through_the_host(self, folder: str, wide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free(monkeypatch, cuda=GB, cpu=GB)
+        settings = lc.CompareSettings(sender=folder, receiver=wide, channels=("silent",), n_test=6, device="cuda")
+        larger = common.models.shape_of(wide).n_parameters
+        assert larger is not None and lc.preflight(settings).host_memory == 4 * larger
+
+    def test_a_device_in_the_memory_of_the_machine_needs_both_there(
+        self, folder: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.free(monkeypatch, cpu=GB, cuda=GB)
+        settings = lc.DiagnoseSettings(sender=folder)
+        one, two = lc.preflight(settings), lc.preflight(replace(settings, device="cuda"))
+        assert one.host_memory == 0 and one.free_host_memory is None
+        assert one.memory == two.memory + two.host_memory
+
+
+class TestMemoryOfATraining:
+    def test_models_are_in_float32_whatever_the_arithmetic(self, folder: str) -> None:
+        settings = lc.TrainSettings(sender=folder, channels=("gated",), **CELL)
+        n = common.models.shape_of(folder).n_parameters
+        assert n is not None
+        checked = {}
+        for dtype in ("float32", "bfloat16"):
+            checks = common.Checks(replace(settings, dtype=dtype), jobs.Job())
+            EXPERIMENTS["train"].check(checks.settings, checks)
+            checked[dtype] = checks
+            assert checks.on_device["weights"] == 4 * n
+            assert checks.on_host["trained weights, gradients and moments"] == 4 * 4 * 16 * 32
+        assert checked["bfloat16"].on_device["weights in bfloat16"] == 2 * n
+        assert "weights in bfloat16" not in checked["float32"].on_device
+
+    def test_the_numbers_that_a_channel_trains(self, tiny: lc.Model, other: lc.Model) -> None:
+        sides = [common.Side.in_memory(model).shape for model in (tiny, other)]
+        made = {
+            "interlat": new_adapter(tiny, other, n_heads=1).weights,
+            "calm": new_bridge(tiny, other, every=2, n_heads=1).weights,
+        }
+        for name, weights in made.items():
+            matrices = sum(weight.numel() for weight in weights.values() if weight.ndim == 2)
+            assert _n_trained(name, *sides, every=2) == matrices > 0
+
+    def test_autocast_holds_a_copy_of_every_frozen_weight_for_the_backward_pass(self) -> None:
+        tiny, held = build("llama", dtype=torch.float32), {}
+        tiny.hooked.requires_grad_(False)
+        shapes = {weight.shape for weight in tiny.hooked.parameters() if weight.ndim == 2}
+        shapes |= {shape[::-1] for shape in shapes}
+
+        def note(saved: torch.Tensor) -> torch.Tensor:
+            if saved.dtype == torch.bfloat16 and saved.shape in shapes:
+                held[saved.data_ptr()] = saved.numel()
+            return saved
+
+        added = torch.zeros(32, requires_grad=True)
+        hooks = [("blocks.0.hook_resid_post", lambda value, hook: value + added)]
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            logits = tiny.forward(torch.arange(6)[None], hooks=hooks, with_grad=True)
+        above = [*tiny.hooked.original_model.model.layers[1:].parameters(), tiny.hooked.original_model.lm_head.weight]
+        assert logits.requires_grad
+        assert sum(held.values()) == sum(weight.numel() for weight in above if weight.ndim == 2)
 
 
 class TestDryRun:

@@ -85,10 +85,10 @@ def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | 
     rows = n_items * (1 + n_grid * len(hand_offs) * (1 + len(controls)))
     checks.writes(small, rows, prompt=prompt, n_tokens=task.reply_tokens)
     if large is not None and (size := large.size()) is not None:
-        n_states = 4 * n_items * task.reply_tokens * size.d_model * len({LATENT, GRAFT} & {*hand_offs})
-        n_cached = 8 * n_items * (prompt + task.reply_tokens) * size.n_layers * size.n_key_value_heads * size.d_head
-        held = n_states + n_cached * (KV in hand_offs)
-        checks.holds("openings with states", held)
+        n_states = n_items * task.reply_tokens * size.d_model * len({LATENT, GRAFT} & {*hand_offs})
+        cached = n_items * (prompt + task.reply_tokens) * checks.cached(large)
+        held = checks.itemsize * n_states + cached * (KV in hand_offs)
+        checks.holds_on_host("openings with states", held)
         checks.disk += round(held)
     return CascadeInputs(task, ns, stops, hand_offs, controls, corpus)
 

@@ -93,12 +93,13 @@ def _count(
             checks.writes(sender, n, prompt=read, n_tokens=settings.message_tokens)
         else:
             checks.runs(sender, n, n_new=read)
-    if "kv" in names and sender is not None and (size := sender.size()) is not None:
-        held = 2 * 4 * n * read * size.n_layers * size.n_key_value_heads * size.d_head
-        checks.holds("keys and values", held)
+    if "kv" in names:
+        held = n * read * checks.cached(sender)
+        checks.holds("keys and values", held)  # of a message, which stay where the sender computed them
         checks.disk += round(held)
     if chosen and sender is not None and receiver is not None:
         n_reads, n_writes = sender.shape.n_layers or 0, receiver.shape.n_layers or 0
-        checks.holds("states", 4 * len(tune.items) * n_reads * (sender.shape.d_model or 0))
+        states = len(tune.items) * n_reads * (sender.shape.d_model or 0)
+        checks.holds_on_host("states", checks.itemsize * states)
         checks.runs(receiver, len(tune.items) * n_reads * n_writes / 2, n_new=1, n_past=prompt, n_unembedded=0)
         checks.runs(receiver, len(tune.items) * n_reads * n_writes, n_new=0)

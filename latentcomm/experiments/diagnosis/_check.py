@@ -10,6 +10,7 @@ from latentcomm.experiments.diagnosis.settings import DiagnoseSettings
 from latentcomm.experiments.preflight import Checks
 from latentcomm.experiments.settings import listed
 from latentcomm.fusion import Fusion
+from latentcomm.hooks.paired_text import TOKENS_PER_PART
 from latentcomm.tasks.corpus import Corpus, read_corpus
 
 __all__ = ["DiagnoseInputs", "check_diagnose"]
@@ -37,17 +38,18 @@ def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs
     sender, receiver = checks.pair()
     checks.widths(settings.alignment, sender, receiver)
     contexts = [side.shape.n_ctx for side in (sender, receiver) if side is not None and side.shape.n_ctx is not None]
+    most = settings.tokens
     if contexts:
-        checks.at_most("tokens", min(contexts), "the shorter context of both models", "tokens")
+        most = checks.at_most("tokens", min(contexts), "the shorter context of both models", "tokens")
     corpus = checks.of(read_corpus, settings.corpus or None)
     if corpus is None:
         return None
     n_documents = checks.at_most("documents", len(corpus.documents), corpus.name, "documents")
     checks.of(check_documents, corpus.name, len(corpus.documents))
     checks.weights(sender, receiver)
-    checks.work.append(f"a diagnosis on {n_documents} documents of {corpus.name}, {settings.tokens} tokens each")
+    checks.work.append(f"a diagnosis on {n_documents} documents of {corpus.name}, {most} tokens each")
     n_held_out = n_documents // 2
-    n_prompts = checks.at_most("prompts", n_held_out * settings.tokens, "the held-out half", "tokens to graft at")
+    n_prompts = checks.at_most("prompts", n_held_out * most, "the held-out half", "tokens to graft at")
     checks.work.append(
         f"grafts by {', '.join(names or FUSIONS)} into {n_prompts} prompts of {n_held_out} held-out documents"
     )
@@ -56,12 +58,15 @@ def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs
             f"{n_prompts} prompts are of {n_held_out} held-out documents: those of one document share its begin, and "
             "are no independent texts"
         )
-    n_tokens = min(settings.tokens, checks.length(receiver, corpus.documents))
+    n_tokens = min(most, checks.length(receiver, corpus.documents))
+    states = 0.0
     for side in dict.fromkeys(side for side in (sender, receiver) if side is not None):
         checks.runs(side, n_documents, n_new=n_tokens, n_unembedded=0)
-        states = 4 * n_documents * n_tokens * (side.shape.n_layers or 0) * (side.shape.d_model or 0)
-        checks.holds("captured states", states)
-        checks.disk += round(states)
+        width = (side.shape.n_layers or 0) * (side.shape.d_model or 0)
+        states += 4 * n_documents * n_tokens * width
+        checks.holds("states of a pass", checks.itemsize * min(n_documents * n_tokens, TOKENS_PER_PART) * width)
+    checks.holds_on_host("captured states, and those without sinks", 2 * states)  # both at once, in float32
+    checks.disk += round(states)
     n_grafts = n_prompts * settings.layers * 3 * len(names or FUSIONS)
     checks.runs(receiver, n_grafts, n_new=n_tokens / 2)
     if checks.refusals:

@@ -73,9 +73,10 @@ def check_sweep(settings: SweepSettings, checks: Checks) -> SweepInputs | None:
             )
         which = "its best cell" if cell is None else f"the cell k = {cell[0]}, j = {cell[1]}"
         checks.work.append(f"{which} by {', '.join(fusions)}, with controls, on {len(test.items)} other items")
-        checks.holds("states", 4 * n_tune * len(reads) * (sender.shape.d_model or 0))
-        checks.holds("logits", n_tune * n_cells * (4 * DEFAULT_N_CHOICES + 8))
-        checks.disk += n_tune * n_cells * (4 * DEFAULT_N_CHOICES + 8)
+        checks.holds_on_host("states", checks.itemsize * n_tune * len(reads) * (sender.shape.d_model or 0))
+        logits = n_tune * n_cells * (checks.itemsize * DEFAULT_N_CHOICES + 8)
+        checks.holds_on_host("logits", logits)
+        checks.disk += logits
         read = checks.length(sender, [item.sender for item in tune.items])
         prompt = checks.length(receiver, [item.receiver for item in tune.items])
         checks.runs(sender, n_tune, n_new=read, n_unembedded=0)
