@@ -14,6 +14,7 @@ from toys import countries_folder, toy
 import latentcomm as lc
 from latentcomm.channels.calm import new_bridge
 from latentcomm.channels.interlat import new_adapter
+from latentcomm.channels.training.trainer import save_weights
 from latentcomm.experiments import job as jobs
 from latentcomm.experiments import preflight as common
 from latentcomm.experiments._train_check import _n_trained
@@ -21,10 +22,11 @@ from latentcomm.experiments.capacity import free_disk, free_memory
 from latentcomm.experiments.preflight import Preflight
 from latentcomm.experiments.run import EXPERIMENTS
 from latentcomm.experiments.settings import Settings
+from latentcomm.experiments.train import KIND
 from latentcomm.tasks.base import Task
 
 GB = 2**30
-CELL = {"read_layer": 1, "write_layer": 1}
+CELL: dict[str, Any] = {"read_layer": 1, "write_layer": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -467,12 +469,50 @@ class TestDryRun:
         few, many = (lc.preflight(lc.SweepSettings(n_test=n), tiny).seconds for n in (20, 160))
         assert few is not None and many is not None and many > few > 0
 
+    def test_a_pass_of_few_rows_costs_more_than_its_rows(self, tiny: lc.Model) -> None:
+        checks = common.Checks(lc.CompareSettings(), jobs.Job())
+        side, counted = common.Side.in_memory(tiny), []
+        for at_once in (1, 8, 32):
+            before = checks.flops
+            checks.runs(side, 32, n_new=1, at_once=at_once)
+            counted.append(checks.flops - before)
+        row = (counted[2] - counted[1]) / (1 / 32 - 1 / 8) / 32 / common.PASS_ROWS  # 32 and 4 passes less 1
+        assert counted[0] == pytest.approx(32 * row * (1 + common.PASS_ROWS), rel=0.01)
+
+    def test_a_diagnosis_takes_longer_with_more_documents_layers_and_prompts(self, tiny: lc.Model) -> None:
+        few = lc.DiagnoseSettings(documents=24, tokens=8, prompts=2, layers=1)
+        seconds = [lc.preflight(few, tiny).seconds or 0]
+        for more in ({"documents": 48}, {"layers": 2}, {"prompts": 12}):
+            seconds.append(lc.preflight(replace(few, **more), tiny).seconds or 0)
+        assert all(each > seconds[0] > 0 for each in seconds[1:])
+
+    def test_the_time_is_a_range(self) -> None:
+        assert Preflight(seconds=50.0).lines() == ["time: about 50 s to 2 min, and the time to load the models"]
+
     def test_the_refusals_of_a_report_are_numbered_where_there_are_several(self) -> None:
         with pytest.raises(ValueError, match=r"^one$"):
             Preflight(refusals=("one",)).check()
         with pytest.raises(ValueError, match=r"2 things keep this from running:\n1\. one\n2\. two"):
             Preflight(refusals=("one", "two")).check()
         Preflight().check()
+
+
+class TestTrainedChannels:
+    def test_a_file_that_is_none_is_refused_before_a_weight_is_read(self, folder: str, tmp_path: Path) -> None:
+        settings = lc.CompareSettings(sender=folder, channels=("silent",), n_test=6, weights=str(tmp_path))
+        file = tmp_path / "gated.safetensors"
+        lc.alignment.fit_procrustes(torch.eye(9, 4), torch.eye(9, 4)).save(file)
+        (refusal,) = lc.preflight(settings).refusals
+        assert "gated.safetensors holds" in refusal
+        file.write_bytes(file.read_bytes()[:-9])
+        (refusal,) = lc.preflight(settings).refusals
+        assert "gated.safetensors cannot be read" in refusal
+
+    def test_one_that_the_folder_lacks_is_refused_too(self, folder: str, tmp_path: Path) -> None:
+        save_weights(tmp_path / "gated.safetensors", {"weight": torch.eye(2)}, kind=KIND, configuration={})
+        settings = lc.CompareSettings(sender=folder, channels=("silent", "calm"), n_test=6, weights=str(tmp_path))
+        (refusal,) = lc.preflight(settings).refusals
+        assert "the channel 'calm' has parts that must be trained first" in refusal
 
 
 class TestEmptyLists:

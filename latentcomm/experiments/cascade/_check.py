@@ -81,9 +81,9 @@ def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | 
     ]
     n_grid = sum(n > 0 for n in ns) + len(stops)
     checks.work.append(f"hand-offs by {', '.join(hand_offs)} at {n_grid} stops, with {', '.join(controls) or 'none'}")
-    checks.writes(large, n_items, prompt=prompt, n_tokens=task.reply_tokens)
+    checks.writes(large, n_items, prompt=prompt, n_tokens=task.reply_tokens, at_once=n_items)
     rows = n_items * (1 + n_grid * len(hand_offs) * (1 + len(controls)))
-    checks.writes(small, rows, prompt=prompt, n_tokens=task.reply_tokens)
+    checks.writes(small, rows, prompt=prompt, n_tokens=task.reply_tokens, at_once=n_items)
     if large is not None and (size := large.size()) is not None:
         n_states = n_items * task.reply_tokens * size.d_model * len({LATENT, GRAFT} & {*hand_offs})
         cached = n_items * (prompt + task.reply_tokens) * checks.cached(large)

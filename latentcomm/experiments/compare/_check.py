@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 from latentcomm._core.files import expanded
-from latentcomm.channels.catalogue import CHANNELS, LEARNED, check_names, needs_cell
+from latentcomm.channels.catalogue import CHANNELS, check_names, needs_cell
+from latentcomm.channels.training.trainer import load_weights
 from latentcomm.experiments.compare.run import check_controls, check_shuffles, require_choices, unable
 from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.preflight import Checks, Side
 from latentcomm.experiments.settings import listed
-from latentcomm.experiments.train import trained_files
+from latentcomm.experiments.train import KIND, trained_files
+from latentcomm.hooks.shared_prefix import MOST_ROWS
 from latentcomm.tasks.base import Task
 
 __all__ = ["CompareInputs", "check_compare"]
@@ -30,11 +32,12 @@ class CompareInputs:
 def check_compare(settings: CompareSettings, checks: Checks) -> CompareInputs | None:
     """What the comparison runs with; None where something is refused."""
     names = tuple(name.replace("-", "_") for name in listed(settings.channels))
+    files = (checks.of(trained_files, expanded(settings.weights)) if settings.weights else None) or ()
+    for path in files:
+        checks.of(load_weights, path, kind=KIND)
     if names:
-        checks.of(check_names, names, LEARNED if settings.weights else ())
+        checks.of(check_names, names, [path.stem for path in files])
     checks.of(check_controls, settings.controls)
-    if settings.weights:
-        checks.of(trained_files, expanded(settings.weights))
     task, sender, receiver, cell = checks.task_pair_and_cell()
     usual = list(CHANNELS)
     if sender is not None and receiver is not None:
@@ -88,7 +91,7 @@ def _count(
     read = checks.length(sender, [item.sender for item in test.items])
     prompt = checks.length(receiver, [item.receiver for item in test.items])
     for name in names:
-        checks.writes(receiver, n * conditions, prompt=prompt, n_tokens=test.reply_tokens)
+        checks.writes(receiver, n * conditions, prompt=prompt, n_tokens=test.reply_tokens, at_once=n)
         if name in ("text", "debate", "cipher", "cipher_debate", "deltas"):
             checks.writes(sender, n, prompt=read, n_tokens=settings.message_tokens)
         else:
@@ -101,5 +104,6 @@ def _count(
         n_reads, n_writes = sender.shape.n_layers or 0, receiver.shape.n_layers or 0
         states = len(tune.items) * n_reads * (sender.shape.d_model or 0)
         checks.holds_on_host("states", checks.itemsize * states)
-        checks.runs(receiver, len(tune.items) * n_reads * n_writes / 2, n_new=1, n_past=prompt, n_unembedded=0)
-        checks.runs(receiver, len(tune.items) * n_reads * n_writes, n_new=0)
+        cells = len(tune.items) * n_reads * n_writes
+        checks.runs(receiver, cells / 2, n_new=1, n_past=prompt, n_unembedded=0, at_once=MOST_ROWS / 2)
+        checks.runs(receiver, cells, n_new=0, at_once=MOST_ROWS)

@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latentcomm._core.names import check_name
+from latentcomm.experiments.cost import MULTIPLY_ADD
+from latentcomm.experiments.diagnosis.alikeness import NULL_ROWS, RIDGE_ROWS, RIDGE_ROWS_A_WIDTH
 from latentcomm.experiments.diagnosis.fusions import FUSIONS, Fitted
 from latentcomm.experiments.diagnosis.run import check_documents
-from latentcomm.experiments.diagnosis.settings import DiagnoseSettings
-from latentcomm.experiments.preflight import Checks
+from latentcomm.experiments.diagnosis.settings import MESSAGES, DiagnoseSettings, Size
+from latentcomm.experiments.preflight import Checks, Side
 from latentcomm.experiments.settings import listed
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.paired_text import TOKENS_PER_PART
+from latentcomm.similarity.cka import BATCH_ROWS
 from latentcomm.tasks.corpus import Corpus, read_corpus
 
 __all__ = ["DiagnoseInputs", "check_diagnose"]
@@ -67,8 +70,28 @@ def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs
         checks.holds("states of a pass", checks.itemsize * min(n_documents * n_tokens, TOKENS_PER_PART) * width)
     checks.holds_on_host("captured states, and those without sinks", 2 * states)  # both at once, in float32
     checks.disk += round(states)
-    n_grafts = n_prompts * settings.layers * 3 * len(names or FUSIONS)
-    checks.runs(receiver, n_grafts, n_new=n_tokens / 2)
+    n_variants = settings.layers * len(MESSAGES) * len(names or FUSIONS)
+    checks.runs(receiver, n_prompts, n_new=n_tokens / 2, at_once=1)
+    checks.runs(receiver, n_prompts * n_variants / 2, n_new=1, n_past=n_tokens / 2, at_once=n_variants / 2)
+    checks.flops += MULTIPLY_ADD * _statistics(settings, sender, receiver, n_documents * n_tokens)
     if checks.refusals:
         return None
     return DiagnoseInputs({name: FUSIONS[name] for name in names or FUSIONS}, corpus)
+
+
+def _statistics(settings: DiagnoseSettings, sender: Side | None, receiver: Side | None, n_rows: float | int) -> float:
+    """Multiply-adds of the maps of layers: Gram matrices of minibatches, and the products of ridge regression."""
+    shapes = [side.shape for side in dict.fromkeys((sender, receiver)) if side is not None]
+    n_grams = n_rows + Size.draws * min(n_rows, NULL_ROWS)
+    found = 0.0
+    for shape in shapes:
+        n_layers, d_model = shape.n_layers or 0, shape.d_model or 0
+        found += GRAMS * n_grams * BATCH_ROWS * n_layers * d_model
+        n_fitted = min(settings.layers, n_layers)
+        n_products = 2 * n_fitted * (1 + n_fitted)  # each layer from each, and the same of permuted documents
+        found += n_products * min(n_rows, max(RIDGE_ROWS, RIDGE_ROWS_A_WIDTH * d_model)) * d_model**2
+    return found
+
+
+GRAMS = 3
+"""Gram matrices of a layer and minibatch: of its first half, its second, and the first with the second."""

@@ -12,6 +12,7 @@ from latentcomm.experiments.settings import listed
 from latentcomm.experiments.sweep.run import require_choices
 from latentcomm.experiments.sweep.settings import SweepSettings
 from latentcomm.fusion import BY_NAME, Fusion, RightAligned
+from latentcomm.hooks.shared_prefix import MOST_ROWS
 from latentcomm.tasks.base import DEFAULT_N_CHOICES, Task
 
 __all__ = ["SweepInputs", "check_sweep", "fusions_named"]
@@ -81,10 +82,12 @@ def check_sweep(settings: SweepSettings, checks: Checks) -> SweepInputs | None:
         prompt = checks.length(receiver, [item.receiver for item in tune.items])
         checks.runs(sender, n_tune, n_new=read, n_unembedded=0)
         share = sum(receiver.shape.n_layers - layer for layer in writes) / receiver.shape.n_layers
-        checks.runs(receiver, n_tune * len(reads) * share, n_new=1, n_past=prompt, n_unembedded=0)
-        checks.runs(receiver, n_tune * n_cells, n_new=0)
+        rows, most = n_tune * len(reads) * share, MOST_ROWS * share / len(writes)
+        checks.runs(receiver, rows, n_new=1, n_past=prompt, n_unembedded=0, at_once=most)
+        checks.runs(receiver, n_tune * n_cells, n_new=0, at_once=MOST_ROWS)
         conditions = 3 + len(USUAL) + 2 * (len(fusions) - 1)
-        checks.writes(receiver, len(test.items) * conditions, prompt=prompt, n_tokens=task.reply_tokens)
+        n_test = len(test.items)
+        checks.writes(receiver, n_test * conditions, prompt=prompt, n_tokens=task.reply_tokens, at_once=n_test)
         checks.runs(sender, len(test.items), n_new=read)
     return SweepInputs(fusions, task, len(tune.items), len(test.items))
 
