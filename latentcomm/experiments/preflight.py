@@ -36,7 +36,7 @@ SAMPLED = 64
 """Texts that are tokenized to estimate the length of all."""
 SLOWER = 3
 """How much longer than by its products of matrices a run takes at most: statistics, choices, files and pages are not
-counted. Measured in seconds of one processor with SmolLM2-135M: sweep 1.4, compare 2.4, diagnose 1.6 times as long."""
+counted. docs/commands.md has what was measured: 1.3 to 2.9 times as long in three commands."""
 PASS_ROWS = 24
 """A pass costs as many rows more than it has: all weights are read once, and hooks and layers are called. Measured with
 SmolLM2-135M on a CPU, where 1, 4 and 16 rows of a token take 0.08, 0.13 and 0.17 s."""

@@ -14,6 +14,7 @@ from latentcomm.experiments.settings import listed
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.paired_text import TOKENS_PER_PART
 from latentcomm.similarity.cka import BATCH_ROWS
+from latentcomm.similarity.layer_maps.minibatch import BUFFER_ROWS
 from latentcomm.tasks.corpus import Corpus, read_corpus
 
 __all__ = ["DiagnoseInputs", "check_diagnose"]
@@ -62,13 +63,15 @@ def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs
             "are no independent texts"
         )
     n_tokens = min(most, checks.length(receiver, corpus.documents))
-    states = 0.0
+    states = buffers = 0.0
     for side in dict.fromkeys(side for side in (sender, receiver) if side is not None):
         checks.runs(side, n_documents, n_new=n_tokens, n_unembedded=0)
         width = (side.shape.n_layers or 0) * (side.shape.d_model or 0)
         states += 4 * n_documents * n_tokens * width
+        buffers += 4 * min(n_documents * n_tokens, BUFFER_ROWS) * width
         checks.holds("states of a pass", checks.itemsize * min(n_documents * n_tokens, TOKENS_PER_PART) * width)
-    checks.holds_on_host("captured states, and those without sinks", 2 * states)  # both at once, in float32
+    checks.holds_on_host("captured states and a copy", 2 * states)  # without sinks, then of equal norms; in float32
+    checks.holds_on_host("minibatches of states", 2 * buffers)  # gathered, and shuffled
     checks.disk += round(states)
     n_variants = settings.layers * len(MESSAGES) * len(names or FUSIONS)
     checks.runs(receiver, n_prompts, n_new=n_tokens / 2, at_once=1)
