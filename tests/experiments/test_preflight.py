@@ -266,9 +266,7 @@ class TestNotices:
         assert lc.preflight(replace(settings, **earlier), tiny, task=toy()).notes == ()
 
     @pytest.mark.parametrize("kind", [lc.SweepSettings, lc.CompareSettings])
-    def test_a_prompt_that_names_the_answer_is_noted_and_one_that_names_all_is_not(
-        self, kind: Any, tiny: lc.Model
-    ) -> None:
+    def test_a_prompt_that_names_its_answer_alone_is_noted(self, kind: Any, tiny: lc.Model) -> None:
         settings = kind(n_tune=2, n_test=4)
         named = [replace(item, receiver=f"{item.answers[0].lower()}, {item.receiver}") for item in toy().items]
         (note,) = lc.preflight(settings, tiny, task=replace(toy(), items=tuple(named))).notes
@@ -278,7 +276,7 @@ class TestNotices:
         for items in (every, parts):
             assert lc.preflight(settings, tiny, task=replace(toy(), items=tuple(items))).notes == ()
 
-    def test_more_prompts_than_held_out_documents_are_noted_and_more_than_tokens_refused(self, tiny: lc.Model) -> None:
+    def test_prompts_beyond_documents_are_noted_and_beyond_tokens_refused(self, tiny: lc.Model) -> None:
         settings = lc.DiagnoseSettings(documents=24, tokens=8, prompts=12)
         few, more, most = (lc.preflight(replace(settings, prompts=n), tiny) for n in (12, 13, 97))
         assert few.notes == () and "into 12 prompts of 12 held-out documents" in few.work[1]
@@ -425,7 +423,7 @@ class TestMemoryOfATraining:
             matrices = sum(weight.numel() for weight in weights.values() if weight.ndim == 2)
             assert _n_trained(name, *sides, every=2) == matrices > 0
 
-    def test_autocast_holds_a_copy_of_every_frozen_weight_for_the_backward_pass(self) -> None:
+    def test_autocast_holds_a_copy_of_every_frozen_weight_for_backward(self) -> None:
         tiny, held = build("llama", dtype=torch.float32), {}
         tiny.hooked.requires_grad_(False)
         shapes = {weight.shape for weight in tiny.hooked.parameters() if weight.ndim == 2}
