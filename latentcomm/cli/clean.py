@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentcomm._core.files import readable
 from latentcomm.experiments.settings import SAVED
 
 __all__ = ["clean"]
@@ -26,19 +27,4 @@ def clean(arguments: Sequence[str]) -> None:
     files = [path for path in saved.rglob("*") if path.is_file() and not path.is_symlink()]
     size = sum(path.stat().st_size for path in files)
     shutil.rmtree(saved)
-    print(f"removed {saved}: {len(files)} files, {_size(size)}")
-
-
-def _size(n_bytes: int) -> str:
-    """A number of bytes with its unit.
-
-    >>> _size(999), _size(12_345_678)
-    ('999 bytes', '12.3 MB')
-    """
-    return (
-        f"{n_bytes} bytes"
-        if n_bytes < 1000
-        else f"{n_bytes / 1e6:.1f} MB"
-        if n_bytes >= 1e5
-        else f"{n_bytes / 1e3:.1f} kB"
-    )
+    print(f"removed {saved}: {len(files)} files, {readable(size)}")

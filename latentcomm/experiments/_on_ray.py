@@ -19,8 +19,8 @@ from typing import Any
 from latentcomm._core.files import written_whole
 from latentcomm._core.progress import duration, say
 from latentcomm._core.records import Piece
-from latentcomm.experiments.job import Result
 from latentcomm.experiments._prepared import prepare
+from latentcomm.experiments.job import Result
 from latentcomm.experiments.settings import SAVED, Settings
 from latentcomm.reporting.terminal import Console, console
 

@@ -75,9 +75,12 @@ class Prepared:
 
     def result(self) -> "Result":
         """The result, written where there is a folder; the large work that it no longer needs is deleted."""
+        from latentcomm._core.progress import say
         from latentcomm.experiments.folder import forget
         from latentcomm.experiments.job import publish
 
+        for note in dict.fromkeys(self.checks.notes if self.job.progress else ()):
+            say(f"note: {note}")
         claims = {claim.name: claim for claim in self.claims}
         job = replace(self.job, finish=lambda name, files: claims[name].finish(files))
         with self._held() as large:

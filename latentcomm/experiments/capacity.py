@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["free_disk", "free_memory", "multiply_adds_a_second", "readable"]
+__all__ = ["free_disk", "free_memory", "multiply_adds_a_second"]
 
 GROUPS = Path("/sys/fs/cgroup")
 """Where Linux states how much of the machine's memory a container may use."""
@@ -51,15 +51,6 @@ def multiply_adds_a_second(device: str, dtype: torch.dtype, *, width: int) -> fl
         (rows @ matrix)[0, 0].item()  # which waits for a GPU
         n += 1
     return n * rows.numel() * matrix.shape[1] / seconds
-
-
-def readable(n_bytes: float | int) -> str:
-    """A number of bytes in the largest fitting unit.
-
-    >>> readable(2.5 * 2**30), readable(300)
-    ('2.5 GB', '0 MB')
-    """
-    return f"{n_bytes / 2**30:.1f} GB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MB"
 
 
 def _available() -> int | None:

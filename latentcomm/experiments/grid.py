@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from latentcomm._core.names import check_name
-from latentcomm.experiments.job import Result
 from latentcomm.experiments._prepared import EXPERIMENTS
+from latentcomm.experiments.job import Result
 from latentcomm.experiments.settings import Settings
 
 __all__ = ["MOST_RUNS", "grid_table", "read_grid", "varied"]

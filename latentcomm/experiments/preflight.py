@@ -4,6 +4,7 @@ Each experiment's own check is in its package (`_check.py`), named with its func
 parsed is what the experiment then runs with.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
@@ -12,11 +13,15 @@ from typing import Any, TypeVar
 import torch
 
 from latentcomm import models
-from latentcomm.experiments.capacity import free_disk, free_memory, multiply_adds_a_second, readable
+from latentcomm._core.files import readable
+from latentcomm._core.progress import duration
+from latentcomm.experiments.capacity import free_disk, free_memory, multiply_adds_a_second
 from latentcomm.experiments.cost import MULTIPLY_ADD, ModelSize, pass_flops
+from latentcomm.experiments.evaluation import ITEMS_AT_ONCE
 from latentcomm.experiments.job import Job
 from latentcomm.experiments.maps import check_widths
 from latentcomm.experiments.settings import Alignment, Settings, TaskSettings, cell_of
+from latentcomm.hooks.capture import TOKENS_PER_BATCH
 from latentcomm.models import Model, ModelShape
 from latentcomm.models.devices import DTYPES, resolve_dtype
 from latentcomm.models.encoding import check_template
@@ -29,6 +34,12 @@ PAGES = 20 * 2**20
 """Bytes of a run's pages and tables: a page holds plotly's code, 5 MB."""
 SAMPLED = 64
 """Texts that are tokenized to estimate the length of all."""
+SLOWER = 3
+"""How much longer than by its products of matrices a run takes at most: statistics, choices, files and pages are not
+counted. docs/commands.md has what was measured: 1.3 to 2.9 times as long in three commands."""
+PASS_ROWS = 24
+"""A pass costs as many rows more than it has: all weights are read once, and hooks and layers are called. Measured with
+SmolLM2-135M on a CPU, where 1, 4 and 16 rows of a token take 0.08, 0.13 and 0.17 s."""
 LONGEST = 8
 """Texts of the most characters that are tokenized to find one of too many tokens."""
 
@@ -41,10 +52,13 @@ class Preflight:
         refusals: every reason why it would not run, a sentence each; none where it can.
         notes: what it does otherwise than one might think.
         work: what would run, one line each.
-        memory, free_memory: bytes that it holds at least (weights, states, caches), and that are free on the device.
+        memory, free_memory: bytes that it holds at least on the device (weights, caches, passes), and that are free
+            there. Where the device computes in the memory of the machine, states, messages and statistics are included.
+        host_memory, free_host_memory: bytes that it holds at least, and that are free, in the memory of the machine
+            where the device, a CUDA one, has its own: states, messages, statistics, and weights while they are loaded.
         disk, free_disk: bytes that it writes, and that are free where it writes; 0 without a folder.
-        seconds: an estimate of how long it takes, from the operations that were counted and a short timing of this
-            machine; None where nothing was timed or counted.
+        seconds: an estimate of the least that it takes, from the operations that were counted and a short timing of
+            this machine, which other work on it slows; None where nothing was timed or counted.
     """
 
     refusals: tuple[str, ...] = ()
@@ -52,6 +66,8 @@ class Preflight:
     work: tuple[str, ...] = ()
     memory: int = 0
     free_memory: int | None = None
+    host_memory: int = 0
+    free_host_memory: int | None = None
     disk: int = 0
     free_disk: int | None = None
     seconds: float | int | None = None
@@ -71,11 +87,16 @@ class Preflight:
     def lines(self) -> list[str]:
         """The report, line by line, without the refusals."""
         found = [f"would run: {each}" for each in self.work]
-        for what, needed, free in (("memory", self.memory, self.free_memory), ("disk", self.disk, self.free_disk)):
+        for what, needed, free in (
+            ("memory", self.memory, self.free_memory),
+            ("memory of the host", self.host_memory, self.free_host_memory),
+            ("disk", self.disk, self.free_disk),
+        ):
             if needed:
                 found.append(f"{what}: about {readable(needed)}" + ("" if free is None else f", {readable(free)} free"))
         if self.seconds is not None:
-            found.append(f"time: about {_duration(self.seconds)}, and the time to load the models")
+            least, most = (duration(max(1, factor * self.seconds)) for factor in (1, SLOWER))
+            found.append(f"time: about {least} to {most}, and the time to load the models")
         return found + [f"note: {each}" for each in self.notes]
 
 
@@ -141,9 +162,11 @@ class Checks:
     Attributes:
         settings, job: of the run.
         refusals, notes, work: see `Preflight`.
-        bytes: of memory, by what they hold.
+        on_device, on_host: bytes of memory, by what they hold: what passes of the models need, and what is computed
+            from their states.
+        loaded: bytes of the largest model that is loaded, which passes through the memory of the host.
         disk: bytes that are written.
-        flops: operations of the matrix products that would run.
+        flops: operations of the matrix products that would run, each pass counted with `PASS_ROWS` more.
     """
 
     settings: Settings
@@ -151,7 +174,9 @@ class Checks:
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     work: list[str] = field(default_factory=list)
-    bytes: dict[str, int] = field(default_factory=dict)
+    on_device: dict[str, int] = field(default_factory=dict)
+    on_host: dict[str, int] = field(default_factory=dict)
+    loaded: int = 0
     disk: int = 0
     flops: float = 0.0
 
@@ -217,14 +242,20 @@ class Checks:
             what = option if isinstance(value, int) else f"{option}: layer"
             self.refuse(f"{what} {outside[0]} is outside {side.name}, whose layers are 0 to {n_layers - 1}")
 
-    def prompts(self, side: Side | None, texts: Sequence[str]) -> None:
-        """Refuse prompts beyond a model's context, by the tokens of the longest texts without a chat around them."""
-        if side is None or side.tokenizer is None or side.shape.n_ctx is None:
+    def prompts(self, side: Side | None, texts: Sequence[str], *, n_new: int = 1) -> None:
+        """Refuse prompts that exceed a model's context with the `n_new` tokens written after them.
+
+        The longest texts are tokenized, without a chat around them; the last token that is written is not read.
+        """
+        if side is None or side.tokenizer is None or side.shape.n_ctx is None or not texts:
             return
         longest = sorted(texts, key=len)[-LONGEST:]
         most = max(len(ids) for ids in side.tokenizer(longest).input_ids)
-        if most > side.shape.n_ctx:
-            self.refuse(f"a prompt has {most} tokens and {side.name} reads {side.shape.n_ctx} at most; shorten it")
+        if most + n_new - 1 > side.shape.n_ctx:
+            reply = f" and {n_new} more are written" if n_new > 1 else ""
+            self.refuse(
+                f"a prompt has {most} tokens{reply}, and {side.name} reads {side.shape.n_ctx} at most; shorten it"
+            )
 
     def cell(self) -> tuple[int, int] | None:
         """The cell of the settings; refuses a read layer without a write layer."""
@@ -238,6 +269,26 @@ class Checks:
         self.layers("write_layer", receiver)
         return task, sender, receiver, cell
 
+    def last_block(self, layers: Sequence[int], side: Side | None) -> None:
+        """Note that a graft after the last block alone passes through nothing of the receiver."""
+        if side is not None and side.shape.n_layers is not None and {*layers} == {side.shape.n_layers - 1}:
+            self.notes.append(
+                f"states are written after the last block of {side.name} alone, where no block reads them: a replaced "
+                "state gives what the sender would predict by the receiver's unembedding"
+            )
+
+    def answers(self, task: Task) -> None:
+        """Note a task whose prompts of the receiver name the answer of most items, and no other candidate."""
+        named = 0
+        for item in task.items:
+            others = [each for each in item.candidates or task.candidates if each.strip() not in item.answers]
+            named += _names(item.receiver, item.answers) and not _names(item.receiver, others)
+        if 2 * named > len(task.items):
+            self.notes.append(
+                f"the receiver's own prompt names the answer in {named} of {len(task.items)} items of {task.name}: the "
+                "silent channel is then no baseline"
+            )
+
     def at_most(self, option: str, there: int, what: str, of: str = "items") -> int:
         """The number of an option, at most what there is; more is refused, unless it is the option's default.
 
@@ -248,16 +299,32 @@ class Checks:
         if value > there and value != default:
             self.refuse(f"{option} is {value}, and {what} has {there} {of}; give at most {there}")
         elif value > there:
-            self.notes.append(f"{option} is {value} by default, and {what} has {there} {of}: all of them are used")
+            self.notes.append(f"{what} has {there} {of}, fewer than the {value} of the default: all of them are used")
         return there if value == 0 else min(value, there)
 
-    def halves(self, task: Task) -> tuple[Task, Task] | None:
-        """The tuning and the test half of a task, each with as many items as the settings take."""
-        halves = self.of(task.split, seed=self.settings.seed)
+    def split(self, task: Task) -> tuple[Task, Task] | None:
+        """The tuning and the test half of a task; None where it has too few items, or too few groups of them."""
+        try:
+            return task.split(seed=self.settings.seed)
+        except ValueError:
+            n = len({item.tags[task.together] if task.together else item.id for item in task.items})
+            what = f"items of {n} {task.together}" if task.together else "items"
+            self.refuse(
+                f"the {len(task.items)} {what} of task {task.name} cannot be split into a tuning and a test half; give "
+                "more items"
+            )
+            return None
+
+    def halves(self, task: Task, *, tuned: bool) -> tuple[Task, Task] | None:
+        """The tuning and the test half of a task, each with as many items as the settings take.
+
+        Where nothing is `tuned` their number of tuning items means nothing.
+        """
+        halves = self.split(task)
         if halves is None:
             return None
         tune, test = halves
-        n_tune = self.at_most("n_tune", len(tune.items), f"the tuning half of {task.name}")
+        n_tune = self.at_most("n_tune", len(tune.items), f"the tuning half of {task.name}") if tuned else 1
         n_test = self.at_most("n_test", len(test.items), f"the test half of {task.name}")
         tune, test = (
             half if n >= len(half.items) else half.take(n, seed=self.settings.seed)
@@ -267,17 +334,29 @@ class Checks:
 
     # What it takes.
 
-    def holds(self, what: str, n_bytes: float | int) -> None:
-        """Count memory."""
-        self.bytes[what] = self.bytes.get(what, 0) + round(n_bytes)
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number of the models; those of float32 for a dtype that is refused."""
+        return DTYPES[self.settings.dtype].itemsize if self.settings.dtype in DTYPES else 4
 
-    def weights(self, *sides: Side | None) -> None:
-        """Count the weights of models that are loaded."""
-        size = DTYPES[self.settings.dtype].itemsize if self.settings.dtype in DTYPES else 4
-        for name in dict.fromkeys(side.name for side in sides if side is not None and side.model is None):
-            shape = next(side.shape for side in sides if side is not None and side.name == name)
-            if shape.n_parameters is not None:
-                self.holds("weights", shape.n_parameters * size)
+    def holds(self, what: str, n_bytes: float | int) -> None:
+        """Count memory of the device; the most of what is counted under one name, which is there one after another."""
+        self.on_device[what] = max(self.on_device.get(what, 0), round(n_bytes))
+
+    def holds_on_host(self, what: str, n_bytes: float | int) -> None:
+        """The same of the memory of the host."""
+        self.on_host[what] = max(self.on_host.get(what, 0), round(n_bytes))
+
+    def weights(self, *sides: Side | None, itemsize: int | None = None) -> None:
+        """Count the weights of models that are loaded; at least their files where only these are known."""
+        shapes = {side.name: side.shape for side in sides if side is not None and side.model is None}
+        sizes = [
+            shape.weights_bytes or 0 if shape.n_parameters is None else shape.n_parameters * (itemsize or self.itemsize)
+            for shape in shapes.values()
+        ]
+        if sizes:
+            self.holds("weights", sum(sizes))
+            self.loaded = max(self.loaded, *sizes)
 
     def runs(
         self,
@@ -287,17 +366,38 @@ class Checks:
         n_new: float | int,
         n_past: float | int = 0,
         n_unembedded: float | int = 1,
+        at_once: float | int = ITEMS_AT_ONCE,
     ) -> None:
-        """Count the operations of forward passes."""
+        """Count the operations of forward passes, of at most `at_once` rows each."""
         size = None if side is None else side.size()
         if size is not None:
             row = pass_flops(size, n_new=round(n_new), n_past=round(n_past), n_unembedded=round(n_unembedded))
-            self.flops += n_rows * row
+            n_passes = n_rows / max(1, min(at_once, n_rows))
+            self.flops += n_rows * row + n_passes * PASS_ROWS * pass_flops(size, n_new=1, n_unembedded=1)
+            tokens = min(n_rows * n_new, TOKENS_PER_BATCH)
+            width = 8 * size.d_model + 3 * size.d_mlp
+            scores = 3 * size.n_heads * max(4, self.itemsize) * (n_new + n_past)  # transformers' softmax is in float32
+            self.holds("passes", tokens * (width * self.itemsize + scores))
 
-    def writes(self, side: Side | None, n_rows: float | int, *, prompt: float | int, n_tokens: float | int) -> None:
-        """Count the operations of rows that read a prompt and write tokens."""
-        self.runs(side, n_rows, n_new=prompt)
-        self.runs(side, n_rows * max(0, n_tokens - 1), n_new=1, n_past=prompt + n_tokens / 2)
+    def writes(
+        self,
+        side: Side | None,
+        n_rows: float | int,
+        *,
+        prompt: float | int,
+        n_tokens: float | int,
+        at_once: int = ITEMS_AT_ONCE,
+    ) -> None:
+        """Count the operations of rows that read a prompt and write tokens, at most `at_once` in a batch."""
+        at_once = min(at_once, ITEMS_AT_ONCE)
+        self.runs(side, n_rows, n_new=prompt, at_once=at_once)
+        self.runs(side, n_rows * max(0, n_tokens - 1), n_new=1, n_past=prompt + n_tokens / 2, at_once=at_once)
+        self.holds("caches", min(n_rows, ITEMS_AT_ONCE) * (prompt + n_tokens) * self.cached(side))
+
+    def cached(self, side: Side | None) -> int:
+        """Bytes of the keys and values of one token."""
+        size = None if side is None else side.size()
+        return 0 if size is None else 2 * self.itemsize * size.n_layers * size.n_key_value_heads * size.d_head
 
     def length(self, side: Side | None, texts: Sequence[str]) -> float:
         """The mean number of tokens of texts, of a sample; four characters are one where there is no tokenizer."""
@@ -309,17 +409,17 @@ class Checks:
 
     def report(self, *, timed: bool) -> Preflight:
         """All that was found, memory and disk compared with what is free."""
-        memory, disk = sum(self.bytes.values()), self.disk + PAGES if self.job.out is not None else 0
+        disk = self.disk + PAGES if self.job.out is not None else 0
         device = self._device()
-        free = None if device is None else free_memory(device)
         left = None if self.job.out is None else free_disk(self.job.out)
-        if free is not None and memory > free:
-            most = sorted(self.bytes, key=lambda what: -self.bytes[what])
-            parts = ", ".join(f"{what} {readable(self.bytes[what])}" for what in most)
-            self.refuse(
-                f"this run needs {readable(memory)} of memory ({parts}), and {readable(free)} are free; give smaller "
-                "models, sizes or numbers"
-            )
+        memory, free = self.on_device | self.on_host, None if device is None else free_memory(device)
+        host, host_free, where = {}, None, "memory"
+        if device is not None and device.startswith("cuda"):
+            memory, host, where = self.on_device, {**self.on_host}, f"memory on {device}"
+            host["weights while they are loaded"] = max(0, self.loaded - sum(host.values()))
+            host_free = free_memory("cpu")
+            self._compare("memory of the host", host, host_free)
+        self._compare(where, memory, free)
         if left is not None and disk > left:
             self.refuse(f"this run writes {readable(disk)} to {self.job.out}, and {readable(left)} are free there")
         seconds = None
@@ -327,8 +427,27 @@ class Checks:
             rate = _rate(device, DTYPES[self.settings.dtype])
             seconds = self.flops / MULTIPLY_ADD / rate
         return Preflight(
-            tuple(self.refusals), tuple(dict.fromkeys(self.notes)), tuple(self.work), memory, free, disk, left, seconds
+            refusals=tuple(self.refusals),
+            notes=tuple(dict.fromkeys(self.notes)),
+            work=tuple(self.work),
+            memory=sum(memory.values()),
+            free_memory=free,
+            host_memory=sum(host.values()),
+            free_host_memory=host_free,
+            disk=disk,
+            free_disk=left,
+            seconds=seconds,
         )
+
+    def _compare(self, where: str, needed: Mapping[str, int], free: int | None) -> None:
+        """Refuse to need more memory than is free; the parts are named, largest first."""
+        if free is not None and (total := sum(needed.values())) > free:
+            most = sorted((what for what in needed if needed[what]), key=lambda what: -needed[what])
+            parts = ", ".join(f"{what} {readable(needed[what])}" for what in most)
+            self.refuse(
+                f"this run needs {readable(total)} of {where} ({parts}), and {readable(free)} are free; give smaller "
+                "models, sizes or numbers"
+            )
 
     def _device(self) -> str | None:
         try:
@@ -342,9 +461,6 @@ def _rate(device: str, dtype: torch.dtype) -> float:
     return multiply_adds_a_second(device, dtype, width=1024)
 
 
-def _duration(seconds: float | int) -> str:
-    """A duration in its largest fitting unit."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(1, round(seconds))} s"
+def _names(text: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers is in a text, as whole words in any case."""
+    return any(re.search(rf"(?<!\w){re.escape(each.strip())}(?!\w)", text, re.IGNORECASE) for each in answers)

@@ -77,18 +77,19 @@ def columns_per_pass(model: Model, n_cached: int, n_tail: int, n_writes: int) ->
 
     A row takes its attention scores (a packed row sees the columns of all that it is packed with, masked), about eight
     vectors of d_model and three of d_mlp; a row that is not packed takes its own copy of the prefix's keys and values
-    in every layer as well.
+    in every layer as well, and a pack one in every layer above its write layer.
     """
     config, packed = model.hooked.cfg, can_pack(model, n_cached, n_tail)
     size = torch.finfo(model.dtype).bits // 8
     width = 8 * model.d_model + 3 * int(getattr(config, "d_mlp", None) or 4 * model.d_model)
     cached = _per_token(model) * (n_tail if packed else n_cached + n_tail)
     columns = max(1, (MOST_ROWS - 1) // n_writes)
+    copies = _copies_of_a_pack(model, n_cached, _writes_together(model, n_cached, n_writes)) if packed else 0
     while columns > 1:
         rows = 1 + columns * n_writes
         seen = n_cached + (min(MOST_PACKED, columns) + 1 if packed else n_tail)
         scores = 3 * int(config.n_heads) * max(size, 4) * n_tail * seen
-        if rows * (scores + (n_tail * width + cached) * size) <= MEMORY_BUDGET:
+        if rows * (scores + (n_tail * width + cached) * size) + -(-columns // MOST_PACKED) * copies <= MEMORY_BUDGET:
             break
         columns -= 1
     return columns
@@ -109,13 +110,34 @@ def run_staircase(
     `join(layer, own)` gives the `n_rows` states that join after block `layer` instead of the ungrafted `own` at the
     write position; below that layer such a row would be the ungrafted one and is not computed. `observe(layer, own,
     rows)` is called with the states at the write position after every block from the first write layer on: the
-    ungrafted state, and the rows that joined so far, by write layer (ascending) and then by row.
+    ungrafted state, and the rows that joined so far, by write layer (ascending) and then by row. Without it, packed
+    rows of a long prefix run some write layers at a time, since each pack holds a copy of the prefix.
 
     Raises:
         ValueError: a row's states are not finite at a later layer.
         RuntimeError: the logits of the ungrafted row, which runs in the same pass, differ from those of a plain run.
     """
-    writes, last = sorted(set(write_layers)), model.n_layers - 1
+    writes = sorted(set(write_layers))
+    step = _writes_together(model, prefix.n_cached, len(writes)) if packed and observe is None else len(writes)
+    parts = [
+        _run_together(model, prefix, writes[start : start + step], join, n_rows=n_rows, packed=packed, observe=observe)
+        for start in range(0, len(writes), step)
+    ]
+    return torch.cat(parts)[[writes.index(layer) for layer in write_layers]]
+
+
+def _run_together(
+    model: Model,
+    prefix: Prefix,
+    writes: Sequence[int],
+    join: Callable[[int, Float[Tensor, " d_model"]], Float[Tensor, "row d_model"]],
+    *,
+    n_rows: int,
+    packed: bool,
+    observe: Callable[[int, Float[Tensor, " d_model"], Float[Tensor, "joined d_model"]], None] | None,
+) -> Float[Tensor, "write row d_model"]:
+    """One pass of `run_staircase`: ascending write layers, each once."""
+    last = model.n_layers - 1
     final: list[Tensor] = []
     masked: list[int] = []
     n_packs = -(-n_rows // MOST_PACKED)  # of the rows of one write layer, of equal length
@@ -179,8 +201,7 @@ def run_staircase(
     if packed and masked != above:
         raise RuntimeError(f"the attention scores of {model.name} fired at {masked} and not at {above}")
     _check_same(model, logits, prefix.logits)
-    joined_at = rearrange(final[0], "(write row) d_model -> write row d_model", row=n_rows)
-    return joined_at[[writes.index(layer) for layer in write_layers]]
+    return rearrange(final[0], "(write row) d_model -> write row d_model", row=n_rows)
 
 
 def _prefix_and_self(scores: Float[Tensor, "pack head row pos"]) -> Float[Tensor, "pack head row seen"]:
@@ -211,6 +232,26 @@ def _batched_cache(model: Model, prefix: Prefix, rows_at: Sequence[int]) -> Any:
         for rows, (keys, values) in zip(rows_at, prefix.layers, strict=True)
     ]
     return model.cache_from_layers(layers)
+
+
+def _writes_together(model: Model, n_cached: int, n_writes: int) -> int:
+    """How many write layers of one pack run in one pass, so that its copies of the prefix fit in half the budget."""
+    together = n_writes
+    while together > 1 and _copies_of_a_pack(model, n_cached, together) > MEMORY_BUDGET // 2:
+        together -= 1
+    return together
+
+
+def _copies_of_a_pack(model: Model, n_cached: int, n_writes: int) -> int:
+    """Bytes of the prefix's keys and values for one pack a write layer, at most: with the lowest write layers.
+
+    Each layer holds a copy for every write layer below it, and the attention of the last repeats its copies for all
+    heads that share them.
+    """
+    config, size = model.hooked.cfg, torch.finfo(model.dtype).bits // 8
+    held = sum(min(layer, n_writes) for layer in range(model.n_layers))
+    repeated = n_writes * 2 * int(config.n_heads) * int(config.d_head)
+    return n_cached * size * (held * _per_token(model) // model.n_layers + repeated)
 
 
 def _per_token(model: Model) -> int:

@@ -101,7 +101,9 @@ def test_the_parts_of_all_loops_hold_each_record_once(of: int, tmp_path: Path) -
     for number in range(1, of + 1):
         with in_turns(Part(number, of)):
             owned.append([(loop, index) for loop, each in enumerate(loops) for index in ordered(each, needed=False)])
-    assert sorted(itertools.chain.from_iterable(owned)) == [(loop, index) for loop, each in enumerate(loops) for index in range(len(each))]
+    assert sorted(itertools.chain.from_iterable(owned)) == [
+        (loop, index) for loop, each in enumerate(loops) for index in range(len(each))
+    ]
     assert max(map(len, owned)) - min(map(len, owned)) <= 1
 
 

@@ -1,24 +1,32 @@
 """What a run is refused for before a weight is read, and what is said about the rest."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from commands import last_line, run
-from tiny import files_in
-from toys import countries_folder
+from tiny import build, files_in
+from toys import countries_folder, toy
 
 import latentcomm as lc
+from latentcomm.channels.calm import new_bridge
+from latentcomm.channels.interlat import new_adapter
+from latentcomm.channels.training.trainer import save_weights
 from latentcomm.experiments import job as jobs
 from latentcomm.experiments import preflight as common
+from latentcomm.experiments._prepared import EXPERIMENTS
+from latentcomm.experiments._train_check import _n_trained
 from latentcomm.experiments.capacity import free_disk, free_memory
 from latentcomm.experiments.preflight import Preflight
-from latentcomm.experiments._prepared import EXPERIMENTS
 from latentcomm.experiments.settings import Settings
+from latentcomm.experiments.train import KIND
+from latentcomm.tasks.base import Task
 
 GB = 2**30
-CELL = {"read_layer": 1, "write_layer": 1}
+CELL: dict[str, Any] = {"read_layer": 1, "write_layer": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +87,10 @@ WRONG: list[tuple[Settings, str]] = [
     (cascade(hand_off=("graft",), write_layer=9), "write_layer 9 is outside here"),
     (lc.DiagnoseSettings(fusion=("sum", "sum")), "fusion names sum twice"),
     (lc.DiagnoseSettings(documents=1_000_000), "documents is 1000000, and public_domain.jsonl has 129 documents"),
-    (lc.DiagnoseSettings(tokens=1_000_000), "tokens is 1000000, and the shorter context of both models has 40 tokens"),
+    (
+        lc.DiagnoseSettings(tokens=1_000_000),
+        "tokens is 1000000, and the shorter context of both models has 4000 tokens",
+    ),
     (lc.CrossModalSettings(channels=("silent", "smoke")), "there is no channel for pictures 'smoke'"),
     (lc.CrossModalSettings(write_layer=9), "write_layer 9 is outside here"),
     (lc.CrossModalSettings(n_fitting=1_000_000), "n_fitting is 1000000, and the fitting half of the digits has"),
@@ -92,7 +103,9 @@ def test_a_wrong_setting_is_refused_before_a_weight_is_read(
     settings: Settings, sentence: str, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape, tokenizer = common.models.shape_of(folder), common.models.tokenizer_of(folder)
-    monkeypatch.setattr(common.models, "shape_of", lambda _: common.ModelShape(**{**vars(shape), "name": "here"}))
+    monkeypatch.setattr(
+        common.models, "shape_of", lambda _: common.ModelShape(**{**vars(shape), "name": "here", "n_ctx": 4000})
+    )
     monkeypatch.setattr(common.models, "tokenizer_of", lambda _: tokenizer)
     named = type(settings)(**{**vars(settings), "sender": settings.sender and "here", "receiver": ""})
     if settings.command in ("cascade", "crossmodal"):
@@ -163,21 +176,127 @@ class TestAllTogether:
 
     @pytest.mark.parametrize("name", EXPERIMENTS)
     def test_the_defaults_of_every_command_are_right(self, name: str, tiny: lc.Model) -> None:
-        needed = {"train": {"channels": ("gated",)}, "cascade": {"data": "sample"}}.get(name, {})
+        needed = {"train": {"channels": ("gated",)}, "cascade": {"data": "sample", "reply_tokens": 2, "n": (1,)}}.get(
+            name, {}
+        )
         given = {"receiver": tiny} if name == "crossmodal" else {"sender": tiny, "receiver": tiny}
         found = lc.preflight(EXPERIMENTS[name].settings(**needed), **given)
         assert found.refusals == () and found.work and found.seconds is not None
+
+
+class TestContext:
+    """A tiny model reads 40 tokens, and a word is one, after a BOS token."""
+
+    @pytest.fixture
+    def task(self) -> Task:
+        """Of the eight items, two to tune on and two to test; all others are too long for any of it."""
+        short = toy()
+        used = {item.id for half in short.split(seed=0) for item in half.take(2, seed=0).items}
+        items = [item if item.id in used else replace(item, sender="Alice " * 90) for item in short.items]
+        return replace(short, items=tuple(items))
+
+    SETTINGS: ClassVar[dict[str, Any]] = {"n_tune": 2, "n_test": 2}
+
+    @pytest.mark.parametrize("kind", [lc.SweepSettings, lc.CompareSettings])
+    def test_items_that_the_run_leaves_out_may_be_longer(self, kind: Any, folder: str, task: Task) -> None:
+        assert lc.preflight(kind(sender=folder, **self.SETTINGS), task=task).refusals == ()
+        (refusal,) = lc.preflight(kind(sender=folder, n_tune=2, n_test=3), task=task).refusals
+        assert "a prompt has 91 tokens, and" in refusal and "reads 40 at most" in refusal
+
+    @pytest.mark.parametrize("kind", [lc.SweepSettings, lc.CompareSettings])
+    def test_the_skyline_and_the_reply_count(self, kind: Any, folder: str, task: Task) -> None:
+        settings = kind(sender=folder, **self.SETTINGS)
+        long = replace(task, items=tuple(replace(item, skyline="Alice " * 38) for item in task.items), reply_tokens=2)
+        assert lc.preflight(settings, task=long).refusals == ()
+        (refusal,) = lc.preflight(settings, task=replace(long, reply_tokens=3)).refusals
+        assert "a prompt has 39 tokens and 3 more are written, and" in refusal
+        without = lc.CompareSettings(sender=folder, channels=("silent",), **self.SETTINGS)
+        assert lc.preflight(without, task=replace(long, reply_tokens=3)).refusals == ()
 
 
 class TestSmallTasks:
     def test_a_default_number_of_items_is_all_of_them_where_there_are_fewer(self, folder: str) -> None:
         found = lc.preflight(lc.CompareSettings(sender=folder, task="biographies", channels=("silent",)))
         assert found.refusals == ()
-        assert any("n_test is 100 by default, and the test half" in note for note in found.notes)
+        assert any("fewer than the 100 of the default: all of them are used" in note for note in found.notes)
 
     def test_a_number_that_was_given_is_not(self, folder: str) -> None:
         settings = lc.CompareSettings(sender=folder, task="biographies", channels=("silent",), n_test=101)
         assert "give at most" in lc.preflight(settings).refusals[0]
+
+    @pytest.mark.parametrize(
+        ("n", "together", "sentence"),
+        [
+            (
+                8,
+                "",
+                "held_out is 0.1, which of the 4 items of the tuning half leaves none to train on or none to hold out",
+            ),
+            (8, "country", "held_out is 0.1, which of the 4 items"),
+            (1, "", "the 1 items of task toy cannot be split into a tuning and a test half; give more items"),
+            (8, "all", "the 8 items of 1 all of task toy cannot be split into a tuning and a test half"),
+        ],
+    )
+    def test_too_few_items_are_refused_in_the_words_of_the_command(
+        self, n: int, together: str, sentence: str, tiny: lc.Model
+    ) -> None:
+        items = [replace(item, tags={**item.tags, "all": "one"}) for item in toy().items[:n]]
+        settings = lc.TrainSettings(channels=("gated",), **CELL)
+        found = lc.preflight(settings, tiny, task=replace(toy(), items=tuple(items), together=together))
+        (refusal,) = found.refusals
+        assert refusal.startswith(sentence) and "tune_fraction" not in refusal
+        if n == 8 and together != "all":
+            assert lc.preflight(replace(settings, held_out=0.25), tiny, task=toy()).refusals == ()
+
+    def test_items_that_are_held_out_are_no_part_of_a_batch(self, tiny: lc.Model) -> None:
+        settings = lc.TrainSettings(channels=("gated",), **CELL, batch_size=4, held_out=0.25)
+        (refusal,) = lc.preflight(settings, tiny, task=toy()).refusals
+        assert refusal.startswith("batch_size is 4, and gated is trained on 3 examples")
+        assert lc.preflight(replace(settings, held_out=0.0), tiny, task=toy()).refusals == ()
+
+
+class TestNotices:
+    LAST: ClassVar[dict[str, Any]] = {"read_layer": 1, "write_layer": 2}
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            lc.SweepSettings(write_layers=(2,), n_tune=2, n_test=4),
+            lc.SweepSettings(**LAST, n_test=4),
+            lc.CompareSettings(**LAST, n_test=4, channels=("replace",)),
+        ],
+    )
+    def test_a_write_after_the_last_block_alone_is_noted(self, settings: Any, tiny: lc.Model) -> None:
+        (note,) = lc.preflight(settings, tiny, task=toy()).notes
+        assert "after the last block of tiny alone" in note.replace(tiny.name, "tiny")
+        earlier = {"write_layer": 1} if settings.write_layer else {"write_layers": (1, 2)}
+        assert lc.preflight(replace(settings, **earlier), tiny, task=toy()).notes == ()
+
+    @pytest.mark.parametrize("kind", [lc.SweepSettings, lc.CompareSettings])
+    def test_a_prompt_that_names_its_answer_alone_is_noted(self, kind: Any, tiny: lc.Model) -> None:
+        settings = kind(n_tune=2, n_test=4)
+        named = [replace(item, receiver=f"{item.answers[0].lower()}, {item.receiver}") for item in toy().items]
+        (note,) = lc.preflight(settings, tiny, task=replace(toy(), items=tuple(named))).notes
+        assert note.startswith("the receiver's own prompt names the answer in 4 of 4 items of toy")
+        every = [replace(item, receiver=f"{' '.join(toy().candidates)} {item.receiver}") for item in named]
+        parts = [replace(item, receiver=f"{item.answers[0]}n {item.receiver}") for item in toy().items]
+        for items in (every, parts):
+            assert lc.preflight(settings, tiny, task=replace(toy(), items=tuple(items))).notes == ()
+
+    def test_prompts_beyond_documents_are_noted_and_beyond_tokens_refused(self, tiny: lc.Model) -> None:
+        settings = lc.DiagnoseSettings(documents=24, tokens=8, prompts=12)
+        few, more, most = (lc.preflight(replace(settings, prompts=n), tiny) for n in (12, 13, 97))
+        assert few.notes == () and "into 12 prompts of 12 held-out documents" in few.work[1]
+        assert more.notes[0].startswith("13 prompts are of 12 held-out documents")
+        assert most.refusals == ("prompts is 97, and the held-out half has 96 tokens to graft at; give at most 96",)
+
+    def test_a_run_that_shows_its_progress_shows_the_notices(
+        self, tiny: lc.Model, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        settings = lc.CompareSettings(**self.LAST, n_test=4, channels=("replace",), controls=())
+        for progress in (True, False):
+            lc.run(settings, tiny, task=toy(), progress=progress)
+            assert ("note: states are written after the last block" in capsys.readouterr().err) == progress
 
 
 class TestMemoryAndDisk:
@@ -203,9 +322,12 @@ class TestMemoryAndDisk:
         assert two.memory > one.memory > 0
 
     def test_captured_states_are_counted_in_proportion_to_the_documents(self, folder: str) -> None:
-        needed = [lc.preflight(lc.DiagnoseSettings(sender=folder, documents=n)).memory for n in (24, 48, 96)]
-        weights = 2 * needed[0] - needed[1]
-        assert needed[2] - weights == pytest.approx(4 * (needed[0] - weights), rel=0.01) and weights > 0
+        needed = []
+        for n in (24, 48, 96):
+            checks = common.Checks(lc.DiagnoseSettings(sender=folder, documents=n), jobs.Job())
+            EXPERIMENTS["diagnose"].check(checks.settings, checks)
+            needed.append(checks.on_host["captured states and a copy"])
+        assert needed[2] == 2 * needed[1] == 4 * needed[0] > 0
 
     def test_more_than_fits_on_the_disk_is_refused(
         self, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -239,6 +361,98 @@ class TestMemoryAndDisk:
         assert free_memory("cpu") == 350
 
 
+class TestMemoryOfADevice:
+    """A GPU's own memory is compared with what passes need, the machine's with what is computed from states."""
+
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(common.models, "resolve_device", lambda name: name)
+        monkeypatch.setattr(common, "_rate", lambda *_: 1e9)
+
+    @staticmethod
+    def free(monkeypatch: pytest.MonkeyPatch, **free: int) -> None:
+        monkeypatch.setattr(common, "free_memory", lambda device: free[device])
+
+    def test_captured_states_need_the_host_and_weights_the_gpu(
+        self, folder: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = lc.DiagnoseSettings(sender=folder, device="cuda")
+        self.free(monkeypatch, cuda=GB, cpu=GB)
+        found = lc.preflight(settings)
+        assert found.refusals == () and found.free_memory == GB == found.free_host_memory
+        states = 4 * 4 * 3 * 16 * 96 * 40  # four times 4 bytes, 3 layers of 16, at most 96 documents of 40 tokens
+        assert 0.2 * states < found.host_memory <= states
+        assert [line.partition(":")[0] for line in found.lines()][2:4] == ["memory", "memory of the host"]
+        self.free(monkeypatch, cuda=GB, cpu=found.host_memory - 1)
+        assert lc.preflight(settings).refusals[0].startswith("this run needs 3 MB of memory of the host (captured")
+        self.free(monkeypatch, cuda=found.memory - 1, cpu=GB)
+        (refusal,) = lc.preflight(settings).refusals
+        assert "of memory on cuda (" in refusal and "captured" not in refusal and "weights" in refusal
+
+    def test_weights_pass_through_the_host(self, folder: str, wide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free(monkeypatch, cuda=GB, cpu=GB)
+        settings = lc.CompareSettings(sender=folder, receiver=wide, channels=("silent",), n_test=6, device="cuda")
+        larger = common.models.shape_of(wide).n_parameters
+        assert larger is not None and lc.preflight(settings).host_memory == 4 * larger
+
+    def test_a_device_in_the_memory_of_the_machine_needs_both_there(
+        self, folder: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.free(monkeypatch, cpu=GB, cuda=GB)
+        settings = lc.DiagnoseSettings(sender=folder)
+        one, two = lc.preflight(settings), lc.preflight(replace(settings, device="cuda"))
+        assert one.host_memory == 0 and one.free_host_memory is None
+        assert one.memory == two.memory + two.host_memory
+
+
+class TestMemoryOfATraining:
+    def test_models_are_in_float32_whatever_the_arithmetic(self, folder: str) -> None:
+        settings = lc.TrainSettings(sender=folder, channels=("gated",), **CELL)
+        n = common.models.shape_of(folder).n_parameters
+        assert n is not None
+        checked = {}
+        for dtype in ("float32", "bfloat16"):
+            checks = common.Checks(replace(settings, dtype=dtype), jobs.Job())
+            EXPERIMENTS["train"].check(checks.settings, checks)
+            checked[dtype] = checks
+            assert checks.on_device["weights"] == 4 * n
+            assert checks.on_host["trained weights, gradients and moments"] == 4 * 4 * 16 * 32
+        assert checked["bfloat16"].on_device["weights in bfloat16"] == 2 * n
+        assert "weights in bfloat16" not in checked["float32"].on_device
+
+    def test_the_numbers_that_a_channel_trains(self, tiny: lc.Model, other: lc.Model) -> None:
+        sides = [common.Side.in_memory(model).shape for model in (tiny, other)]
+        made = {
+            "interlat": new_adapter(tiny, other, n_heads=1).weights,
+            "calm": new_bridge(tiny, other, every=2, n_heads=1).weights,
+        }
+        for name, weights in made.items():
+            matrices = sum(weight.numel() for weight in weights.values() if weight.ndim == 2)
+            assert _n_trained(name, *sides, every=2) == matrices > 0
+
+    def test_autocast_holds_a_copy_of_every_frozen_weight_for_backward(self) -> None:
+        tiny, held = build("llama", dtype=torch.float32), {}
+        tiny.hooked.requires_grad_(False)
+        shapes = {weight.shape for weight in tiny.hooked.parameters() if weight.ndim == 2}
+        shapes |= {shape[::-1] for shape in shapes}
+
+        def note(saved: torch.Tensor) -> torch.Tensor:
+            if saved.dtype == torch.bfloat16 and saved.shape in shapes:
+                held[saved.data_ptr()] = saved.numel()
+            return saved
+
+        added = torch.zeros(32, requires_grad=True)
+        hooks = [("blocks.0.hook_resid_post", lambda value, hook: value + added)]
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            logits = tiny.forward(torch.arange(6)[None], hooks=hooks, with_grad=True)
+        above = [*tiny.hooked.original_model.model.layers[1:].parameters(), tiny.hooked.original_model.lm_head.weight]
+        assert logits.requires_grad
+        assert sum(held.values()) == sum(weight.numel() for weight in above if weight.ndim == 2)
+
+
 class TestDryRun:
     def test_it_says_what_would_run_and_writes_nothing(self, folder: str, tmp_path: Path) -> None:
         options = ("--channels", "silent,replace", "--n-tune", "4", "--n-test", "6", "--out", tmp_path / "out")
@@ -260,12 +474,50 @@ class TestDryRun:
         few, many = (lc.preflight(lc.SweepSettings(n_test=n), tiny).seconds for n in (20, 160))
         assert few is not None and many is not None and many > few > 0
 
+    def test_a_pass_of_few_rows_costs_more_than_its_rows(self, tiny: lc.Model) -> None:
+        checks = common.Checks(lc.CompareSettings(), jobs.Job())
+        side, counted = common.Side.in_memory(tiny), []
+        for at_once in (1, 8, 32):
+            before = checks.flops
+            checks.runs(side, 32, n_new=1, at_once=at_once)
+            counted.append(checks.flops - before)
+        row = (counted[2] - counted[1]) / (1 / 32 - 1 / 8) / 32 / common.PASS_ROWS  # 32 and 4 passes less 1
+        assert counted[0] == pytest.approx(32 * row * (1 + common.PASS_ROWS), rel=0.01)
+
+    def test_a_diagnosis_takes_longer_with_more_documents_layers_and_prompts(self, tiny: lc.Model) -> None:
+        few = lc.DiagnoseSettings(documents=24, tokens=8, prompts=2, layers=1)
+        seconds = [lc.preflight(few, tiny).seconds or 0]
+        for more in ({"documents": 48}, {"layers": 2}, {"prompts": 12}):
+            seconds.append(lc.preflight(replace(few, **more), tiny).seconds or 0)
+        assert all(each > seconds[0] > 0 for each in seconds[1:])
+
+    def test_the_time_is_a_range(self) -> None:
+        assert Preflight(seconds=50.0).lines() == ["time: about 50 s to 2 min, and the time to load the models"]
+
     def test_the_refusals_of_a_report_are_numbered_where_there_are_several(self) -> None:
         with pytest.raises(ValueError, match=r"^one$"):
             Preflight(refusals=("one",)).check()
         with pytest.raises(ValueError, match=r"2 things keep this from running:\n1\. one\n2\. two"):
             Preflight(refusals=("one", "two")).check()
         Preflight().check()
+
+
+class TestTrainedChannels:
+    def test_a_file_that_is_none_is_refused_before_a_weight_is_read(self, folder: str, tmp_path: Path) -> None:
+        settings = lc.CompareSettings(sender=folder, channels=("silent",), n_test=6, weights=str(tmp_path))
+        file = tmp_path / "gated.safetensors"
+        lc.alignment.fit_procrustes(torch.eye(9, 4), torch.eye(9, 4)).save(file)
+        (refusal,) = lc.preflight(settings).refusals
+        assert "gated.safetensors holds" in refusal
+        file.write_bytes(file.read_bytes()[:-9])
+        (refusal,) = lc.preflight(settings).refusals
+        assert "gated.safetensors cannot be read" in refusal
+
+    def test_one_that_the_folder_lacks_is_refused_too(self, folder: str, tmp_path: Path) -> None:
+        save_weights(tmp_path / "gated.safetensors", {"weight": torch.eye(2)}, kind=KIND, configuration={})
+        settings = lc.CompareSettings(sender=folder, channels=("silent", "calm"), n_test=6, weights=str(tmp_path))
+        (refusal,) = lc.preflight(settings).refusals
+        assert "the channel 'calm' has parts that must be trained first" in refusal
 
 
 class TestEmptyLists:

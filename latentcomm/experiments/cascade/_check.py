@@ -70,24 +70,25 @@ def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | 
         task = replace(task, reply_tokens=settings.reply_tokens)
     if hand_offs and ns:
         checks.of(check_plan, task, hand_offs, ns=ns, stops=stops, controls=controls, seed=settings.seed)
-    for side in (large, small):
-        checks.prompts(side, [item.receiver for item in task.items])
+    texts = [item.receiver for item in task.items]
+    checks.prompts(large, texts, n_new=task.reply_tokens + 1)  # the small model reads all that it wrote
+    checks.prompts(small, texts, n_new=task.reply_tokens)
     checks.weights(large, small)
-    prompt = checks.length(large, [item.receiver for item in task.items])
+    prompt = checks.length(large, texts)
     checks.work += [
         f"one reply by {side.name if side is not None else 'a model'} to each of {n_items} items of {task.name}"
         for side in (large, small)
     ]
     n_grid = sum(n > 0 for n in ns) + len(stops)
     checks.work.append(f"hand-offs by {', '.join(hand_offs)} at {n_grid} stops, with {', '.join(controls) or 'none'}")
-    checks.writes(large, n_items, prompt=prompt, n_tokens=task.reply_tokens)
+    checks.writes(large, n_items, prompt=prompt, n_tokens=task.reply_tokens, at_once=n_items)
     rows = n_items * (1 + n_grid * len(hand_offs) * (1 + len(controls)))
-    checks.writes(small, rows, prompt=prompt, n_tokens=task.reply_tokens)
+    checks.writes(small, rows, prompt=prompt, n_tokens=task.reply_tokens, at_once=n_items)
     if large is not None and (size := large.size()) is not None:
-        n_states = 4 * n_items * task.reply_tokens * size.d_model * len({LATENT, GRAFT} & {*hand_offs})
-        n_cached = 8 * n_items * (prompt + task.reply_tokens) * size.n_layers * size.n_key_value_heads * size.d_head
-        held = n_states + n_cached * (KV in hand_offs)
-        checks.holds("openings with states", held)
+        n_states = n_items * task.reply_tokens * size.d_model * len({LATENT, GRAFT} & {*hand_offs})
+        cached = n_items * (prompt + task.reply_tokens) * checks.cached(large)
+        held = checks.itemsize * n_states + cached * (KV in hand_offs)
+        checks.holds_on_host("openings with states", held)
         checks.disk += round(held)
     return CascadeInputs(task, ns, stops, hand_offs, controls, corpus)
 

@@ -56,7 +56,7 @@ def check_crossmodal(settings: CrossModalSettings, checks: Checks) -> CrossModal
     elif checks.job.sender is None:
         encoder = Side("the encoder of digits", ModelShape("digits", n_layers=SIZES["num_hidden_layers"]), None)
     checks.layers("block", encoder)
-    checks.weights(side)
+    checks.weights(side, encoder)
     if settings.data == DIGITS:
         halves = digit_halves(seed=settings.seed)
         for option, half, what in (("n_fitting", halves.fitting, "fitting"), ("n_test", halves.testing, "test")):

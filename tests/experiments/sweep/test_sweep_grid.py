@@ -444,6 +444,35 @@ class TestThePrice:
             monkeypatch.setattr(staircase, "MEMORY_BUDGET", (1 + columns * 3) * bytes_of_a_row - 1)
             assert staircase.columns_per_pass(tiny, 8, 2, 3) == max(1, columns - 1)
 
+    @pytest.mark.parametrize("writes", [tuple(range(8)), (5, 0, 2)])
+    def test_the_prefixes_that_packs_copy_stay_within_the_budget(
+        self, writes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny, held = build("llama", n_layers=8), []
+        prefix = staircase.read_prefix(tiny, ids(121)[0], 120)
+        growing = Model.forward_growing
+
+        def forward(*given: Any, cache: Any, **options: Any) -> Tensor:
+            logits = growing(*given, cache=cache, **options)
+            held.append(sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values)))
+            return logits
+
+        def run() -> Tensor:
+            held.clear()
+            sent = states(8, 32)[: staircase.columns_per_pass(tiny, 120, 1, len(writes))]
+            return staircase.run_staircase(tiny, prefix, writes, lambda *_: sent, n_rows=len(sent), packed=True)
+
+        monkeypatch.setattr(Model, "forward_growing", forward)
+        monkeypatch.setattr(staircase, "MOST_PACKED", 2)
+        whole = run()
+        (unbounded,) = held
+        assert len(whole[0]) == 8
+        for share in (0.7, 0.3):
+            monkeypatch.setattr(staircase, "MEMORY_BUDGET", round(share * unbounded))
+            found = run()
+            assert max(held) <= share * unbounded
+            assert_equal_to_rounding(found, whole[:, : found.shape[1]], terms=forward_terms(tiny))
+
     def test_the_whole_vocabulary_is_unembedded_in_bounded_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tiny = model("llama")
         options: dict[str, Any] = {"fusion": Mean()}
