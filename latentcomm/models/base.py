@@ -123,6 +123,12 @@ class Model:
         return next(p.dtype for p in self.hooked.parameters() if p.is_floating_point())
 
     @property
+    def rounding(self) -> torch.dtype:
+        """The dtype whose precision its states have: 8-bit matrices round what they multiply, and by the batch."""
+        eight = getattr(getattr(self.hooked, "original_model", None), "is_loaded_in_8bit", False)
+        return torch.bfloat16 if eight else self.dtype
+
+    @property
     def device(self) -> torch.device:
         """Where tokens are embedded; blocks may be on other devices (`device_of`)."""
         return _device_of(self.hooked)

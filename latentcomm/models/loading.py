@@ -66,6 +66,8 @@ def load_model(
         options |= {} if max_memory is None else {"max_memory": dict(max_memory)}
     model = load_whole(AutoModelForCausalLM, name, checkpoint, dtype=numbers, options=options)
     check_offloading(getattr(model, "hf_device_map", {}))
+    if quantization is not None:
+        _steady(model)
     return wrap_model(model, tokenizer, name=snapshot_id(name) or name)
 
 
@@ -104,6 +106,17 @@ def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
 
     four = {"load_in_4bit": True, "bnb_4bit_compute_dtype": dtype, "bnb_4bit_quant_type": "nf4"}
     return {"quantization_config": BitsAndBytesConfig(**(four if bits == "4bit" else {"load_in_8bit": True}))}
+
+
+def _steady(model: Any) -> None:
+    """Quantised weights that no pass changes: on some CPUs bitsandbytes packs them anew, with scales in bfloat16.
+
+    Nor does it print a line for every product of 8-bit matrices, which round what they multiply to float16.
+    """
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_covered(name: str, checkpoint: Checkpoint, device_map: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from toys import toy
 
 import latentcomm as lc
 from latentcomm.alignment import AffineMap
-from latentcomm.channels import Channel, KeyValues, catalogue
+from latentcomm.channels import Channel, CipherDebate, Debate, KeyValues, catalogue
 from latentcomm.channels.kv import measure_attention
 from latentcomm.channels.merged import fit_predictability
 from latentcomm.channels.recipe import Recipe
@@ -65,11 +65,13 @@ EVERY: dict[str, Callable[[Model, Model], Channel]] = {
     "aligned": named("replace", alignment=MAP),
     "aligned deltas": named("deltas", alignment=MAP),
     "aligned thoughts": named("coconut", alignment=MAP),
+    "debate": lambda _, __: Debate(max_tokens=1, heard="{answer}", allow_empty=True),
+    "cipher_debate": lambda _, __: CipherDebate(max_tokens=1, allow_empty=True),
     "learned_linear": lambda _, __: lc.channels.Activation("linear", Site(0), Site(1), Linear(MAP)),
     **{
         name: trained(name)
         for name in (
-            "debate", "cipher debate", "two senders", "merged residuals", "gated", "interlat", "calm",
+            "two senders", "merged residuals", "gated", "interlat", "calm",
             "keys and values of a layer", "soft prompt of a picture", "graft of a picture",
         )
     },

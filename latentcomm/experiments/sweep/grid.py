@@ -277,7 +277,7 @@ class _Plan:
         hooks = Graft(Site(write), 0, vector, of_cell).fwd_hooks()  # the tail begins at the write position
         cache = model.cache_from_layers(prefix.layers) if prefix.n_cached else model.new_cache(1)
         plain = model.forward(prefix.tail, hooks=hooks, cache=cache, last_only=True)[0, -1].cpu()
-        spread = TOLERANCE[model.dtype] * float(plain.double().std())
+        spread = TOLERANCE[model.rounding] * float(plain.double().std())
         if self.columns is not None:
             off = float((part["logits"][0, 0] - plain[self.columns[item]]).abs().max())
         else:
