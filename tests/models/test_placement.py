@@ -97,7 +97,7 @@ def test_a_map_of_one_device_gives_what_the_device_gives(folder: Path, plain: lc
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_offloaded_to_their_files_have_the_fingerprint_of_the_model(folder: Path, dtype: str) -> None:
+def test_weights_offloaded_to_files_have_the_models_fingerprint(folder: Path, dtype: str) -> None:
     plain = load_model(folder, dtype=dtype)
     there = {name: "cpu" if name in ("model.norm", BLOCKS[1]) else "disk" for name in MODULES}
     away = load_model(folder, dtype=dtype, device_map=there)
