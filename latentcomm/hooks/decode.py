@@ -158,7 +158,9 @@ class Run:
         if self.past_mask is None:
             return [(keys[at : at + 1], values[at : at + 1]) for keys, values in layers]
         own = self.past_mask[at].nonzero()[:, 0]  # of a bridge: positions are the third axis
-        return [tuple(each[at : at + 1, :, own.to(each.device)] for each in layer) for layer in layers]
+        owns = [own.to(keys.device) for keys, _ in layers]
+        rows = zip(layers, owns, strict=True)
+        return [(keys[at : at + 1, :, own], values[at : at + 1, :, own]) for (keys, values), own in rows]
 
     def keep(self, places: Sequence[int]) -> None:
         """Only the rows at these places of the batch stay in it."""

@@ -386,8 +386,8 @@ class Model:
         cache = self.new_cache(batch or 1)
         if batch is not None:
             layers = [(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)) for keys, values in layers]
-        devices = [self.device_of(layer) for layer in range(self.n_layers)]
-        layers = [tuple(each.to(device) for each in pair) for pair, device in zip(layers, devices, strict=True)]
+        devices = map(self.device_of, range(self.n_layers))
+        layers = [(keys.to(at), values.to(at)) for (keys, values), at in zip(layers, devices, strict=True)]
         if self.is_bridge:
             for index, (keys, values) in enumerate(layers):
                 cache.update(keys, values, index)

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,14 +97,15 @@ def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
     if quantization is None:
         return {}
     bits = check_name("quantization", quantization, ["8bit", "4bit"])
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
-            f"quantization {bits} needs bitsandbytes, which is not installed: pip install latentcomm[quantized]"
-        )
     from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
 
-    four = {"load_in_4bit": True, "bnb_4bit_compute_dtype": dtype, "bnb_4bit_quant_type": "nf4"}
-    return {"quantization_config": BitsAndBytesConfig(**(four if bits == "4bit" else {"load_in_8bit": True}))}
+    if not is_bitsandbytes_available():
+        raise ValueError(f"quantization {bits} needs bitsandbytes 0.46.1 or later: pip install latentcomm[quantized]")
+    if bits == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+    return {"quantization_config": config}
 
 
 def _steady(model: Any) -> None:

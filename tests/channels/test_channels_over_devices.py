@@ -17,12 +17,14 @@ from latentcomm.channels import Channel, CipherDebate, Debate, KeyValues, catalo
 from latentcomm.channels.kv import measure_attention
 from latentcomm.channels.merged import fit_predictability
 from latentcomm.channels.recipe import Recipe
+from latentcomm.channels.training.answers import answer_ids, answer_logits
 from latentcomm.experiments.cascade.generate import write_openings
 from latentcomm.experiments.evaluation import evaluate
 from latentcomm.fusion import Linear, Replace
 from latentcomm.hooks.capture import capture, capture_positions
 from latentcomm.hooks.decode import decode
 from latentcomm.hooks.logit_lens import logit_lens
+from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, wrap_model
 from latentcomm.models.sites import Site
 
@@ -130,6 +132,11 @@ def predicted(sender: Model, receiver: Model) -> Any:
     return map.weight.tolist()
 
 
+def answered(_: Model, receiver: Model) -> Any:
+    given, answers = ReceiverInput(texts(receiver)), answer_ids(receiver, [" Greece", " Peru"])
+    return [row.tolist() for row in answer_logits(receiver, given, answers, with_grad=False)]
+
+
 CELLS = {(read, write): Replace() for read in range(N_LAYERS) for write in range(N_LAYERS)}
 SITES = [Site(layer) for layer in range(N_LAYERS)]
 WORK: dict[str, Callable[[Model, Model], Any]] = {
@@ -145,6 +152,7 @@ WORK: dict[str, Callable[[Model, Model], Any]] = {
     "embeddings": lambda a, b: (a.embedding_table.tolist(), b.embedding_table.tolist()),
     "trials": lambda a, b: evaluate(KeyValues(), a, b, TASK, reply_tokens=2),
     "predictability": predicted,
+    "logits of answers": answered,
 }
 PAIRED = ("a sweep", "effects", "captured states", "the logit lens", "openings", "fingerprints")
 JOBS = [("llama", name) for name in WORK] + [(kind, name) for kind in ARCHITECTURES[1:] for name in PAIRED]
