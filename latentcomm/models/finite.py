@@ -33,7 +33,7 @@ def why_not_finite(model: Model, again: Callable[[], object]) -> tuple[str, str]
     The weights and the states of each block are examined only here, after a pass has failed.
     """
     state = getattr(model.hooked, "original_model", model.hooked).state_dict()
-    weights = {name: weight for name, weight in state.items() if weight.is_floating_point()}
+    weights = {name: weight for name, weight in state.items() if weight.is_floating_point() and not weight.is_meta}
     names = {weight.data_ptr(): name for name, weight in reversed(weights.items())}  # the first of each tensor
     bad = [name for name, weight in weights.items() if names[weight.data_ptr()] == name and not _is_finite(weight)]
     if bad:

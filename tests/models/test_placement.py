@@ -12,7 +12,7 @@ from tiny import files_in, ids, tokenizer, transformers_model, write_gguf
 
 import latentcomm as lc
 from latentcomm.fusion import Replace
-from latentcomm.models import builtin, load_model, wrap_model
+from latentcomm.models import builtin, load_model, not_finite, wrap_model
 from latentcomm.models.prompts import Prompts
 
 TOKENS = torch.stack(ids(9, 9, seed=3))
@@ -122,6 +122,8 @@ def test_what_reads_single_matrices_runs_where_they_are_offloaded(folder: Path, 
     ]
     assert torch.allclose(*(grid.logits for grid in grids if grid.logits is not None), atol=1e-5)
     assert lc.generate(away, prompts, max_new_tokens=3) == lc.generate(plain, prompts, max_new_tokens=3)
+    with pytest.raises(ValueError, match="all its blocks are, so its unembedding is not"):  # not: its weights hold NaN
+        raise not_finite(away, lambda: away.forward(TOKENS))
 
 
 class TestConvertedOnce:
