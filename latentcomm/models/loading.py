@@ -98,7 +98,7 @@ def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
         return {}
     bits = check_name("quantization", quantization, ["8bit", "4bit"])
     from transformers import BitsAndBytesConfig
-    from transformers.utils import is_bitsandbytes_available
+    from transformers.utils.import_utils import is_bitsandbytes_available
 
     if not is_bitsandbytes_available():
         raise ValueError(f"quantization {bits} needs bitsandbytes 0.46.1 or later: pip install latentcomm[quantized]")

@@ -179,7 +179,7 @@ def raw_of(file: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def test_a_quantization_without_bitsandbytes_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.import_utils.is_bitsandbytes_available", lambda: False)
     message = "quantization 4bit needs bitsandbytes 0.46.1 or later: pip install latentcomm[quantized]"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         load_model(folder, quantization="4bit")
