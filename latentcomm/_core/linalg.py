@@ -1,5 +1,6 @@
 """Float64 helpers for the maps and residuals: checks on rows, centring, rank, canonical pairs, Gram-Schmidt."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ __all__ = [
     "canonical_pairs",
     "centred",
     "fitted_dtype",
+    "in_float64",
+    "mapped",
     "numerical_rank",
     "remove_component",
     "require_finite",
@@ -69,6 +72,16 @@ def in_float64(x: Tensor) -> Tensor:
     torch.float64
     """
     return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).to(torch.float64)
+
+
+def mapped(map: Callable[[Tensor], Tensor], rows: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+    """Rows through a map on the device of its weights, where it has any, and back on their own.
+
+    >>> mapped(torch.nn.Linear(2, 3), torch.ones(4, 2)).shape
+    torch.Size([4, 3])
+    """
+    weight = getattr(map, "weight", None)
+    return map(rows.to(weight.device) if isinstance(weight, Tensor) else rows).to(rows.device)
 
 
 def centred(rows: Float[Tensor, "row d_model"]) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, " d_model"]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
-from latentcomm._core.linalg import in_float64
+from latentcomm._core.linalg import in_float64, mapped
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.several_senders import FurtherSender, apart, takes_several, together
@@ -110,7 +110,7 @@ class Activation:
         self, states: list[torch.Tensor], receiver: Model, message: Message
     ) -> Float[torch.Tensor, "*sender item d"]:
         """The senders' states, each through its own alignment; a lone sender's without a sender axis."""
-        states = [state.to(receiver.device, receiver.dtype) for state in states]
+        states = [state.to(receiver.dtype) for state in states]  # the graft moves them to the block that it is in
         if message.is_own:
             return states[0]
         if len(states) != 1 + len(self.others):
@@ -122,7 +122,7 @@ class Activation:
             self.alignment,
             *(other.alignment or (None if other.model else self.alignment) for other in self.others),
         ]
-        aligned = [state if map is None else map(state) for map, state in zip(maps, states, strict=True)]
+        aligned = [state if map is None else mapped(map, state) for map, state in zip(maps, states, strict=True)]
         if len({state.shape[-1] for state in aligned}) > 1:
             raise ValueError(
                 f"the senders' states are {', '.join(str(state.shape[-1]) for state in aligned)} wide in the channel "

@@ -115,19 +115,19 @@ class Bridge:
         mask: Bool[Tensor, "batch pos_sender"],
     ) -> Float[Tensor, "batch pos d_receiver"]:
         """What the cross-attention of one pair adds to the receiver's states; masked positions get no attention."""
-        dtype = self.weights[f"{pair}.out"].dtype
-        rows = F.linear(_rms(sender_states.to(dtype)), self.weights[f"{pair}.project"])
+        like = self.weights[f"{pair}.out"]
+        rows = F.linear(_rms(sender_states.to(like)), self.weights[f"{pair}.project"])
         query, key, value = (
             rearrange(
                 F.linear(given, self.weights[f"{pair}.{name}"]),
                 "batch pos (head d_head) -> batch head pos d_head",
                 head=self.shape.n_heads,
             )
-            for name, given in (("query", _rms(own.to(dtype))), ("key", rows), ("value", rows))
+            for name, given in (("query", _rms(own.to(like))), ("key", rows), ("value", rows))
         )
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :].to(like.device))
         seen = rearrange(seen, "batch head pos d_head -> batch pos (head d_head)")
-        return F.linear(seen, self.weights[f"{pair}.out"]).to(own.dtype)
+        return F.linear(seen, like).to(own)
 
     def multiply_adds(self, n_own: int, n_sender: int) -> int:
         """Of one pair, for `n_own` positions of the receiver that attend to `n_sender` positions of the sender."""
@@ -184,7 +184,7 @@ class Attending:
                 if receiver is not None:
                     each = (self.bridge.multiply_adds(value.shape[1], n) for n in lengths.tolist())
                     record_products(receiver, sum(each))
-                return value + self.bridge.added(pair, value, states.to(value.device), mask.to(value.device))
+                return value + self.bridge.added(pair, value, states, mask)
 
             return Site(layer).hook_name, write
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentcomm._core.files import digest
+from latentcomm._core.linalg import mapped
 from latentcomm.channels.base import ReadsOwnText
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.soft_slots import with_gap
@@ -88,9 +89,9 @@ class Coconut(ReadsOwnText):
     def _entering(self, receiver: Model, part: Mapping[str, Tensor], message: Message) -> Tensor:
         if "thoughts" not in part:
             raise ValueError(f"the channel {self.name} needs a message of thoughts and got {message.origin}")
-        thoughts = part["thoughts"].to(receiver.device, receiver.dtype)
+        thoughts = part["thoughts"].to(receiver.dtype)
         if self.alignment is not None and not message.is_own:
-            thoughts = self.alignment(thoughts)
+            thoughts = mapped(self.alignment, thoughts)
         if thoughts.shape[1] != receiver.d_model:
             raise ValueError(
                 f"thoughts {thoughts.shape[1]} wide cannot enter {receiver.name}, which is {receiver.d_model} wide; "
@@ -268,7 +269,7 @@ def _entry(thought: Float[Tensor, "batch d_model"]) -> Any:
     """A hook that replaces the first input embedding by the thought."""
 
     def write(value: Tensor, hook: Any) -> Tensor:
-        return torch.cat([thought[:, None].to(value.dtype), value[:, 1:]], 1)
+        return torch.cat([thought[:, None].to(value), value[:, 1:]], 1)
 
     return EMBEDDED, write
 

@@ -111,7 +111,7 @@ class Adapter:
         w, shape = self.weights, self.shape
         if states.shape[1] != shape.d_sender:
             raise ValueError(f"the states are {states.shape[1]} wide and the adapter reads {shape.d_sender}")
-        x = F.linear(states.to(w["scale"].dtype), w["in.weight"], w["in.bias"])
+        x = F.linear(states.to(w["scale"]), w["in.weight"], w["in.bias"])
         x = F.layer_norm(x, (shape.d_receiver,), w["in_norm.weight"], w["in_norm.bias"])
         queries = x if shape.n_steps is None else w["queries"]
         x = queries + self._attention(queries, x)
@@ -122,7 +122,7 @@ class Adapter:
 
     def around(self, embeddings: Float[Tensor, "pos d_receiver"]) -> Float[Tensor, "slot d_receiver"]:
         """Begin, the given embeddings, end: a text instead of the latents."""
-        return self._between(embeddings.to(self.weights["scale"].dtype))
+        return self._between(embeddings.to(self.weights["scale"]))
 
     def multiply_adds(self, n_states: int) -> int:
         """Of the matrix products over one message."""
@@ -229,7 +229,7 @@ def trajectories(model: Model, prompts: Prompts, plans: Sequence[Sequence[int]])
     """For each row the last layer's states, after the final norm, that predict each token of a given plan."""
     rows = [torch.cat([prompts.ids(row), torch.tensor(ids)[:-1]]) for row, ids in enumerate(plans)]
     site, starts = Site(model.n_layers - 1), prompts.lengths.tolist()
-    states = capture(model, Prompts.from_ids(rows), [site]).values[site].to(model.device)
+    states = capture(model, Prompts.from_ids(rows), [site]).values[site]
     return [
         model.final_norm(states[row, starts[row] - 1 : starts[row] - 1 + len(ids)]) for row, ids in enumerate(plans)
     ]

@@ -99,7 +99,7 @@ class KeyValues:
         layers = {layer: index for index, layer in enumerate(facts["layers"])}
         rows, lengths = [], []
         for part in message.parts:
-            keys, values = (part[name].to(receiver.device, receiver.dtype) for name in ("keys", "values"))
+            keys, values = (part[name].to(receiver.dtype) for name in ("keys", "values"))
             placeholder = keys.new_zeros(1, *keys.shape[1:])
             pairs = [
                 (keys[layers[layer]][None], values[layers[layer]][None])
@@ -265,7 +265,8 @@ def _read(model: Model, prompts: Prompts, layers: Sequence[int]) -> tuple[dict[s
             for index, row in enumerate(rows):
                 for number, name in enumerate(("keys", "values")):
                     chosen = [found[layer][number][index] for layer in layers]
-                    parts[row][name] = torch.stack(chosen) if chosen else found[0][number][:0]
+                    alike = [each.to(chosen[0].device) for each in chosen]  # layers may lie on several devices
+                    parts[row][name] = torch.stack(alike) if alike else found[0][number][:0]
     return tuple(parts)
 
 

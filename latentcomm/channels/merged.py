@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from latentcomm._core.linalg import mapped
 from latentcomm.alignment import AffineMap
 from latentcomm.channels.activation import Activation
 from latentcomm.channels.message import Message
@@ -121,9 +122,10 @@ def fit_predictability(
     incoming = capture(sender, tokens.sender, [read]).values[read][document, tokens.sender_position[rows]]
     own = capture(receiver, tokens.receiver, [write]).values[write][document, tokens.receiver_position[rows]]
     incoming = incoming.to(own.dtype)
-    incoming = incoming if alignment is None else alignment(incoming)
+    incoming = incoming if alignment is None else mapped(alignment, incoming)
     found = fit_predictable(own, incoming, groups=document, seed=seed)
-    return AffineMap(found.weight.to(receiver.device), found.bias.to(receiver.device))  # it maps in the receiver's pass
+    device = receiver.device_of(write.layer)
+    return AffineMap(found.weight.to(device), found.bias.to(device))  # it maps in the receiver's pass
 
 
 MERGES: Mapping[str, tuple[Fusion, Fusion]] = MappingProxyType(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentcomm._core.files import digest
+from latentcomm._core.linalg import mapped
 from latentcomm.channels.base import with_own_texts
 from latentcomm.channels.message import Message, made_by
 from latentcomm.channels.text import check_length, item_seed, prompts_with_request, refuse_silence
@@ -103,7 +104,8 @@ class StateDeltas:
         parts, texts = [], []
         for ids, each in zip(replies.ids, states, strict=True):
             ids = ids[: self.max_tokens]
-            states_of_item = torch.stack([torch.stack(layer[: len(ids) + 1]) for layer in each])
+            layers = [torch.stack(layer[: len(ids) + 1]) for layer in each]
+            states_of_item = torch.stack([layer.to(layers[0].device) for layer in layers])
             texts.append(sender.decode(ids))
             parts.append(
                 {"ids": torch.tensor(ids, dtype=torch.int32), "deltas": states_of_item[:, 1:] - states_of_item[:, :-1]}
@@ -145,9 +147,9 @@ class StateDeltas:
             tokens, start = _spliced(receiver, text, ids, self.between, item.receiver, task.template)
             prompts.append(tokens)
             starts.append(start)
-            path = part["deltas"][:, : len(ids)].to(receiver.device, receiver.dtype)
+            path = part["deltas"][:, : len(ids)].to(receiver.dtype)
             if self.alignment is not None and not message.is_own:
-                path = self.alignment(path) - self.alignment(torch.zeros_like(path))
+                path = mapped(self.alignment, path) - mapped(self.alignment, torch.zeros_like(path))
             deltas.append(self.scale * path)
         written = self.write or self.layers
         added = tuple(

@@ -112,7 +112,7 @@ def measure_effects(
     for first, position, items in track(passes, "effects", total=len(passes), shown=progress):
         if prefix is None or prefix_of != first:
             prefix, prefix_of = read_prefix(receiver, prompts.ids(first), position), first
-        incoming = {layer: per_layer[layer][items].to(receiver.device, receiver.dtype) for layer in writes}
+        incoming = {layer: per_layer[layer][items].to(receiver.dtype) for layer in writes}
         part, states = _one_pass(receiver, prefix, incoming, fusion, references)
         parts.append(part)
         pending.append(_Pending(part, len(items), states))
@@ -145,7 +145,7 @@ def _one_pass(
     states: dict[int, Tensor] = {}
 
     def join(layer: int, own: Float[Tensor, " d_model"]) -> Float[Tensor, "row d_model"]:
-        return fuse(fusion, own.expand(n_rows, -1), incoming[layer], at=Site(layer).hook_name)
+        return fuse(fusion, own.expand(n_rows, -1), incoming[layer].to(own.device), at=Site(layer).hook_name)
 
     def observe(layer: int, own: Float[Tensor, " d_model"], rows: Float[Tensor, "joined d_model"]) -> None:
         wide, plain = in_float64(rows), in_float64(own)

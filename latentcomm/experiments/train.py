@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latentcomm._core.files import expanded, told_apart
+from latentcomm._core.linalg import mapped
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Calm, Channel, Interlat
 from latentcomm.channels.calm import Bridge, BridgeShape, CalmLearner, new_bridge
@@ -315,7 +316,7 @@ def _fused(make: Callable[[AffineMap], Fusion]) -> Callable[[_Request], _Untrain
         def learner_of(task: Task) -> FusionLearner:
             message = Activation("states", read, write, Replace()).send(request.sender, task, receiver=receiver)
             if alignment is not None and message.vectors is not None:
-                message = replace(message, vectors=alignment(message.vectors.to(receiver.device, receiver.dtype)))
+                message = replace(message, vectors=mapped(alignment, message.vectors.to(receiver.dtype)))
             return FusionLearner.of(receiver, task, message, write, make, answers=_answers(task))
 
         learner = learner_of(request.tune)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from latentcomm._core.linalg import in_float64
+from latentcomm._core.linalg import in_float64, mapped
 from latentcomm.fusion.base import (
     Fusion,
     Message,
@@ -39,7 +39,7 @@ class Gated:
     def __call__(self, own: State, incoming: Message) -> State:
         require_one_space(own, incoming)
         require_map(self.gate, 2 * own.shape[-1], own.shape[-1])
-        gate = torch.sigmoid(in_float64(self.gate(torch.cat((own, incoming), dim=-1))))
+        gate = torch.sigmoid(in_float64(mapped(self.gate, torch.cat((own, incoming), dim=-1))))
         return (gate * in_float64(incoming) + (1 - gate) * in_float64(own)).to(own)
 
 
@@ -63,7 +63,7 @@ class Linear:
     def __call__(self, own: State, incoming: Messages) -> State:
         require_message(own, incoming)
         require_map(self.map, incoming.shape[-1], self.map.d_out)
-        return self.fusion(own, self.map(incoming))
+        return self.fusion(own, mapped(self.map, incoming))
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Concat:
     def __call__(self, own: State, incoming: Message) -> State:
         require_message(own, incoming)
         require_map(self.map, own.shape[-1] + incoming.shape[-1], own.shape[-1])
-        return self.map(torch.cat((own, incoming), dim=-1))
+        return mapped(self.map, torch.cat((own, incoming), dim=-1))
 
 
 @dataclass(frozen=True)
@@ -105,5 +105,5 @@ class PredictabilityResidual:
     def __call__(self, own: State, incoming: Message) -> State:
         require_one_space(own, incoming)
         require_map(self.map, own.shape[-1], own.shape[-1])
-        residual = in_float64(incoming) - in_float64(self.map(own))
+        residual = in_float64(incoming) - in_float64(mapped(self.map, own))
         return (in_float64(own) + self.scale * residual).to(own)

@@ -118,9 +118,11 @@ def capture_positions(
     for rows in _batches(prompts, batch_tokens):
         part = prompts.select(rows)
         seen = run_to_deepest(model, part.tokens, [site.hook_name for site in sites])
-        index = (position % part.lengths).to(model.device)
+        index = position % part.lengths
         for site in sites:
-            found[site][rows] = seen[site.hook_name][torch.arange(len(rows), device=model.device), index].cpu()
+            states = seen[site.hook_name]
+            row = torch.arange(len(rows), device=states.device)
+            found[site][rows] = states[row, index.to(states.device)].cpu()
     return found
 
 

@@ -157,16 +157,18 @@ class Run:
         layers = self.model.cache_layers(self.cache)
         if self.past_mask is None:
             return [(keys[at : at + 1], values[at : at + 1]) for keys, values in layers]
-        own = self.past_mask[at].nonzero()[:, 0].to(self.model.device)  # of a bridge: positions are the third axis
-        return [(keys[at : at + 1, :, own], values[at : at + 1, :, own]) for keys, values in layers]
+        own = self.past_mask[at].nonzero()[:, 0]  # of a bridge: positions are the third axis
+        owns = [own.to(keys.device) for keys, _ in layers]
+        rows = zip(layers, owns, strict=True)
+        return [(keys[at : at + 1, :, own], values[at : at + 1, :, own]) for (keys, values), own in rows]
 
     def keep(self, places: Sequence[int]) -> None:
         """Only the rows at these places of the batch stay in it."""
-        index = torch.tensor(places, device=self.model.device)
+        index = torch.tensor(places)
         self.rows = [self.rows[at] for at in places]
-        self.logits = self.logits[index]
+        self.logits = self.logits[index.to(self.logits.device)]
         self.model.keep_rows(self.cache, index)
-        self.past_mask = None if self.past_mask is None else self.past_mask[index.to(self.past_mask.device)]
+        self.past_mask = None if self.past_mask is None else self.past_mask[index]
         self.hooks = _reply_hooks(self.given, self.rows)
 
 

@@ -53,7 +53,7 @@ def logit_lens(
     options = [torch.tensor([model.first_token(choice) for choice in row]) for row in choices]
     top_token, choice = [], []
     for layer in states.unbind(1):
-        logits = model.unembed(model.final_norm(layer.to(model.device))).cpu()
+        logits = model.unembed(model.final_norm(layer)).cpu()
         tops = zip(logits.argmax(-1), accepted, strict=True)
         top_token.append(torch.tensor([bool(torch.isin(token, ids)) for token, ids in tops]))
         above = []

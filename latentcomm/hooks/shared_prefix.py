@@ -271,7 +271,7 @@ def _pattern(layer: int) -> str:
 
 def _check_same(model: Model, found: Float[Tensor, " d_vocab"], expected: Float[Tensor, " d_vocab"]) -> None:
     off = float((found - expected).abs().max()) / float(in_float64(expected).std())
-    if not off <= TOLERANCE[model.dtype]:
+    if not off <= TOLERANCE[model.rounding]:
         raise RuntimeError(
             f"a cached one-token step of {model.name} differs from a plain run by {off:.1e} standard deviations of the "
             "logits; its architecture needs more than keys and values of the prefix, so its cells cannot be shared"

@@ -121,7 +121,7 @@ class Plain:
         one, GPT-NeoX's softmax in float32 whatever the dtype.
         """
         first = next(self.bridge.parameters())
-        if not all(self._agreed.values()):
+        if first.is_meta or not all(self._agreed.values()):  # offloaded weights are brought module by module
             return False
         key = first.dtype, first.device
         if key not in self._agreed:

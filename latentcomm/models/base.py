@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import inspect
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -118,13 +119,23 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its weights."""
+        """The type of its states: that of its weights, those aside that are quantised to integers."""
         return next(p.dtype for p in self.hooked.parameters() if p.is_floating_point())
 
     @property
+    def rounding(self) -> torch.dtype:
+        """The dtype whose precision its states have: 8-bit matrices round what they multiply, and by the batch."""
+        eight = getattr(getattr(self.hooked, "original_model", None), "is_loaded_in_8bit", False)
+        return torch.bfloat16 if eight else self.dtype
+
+    @property
     def device(self) -> torch.device:
-        """Where its weights are."""
-        return next(self.hooked.parameters()).device
+        """Where tokens are embedded; blocks may be on other devices (`device_of`)."""
+        return _device_of(self.hooked)
+
+    def device_of(self, layer: int) -> torch.device:
+        """Where a block computes, and has its keys and values."""
+        return _device_of(self.hooked.blocks[layer], self.device)
 
     @cached_property
     def hook_names(self) -> frozenset[str]:
@@ -175,14 +186,17 @@ class Model:
         """SHA-256 over all weights in the order of their names, as they are now: the same weights, the same value.
 
         All weights are hashed when it is first needed, and again once one of them is another tensor, was changed in
-        place, or has other sums, by which a change through `.data` shows.
+        place, or has other sums, by which a change through `.data` shows. It is the same whatever devices they are on;
+        those that accelerate has offloaded are read from their files. Quantised weights have another value.
         """
         weights = sorted(self.hooked.state_dict().items())
-        state = [_state_of(name, tensor) for name, tensor in weights]
+        state = [(name,) if tensor.is_meta else _state_of(name, tensor) for name, tensor in weights]
         if self.__dict__.get("_hashed", (None,))[0] != state:
+            offloaded = _offloaded(self.hooked) if any(tensor.is_meta for _, tensor in weights) else {}
             found = hashlib.sha256()
             for name, tensor in weights:
                 found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                tensor = offloaded[name]() if tensor.is_meta else tensor
                 found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             self.__dict__["_hashed"] = state, found.hexdigest()
         return self.__dict__["_hashed"][1]
@@ -372,6 +386,8 @@ class Model:
         cache = self.new_cache(batch or 1)
         if batch is not None:
             layers = [(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)) for keys, values in layers]
+        devices = map(self.device_of, range(self.n_layers))
+        layers = [(keys.to(at), values.to(at)) for (keys, values), at in zip(layers, devices, strict=True)]
         if self.is_bridge:
             for index, (keys, values) in enumerate(layers):
                 cache.update(keys, values, index)
@@ -383,6 +399,7 @@ class Model:
 
     def keep_rows(self, cache: Any, rows: Int[Tensor, " row"]) -> None:
         """Only these rows stay in a cache."""
+        rows = rows.cpu()  # which index keys and values on any device
         if self.is_bridge:
             cache.batch_select_indices(rows)
             return
@@ -405,21 +422,26 @@ class Model:
     ) -> Float[Tensor, "row d_model"]:
         """What the unembedding reads: the residual stream after the last block, through the final norm."""
         with torch.set_grad_enabled(with_grad):
-            return self.hooked.ln_final(residual[None])[0]
+            norm = self.hooked.ln_final
+            return norm(residual[None].to(_device_of(norm, residual.device)))[0]
 
     @torch.no_grad()
     def unembed(self, normed: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Logits of states that passed the final norm, before any soft cap of the model's head."""
-        return self.hooked.unembed(normed[None])[0]
+        head = self.hooked.unembed
+        return head(normed[None].to(_device_of(head, normed.device)))[0]
 
     @torch.no_grad()
     def unembed_columns(
         self, normed: Float[Tensor, "row d_model"], columns: Int[Tensor, " choice"]
     ) -> Float[Tensor, "row choice"]:
         """The logits of some tokens alone: `unembed` at the price of as many columns."""
-        columns = columns.to(self.device)
-        bias = self.hooked.b_U[columns] if self.hooked.b_U is not None else 0
-        return normed @ self.hooked.W_U[:, columns] + bias
+        table = self.hooked.W_U
+        if table.is_meta:  # read from disk by the head alone
+            return self.unembed(normed)[:, columns.to(_device_of(self.hooked.unembed))]
+        columns, normed = columns.to(table.device), normed.to(table.device)
+        bias = self.hooked.b_U
+        return normed @ table[:, columns] + (0 if bias is None else bias.to(table.device)[columns])
 
     @property
     def softcap(self) -> float:
@@ -457,6 +479,40 @@ def fingerprints(sender: Model, receiver: Model) -> tuple[str, str]:
 def one_vocabulary(a: Model, b: Model) -> bool:
     """Whether an id is the same token in both."""
     return a.require_tokenizer() is b.require_tokenizer() or a.vocabulary == b.vocabulary
+
+
+def _device_of(module: Any, otherwise: torch.device | None = None) -> torch.device:
+    """Where a module computes: where its first weight is, or where accelerate brings it from another device or a file.
+
+    One without weights computes where its input is, `otherwise`.
+    """
+    weight = next(module.parameters(), None)
+    if weight is None:
+        return torch.device("cpu") if otherwise is None else otherwise
+    if not weight.is_meta:
+        return weight.device
+    hooks = (hook for each in module.modules() for hook in _placing(each) if hook.execution_device is not None)
+    return torch.device(next((hook.execution_device for hook in hooks), "cpu"))
+
+
+def _placing(module: Any) -> list[Any]:
+    """The hooks by which accelerate moves what enters a module, and brings weights that are offloaded."""
+    hook = getattr(module, "_hf_hook", None)
+    return [each for each in getattr(hook, "hooks", (hook,)) if hasattr(each, "execution_device")]
+
+
+def _offloaded(hooked: Any) -> dict[str, Callable[[], Tensor]]:
+    """What reads each weight that accelerate keeps in files or apart in memory, by its name in the model."""
+    readers = {
+        id(tensor): partial(operator.getitem, hook.weights_map, key)
+        for module in hooked.modules()
+        for hook in _placing(module)
+        if hook.weights_map is not None
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and tensor.is_meta
+    }
+    named = hooked.state_dict(keep_vars=True).items()
+    return {name: readers[id(tensor)] for name, tensor in named if tensor.is_meta}
 
 
 def _state_of(name: str, tensor: Tensor) -> tuple[Any, ...]:

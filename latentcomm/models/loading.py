@@ -5,46 +5,152 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import filterfalse
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from latentcomm._core.files import snapshot_id
+from latentcomm._core.names import check_name
 from latentcomm.models import builtin
 from latentcomm.models.base import Model
 from latentcomm.models.checkpoint import Checkpoint, locate, read_by_transformers
-from latentcomm.models.devices import resolve_device, resolve_dtype
+from latentcomm.models.devices import DeviceMap, check_offloading, resolve_dtype, resolve_placement
 
 _BUFFER = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|\brotary_emb\.\w+$|\bposition_ids$")
 """Constants that old versions of transformers saved with the weights: masks, rotation frequencies, positions."""
 
 
 def load_model(
-    name_or_path: str | os.PathLike[str], *, dtype: str | torch.dtype = "float32", device: str = "cpu"
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    device_map: str | DeviceMap | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
+    quantization: str | None = None,
 ) -> Model:
     """A model with raw weights and TransformerLens hook points.
 
-    `name_or_path` is a built-in name (`latentcomm models` lists them; downloaded and converted once), a directory in
-    transformers' format, a .gguf file, or the id of a model on the hub.
+    Args:
+        name_or_path: a built-in name (`latentcomm models` lists them; downloaded and converted once), a directory in
+            transformers' format, a .gguf file (converted once, into the cache), or the id of a model on the hub.
+        dtype: of its weights and states.
+        device: where all of it is: cpu (the default), cuda, cuda:1, mps, or auto.
+        device_map: "auto" spreads its blocks over all devices; a mapping gives the device of each module by its name in
+            transformers, such as {"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 1, ...}.
+        max_memory: the most that "auto" puts on each device, such as {0: "20GiB", 1: "40GiB"}.
+        quantization: "8bit" or "4bit" stores the matrices of the blocks as integers (bitsandbytes; the extra
+            `latentcomm[quantized]`); states are of the dtype.
 
     Raises:
-        ValueError: an unknown name (near matches are named), an unknown dtype or device, a path that is not there.
-        RuntimeError: the hub or the package index cannot be reached, or downloaded weights have the wrong hash.
+        ValueError: an unknown name (near matches are named), an unknown dtype, device or quantization, a path that is
+            not there, a map that leaves out a module, placements that contradict each other, no bitsandbytes.
+        RuntimeError: the hub or the package index cannot be reached, downloaded weights have the wrong hash, or there
+            is no room to convert them.
     """
-    kind = resolve_device(device)
-    numbers = resolve_dtype(dtype, device=kind)
+    place = resolve_placement(device, device_map, max_memory)
+    numbers = resolve_dtype(dtype, device=place if isinstance(place, str) and place != "auto" else "cpu")
+    options = _quantized(quantization, numbers)
     name = os.fspath(name_or_path)
     checkpoint = locate(name)
     if name in builtin.BUILT_IN:
         builtin.fetch(builtin.BUILT_IN[name])
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    if checkpoint.gguf_file is not None:
+        checkpoint = _unpacked(name, checkpoint, numbers)
+    if isinstance(place, dict):
+        _check_covered(name, checkpoint, place)
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = _tokenizer(name, checkpoint)
+    if place != "cpu" or options:  # each weight is read to its device; to the CPU it is mapped from its file
+        options |= {"device_map": {"": place} if isinstance(place, str) and place != "auto" else place}
+        options |= {} if max_memory is None else {"max_memory": dict(max_memory)}
+    model = load_whole(AutoModelForCausalLM, name, checkpoint, dtype=numbers, options=options)
+    check_offloading(getattr(model, "hf_device_map", {}))
+    if quantization is not None:
+        _steady(model)
+    return wrap_model(model, tokenizer, name=snapshot_id(name) or name)
+
+
+def _tokenizer(name: str, checkpoint: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
 
     with read_by_transformers(name):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
-    model = load_whole(AutoModelForCausalLM, name, checkpoint, dtype=numbers)
-    return wrap_model(model.to(kind), tokenizer, name=snapshot_id(name) or name)
+        return AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
+
+
+def _unpacked(name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
+    """The converted folder of a .gguf file."""
+    from transformers import AutoModelForCausalLM
+
+    def load() -> tuple[Any, Any]:
+        tokenizer = _tokenizer(name, checkpoint)
+        return load_whole(AutoModelForCausalLM, name, checkpoint, dtype=dtype), tokenizer
+
+    return Checkpoint(str(builtin.converted(Path(checkpoint.folder) / str(checkpoint.gguf_file), dtype, load)))
+
+
+def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` takes for a quantization.
+
+    Raises:
+        ValueError: an unknown one, or bitsandbytes is not installed.
+    """
+    if quantization is None:
+        return {}
+    bits = check_name("quantization", quantization, ["8bit", "4bit"])
+    from transformers import BitsAndBytesConfig
+    from transformers.utils.import_utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise ValueError(f"quantization {bits} needs bitsandbytes 0.46.1 or later: pip install latentcomm[quantized]")
+    if bits == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+    return {"quantization_config": config}
+
+
+def _steady(model: Any) -> None:
+    """Quantised weights that no pass changes: on some CPUs bitsandbytes packs them anew, with scales in bfloat16.
+
+    Nor does it print a line for every product of 8-bit matrices, which round what they multiply to float16.
+    """
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _check_covered(name: str, checkpoint: Checkpoint, device_map: Mapping[str, str]) -> None:
+    """Refuse a map that leaves out weights of the model, or names modules that it does not have.
+
+    Raises:
+        ValueError: with the first of them.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with read_by_transformers(name), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.folder))
+    if unknown := device_map.keys() - dict(model.named_modules()):
+        raise ValueError(
+            f"device_map names {min(unknown)!r}, which {name} does not have; its modules: {_children(model)}"
+        )
+    left = [each for each in model.state_dict() if not any(f"{each}.".startswith(f"{key}.") for key in device_map)]
+    if left and "" not in device_map:
+        raise ValueError(
+            f"device_map leaves out {len(left)} weights of {name}: {_few(left)}; name their modules, "
+            "or '' for all others"
+        )
+
+
+def _children(model: Any) -> str:
+    """The modules of a model that a map may place, the blocks as one."""
+    base = model.base_model_prefix
+    inner = [f"{base}.{key}" for key, _ in model.base_model.named_children()]
+    return ", ".join([*inner, *(key for key, _ in model.named_children() if key != base)])
 
 
 def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model:
@@ -102,12 +208,18 @@ def wrap_model(model: Any, tokenizer: Any = None, *, name: str | None = None) ->
 
 
 def load_whole(
-    kind: Any, name: str, checkpoint: Checkpoint, *, dtype: torch.dtype, optional: tuple[str, ...] | None = None
+    kind: Any,
+    name: str,
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    optional: tuple[str, ...] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Any:
     """A transformers model whose weights all come from its checkpoint; transformers would invent those that it lacks.
 
     `optional` is for a model that is a part of its checkpoint: weights with one of these in their names may be
-    missing, and those of other parts are not counted as too many.
+    missing, and those of other parts are not counted as too many. `options` are more of those of `from_pretrained`.
 
     Raises:
         ValueError: the checkpoint lacks weights, holds others, or holds them in another shape; they are named.
@@ -125,6 +237,7 @@ def load_whole(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **checkpoint.options,
+                **(options or {}),
             )
     finally:
         report.setLevel(level)

@@ -492,6 +492,10 @@ class TestProcessedWeights:
 
 
 class TestLoadModel:
+    @pytest.fixture(autouse=True)
+    def own_cache(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LATENTCOMM_CACHE", str(tmp_path_factory.mktemp("cache")))
+
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
         folder = tmp_path / "tiny"

@@ -46,14 +46,14 @@ def answer_logits(
         raise ValueError(f"a prompt with its answer has {width} tokens and {model.name} reads {model.n_ctx} at most")
     tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     most = max(map(len, answers))
-    wanted = (lengths[:, None] - 1 + torch.arange(most)[None]).clamp(max=width - 1).to(model.device)
+    wanted = (lengths[:, None] - 1 + torch.arange(most)[None]).clamp(max=width - 1)
     embedded = [0]
     grafts, fired = counting_hooks([_placed(graft, lengths) for graft in given.grafts])
     hooks = [*([] if given.soft is None else [given.soft.hook(embedded)]), *grafts]
     hooks += [hook for each in given.persistent for hook in each.fwd_hooks()]
 
     def select_wanted(value: Tensor, hook: Any) -> Tensor:
-        return value[torch.arange(len(value), device=value.device)[:, None], wanted]
+        return value[torch.arange(len(value), device=value.device)[:, None], wanted.to(value.device)]
 
     hooks.append((model.unembedding_entry, select_wanted))
     logits = model.forward(tokens, hooks=hooks, with_grad=with_grad)

@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.linalg import mapped
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records, ordered
 from latentcomm.experiments.evaluation import keyed
@@ -195,7 +196,7 @@ class _Plan:
         cell = (read, write)
         alignment = _of_cell(self.alignment, cell, "alignment")
         fusion = _of_cell(self.fusion, cell, "fusion")
-        incoming = incoming if alignment is None else alignment(incoming)
+        incoming = incoming if alignment is None else mapped(alignment, incoming)
         return fuse(fusion, own, incoming, at=Site(write).hook_name)
 
     def check_widths(self, sender: Model) -> None:
@@ -213,23 +214,23 @@ class _Plan:
         model = self.receiver
         items = torch.tensor([item for item, _ in messages])
         reads = torch.tensor([read for _, read in messages])
-        incoming = states[items, reads].to(model.device, model.dtype)
+        sent = incoming = states[items, reads].to(model.dtype)
         if self.alignment is not None and not isinstance(self.alignment, Mapping):
-            incoming = self.alignment(incoming)
+            incoming = mapped(self.alignment, incoming)
         shared = None if isinstance(self.fusion, Mapping) or isinstance(self.alignment, Mapping) else self.fusion
 
         def join(layer: int, own: Tensor) -> Tensor:
             rows = own.expand(len(messages), -1)
             if shared is None:
                 return per_cell(layer, rows)
-            return fuse(shared, rows, incoming, at=Site(layer).hook_name)
+            return fuse(shared, rows, incoming.to(own.device), at=Site(layer).hook_name)
 
         def per_cell(layer: int, rows: Tensor) -> Tensor:
             out = torch.empty_like(rows)
             for index, read in enumerate(self.reads):
-                chosen = (reads == index).to(model.device)
-                if chosen.any():
-                    out[chosen] = self.fused(read, layer, rows[chosen], states[items, reads].to(rows)[chosen])
+                chosen = (reads == index).nonzero()[:, 0].to(rows.device)
+                if len(chosen):
+                    out[chosen] = self.fused(read, layer, rows[chosen], sent.to(rows.device)[chosen])
             return out
 
         packed = can_pack(model, prefix.n_cached, prefix.tail.shape[1])
@@ -273,11 +274,11 @@ class _Plan:
         def of_cell(own: Tensor, incoming: Tensor) -> Tensor:
             return self.fused(self.reads[read], write, own[0], incoming[0])[None]
 
-        vector = states[item, read].to(model.device, model.dtype)
+        vector = states[item, read].to(model.dtype)
         hooks = Graft(Site(write), 0, vector, of_cell).fwd_hooks()  # the tail begins at the write position
         cache = model.cache_from_layers(prefix.layers) if prefix.n_cached else model.new_cache(1)
         plain = model.forward(prefix.tail, hooks=hooks, cache=cache, last_only=True)[0, -1].cpu()
-        spread = TOLERANCE[model.dtype] * float(plain.double().std())
+        spread = TOLERANCE[model.rounding] * float(plain.double().std())
         if self.columns is not None:
             off = float((part["logits"][0, 0] - plain[self.columns[item]]).abs().max())
         else:
