@@ -138,7 +138,7 @@ class _Leases:
         """Bring a record from the store, if it has it."""
         import ray
 
-        content = ray.get(self.store.get.remote(self.relative(path).as_posix()))
+        content: Any = ray.get(self.store.get.remote(self.relative(path).as_posix()))
         if content is not None:
             with written_whole(path) as draft:
                 draft.write_bytes(content)
@@ -348,7 +348,8 @@ class _Driver:
                     f"the cluster has started no worker for {duration(STARTING)}; it needs {self.n_cpus} processor(s) "
                     "and its GPUs free on one machine; records are saved, and the same call resumes"
                 )
-        return [replace(run.result, files=tuple(self.out / path for path in run.result.files)) for run in self.runs]
+        results = [run.result for run in self.runs if run.result is not None]  # which are all
+        return [replace(each, files=tuple(self.out / path for path in each.files)) for each in results]
 
     def _ended(self, name: str, what: str, run: _Run | None, found: Any, began: float) -> None:
         """Note what a worker has done."""

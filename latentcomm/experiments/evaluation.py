@@ -292,13 +292,13 @@ def chunks(n: int, size: int) -> list[range]:
 
 def _sent(send: Callable[[Task], Message], task: Task, records: Records) -> tuple[Message, Cost]:
     """The message of all items and its mean cost, computed in parts that are saved."""
-    parts: dict[int, Message] = {}
+    made: dict[int, Message] = {}
     chunked = chunks(len(task.items), ITEMS_AT_ONCE)
     pieces = [(records, f"{rows.start:05d}") for rows in chunked]
     for number in ordered(pieces):
         make = partial(_timed, send, _only(task, chunked[number]))
-        parts[number] = records.saved(pieces[number][1], make, Message.load)
-    parts = [parts[number] for number in range(len(pieces))]
+        made[number] = records.saved(pieces[number][1], make, Message.load)
+    parts = [made[number] for number in range(len(pieces))]
     total, seconds = (sum(float(part.made_by[name]) for part in parts) for name in ("flops", "seconds"))
     return join(parts), Cost(total / len(task.items), seconds / len(task.items))
 

@@ -163,9 +163,11 @@ class Model:
         limited = sliding or getattr(config, "alibi", False) or any(kind not in _WHOLE for kind in kinds)
         return not limited and "position_ids" in inspect.signature(original.forward).parameters
 
-    @cached_property
+    @property
     def _plain(self) -> Plain | None:
-        return Plain.of(self.hooked)
+        if "_plain_model" not in self.__dict__:
+            self.__dict__["_plain_model"] = Plain.of(self.hooked)
+        return self.__dict__["_plain_model"]
 
     @property
     def _in_place_of_bridge(self) -> Plain | None:

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -127,17 +128,17 @@ class ModelInTurn(Model):
         """See `Model.device`."""
         return self._fact("device")
 
-    @property
+    @cached_property
     def hook_names(self) -> frozenset[str]:
         """See `Model.hook_names`."""
         return self._fact("hook_names")
 
-    @property
+    @cached_property
     def joins_lengths(self) -> bool:
         """See `Model.joins_lengths`."""
         return self._fact("joins_lengths")
 
-    @property
+    @cached_property
     def stop_ids(self) -> frozenset[int]:
         """See `Model.stop_ids`."""
         return self._fact("stop_ids")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from latentcomm._core.files import expanded
-from latentcomm.channels.catalogue import CHANNELS, check_names, needs_cell
+from latentcomm.channels.catalogue import CHANNELS, LEARNED, check_names, needs_cell
 from latentcomm.channels.training.trainer import load_weights
 from latentcomm.experiments.compare.run import check_controls, check_shuffles, require_choices, unable
 from latentcomm.experiments.compare.settings import CompareSettings
