@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import files_in, ids, tokenizer, transformers_model, write_gguf
 
 import latentcomm as lc
@@ -163,6 +164,17 @@ class TestConvertedOnce:
             os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
         assert (load_model(file).fingerprint == before) == (change == "time")
         assert len(list((builtin.cache_folder() / "models").iterdir())) == 2
+
+    def test_a_head_that_is_tied_to_the_embedding_stays_so(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        raw = transformers_model("llama", dtype=torch.float32)
+        held = {name: weight for name, weight in raw.state_dict().items() if name != "lm_head.weight"}
+        monkeypatch.setattr(raw, "state_dict", lambda: held)
+        write_gguf(raw, file)
+        tied = load_model(file).hooked.original_model
+        assert tied.lm_head.weight.data_ptr() == tied.model.embed_tokens.weight.data_ptr()
+        (weights,) = builtin.cache_folder().rglob("model.safetensors")
+        assert set(load_file(weights)) == set(held)
+        assert wrap_model(raw_of(file)).fingerprint == load_model(file).fingerprint
 
     def test_a_cache_that_cannot_be_written_is_one_sentence(self, file: Path, tmp_path: Path) -> None:
         (tmp_path / "cache").write_text("a file")
