@@ -60,14 +60,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 def readable(n_bytes: float | int) -> str:
     """A number of bytes in the largest unit of which there is one, each 1024 of the next smaller.
 
-    >>> readable(999), readable(12_345_678), readable(2.5 * 2**30)
-    ('999 bytes', '12 MB', '2.5 GB')
+    >>> readable(999), readable(1500), readable(12_345_678), readable(2.5 * 2**30)
+    ('999 bytes', '1.5 kB', '12 MB', '2.5 GB')
     """
-    if n_bytes >= 2**30:
-        return f"{n_bytes / 2**30:.1f} GB"
-    for unit, size in (("MB", 2**20), ("kB", 2**10)):
+    for unit, size in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):
         if n_bytes >= size:
-            return f"{n_bytes / size:.0f} {unit}"
+            digits = 1 if unit == "GB" or n_bytes < 10 * size else 0
+            return f"{n_bytes / size:.{digits}f} {unit}"
     return f"{n_bytes:.0f} bytes"
 
 

@@ -154,6 +154,8 @@ CHANNELS: Named[Entry] = Named(
 )
 """All channels that can run without training, by name. A package that declares an entry point of the group
 `latentcomm.channels`, an `Entry`, adds its own."""
+TOGETHER = ("debate", "cipher_debate", "calm")
+"""Channels that run both models in turns, or at every step."""
 ABOUT_LEARNED: Mapping[str, str] = {
     "learned_linear": "one state through a linear map that is trained on paired text",
     "gated": "a learned gate between one state and the receiver's own",

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentcomm._core.files import readable
 from latentcomm.experiments.settings import SAVED
 
 __all__ = ["clean"]
@@ -19,6 +18,8 @@ def clean(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: latentcomm clean OUT\n\n{(clean.__doc__ or '').partition('Raises:')[0].strip()}")
         return
+    from latentcomm._core.files import readable
+
     if len(arguments) > 1:
         raise ValueError(f"clean takes one folder, the --out of a run, and was given {' '.join(arguments)}")
     saved = Path(arguments[0]).expanduser() / SAVED

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from latentcomm.experiments.join import join_records
-
 __all__ = ["join"]
 
 
@@ -18,6 +16,8 @@ def join(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: latentcomm join OUT FOLDER ...\n\n{(join.__doc__ or '').partition('Raises:')[0].strip()}")
         return
+    from latentcomm.experiments.join import join_records
+
     out, *folders = arguments
     n_new, n_there = join_records(out, folders)
     print(f"{out}: {n_new} records came from {', '.join(folders)}, {n_there} were there already")

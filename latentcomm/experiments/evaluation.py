@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from latentcomm.experiments.cost import flops
 from latentcomm.experiments.folder import note_large
 from latentcomm.hooks.decode import decode
 from latentcomm.models import Model, check_pair, recorded_passes
+from latentcomm.models.in_turn import ModelInTurn
 from latentcomm.tasks.base import Task, draw_choices
 
 MESSAGE = "message"
@@ -124,14 +125,23 @@ def send_first(
     task: Task,
     *,
     seed: int = 0,
-    checkpoint: str | os.PathLike[str],
+    controls: Mapping[str, Sequence[str]] | Sequence[str] = USUAL,
+    checkpoint: str | os.PathLike[str] | None,
 ) -> None:
-    """Save what the sender sends through these channels, so that `evaluate` with the same arguments runs the receiver
-    alone, but for channels whose messages the receiver takes part in.
+    """Of models that share one place in memory: save what the sender sends, so that the receiver then runs alone.
+
+    Of channels that have all their trials in the checkpoint nothing is sent. `controls` are those of `evaluate`, of
+    each channel by name or of all.
     """
+    if not isinstance(sender, ModelInTurn) or checkpoint is None or sender is receiver:
+        return
     for channel in channels:
-        messages = _Work.of(channel, sender, receiver, task, seed, (), (0, 0.0, 1.0), checkpoint, {}).messages
-        _sent(partial(channel.send, sender, receiver=receiver), task, messages.true)
+        mine = controls[channel.name] if isinstance(controls, Mapping) else controls
+        options: dict[str, Any] = {"seed": seed, "controls": mine, "checkpoint": checkpoint}
+        if not n_evaluated([channel], sender, receiver, task, **options):
+            decoding = (task.reply_tokens, 0.0, 1.0)
+            work = _Work.of(channel, sender, receiver, task, seed, mine, decoding, checkpoint, {})
+            _sent(partial(channel.send, sender, receiver=receiver), task, work.messages.true)
 
 
 def n_evaluated(

@@ -84,12 +84,12 @@ class Job:
                 options = {"dtype": settings.dtype, "device": settings.device}
                 return in_turn(partial(models.load_model, name, **options), place)
 
+        same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
+        second = self.receiver  # the receiver first: in turn, the sender is then there for what it does first
+        if second is None and not same:
+            second = load(settings.receiver, settings)
         first = load(settings.sender, settings) if self.sender is None else self.sender
-        if self.receiver is not None:
-            second = self.receiver
-        else:
-            same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
-            second = first if same else load(settings.receiver, settings)
+        second = first if second is None else second
         loaded = ((self.sender, first, settings.sender), (self.receiver, second, settings.receiver))
         given = [name if model is None else found.name for model, found, name in loaded]
         if given[0] != given[1] and second is not first and without_folder(first.name) == without_folder(second.name):

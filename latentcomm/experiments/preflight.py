@@ -15,6 +15,7 @@ import torch
 from latentcomm import models
 from latentcomm._core.files import readable
 from latentcomm._core.progress import duration
+from latentcomm.channels.catalogue import TOGETHER
 from latentcomm.experiments.capacity import free_disk, free_memory, multiply_adds_a_second
 from latentcomm.experiments.cost import MULTIPLY_ADD, ModelSize, pass_flops
 from latentcomm.experiments.evaluation import ITEMS_AT_ONCE
@@ -167,6 +168,7 @@ class Checks:
         loaded: bytes of the largest model that is loaded, which passes through the memory of the host.
         disk: bytes that are written.
         flops: operations of the matrix products that would run, each pass counted with `PASS_ROWS` more.
+        too_long: models whose prompts have been refused.
     """
 
     settings: Settings
@@ -179,6 +181,7 @@ class Checks:
     loaded: int = 0
     disk: int = 0
     flops: float = 0.0
+    too_long: set[str] = field(default_factory=set)
 
     def of(self, make: Callable[..., T], *arguments: Any, **options: Any) -> T | None:
         """What a function returns; None where it refuses its arguments, which is then a refusal of the run."""
@@ -219,6 +222,32 @@ class Checks:
         """Refuse a dtype or a device that there is not."""
         device = self.of(models.resolve_device, self.settings.device)
         self.of(resolve_dtype, self.settings.dtype, device=device or "cpu")
+        if self.settings.one_at_a_time:
+            self._loads_in_turn()
+
+    def _loads_in_turn(self) -> None:
+        """Refuse to load one model at a time where both are needed at once, or one is in memory already."""
+        settings = self.settings
+        self.refuse(
+            f"one_at_a_time is true, and {settings.command} needs both models at every step; leave it out",
+            when=not settings.in_turn,
+        )
+        named = getattr(settings, "channels", TOGETHER[:0]) or (TOGETHER if settings.command == "compare" else ())
+        together = [name for name in named if name.replace("-", "_") in TOGETHER]
+        self.refuse(
+            f"one_at_a_time is true, and the channel {next(iter(together), '')} runs both models in turns at every "
+            "step; leave out one of the two",
+            when=bool(together) and settings.in_turn,
+        )
+        memory = [role for role in self.job.in_memory if role != "task"]
+        self.refuse(
+            f"one_at_a_time is true, and the {' and '.join(memory)} is in memory; name the models in the settings",
+            when=bool(memory),
+        )
+        self.refuse(
+            "one_at_a_time saves what the sender sends for the receiver; give a folder as `out`",
+            when=self.job.out is None,
+        )
 
     def template(self, template: str, *sides: Side | None) -> None:
         """Refuse a chat with a model that has no chat template."""
@@ -249,9 +278,12 @@ class Checks:
         """
         if side is None or side.tokenizer is None or side.shape.n_ctx is None or not texts:
             return
+        if side.name in self.too_long:
+            return
         longest = sorted(texts, key=len)[-LONGEST:]
         most = max(len(ids) for ids in side.tokenizer(longest).input_ids)
         if most + n_new - 1 > side.shape.n_ctx:
+            self.too_long.add(side.name)
             reply = f" and {n_new} more are written" if n_new > 1 else ""
             self.refuse(
                 f"a prompt has {most} tokens{reply}, and {side.name} reads {side.shape.n_ctx} at most; shorten it"
@@ -355,7 +387,7 @@ class Checks:
             for shape in shapes.values()
         ]
         if sizes:
-            self.holds("weights", sum(sizes))
+            self.holds("weights", max(sizes) if self.settings.one_at_a_time else sum(sizes))
             self.loaded = max(self.loaded, *sizes)
 
     def runs(

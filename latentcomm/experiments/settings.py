@@ -60,6 +60,8 @@ class Settings:
     """Why the files cannot be given a name, where the experiment names them itself."""
     in_parts: ClassVar[bool] = True
     """Whether several processes can each run a part of its records."""
+    in_turn: ClassVar[bool] = True
+    """Whether it can have one of two models in memory at a time."""
     decides_nothing: ClassVar[tuple[str, ...]] = ("one_at_a_time",)
     """The options that change no result, such as how often it is saved."""
     figures: ClassVar[tuple[str, ...]] = ("",)

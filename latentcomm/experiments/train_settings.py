@@ -42,6 +42,7 @@ class TrainSettings(TaskSettings):
     """
 
     command: ClassVar[str] = "train"
+    in_turn: ClassVar[bool] = False
     in_parts: ClassVar[bool] = False
     default_folder: ClassVar[str] = "weights"
     names_files: ClassVar[str] = "train names the files after the channels"

@@ -120,8 +120,8 @@ def test_a_wrong_setting_is_refused_before_a_weight_is_read(
 def test_weights_without_the_channel_are_refused_before_a_weight_is_read(folder: str, tmp_path: Path) -> None:
     (tmp_path / "gated.safetensors").touch()
     settings = lc.CompareSettings(sender=folder, channels=("gated", "calm"), weights=str(tmp_path), **CELL)
-    (refusal,) = lc.preflight(settings).refusals
-    assert "'calm' has parts that must be trained first" in refusal
+    damaged, missing = lc.preflight(settings).refusals
+    assert "gated.safetensors" in damaged and "'calm' has parts that must be trained first" in missing
 
 
 def test_a_chat_needs_a_chat_template(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +334,7 @@ class TestMemoryAndDisk:
     ) -> None:
         monkeypatch.setattr(common, "free_disk", lambda _: 1 << 20)
         (refusal,) = lc.preflight(lc.CompareSettings(sender=folder, **self.SETTINGS), out=tmp_path).refusals
-        assert "writes 20 MB" in refusal and "1 MB are free there" in refusal
+        assert "writes 20 MB" in refusal and "1.0 MB are free there" in refusal
 
     def test_this_machine_says_what_is_free(self, tmp_path: Path) -> None:
         memory, disk = free_memory("cpu"), free_disk(tmp_path / "not" / "yet")
@@ -384,7 +384,7 @@ class TestMemoryOfADevice:
         assert 0.2 * states < found.host_memory <= states
         assert [line.partition(":")[0] for line in found.lines()][2:4] == ["memory", "memory of the host"]
         self.free(monkeypatch, cuda=GB, cpu=found.host_memory - 1)
-        assert lc.preflight(settings).refusals[0].startswith("this run needs 3 MB of memory of the host (captured")
+        assert lc.preflight(settings).refusals[0].startswith("this run needs 2.8 MB of memory of the host (captured")
         self.free(monkeypatch, cuda=found.memory - 1, cpu=GB)
         (refusal,) = lc.preflight(settings).refusals
         assert "of memory on cuda (" in refusal and "captured" not in refusal and "weights" in refusal

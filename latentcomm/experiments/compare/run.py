@@ -179,9 +179,7 @@ def compare_named(
     )
     trials, sent, channels = [], {}, build(names, recipe)
     shared = {"seed": settings.seed, "controls": settings.controls, "checkpoint": folder}
-    if settings.one_at_a_time and folder is not None:
-        unsent = [each for each in channels if not n_evaluated([each], sender, receiver, test, **shared)]
-        send_first(unsent, sender, receiver, test, seed=settings.seed, checkpoint=folder)
+    send_first(channels, sender, receiver, test, **shared)
     saved = n_evaluated(channels, sender, receiver, test, **shared) if progress else 0
     for channel in track(channels, "channels", total=len(names), saved=saved, shown=progress):
         trials += evaluate(channel, sender, receiver, test, told=sent, **shared)

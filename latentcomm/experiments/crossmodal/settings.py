@@ -35,6 +35,7 @@ class CrossModalSettings(Settings):
     """
 
     command: ClassVar[str] = "crossmodal"
+    in_turn: ClassVar[bool] = False
 
     sender: str = ""
     receiver: str = DEFAULT_MODEL

@@ -12,7 +12,7 @@ from latentcomm.channels import Activation, Message, Silent, Skyline
 from latentcomm.channels.base import label, receiver_prompts, sender_prompts
 from latentcomm.experiments.accuracy import summarise, to_table
 from latentcomm.experiments.controls import USUAL, derangement
-from latentcomm.experiments.evaluation import Cost, Trial, evaluate
+from latentcomm.experiments.evaluation import Cost, Trial, evaluate, send_first
 from latentcomm.experiments.sweep.grid import Cell, LayerSweep, sweep_layers
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.capture import capture_positions
@@ -108,6 +108,9 @@ def sweep_and_judge(
     receiver.check_site(write)
     here = alignment[cell] if isinstance(alignment, Mapping) else alignment
     channels = [Silent(), Skyline(), *(Activation(name, read, write, fusion, here) for name, fusion in fusions.items())]
+    lens = _lens_trials(sender, receiver, test, cell[0], seed) if test.has_choices else []
+    controls = {channel.name: USUAL if channel.name == names[0] else ("shuffled",) for channel in channels}
+    send_first(channels, sender, receiver, test, seed=seed, controls=controls, checkpoint=checkpoint)
     trials: list[Trial] = []
     sent: dict[str, tuple[Message, Cost]] = {}  # all fusions send one message, which the sender makes once
     for channel in channels:
@@ -117,14 +120,13 @@ def sweep_and_judge(
             receiver,
             test,
             seed=seed,
-            controls=USUAL if channel.name == names[0] else ("shuffled",),
+            controls=controls[channel.name],
             checkpoint=checkpoint,
             told=sent,
             progress=progress,
         )
     end_of_part()
-    if test.has_choices:
-        trials += _lens_trials(sender, receiver, test, cell[0], seed)
+    trials += lens
     return SweepReport(cells, summarise(trials, seed=seed), trials, cell, n_eligible)
 
 
