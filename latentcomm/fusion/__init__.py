@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any, cast
 
+from latentcomm.fusion import fitted, fixed
 from latentcomm.fusion.base import Fusion, VectorMap, fuse
 from latentcomm.fusion.fitted import Concat, Gated, Linear, PredictabilityResidual
 from latentcomm.fusion.fixed import (
@@ -41,19 +42,19 @@ __all__ = [
 
 FUSIONS: Mapping[str, type[Fusion]] = MappingProxyType(
     {
-        "replace": Replace,
-        "mean": Mean,
-        "sum": Sum,
-        "weighted": Weighted,
-        "gated": Gated,
-        "norm_matched": NormMatched,
-        "linear": Linear,
-        "concat": Concat,
-        "orthogonal_residual": OrthogonalResidual,
-        "predictability_residual": PredictabilityResidual,
-        "task_arithmetic": TaskArithmetic,
-        "ties": Ties,
-        "right_aligned": RightAligned,
+        "replace": fixed.Replace,
+        "mean": fixed.Mean,
+        "sum": fixed.Sum,
+        "weighted": fixed.Weighted,
+        "gated": fitted.Gated,
+        "norm_matched": fixed.NormMatched,
+        "linear": fitted.Linear,
+        "concat": fitted.Concat,
+        "orthogonal_residual": fixed.OrthogonalResidual,
+        "predictability_residual": fitted.PredictabilityResidual,
+        "task_arithmetic": fixed.TaskArithmetic,
+        "ties": fixed.Ties,
+        "right_aligned": fixed.RightAligned,
     }
 )
 """Every fusion, by the name of its class."""
