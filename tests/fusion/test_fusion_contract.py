@@ -20,11 +20,10 @@ def some_map(d_in: int, d_out: int, seed: int = 7) -> AffineMap:
     return AffineMap(states(d_out, d_in, seed=seed), states(d_out, seed=seed + 1))
 
 
-# One instance of every entry of FUSIONS for states WIDTH wide, built afresh so that two builds can be compared.
+# One instance of every entry of FUSIONS for states WIDTH wide, built afresh so that two builds can be compared. Those
+# that need no argument are built without; one that is added to the table is under the contract at once.
 EXAMPLES: dict[str, Callable[[], lc.fusion.Fusion]] = {
-    "replace": lambda: lc.fusion.FUSIONS["replace"](),
-    "sum": lambda: lc.fusion.FUSIONS["sum"](),
-    "mean": lambda: lc.fusion.FUSIONS["mean"](),
+    **{name: lc.fusion.FUSIONS[name] for name in lc.fusion.BY_NAME},
     "weighted": lambda: lc.fusion.Weighted(0.3),
     "gated": lambda: lc.fusion.Gated(some_map(2 * WIDTH, WIDTH)),
     "norm_matched": lambda: lc.fusion.NormMatched(lc.fusion.Sum()),
