@@ -85,11 +85,12 @@ class Job:
                 return in_turn(partial(models.load_model, name, **options), place)
 
         same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
-        second = self.receiver  # the receiver first: in turn, the sender is then there for what it does first
-        if second is None and not same:
+        second = self.receiver
+        if second is None and not same and settings.one_at_a_time:  # the sender is then there for what it does first
             second = load(settings.receiver, settings)
         first = load(settings.sender, settings) if self.sender is None else self.sender
-        second = first if second is None else second
+        if second is None:
+            second = first if same else load(settings.receiver, settings)
         loaded = ((self.sender, first, settings.sender), (self.receiver, second, settings.receiver))
         given = [name if model is None else found.name for model, found, name in loaded]
         if given[0] != given[1] and second is not first and without_folder(first.name) == without_folder(second.name):

@@ -19,7 +19,7 @@ RUNS = [
     (
         lc.CascadeSettings,
         {"task": "kv-math", "n": (0, 2), "n_items": 4, "reply_tokens": 4, "stop": ("sentence-end",)},
-        2,
+        3,
     ),
     (lc.DiagnoseSettings, {"documents": 24, "tokens": 16, "prompts": 2, "layers": 2}, 8),
 ]
