@@ -185,6 +185,23 @@ def interrupted(patch: pytest.MonkeyPatch, owner: Any, name: str, *, at: int) ->
     return counter
 
 
+def little_memory(patch: pytest.MonkeyPatch, *, n_rows: int, n_past: int = 0) -> list[int]:
+    """Let the device run out of memory at the end of passes of more rows after `n_past` positions; lists their rows."""
+    forward, failed = Model.forward, []
+
+    def limited(model: Model, tokens: torch.Tensor, **options: Any) -> Any:
+        past = 0 if options.get("cache") is None else model.cache_length(options["cache"])
+        try:
+            return forward(model, tokens, **options)
+        finally:
+            if len(tokens) > n_rows and past >= n_past:
+                failed.append(len(tokens))
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    patch.setattr(Model, "forward", limited)
+    return failed
+
+
 WRONG_FUSIONS: dict[str, tuple[Callable[..., Any], str]] = {
     "one number a row": (lambda own, incoming: (own - incoming).norm(dim=-1, keepdim=True), "returned the shape ("),
     "integers": (lambda own, incoming: own.long(), "returned torch.int64 on cpu at blocks."),

@@ -82,13 +82,12 @@ def fit_maps(
     if alignment not in ALIGNMENTS:
         raise ValueError(f"alignment is {alignment!r}, which fits no map; give one of {', '.join(ALIGNMENTS)}")
     tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
-    states = capture_paired(sender, receiver, tokens)
+    reads, writes = sorted({read for read, _ in cells}), sorted({write for _, write in cells})
+    states = capture_paired(sender, receiver, tokens, sender_layers=reads, receiver_layers=writes)
     rows = states.after_first
-    fit = ALIGNMENTS[alignment]
+    fit, x, y = ALIGNMENTS[alignment], dict(zip(reads, states.x, strict=True)), dict(zip(writes, states.y, strict=True))
     return {
-        (read, write): fit(
-            states.x[read, rows], states.y[write, rows], folds=MAP_FOLDS, groups=states.document[rows], seed=seed
-        )
+        (read, write): fit(x[read][rows], y[write][rows], folds=MAP_FOLDS, groups=states.document[rows], seed=seed)
         for read, write in track(cells, "maps", total=len(cells), shown=progress and len(cells) > 1)
     }
 

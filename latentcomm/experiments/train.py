@@ -294,10 +294,10 @@ def _linear(request: _Request) -> _Untrained:
     tokens = pair_tokens(
         request.sender, request.receiver, map_documents(), max_tokens=map_tokens(request.sender, request.receiver)
     )
-    states = capture_paired(request.sender, request.receiver, tokens)
-    rows = states.after_first
     read, write = request.require_cell()
-    source, target = states.x[read, rows].float(), states.y[write, rows].float()
+    states = capture_paired(request.sender, request.receiver, tokens, sender_layers=[read], receiver_layers=[write])
+    rows = states.after_first
+    source, target = states.x[0, rows].float(), states.y[0, rows].float()
     weight = xavier(target.shape[1], source.shape[1], generator=torch.Generator().manual_seed(request.plan.seed))
     learner = LinearRows(source, target, weight, torch.zeros(target.shape[1]))
     if request.held is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from latentcomm._core.files import digest, expanded, read_sealed, read_tensors, write_sealed
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records, read_whole
-from latentcomm.models import Hook, Model, PassEnded
+from latentcomm.models import Hook, Model, PassEnded, in_halves
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
@@ -93,9 +93,9 @@ def capture(
     values = {site: torch.zeros(batch, width, model.d_model, dtype=model.dtype) for site in sites}
     for rows in _batches(prompts, batch_tokens):
         part = prompts.select(rows)
-        seen = run_to_deepest(model, part.tokens, [site.hook_name for site in sites])
+        seen = _seen(model, part.tokens, sites)
         for site in sites:
-            values[site][rows, : part.tokens.shape[1]] = seen[site.hook_name].cpu()
+            values[site][rows, : part.tokens.shape[1]] = seen[site]
     return Activations(values, prompts.mask)
 
 
@@ -117,13 +117,28 @@ def capture_positions(
     found = {site: torch.zeros(len(prompts), model.d_model, dtype=model.dtype) for site in sites}
     for rows in _batches(prompts, batch_tokens):
         part = prompts.select(rows)
-        seen = run_to_deepest(model, part.tokens, [site.hook_name for site in sites])
-        index = position % part.lengths
+        seen = _seen(model, part.tokens, sites, position % part.lengths)
         for site in sites:
-            states = seen[site.hook_name]
-            row = torch.arange(len(rows), device=states.device)
-            found[site][rows] = states[row, index.to(states.device)].cpu()
+            found[site][rows] = seen[site]
     return found
+
+
+def _seen(
+    model: Model, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], position: Int[Tensor, " batch"] | None = None
+) -> dict[Site, Float[Tensor, "batch *pos d_model"]]:
+    """The activations of one batch on the CPU, at one position of each row or at all."""
+
+    def of(rows: Sequence[int]) -> dict[Site, Tensor]:
+        row = torch.tensor(rows)
+        seen = run_to_deepest(model, tokens[row], [site.hook_name for site in sites])
+        states = {site: seen[site.hook_name] for site in sites}
+        if position is not None:
+            at, own = torch.arange(len(rows)), position[row]
+            states = {site: each[at.to(each.device), own.to(each.device)] for site, each in states.items()}
+        return {site: each.cpu() for site, each in states.items()}
+
+    parts = in_halves(of, range(len(tokens)), "a capture")
+    return parts[0] if len(parts) == 1 else {site: torch.cat([part[site] for part in parts]) for site in sites}
 
 
 def run_to_deepest(
@@ -311,10 +326,10 @@ def _shard(
     found: list[tuple[int, Tensor, dict[Site, Tensor]]] = []  # one entry a prompt, since batches run in order of length
     for batch in _batches(part, batch_tokens):
         chosen = part.select(batch)
-        seen = run_to_deepest(model, chosen.tokens, [site.hook_name for site in sites])
+        seen = _seen(model, chosen.tokens, sites)
         for row, (number, length) in enumerate(zip(batch, chosen.lengths.tolist(), strict=True)):
             position = torch.arange(length - 1 if last_only else int(skip_first), length)
-            found.append((number, position, {site: seen[site.hook_name][row].cpu()[position] for site in sites}))
+            found.append((number, position, {site: seen[site][row, position] for site in sites}))
     found.sort(key=lambda entry: entry[0])
     tensors = {site.hook_name: torch.cat([states[site] for _, _, states in found]) for site in sites}
     tensors["prompt"] = torch.cat([torch.full_like(position, rows.start + number) for number, position, _ in found])

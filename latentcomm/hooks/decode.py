@@ -14,7 +14,7 @@ from latentcomm._core.linalg import in_float64
 from latentcomm.hooks.capture import recorder, run_to_deepest
 from latentcomm.hooks.graft import LAST, check_fired, counting_hooks, is_grafted
 from latentcomm.hooks.receiver_input import EMBEDDED, Joining, Past, PersistentHooks, ReceiverInput, SoftTokens  # noqa: F401
-from latentcomm.models import Hook, Model, not_finite
+from latentcomm.models import Hook, Model, in_halves, not_finite
 from latentcomm.models.prompts import Prompts
 
 TOKENS_PER_BATCH = 8192
@@ -106,16 +106,18 @@ def decode(
         seeds = range(seed * 1_000_003 + first_row, seed * 1_000_003 + first_row + len(given.prompts))
     if len(seeds) != len(given.prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(given.prompts)} prompts; give one a prompt")
-    choose = partial(_sampled, temperature, top_p, [torch.Generator().manual_seed(each) for each in seeds])
-    first_logits: dict[int, Tensor] = {}
-    replies: dict[int, Reply] = {}
-    for run in runs(model, given, max_new_tokens, read_prompts):
-        first_logits |= zip(run.rows, run.logits, strict=True)
-        replies |= write_replies(run, choose, [max_new_tokens] * len(given.prompts))
-    rows = range(len(given.prompts))
-    ids = [replies[row].ids for row in rows]
+    found: dict[int, tuple[Tensor, Reply]] = {}
+    for parts in _batches(model, given, max_new_tokens):
+        begun = [(part, _shared_prefix(model, given.select(part))) for part in parts]
+        write = partial(_written, model, given, begun, max_new_tokens, partial(_sampled, temperature, top_p), seeds)
+        rows = [row for part in parts for row in part]  # in halves only where it is known how hooks follow the rows
+        halves = in_halves(write, rows, "a batch of replies") if _can_leave(model, given) else [write(rows)]
+        for half in halves:
+            found |= half
+    first_logits, replies = zip(*(found[row] for row in range(len(given.prompts))), strict=True)
+    ids = [reply.ids for reply in replies]
     texts = [model.decode(reply) if model.tokenizer is not None else "" for reply in ids]
-    return Decoded(texts, torch.stack([first_logits[row] for row in rows]), [len(reply) for reply in ids], ids)
+    return Decoded(texts, torch.stack(first_logits), [len(reply) for reply in ids], ids)
 
 
 @dataclass(eq=False)
@@ -313,6 +315,29 @@ def _without(run: Run, rows: set[int], choice: Choice, leave: Callable[[Run, int
     return choice.select(places)
 
 
+Layers = Sequence[tuple[Tensor, Tensor]]
+"""Keys and values of every layer."""
+
+
+def _written(
+    model: Model,
+    given: ReceiverInput,
+    begun: Sequence[tuple[list[int], Layers | None]],
+    max_new_tokens: int,
+    choose: Callable[..., Choice],
+    seeds: Sequence[int],
+    rows: Sequence[int],
+) -> dict[int, tuple[Float[Tensor, " d_vocab"], Reply]]:
+    """First logits and replies of rows that are decoded together, parts of which have read a prefix already."""
+    generators = {row: torch.Generator().manual_seed(seeds[row]) for row in rows}
+    parts = [([row for row in part if row in generators], prefix) for part, prefix in begun]
+    reads = [(part, _read_after(model, given.select(part), prefix)) for part, prefix in parts if part]
+    run = _joined(model, given, reads)
+    first_logits = dict(zip(run.rows, run.logits, strict=True))
+    replies = write_replies(run, partial(choose, generators), [max_new_tokens] * len(given.prompts))
+    return {row: (first_logits[row], replies[row]) for row in rows}
+
+
 Read = tuple[Float[Tensor, "_ d_vocab"], Any, list[Hook]]
 """Logits after prompts of one length, their cache, and the hooks for the passes of their replies."""
 
@@ -325,21 +350,32 @@ def runs(
     A prompt is read as it would be alone, without padding. Where the model and all persistent hooks allow it, caches of
     unequal lengths are then joined, so that one pass decodes a token for a whole batch.
     """
+    for parts in _batches(model, given, max_new_tokens):
+        yield _joined(model, given, [(rows, read(model, given.select(rows))) for rows in parts])
+
+
+def _batches(model: Model, given: ReceiverInput, max_new_tokens: int) -> Iterator[list[list[int]]]:
+    """The rows of each batch, in parts of one length that are read together."""
     step = max(1, TOKENS_PER_BATCH // (int(given.lengths.max()) + max_new_tokens))
-    can_leave = not model.has_hooks and all(isinstance(each, Joining) for each in given.persistent)
-    joins = can_leave and model.joins_lengths
-    pending: list[tuple[list[int], Read]] = []
+    joins = _can_leave(model, given) and model.joins_lengths
+    batch: list[list[int]] = []
     for group in given.groups_of_equal_length():
         for rows in (group[start : start + step] for start in range(0, len(group), step)):
-            if pending and (not joins or len(rows) + sum(len(before) for before, _ in pending) > step):
-                yield _joined(model, given, pending, can_leave)
-                pending = []
-            pending.append((rows, read(model, given.select(rows))))
-    yield _joined(model, given, pending, can_leave)
+            if batch and (not joins or len(rows) + sum(map(len, batch)) > step):
+                yield batch
+                batch = []
+            batch.append(rows)
+    yield batch
 
 
-def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int], Read]], can_leave: bool) -> Run:
+def _can_leave(model: Model, given: ReceiverInput) -> bool:
+    """Whether all hooks follow the rows of a batch, so that some may leave it."""
+    return not model.has_hooks and all(isinstance(each, Joining) for each in given.persistent)
+
+
+def _joined(model: Model, given: ReceiverInput, parts: Sequence[tuple[list[int], Read]]) -> Run:
     """The rows of some groups, with their caches in one batch."""
+    can_leave = _can_leave(model, given)
     if len(parts) == 1:
         rows, (logits, cache, hooks) = parts[0]
         return Run(model, given, rows, logits, cache, hooks, None, can_leave)
@@ -370,9 +406,22 @@ def _reply_hooks(given: ReceiverInput, rows: Sequence[int]) -> list[Hook]:
 
 def read_prompts(model: Model, given: ReceiverInput) -> Read:
     """The prompt pass of rows of one length, with their whole input."""
+    return _read_after(model, given, _shared_prefix(model, given))
+
+
+def _read_after(model: Model, given: ReceiverInput, prefix: Layers | None) -> Read:
+    """The prompt pass of rows that continue a prefix, if they share one."""
     hooks, fired = counting_hooks(given.grafts)
     persistent = [hook for each in given.persistent for hook in each.fwd_hooks()]
-    cache, tokens = _prefix(model, given)
+    batch, tokens = len(given.prompts), given.prompts.tokens
+    if given.past is not None:
+        rows = zip(*given.past.layers, strict=True)
+        prefix = [
+            (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer])) for layer in rows
+        ]
+    elif prefix is not None:
+        tokens = tokens[:, -1:]
+    cache = model.new_cache(batch) if prefix is None else model.cache_from_layers(prefix, batch=batch)
     embedded = [0]
     soft = [] if given.soft is None else [given.soft.hook(embedded)]
     logits = model.forward(tokens, hooks=[*soft, *hooks, *persistent], cache=cache, last_only=True)[:, -1]
@@ -382,34 +431,27 @@ def read_prompts(model: Model, given: ReceiverInput) -> Read:
     return logits, cache, persistent
 
 
-def _prefix(model: Model, given: ReceiverInput) -> tuple[Any, Int[Tensor, "batch pos"]]:
-    """A cache of the rows' prefix, and the tokens that they still have to read.
+def _shared_prefix(model: Model, given: ReceiverInput) -> Layers | None:
+    """Keys and values of the tokens before the last one, read once for all rows, or None.
 
-    The prefix is the past of the input if it has one. Else it is the prefix that all rows share, read once: only equal
-    prompts whose grafts are all at the last token share one, and only while no other hooks are attached, since those
-    would see the last token alone.
+    Only equal prompts whose grafts are all at the last token share them, and only while no other hooks are attached,
+    since those would see the last token alone.
     """
-    if given.past is not None:
-        rows = zip(*given.past.layers, strict=True)
-        joined = [
-            (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer])) for layer in rows
-        ]
-        return model.cache_from_layers(joined, batch=len(given.prompts)), given.prompts.tokens
     tokens = given.prompts.tokens
     batch, length = tokens.shape
     last_only = all(isinstance(graft.position, int) and graft.position == LAST for graft in given.grafts)
-    alone = given.soft is not None or given.persistent or batch == 1 or length == 1 or not last_only or model.has_hooks
-    if alone or (tokens != tokens[:1]).any():
-        return model.new_cache(batch), tokens
+    own = given.past is not None or given.soft is not None or given.persistent or not last_only or model.has_hooks
+    if own or batch == 1 or length == 1 or (tokens != tokens[:1]).any():
+        return None
     cache = model.new_cache(1)
     model.forward(tokens[:1, :-1], cache=cache, last_only=True)
-    return model.cache_from_layers(model.cache_layers(cache), batch=batch), tokens[:, -1:]
+    return model.cache_layers(cache)
 
 
 def _sampled(
     temperature: float | int,
     top_p: float | int,
-    generators: Sequence[torch.Generator],
+    generators: Mapping[int, torch.Generator],
     logits: Float[Tensor, "batch d_vocab"],
     rows: Sequence[int],
 ) -> Choice:

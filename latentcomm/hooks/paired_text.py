@@ -62,10 +62,10 @@ class PairedTokens(_PairedRows):
 
 @dataclass(frozen=True, eq=False)
 class PairedStates(_PairedRows):
-    """The residual stream after every block of both models, row by row at the same character of the same text.
+    """The residual stream after the captured blocks of both models, row by row at the same character of the same text.
 
     Attributes:
-        x: the sender's states, in float32.
+        x: the sender's states, in float32, in the order of the layers that were captured.
         y: the receiver's; the same object as `x` where a model is paired with itself.
         document: which document each row is of, from 0, ascending.
         sender_position: which token of its document the row is for the sender, from 0.
@@ -132,24 +132,31 @@ def capture_paired(
     receiver: Model,
     tokens: PairedTokens,
     *,
+    sender_layers: Sequence[int] | None = None,
+    receiver_layers: Sequence[int] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> PairedStates:
-    """The residual stream after every block of both models at the rows of `tokens`, on the CPU, in float32.
+    """The residual stream after blocks of both models (all by default) at the rows of `tokens`, on the CPU, in float32.
 
-    Each model reads each document once, all layers in one pass. A model paired with itself (the same object or the same
-    weights, the same tokens) is captured once, and `y` is `x`. With a `checkpoint` folder, each part is a file written
-    atomically, and the same call after an interruption resumes after the last one with the same bits; the folder is as
-    large as the result, 4 bytes a layer, row and dimension. Remove it when done.
+    Each model reads each document once, all its layers in one pass. A model paired with itself (the same object or the
+    same weights, the same tokens) is captured once, and `y` is `x` where the layers are the same. With a `checkpoint`
+    folder, each part is a file written atomically, and the same call after an interruption resumes after the last one
+    with the same bits; the folder is as large as the result, 4 bytes a layer, row and dimension. Remove it when done.
 
     Raises:
-        ValueError: the checkpoint is of other models or tokens.
+        ValueError: a layer that a model does not have, or the checkpoint is of other models, layers or tokens.
         RuntimeError: the disk is full; finished parts are saved.
     """
+    read, write = (
+        list(range(model.n_layers) if layers is None else layers)
+        for model, layers in ((sender, sender_layers), (receiver, receiver_layers))
+    )
     is_one_side = _same_reading(tokens) and one_model(sender, receiver)
-    sides = {"sender": (sender, tokens.sender, tokens.sender_position)}
+    both = sorted({*read, *write})
+    sides = {"sender": _Side(sender, tokens.sender, tokens.sender_position, both if is_one_side else read)}
     if not is_one_side:
-        sides["receiver"] = (receiver, tokens.receiver, tokens.receiver_position)
+        sides["receiver"] = _Side(receiver, tokens.receiver, tokens.receiver_position, write)
     records = Records(None if checkpoint is None else expanded(checkpoint))
     if records.folder is not None:
         claim_folder(records.folder, _manifest(sides, tokens), "*er-*.safetensors")
@@ -157,44 +164,54 @@ def capture_paired(
     todo = [(role, number) for role in sides for number in range(len(parts))]
     bounds = torch.searchsorted(tokens.document, torch.tensor([0, *(stop for _, stop in parts)])).tolist()
     found = {
-        role: torch.empty(model.n_layers, len(tokens), model.d_model, dtype=torch.float32)
-        for role, (model, _, _) in sides.items()
+        role: torch.empty(len(side.layers), len(tokens), side.model.d_model, dtype=torch.float32)
+        for role, side in sides.items()
     }
     saved = records.n_saved(f"{role}-{number:05d}" for role, number in todo)
     for role, number in track(todo, "capture", total=len(todo), saved=saved, shown=progress):
-        model, prompts, position = sides[role]
         rows = slice(bounds[number], bounds[number + 1])
-        start, stop = parts[number]
-        read = partial(
-            _states, model, prompts.select(range(start, stop)), tokens.document[rows] - start, position[rows]
-        )
-        found[role][:, rows] = records.tensors(f"{role}-{number:05d}", read)["states"]
-    x = found["sender"]
-    rows_of = (tokens.document, tokens.sender_position, tokens.receiver_position)
-    return PairedStates(x, x if is_one_side else found["receiver"], *rows_of)
+        make = partial(_states, sides[role], range(*parts[number]), tokens.document[rows], rows)
+        found[role][:, rows] = records.tensors(f"{role}-{number:05d}", make)["states"]
+    x, y = found["sender"], found.get("receiver", found["sender"])
+    if read != write and is_one_side:
+        x, y = (x[[both.index(layer) for layer in layers]] for layers in (read, write))
+    return PairedStates(x, y, tokens.document, tokens.sender_position, tokens.receiver_position)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """What is captured of one model."""
+
+    model: Model
+    prompts: Prompts
+    position: Int[Tensor, " row"]
+    layers: list[int]
 
 
 def _states(
-    model: Model, prompts: Prompts, document: Int[Tensor, " row"], position: Int[Tensor, " row"]
+    side: _Side, documents: range, document: Int[Tensor, " row"], rows: slice
 ) -> dict[str, Float[Tensor, "layer row d_model"]]:
-    """The residual stream after every block at these positions of these prompts, as "states"."""
-    sites = [Site(layer) for layer in range(model.n_layers)]
-    seen = capture(model, prompts, sites, batch_tokens=TOKENS_PER_PART)
-    return {"states": torch.stack([seen.values[site][document, position].float() for site in sites])}
+    """The residual stream of a side at these rows, which are of these documents, as "states"."""
+    sites = [Site(layer) for layer in side.layers]
+    seen = capture(side.model, side.prompts.select(documents), sites, batch_tokens=TOKENS_PER_PART)
+    at = document - documents.start, side.position[rows]
+    return {"states": torch.stack([seen.values[site][at].float() for site in sites])}
 
 
-def _manifest(sides: dict[str, tuple[Model, Prompts, Tensor]], tokens: PairedTokens) -> dict[str, Any]:
-    """What identifies the models and tokens of a folder of captured parts."""
+def _manifest(sides: dict[str, _Side], tokens: PairedTokens) -> dict[str, Any]:
+    """What identifies the models, tokens and layers (None where all are) of a folder of captured parts."""
+    some = {role: side.layers for role, side in sides.items() if side.layers != list(range(side.model.n_layers))}
     return {
-        "models": {role: model.fingerprint for role, (model, _, _) in sides.items()},
-        "dtypes": {role: str(model.dtype) for role, (model, _, _) in sides.items()},
+        "models": {role: side.model.fingerprint for role, side in sides.items()},
+        "dtypes": {role: str(side.model.dtype) for role, side in sides.items()},
         "tokens": digest(
-            {role: [prompts.ids(row) for row in range(len(prompts))] for role, (_, prompts, _) in sides.items()},
+            {role: [side.prompts.ids(row) for row in range(len(side.prompts))] for role, side in sides.items()},
             tokens.document,
             tokens.sender_position,
             tokens.receiver_position,
         ),
         "tokens_per_part": TOKENS_PER_PART,
+        "layers": some or None,
     }
 
 

@@ -15,6 +15,7 @@ from latentcomm.models.base import (
 from latentcomm.models.devices import resolve_device
 from latentcomm.models.encoding import Halves, around_gap, encode
 from latentcomm.models.finite import not_finite, why_not_finite
+from latentcomm.models.halves import in_halves
 from latentcomm.models.loading import load_model, wrap_model
 from latentcomm.models.prompts import Template
 from latentcomm.models.shapes import ModelShape, shape_of, tokenizer_of
@@ -31,6 +32,7 @@ __all__ = [
     "check_pair",
     "encode",
     "fingerprints",
+    "in_halves",
     "load_model",
     "not_finite",
     "one_model",

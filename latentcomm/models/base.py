@@ -57,6 +57,18 @@ def recorded_passes() -> Iterator[list[Pass]]:
         _RECORDS[:] = [record for record in _RECORDS if record is not passes]
 
 
+@contextlib.contextmanager
+def counted_if_whole() -> Iterator[None]:
+    """A block whose passes stay on record only if it ends without an error."""
+    before = [(record, len(record)) for record in _RECORDS]
+    try:
+        yield
+    except BaseException:
+        for record, n_passes in before:
+            del record[n_passes:]
+        raise
+
+
 def record_products(model: "Model", multiply_adds: int) -> None:
     """Put matrix products outside the models on record: averages of embeddings, adapters, bridges."""
     for record in _RECORDS:

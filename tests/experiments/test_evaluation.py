@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import CHOICES, EOS_ID, build, model, tokenizer, transformers_model
 from torch import Tensor
-from toys import Counter, interrupted, toy
+from toys import Counter, interrupted, little_memory, toy
 
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, FurtherSender, Message, Silent, Skyline
@@ -469,3 +469,11 @@ class TestTheCheckpoint:
         first = evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
         (path,) = tmp_path.glob("trials-*/*.json")
         assert [Trial(**each) for each in json.loads(path.read_text("utf-8"))["value"]] == first
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_trials_are_the_same_where_memory_is_little(n_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = model("llama")
+    expected = evaluate(GRAFT, tiny, tiny, TASK)
+    failed = little_memory(monkeypatch, n_rows=n_rows)
+    assert evaluate(GRAFT, tiny, tiny, TASK) == expected and failed

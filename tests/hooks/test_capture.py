@@ -13,10 +13,12 @@ import torch
 from numerics import assert_equal_to_rounding, assert_same_bits, forward_terms
 from tiny import BACKENDS, EVERY_MODEL, PAD_ID, block_counter, build, files_in, hooks_left, ids, left_padded, model
 from torch import Tensor
+from toys import little_memory
 
 from latentcomm._core import records
+from latentcomm.experiments.cost import flops
 from latentcomm.hooks.capture import ActivationStore, capture, capture_positions, capture_to_disk, run_to_deepest
-from latentcomm.models import Model
+from latentcomm.models import Model, recorded_passes
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import STREAMS, Site
 
@@ -44,6 +46,28 @@ def sites_of(model: Model) -> list[Site]:
     return [
         site for layer in (0, 1, 2) for stream in STREAMS if (site := Site(layer, stream)).hook_name in model.hook_names
     ]
+
+
+class TestLittleMemory:
+    @pytest.mark.parametrize("n_rows", [1, 3])
+    def test_batches_that_do_not_fit_give_the_same_states_at_the_same_cost(
+        self, n_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny, sites = model("llama"), [Site(0), Site(2)]
+
+        def all_captures(folder: Path) -> list[Tensor]:
+            whole, at = capture(tiny, PROMPTS, sites), capture_positions(tiny, PROMPTS, sites, -1)
+            store = capture_to_disk(tiny, PROMPTS, sites, folder, progress=False)
+            return [each for site in sites for each in (whole.rows(site), at[site], store.load(site))]
+
+        with recorded_passes() as passes:
+            expected = all_captures(tmp_path / "whole")
+        failed = little_memory(monkeypatch, n_rows=n_rows)
+        with recorded_passes() as again:
+            found = all_captures(tmp_path / "halves")
+        assert failed[0] == len(ROWS) and flops(again) == flops(passes) > 0
+        for one, other in zip(found, expected, strict=True):
+            assert_equal_to_rounding(one, other, terms=forward_terms(tiny))
 
 
 class TestInMemory:

@@ -22,7 +22,9 @@ from tiny import (
     transformers_model,
 )
 from torch import Tensor
+from toys import little_memory
 
+from latentcomm.experiments.cost import flops
 from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.hooks import decode as decoding
 from latentcomm.hooks.capture import capture, run_to_deepest
@@ -92,6 +94,42 @@ class Watcher:
 
     def fwd_hooks(self) -> list[Any]:
         return []
+
+
+class TestLittleMemory:
+    @pytest.mark.parametrize(
+        ("n_rows", "n_past", "temperature"), [(2, 0, 1.0), (1, 4, 1.0), (2, 8, 0.0)]
+    )  # out of memory in a prompt, or as replies grow
+    def test_batches_that_do_not_fit_give_the_same_replies_at_the_same_cost(
+        self, n_rows: int, n_past: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny = build("llama")
+        tiny.__dict__["stop_ids"] = frozenset(range(40))  # rows end at different steps
+        prompts = Prompts.from_ids([ROWS[0], ROWS[0], *ROWS, ROWS[2], ROWS[2]])
+        equal = Prompts.from_ids([ROWS[2]] * 5)  # their prefix is shared
+        graft = Graft(Site(1), LAST, 6 * states(5, 32, seed=11), Mean())
+
+        def decoded() -> list[Any]:
+            with recorded_passes() as passes:
+                found = [
+                    decode(tiny, given, max_new_tokens=STEPS, temperature=temperature, seed=3)
+                    for given in (prompts, equal, ReceiverInput(equal, (graft,)))
+                ]
+            return [flops(passes), *found]
+
+        expected = decoded()
+        failed = little_memory(monkeypatch, n_rows=n_rows, n_past=n_past)
+        found = decoded()
+        assert failed and found[0] == expected[0] > 0
+        assert len({n for each in expected[1:] for n in each.n_tokens}) > 1
+        for one, other in zip(found[1:], expected[1:], strict=True):
+            assert one.ids == other.ids
+            assert_equal_to_rounding(one.first_logits, other.first_logits, terms=forward_terms(tiny))
+
+    def test_rows_that_other_hooks_may_mix_are_not_split(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        little_memory(monkeypatch, n_rows=1)
+        with pytest.raises(torch.OutOfMemoryError):
+            decode(model("llama"), ReceiverInput(PROMPTS, persistent=(Watcher(),)), max_new_tokens=1)
 
 
 class TestGreedy:

@@ -310,6 +310,27 @@ class TestCapturingPairs:
         assert apart.y is not apart.x and counted.calls == 4
         assert not equal_to_rounding(apart.x, apart.y, terms=forward_terms(model))
 
+    @pytest.mark.parametrize(("reads", "writes"), [([2, 0], [0]), ([1], [0])])
+    @pytest.mark.parametrize("both", ["different", "one"])
+    def test_of_some_layers_these_alone_are_captured(
+        self, both: str, reads: list[int], writes: list[int], tmp_path: Path
+    ) -> None:
+        sender, receiver = different_pair() if both == "different" else [build("llama")] * 2
+        tokens = pair_tokens(sender, receiver, DOCUMENTS)
+        whole = capture_paired(sender, receiver, tokens)
+        ran: list[int] = []
+        for layer, block in enumerate(sender.hooked.blocks):
+            block.register_forward_pre_hook(lambda *_, layer=layer: ran.append(layer))
+        some = {"sender_layers": reads, "receiver_layers": writes}
+        found = capture_paired(sender, receiver, tokens, **some, checkpoint=tmp_path)
+        assert_same_bits(found.x, whole.x[reads])
+        assert_same_bits(found.y, whole.y[writes])
+        assert max(ran) == max(reads + writes if both == "one" else reads)
+        held = files.read_tensors(tmp_path / "sender-00000.safetensors")[1]["states"]
+        assert len(held) == len({*reads, *writes} if both == "one" else reads)
+        with pytest.raises(ValueError, match="differs in layers; choose another folder"):
+            capture_paired(sender, receiver, tokens, checkpoint=tmp_path)
+
     def test_one_model_under_two_tokenizers_is_captured_twice(self) -> None:
         with_bos, plain = tiny.tokenizer(adds_bos=True), tiny.tokenizer()
         sender, receiver = (with_tokenizer(tokenizer) for tokenizer in (with_bos, plain))

@@ -19,7 +19,7 @@ from latentcomm.fusion import Fusion, fuse
 from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST, Graft
 from latentcomm.hooks.shared_prefix import TOLERANCE, Prefix, can_pack, columns_per_pass, read_prefix, run_staircase
-from latentcomm.models import Model, check_pair, fingerprints, not_finite
+from latentcomm.models import Model, check_pair, fingerprints, in_halves, not_finite
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
@@ -384,7 +384,13 @@ class _Passes:
         if self.prefix is None or self.prefix_of != item:
             self.prefix = read_prefix(self.plan.receiver, self.prompts.ids(item), self.positions[item])
             self.prefix_of = item
-        part = self.plan.run(self.prefix, messages, self.states)
+        run = partial(self.plan.run, self.prefix, states=self.states)
+        halves = in_halves(run, messages, "a pass of the sweep")
+        part = (
+            halves[0]
+            if len(halves) == 1
+            else {name: torch.cat([each[name] for each in halves], 1) for name in halves[0]}
+        )
         if is_first:
             self.plan.check_cell(self.prefix, messages[0], self.states)
         return part

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from tiny import model
 from toys import N_RECEIVER, PLANTED_CELL, planted_pair, planted_task
 
-from latentcomm.alignment import AffineMap
+from latentcomm.alignment import AffineMap, fit_procrustes
 from latentcomm.channels import Activation, Channel, Silent, Skyline
 from latentcomm.channels.catalogue import CHANNELS, Recipe, build, needs_cell
 from latentcomm.experiments import maps
@@ -24,7 +24,7 @@ from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.cost import ModelSize, paper_activation_flops, paper_forward_flops
 from latentcomm.experiments.evaluation import Trial
 from latentcomm.fusion import Replace
-from latentcomm.hooks.paired_text import pair_tokens
+from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.models import Model, encode, recorded_passes
 from latentcomm.models.sites import Site
 from latentcomm.tasks import Task
@@ -290,6 +290,17 @@ def test_maps_are_fitted_without_attention_sinks(monkeypatch: pytest.MonkeyPatch
     tokens = pair_tokens(sender, receiver, maps.map_documents(), max_tokens=maps.map_tokens(sender, receiver))
     first = int(((tokens.sender_position == 0) | (tokens.receiver_position == 0)).sum())
     assert first >= len(maps.map_documents()) // 2 and rows == [len(tokens) - first]
+
+
+def test_maps_take_the_states_of_the_layers_of_their_cells() -> None:
+    sender, receiver = model("llama", dtype=torch.float32), model("llama", seed=1, dtype=torch.float32)
+    cells = [(2, 0), (0, 1), (2, 1)]
+    tokens = pair_tokens(sender, receiver, maps.map_documents(), max_tokens=maps.map_tokens(sender, receiver))
+    states = capture_paired(sender, receiver, tokens)
+    rows, found = states.after_first, maps.fit_maps(sender, receiver, cells, 0, alignment="procrustes")
+    for read, write in cells:
+        expected = fit_procrustes(states.x[read, rows], states.y[write, rows])
+        assert torch.equal(found[read, write].weight, expected.weight)
 
 
 def test_unequal_models_are_mapped_where_nothing_else_is_asked() -> None:

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
 from types import MappingProxyType
@@ -166,6 +167,34 @@ def pass_counter(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def never_pack(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (layer_sweep, staircase):
         monkeypatch.setattr(module, "can_pack", lambda *_: False)
+
+
+@dataclass(frozen=True)
+class LargeMean:
+    """The mean, by which the device runs out of memory above a number of rows."""
+
+    most: int
+
+    def __call__(self, own: Tensor, incoming: Tensor) -> Tensor:
+        if len(own) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return (own + incoming) / 2
+
+
+@pytest.mark.parametrize("layout", ["packed", "batched"])
+@pytest.mark.parametrize("most", [1, 4])
+def test_passes_that_do_not_fit_run_in_halves_and_are_saved_whole(
+    most: int, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = model("llama")
+    if layout == "batched":
+        never_pack(monkeypatch)
+    sizes = pass_counter(monkeypatch)
+    found = sweep_layers(tiny, tiny, **FOUR, fusion=LargeMean(most), checkpoint=tmp_path)
+    assert_same(found, mean_grid("llama", "bridge"))
+    assert max(sizes) == 6 and 1 in sizes
+    (saved,) = tmp_path.iterdir()
+    assert len(files_in(saved)) == 3  # a pass for each receiver prompt, as with all memory
 
 
 class TestTheGridEqualsTheNaiveOne:
