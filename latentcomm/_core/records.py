@@ -14,7 +14,18 @@ from torch import Tensor
 from latentcomm._core.files import CHECKSUM, digest, digest_of_json, expanded, read_tensors, write_json, write_tensors
 from latentcomm._core.progress import say
 
-__all__ = ["Part", "PartEnded", "Records", "Turns", "end_of_part", "in_turns", "missing", "ordered", "read_whole"]
+__all__ = [
+    "Part",
+    "PartEnded",
+    "Records",
+    "Scheduler",
+    "end_of_part",
+    "forgotten",
+    "scheduled_by",
+    "missing",
+    "ordered",
+    "read_whole",
+]
 
 
 @runtime_checkable
@@ -116,16 +127,16 @@ class Records:
     ) -> Made:
         if self.folder is None:
             return make()
-        path, turns = self.folder / file, _TURNS.get()
-        if turns is not None and not path.exists():
-            turns.fetch(path)
+        path, scheduler = self.folder / file, _SCHEDULER.get()
+        if scheduler is not None and not path.exists():
+            scheduler.fetch(path)
         found = read_whole(path, read)
         if found is not None:
             return found[0]
         made = make()
         write(path, made)
-        if turns is not None:
-            turns.wrote(path)
+        if scheduler is not None:
+            scheduler.wrote(path)
         return made
 
 
@@ -134,7 +145,7 @@ Piece = tuple[Records, str]
 
 
 @runtime_checkable
-class Turns(Protocol):
+class Scheduler(Protocol):
     """Which process makes which records of a run that several processes work at.
 
     Attributes:
@@ -153,6 +164,10 @@ class Turns(Protocol):
 
     def wrote(self, path: Path) -> None:
         """A record was made and written to this path."""
+        ...
+
+    def forgot(self, folder: Path) -> None:
+        """A folder of records was deleted, since the run that they are of has finished."""
         ...
 
     @property
@@ -199,18 +214,18 @@ class Part:
         return cls(int(number), int(of))
 
     def order(self, pieces: Sequence[Piece], *, needed: bool) -> Iterator[int]:
-        """Its own records; then the others that are there or, where all are needed, all of them from the last on."""
+        """The records that are there, then its own; where all are needed, then the others from the last on."""
         own = range((self.number - 1 - self._n_seen) % self.of, len(pieces), self.of)
-        others = [index for index in range(len(pieces)) if index not in own]
         if not needed:  # every part comes past all of these, but past those that are needed only where it needs them
             self._n_seen += len(pieces)
-        yield from own
+        absent = missing(pieces)
+        yield from (index for index in range(len(pieces)) if index not in absent)
+        yield from (index for index in own if index in absent)
+        others = [index for index in sorted(absent) if index not in own]
         if needed:
             yield from reversed(others)
-            return
-        absent = missing(pieces)
-        yield from (index for index in others if index not in absent)
-        self._left += [pieces[index] for index in others if index in absent]
+        else:
+            self._left += [pieces[index] for index in others]
 
     def fetch(self, path: Path) -> None:
         """All parts write to one folder."""
@@ -218,6 +233,9 @@ class Part:
     def wrote(self, path: Path) -> None:  # noqa: ARG002 (of the protocol)
         """Count it."""
         self.n_made += 1
+
+    def forgot(self, folder: Path) -> None:
+        """A part deletes nothing."""
 
     @property
     def n_left(self) -> int:
@@ -239,21 +257,21 @@ class PartEnded(Exception):  # noqa: N818 (nothing is wrong)
     """The work of this process at a run is done; the result is made where all records are."""
 
 
-_TURNS: ContextVar[Turns | None] = ContextVar("turns", default=None)
+_SCHEDULER: ContextVar[Scheduler | None] = ContextVar("_SCHEDULER", default=None)
 
 
 @contextlib.contextmanager
-def in_turns(turns: Turns) -> Iterator[None]:
-    """A block in which this process makes records in these turns."""
-    before = _TURNS.set(turns)
+def scheduled_by(scheduler: Scheduler) -> Iterator[None]:
+    """A block in which a scheduler says which records this process makes."""
+    before = _SCHEDULER.set(scheduler)
     try:
         yield
     finally:
-        _TURNS.reset(before)
+        _SCHEDULER.reset(before)
 
 
 def ordered(pieces: Sequence[Piece], *, needed: bool = True) -> Iterable[int]:
-    """The indices of records in the order in which this process makes them: all in order, unless there are turns.
+    """The indices of records in the order in which this process makes them: all in order, without one.
 
     With `needed` all records are wanted for what follows, and all indices come. Otherwise those come that are this
     process's own, or are there already, and `end_of_part` stops the run before a result is made of them.
@@ -261,12 +279,19 @@ def ordered(pieces: Sequence[Piece], *, needed: bool = True) -> Iterable[int]:
     >>> pieces = [(Records(None), str(number)) for number in range(5)]
     >>> list(ordered(pieces))
     [0, 1, 2, 3, 4]
-    >>> with in_turns(Part(2, 3)):
+    >>> with scheduled_by(Part(2, 3)):
     ...     list(ordered(pieces))
     [1, 4, 3, 2, 0]
     """
-    turns = _TURNS.get()
-    return range(len(pieces)) if turns is None else turns.order(pieces, needed=needed)
+    scheduler = _SCHEDULER.get()
+    return range(len(pieces)) if scheduler is None else scheduler.order(pieces, needed=needed)
+
+
+def forgotten(folder: Path) -> None:
+    """Pass on that a folder of records was deleted, since the run that they are of has finished."""
+    scheduler = _SCHEDULER.get()
+    if scheduler is not None:
+        scheduler.forgot(folder)
 
 
 def end_of_part(*, only_where_left: bool = False) -> None:
@@ -276,10 +301,10 @@ def end_of_part(*, only_where_left: bool = False) -> None:
     that were made before.
 
     Raises:
-        PartEnded: there are turns, of a share.
+        PartEnded: a scheduler gives this process a share.
     """
-    turns = _TURNS.get()
-    if turns is not None and turns.is_share and not (only_where_left and turns.n_left == 0):
+    scheduler = _SCHEDULER.get()
+    if scheduler is not None and scheduler.is_share and not (only_where_left and scheduler.n_left == 0):
         raise PartEnded
 
 

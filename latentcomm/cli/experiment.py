@@ -74,6 +74,7 @@ def command_of(experiment: Experiment) -> Callable[[Sequence[str]], None]:
             settings, files = parse(experiment.settings, arguments)
             with quiet(on=files.quiet), redirect_stdout(sys.stderr) if files.json else nullcontext():
                 use_threads(files.threads)
+                check_part(files)
                 if files.dry_run:
                     found = preflight(settings, out=files.out, name=files.name, overwrite=files.overwrite)
                     print("\n".join(in_flags(line, experiment.settings) for line in found.lines()))
@@ -129,6 +130,21 @@ def parse(settings: type[Settings], arguments: Sequence[str]) -> tuple[Settings,
         if field.default == () == getattr(found.settings, field.name) and f"--{field.name.replace('_', '-')}" in given:
             raise ValueError(f"{field.name} names nothing; leave it out for what is usual")
     return found.settings, replace(found.files, out=found.files.out.expanduser())
+
+
+def check_part(files: Files) -> None:
+    """Refuse a part that there is not, or options that a part does not take.
+
+    Raises:
+        ValueError: with the first of them.
+    """
+    if not files.part:
+        return
+    from latentcomm._core.records import Part
+
+    Part.parse(files.part)
+    if given := [f"--{name}" for name in ("overwrite", "json") if getattr(files, name)]:
+        raise ValueError(f"part is {files.part}, and {given[0]} is of the whole run; give it without --part")
 
 
 def in_flags(message: str, settings: type[Settings]) -> str:

@@ -1,6 +1,7 @@
 """`latentcomm join`: bring the records together that parts of a run wrote to several folders."""
 
 from collections.abc import Sequence
+from inspect import cleandoc
 
 __all__ = ["join"]
 
@@ -14,8 +15,12 @@ def join(arguments: Sequence[str]) -> None:
         ValueError: fewer than two folders, one without saved work, or one of another run.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: latentcomm join OUT FOLDER ...\n\n{(join.__doc__ or '').partition('Raises:')[0].strip()}")
+        print(
+            f"usage: latentcomm join OUT FOLDER ...\n\n{cleandoc(join.__doc__ or '').partition('Raises:')[0].strip()}"
+        )
         return
+    if options := [each for each in arguments if each.startswith("-")]:
+        raise ValueError(f"join takes folders alone, and was given {options[0]}; write latentcomm join OUT FOLDER ...")
     from latentcomm.experiments.join import join_records
 
     out, *folders = arguments

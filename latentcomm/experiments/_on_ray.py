@@ -5,7 +5,9 @@ has died had in its hands. No file system is shared: a worker has a scratch fold
 have made, and sends what it makes.
 """
 
+import contextlib
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -20,7 +22,8 @@ from latentcomm._core.files import written_whole
 from latentcomm._core.progress import duration, say
 from latentcomm._core.records import Piece
 from latentcomm.experiments._prepared import prepare
-from latentcomm.experiments.job import Result
+from latentcomm.experiments.folder import Claim, refuse_unwritable
+from latentcomm.experiments.job import Job, Result
 from latentcomm.experiments.settings import SAVED, Settings
 from latentcomm.reporting.terminal import Console, console
 
@@ -82,6 +85,11 @@ class Store:
         self.hands.pop(key, None)
         self.n_made += 1
 
+    def delete(self, folder: str) -> None:
+        """Delete a folder of records."""
+        shutil.rmtree(self.root / folder, ignore_errors=True)
+        self.there = {key for key in self.there if not key.startswith(f"{folder}/")}
+
     def release(self, worker: str) -> list[str]:
         """Take back what a worker had in its hands; the records that too many workers have died with."""
         for key in [key for key, hand in self.hands.items() if hand == worker]:
@@ -100,13 +108,13 @@ def _key(path: Path) -> str:
 
 @dataclass(eq=False)
 class _Leases:
-    """The turns of a worker: the store gives it one record after the other.
+    """The scheduler of a worker: the store gives it one record after the other.
 
     Attributes:
         store: the actor.
         scratch: the folder that stands for the store's on this machine.
         worker: the name that the store knows the worker by.
-        is_share: see `Turns`; else all records are waited for.
+        is_share: see `Scheduler`; else all records are waited for.
     """
 
     store: Any
@@ -149,6 +157,12 @@ class _Leases:
 
         ray.get(self.store.put.remote(self.relative(path).as_posix(), path.read_bytes()))
 
+    def forgot(self, folder: Path) -> None:
+        """Delete the store's copy too."""
+        import ray
+
+        ray.get(self.store.delete.remote(self.relative(folder).as_posix()))
+
     @property
     def n_left(self) -> int:
         """How many records were left to others and are not there yet."""
@@ -178,30 +192,35 @@ class Worker:
         """Its name, once it can work."""
         return self.name
 
-    def check(self, settings: Settings) -> None:
+    def check(self, settings: Settings, folder: str) -> None:
         """Refuse a run that cannot start on this machine.
 
         Raises:
             ValueError: what `preflight` refuses.
         """
-        prepare(settings, out=None).check()
+        prepare(settings, out=Path(self.scratch.name) / folder).check()
 
     def share(self, settings: Settings, folder: str) -> None:
         """Make the records of a run that the store leases."""
-        turns = _Leases(self.store, Path(self.scratch.name), self.name, is_share=True)
-        prepare(settings, out=turns.scratch / folder, load=self.load).share(turns)
+        leases = _Leases(self.store, Path(self.scratch.name), self.name, is_share=True)
+        prepare(settings, out=leases.scratch / folder, load=self.load).check().share(leases)
 
     def finish(self, settings: Settings, folder: str) -> Result:
         """The result of a run, whose files the store has got; the records that are missing are made."""
-        from latentcomm._core.records import in_turns
+        from latentcomm._core.records import scheduled_by
 
-        turns = _Leases(self.store, Path(self.scratch.name), self.name, is_share=False)
-        with in_turns(turns):
-            result = prepare(settings, out=turns.scratch / folder, load=self.load).result()
+        leases = _Leases(self.store, Path(self.scratch.name), self.name, is_share=False)
+        with scheduled_by(leases):
+            result = prepare(settings, out=leases.scratch / folder, load=self.load).check().result()
         for path in result.files:
-            turns.wrote(path)
-        files = tuple(turns.relative(path) for path in result.files)
+            leases.wrote(path)
+        files = tuple(leases.relative(path) for path in result.files)
+        shutil.rmtree(leases.scratch / folder, ignore_errors=True)
         return replace(result, found=None, extra=None, summary=_Printed.of(result), files=files)
+
+    def close(self) -> None:
+        """Remove the scratch folder."""
+        self.scratch.cleanup()
 
 
 @dataclass(frozen=True)
@@ -229,14 +248,33 @@ class _Run:
 
     Attributes:
         is_shared: whether there may be records that no worker has taken.
+        claims: of the files that it writes.
         at: the workers that are at it.
+        held: what the claims hold until it has ended.
     """
 
     settings: Settings
     folder: str
     is_shared: bool
+    claims: Sequence[Claim]
     at: set[str] = field(default_factory=set)
     result: Result | None = None
+    held: contextlib.ExitStack | None = None
+
+    def hold(self) -> None:
+        """Claim the files that it writes, once."""
+        if self.held is None:
+            self.held = contextlib.ExitStack()
+            for claim in self.claims:
+                self.held.enter_context(claim.held())
+
+    def finish(self, result: Result) -> None:
+        """Note its result, and that its files are written."""
+        self.result = result
+        for claim in self.claims:
+            claim.finish(result.files)
+        if self.held is not None:
+            self.held.close()
 
 
 def run_on_ray(
@@ -300,14 +338,23 @@ class _Driver:
     ) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        refuse_unwritable(out)
         out.mkdir(parents=True, exist_ok=True)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.ray, self.out, self.progress = ray, out, progress
-        self.runs = [_Run(settings, folder, settings.in_parts) for folder, settings in runs.items()]
+        self.runs = [
+            _Run(settings, folder, settings.in_parts, Job(out=out / folder).claims(settings, settings.command))
+            for folder, settings in runs.items()
+        ]
+        for refusal in (claim.refusal() for run in self.runs for claim in run.claims):
+            if refusal is not None:
+                raise ValueError(refusal)
         self.store = ray.remote(num_cpus=0)(Store).options(scheduling_strategy=here).remote(str(out.absolute()))
         self.actor = ray.remote(num_cpus=n_cpus, num_gpus=n_gpus, max_restarts=0, max_task_retries=0)(Worker)
         self.n_cpus, self.n_started = n_cpus, 0
         self.workers: dict[str, Any] = {}
+        self.ready: set[str] = set()
+        self.n_workers, self.deaths, self.n_made = n, 0, 0
         self.pending: dict[Any, tuple[str, str, _Run | None]] = {}
         for _ in range(n):
             self._start()
@@ -320,6 +367,12 @@ class _Driver:
 
     def stop(self) -> None:
         """End all workers."""
+        for run in self.runs:
+            if run.held is not None:
+                run.held.close()
+        closing = [worker.close.remote() for name, worker in self.workers.items() if name in self.ready]
+        if closing:
+            self.ray.wait(closing, num_returns=len(closing), timeout=ANSWERING)
         for worker in [*self.workers.values(), self.store]:
             self.ray.kill(worker)
 
@@ -327,14 +380,16 @@ class _Driver:
         """The results, in the order of the runs."""
         began = self.heard = time.monotonic()
         to_check = deque(self.runs)
-        is_ready: set[str] = set()
+        is_ready = self.ready
         while any(run.result is None for run in self.runs):
             done, _ = self.ray.wait(list(self.pending), timeout=1) if self.pending else ([], [])
             for future in done:
                 name, what, run = self.pending.pop(future)
                 try:
                     found = self.ray.get(future)
-                except self.ray.exceptions.RayActorError:
+                except self.ray.exceptions.RayTaskError:
+                    raise
+                except self.ray.exceptions.RayError:  # the process, its memory or its machine is gone
                     is_ready.discard(name)
                     self._died(name, run, to_check if what == "check" else None)
                     continue
@@ -359,7 +414,7 @@ class _Driver:
         if what == "share":
             run.is_shared = False
             return
-        run.result = found
+        run.finish(found)
         n_done = sum(run.result is not None for run in self.runs)
         if self.progress:
             left = (time.monotonic() - began) / n_done * (len(self.runs) - n_done)
@@ -384,17 +439,17 @@ class _Driver:
 
     def _call(self, name: str, what: str, run: _Run) -> None:
         method = getattr(self.workers[name], what)
-        if what == "check":
-            self.pending[method.remote(run.settings)] = (name, what, run)
-            return
-        run.at.add(name)
+        if what != "check":
+            run.hold()
+            run.at.add(name)
         self.pending[method.remote(run.settings, run.folder)] = (name, what, run)
 
     def _died(self, name: str, run: _Run | None, to_check: "deque[_Run] | None") -> None:
         """Give what a worker had in its hands to others, and start another worker.
 
         Raises:
-            RuntimeError: a record was in the hands of three workers that died.
+            RuntimeError: a record was in the hands of three workers that died, or three times as many as there are
+                have died and none has made a record meanwhile.
         """
         del self.workers[name]
         if run is not None:
@@ -402,11 +457,18 @@ class _Driver:
             run.is_shared = run.settings.in_parts
             if to_check is not None:
                 to_check.append(run)
-        lost = self.ray.get(self.store.release.remote(name))
-        if lost:
+        lost, n_made = self.ray.get([self.store.release.remote(name), self.store.count.remote()])
+        self.deaths = self.deaths + 1 if n_made == self.n_made else 1
+        self.n_made = n_made
+        if lost or self.deaths >= ATTEMPTS * self.n_workers:
+            where = f" at {run.folder}" if run is not None else ""
+            what = (
+                f"{ATTEMPTS} workers have died with the record {lost[0]} in their hands"
+                if lost
+                else (f"{self.deaths} workers have died{where} and made no record")
+            )
             raise RuntimeError(
-                f"{ATTEMPTS} workers have died with the record {lost[0]} in their hands; it may need more memory than "
-                "they have; all other records are saved, and the same call resumes"
+                f"{what}; they may need more memory than there is; all records are saved, and the same call resumes"
             )
         if self.progress:
             say(f"{name} has died; others make what it had in its hands")

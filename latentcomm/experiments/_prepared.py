@@ -17,7 +17,7 @@ from latentcomm.experiments.sweep.settings import SweepSettings
 from latentcomm.experiments.train_settings import TrainSettings
 
 if TYPE_CHECKING:
-    from latentcomm._core.records import Turns
+    from latentcomm._core.records import Scheduler
     from latentcomm.experiments.folder import Claim
     from latentcomm.experiments.job import Job, Result
     from latentcomm.experiments.preflight import Checks
@@ -93,11 +93,11 @@ class Prepared:
             forget(large)
         return result
 
-    def share(self, turns: "Turns") -> None:
-        """Make the records that come in these turns, and no result."""
-        from latentcomm._core.records import PartEnded, in_turns
+    def share(self, scheduler: "Scheduler") -> None:
+        """Make the records that a scheduler gives to this process, and no result."""
+        from latentcomm._core.records import PartEnded, scheduled_by
 
-        with contextlib.suppress(PartEnded), in_turns(turns), self._held():
+        with contextlib.suppress(PartEnded), scheduled_by(scheduler), self._held():
             EXPERIMENTS[self.settings.command].function(self.settings, self.job, self.inputs)
 
     @contextlib.contextmanager

@@ -109,8 +109,8 @@ def evaluate(
     pieces = [(records, f"{rows.start:05d}") for _, records, rows in parts]
     found: dict[int, list[Trial]] = {}
     saved = len(pieces) - len(missing(pieces))
-    turns = ordered(pieces, needed=False)
-    for number in track(turns, channel.name, total=len(pieces), saved=saved, shown=progress and len(pieces) > 1):
+    order = ordered(pieces, needed=False)
+    for number in track(order, channel.name, total=len(pieces), saved=saved, shown=progress and len(pieces) > 1):
         condition, records, rows = parts[number]
         sent = partial(message, condition)
         run = partial(_trials, channel, receiver, task, sent, rows, work.choices, condition, *decoding, seed)
@@ -141,6 +141,7 @@ def send_first(
         if not n_evaluated([channel], sender, receiver, task, **options):
             decoding = (task.reply_tokens, 0.0, 1.0)
             work = _Work.of(channel, sender, receiver, task, seed, mine, decoding, checkpoint, {})
+            note_large(work.messages.true.folder)
             _sent(partial(channel.send, sender, receiver=receiver), task, work.messages.true)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentcomm._core.files import read_sealed, write_sealed
-from latentcomm._core.records import read_whole
+from latentcomm._core.records import forgotten, read_whole
 from latentcomm.experiments.settings import SAVED
 
 try:
@@ -97,13 +97,17 @@ class Claim:
                 if not overwrite and (refusal := self.refusal()) is not None:
                     raise ValueError(refusal)
                 self._write(finished=False, files=_listed(before))
+                shared = self.path.with_name(f".{self.name}{LOCK}")
+                handle = _lock(shared, shared=True)  # of all equal runs, such as the parts of one
                 work = self._work()
             try:
                 yield
             except BaseException as error:
-                if isinstance(error, ValueError) or self._work() <= work:
+                if _is_alone(handle) and (isinstance(error, ValueError) or self._work() <= work):
                     self._withdraw(before)
                 raise
+            finally:
+                _unlock(shared, handle)
         except BaseException:
             for folder in made:
                 with contextlib.suppress(OSError):  # another run is there, or work
@@ -225,7 +229,10 @@ def _lock(path: Path, *, shared: bool = False) -> int | None:
 
 
 def _is_alone(handle: int | None) -> bool:
-    """Whether no other has the lock, which is then exclusive; as far as is known without locks."""
+    """Whether no other has the lock, which is then exclusive; as far as is known without locks.
+
+    Where another has it, Linux may take the shared lock away; who asks is about to release it.
+    """
     if handle is None or fcntl is None:
         return True
     try:
@@ -284,6 +291,7 @@ def forget(folders: Mapping[Path, int | None]) -> None:
     for folder, handle in folders.items():
         if _is_alone(handle):
             shutil.rmtree(folder, ignore_errors=True)
+            forgotten(folder)
 
 
 def _lock_of(folder: Path) -> Path:

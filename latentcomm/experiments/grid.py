@@ -49,8 +49,15 @@ def _runs(values: Mapping[str, Any], most: int) -> list[Settings]:
         check_name("table of a grid", name, TABLES)
     if "experiment" not in values:
         raise ValueError(f"it names no experiment; write experiment = {next(iter(EXPERIMENTS))!r} or another command")
-    settings = EXPERIMENTS[check_name("experiment", values["experiment"], EXPERIMENTS)].settings
     shared, lists, rows = values.get("settings", {}), values.get("grid", {}), values.get("runs", [{}])
+    for name, value, what in (("settings", shared, "[settings]"), ("grid", lists, "[grid]")):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is {str(value)[:40]}; write it as the table {what}")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"runs is {str(rows)[:40]}; write each row as a table [[runs]]")
+    if not isinstance(values["experiment"], str):
+        raise ValueError(f"experiment is {values['experiment']!r}; give one name")
+    settings = EXPERIMENTS[check_name("experiment", values["experiment"], EXPERIMENTS)].settings
     for name, given in lists.items():
         if not isinstance(given, list) or not given:
             raise ValueError(f"{name} of [grid] is {given!r}; give a list of at least one value")

@@ -35,7 +35,7 @@ def join_records(out: str | os.PathLike[str], folders: Sequence[str | os.PathLik
     claims: dict[str, Claim] = {claim.name: claim for claim in claims_in(target)}
     for source in sources:
         if not (source / SAVED).is_dir():
-            raise ValueError(f"{source} holds no saved work (no folder {SAVED}); give the `out` of a part")
+            raise ValueError(f"{source} holds no saved work (no folder {SAVED}); give the folder of a part")
         for claim in claims_in(source):
             first = claims.setdefault(claim.name, claim)
             if differing := first.differences({**claim.record, "folders": {}}):  # paths differ between machines

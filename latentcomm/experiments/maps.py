@@ -1,17 +1,20 @@
 """The maps between two models' states that a run fits before it sends a state: on the packaged corpus, by name."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from latentcomm._core.progress import track
+from latentcomm._core.records import Records, ordered
 from latentcomm.alignment import AffineMap, fit_cca, fit_procrustes, fit_ridge
 from latentcomm.experiments.settings import Alignment
 from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.hooks.paired_text import capture_paired, pair_tokens
-from latentcomm.models import Model, one_model
+from latentcomm.models import Model, fingerprints, one_model
 from latentcomm.tasks.corpus import read_corpus
 
 MAP_DOCUMENTS, MAP_TOKENS, MAP_FOLDS = 64, 128, 3
@@ -72,15 +75,42 @@ def fit_maps(
     seed: int,
     *,
     alignment: Alignment = "ridge",
+    checkpoint: Path | None = None,
     progress: bool = False,
 ) -> dict[Cell, AffineMap]:
     """For every cell the map from the sender's states to the receiver's on the packaged corpus, without sinks.
+
+    With `checkpoint` they are saved: what is sent through them is then the same, to the bit, in every process that
+    reads them, whatever order its threads add in.
 
     Raises:
         ValueError: an alignment that is no map, or what its fit refuses.
     """
     if alignment not in ALIGNMENTS:
         raise ValueError(f"alignment is {alignment!r}, which fits no map; give one of {', '.join(ALIGNMENTS)}")
+    fitted = partial(_fitted, sender, receiver, cells, seed, alignment, progress)
+    if checkpoint is None:
+        return fitted()
+    decisive = [*fingerprints(sender, receiver), str(sender.dtype), str(receiver.dtype), cells, seed, alignment]
+    records = Records.of(checkpoint, "maps", 1, decisive, MAP_DOCUMENTS, MAP_TOKENS, MAP_FOLDS)
+
+    def made() -> dict[str, Tensor]:
+        named = {f"{read}-{write}": each for (read, write), each in fitted().items()}
+        return {f"{cell} {part}": getattr(each, part) for cell, each in named.items() for part in ("weight", "bias")}
+
+    found: dict[str, Tensor] = {}
+    for _ in ordered([(records, "maps")]):
+        found = records.tensors("maps", made)
+    return {
+        (read, write): AffineMap(found[f"{read}-{write} weight"], found[f"{read}-{write} bias"])
+        for read, write in cells
+    }
+
+
+def _fitted(
+    sender: Model, receiver: Model, cells: Sequence[Cell], seed: int, alignment: Alignment, progress: bool
+) -> dict[Cell, AffineMap]:
+    """The maps of all cells, from one capture of the layers that they are between."""
     tokens = pair_tokens(sender, receiver, map_documents(), max_tokens=map_tokens(sender, receiver))
     reads, writes = sorted({read for read, _ in cells}), sorted({write for _, write in cells})
     states = capture_paired(sender, receiver, tokens, sender_layers=reads, receiver_layers=writes)

@@ -170,7 +170,15 @@ def run_all(
         RuntimeError: as `run`; or Ray is not installed, there is no cluster at the address, or its workers die.
     """
     from latentcomm._core.files import digest, expanded
+    from latentcomm._core.progress import say
 
+    for name, value, least in (
+        ("cpus_per_worker", cpus_per_worker, 1),
+        ("workers", workers, 1),
+        ("gpus_per_model", gpus_per_model, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; give at least {least}")
     folders = [f"{each.command}-{digest(each.decisive())[:8]}" for each in settings]
     if repeated := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
         raise ValueError(f"the same settings of {repeated[0].partition('-')[0]} are given twice; give each once")
@@ -199,4 +207,9 @@ def run_all(
     ]
     for each in prepared:
         each.check()
-    return [each.result() for each in prepared]
+    results: list[Result] = []
+    for folder, each in zip(folders, prepared, strict=True):
+        results.append(each.result())
+        if progress:
+            say(f"{folder}: done, {len(results)} of {len(folders)} runs")
+    return results

@@ -52,6 +52,10 @@ def test_every_row_is_run_at_every_combination(tmp_path: Path) -> None:
         ("seed = [0, 1]", "n_test = [5, 6]", "n_test stands in two"),
         ("[grid]", "[gird]", "no table of a grid 'gird'; did you mean 'grid'"),
         ("[grid]", "[grid", "cannot be read as TOML"),
+        ("[grid]", "[[grid]]", "write it as the table .grid."),
+        ("[settings]", "[[settings]]", "write it as the table .settings."),
+        ("[[runs]]\nwrite_layer = 1\n[[runs]]", "[runs]", "write each row as a table"),
+        ('experiment = "compare"', 'experiment = ["compare"]', "give one name"),
         ("seed = [0, 1]", f"seed = {list(range(3000))}", "12000 runs, and more than 10000 need"),
     ],
 )

@@ -3,13 +3,16 @@
 import itertools
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from toys import Counter
 
 import latentcomm as lc
-from latentcomm._core.records import Part, Records, in_turns, ordered
+from latentcomm._core.records import Part, Records, ordered, scheduled_by
+from latentcomm.experiments.job import Job
 from latentcomm.experiments.join import join_records
 from latentcomm.experiments.settings import Settings
 
@@ -53,6 +56,28 @@ def test_three_parts_and_a_plain_run_give_the_undivided_result(
     if settings is COMPARE:  # a sweep reads its messages again, a cascade votes
         monkeypatch.setattr(lc.Model, "forward", unmade("a pass"))
     assert same(lc.run(settings, tiny, tiny, out=tmp_path), whole)
+
+
+def test_a_map_is_fitted_by_one_part_and_read_by_the_others(tiny: lc.Model, other: lc.Model, tmp_path: Path) -> None:
+    settings = lc.CompareSettings(channels=("replace",), read_layer=1, write_layer=1, n_test=6, controls=("shuffled",))
+    maps = import_module("latentcomm.experiments.maps")
+    with pytest.MonkeyPatch.context() as patch:
+        fit = Counter(maps.fit_ridge)
+        patch.setitem(maps.__dict__, "ALIGNMENTS", {"ridge": fit})
+        for part in ("2/2", "1/2"):
+            lc.run_part(settings, part, tiny, other, out=tmp_path)
+        result = lc.run(settings, tiny, other, out=tmp_path)
+    assert fit.calls == 1 and same(result, lc.run(settings, tiny, other))
+    assert len(list(tmp_path.glob(".latentcomm/*/conditions-*"))) == 1
+
+
+def test_a_part_that_fails_leaves_the_claim_to_those_that_go_on(tiny: lc.Model, tmp_path: Path) -> None:
+    settings = lc.CompareSettings(channels=("silent",), n_test=6)
+    (claim,) = Job(sender=tiny, out=tmp_path).claims(settings, "compare")
+    with claim.held():
+        with pytest.raises(KeyboardInterrupt), claim.held():
+            raise KeyboardInterrupt
+        assert claim.path.exists()
 
 
 def test_parts_in_folders_of_their_own_are_joined(tiny: lc.Model, tmp_path: Path) -> None:
@@ -99,7 +124,7 @@ def test_the_parts_of_all_loops_hold_each_record_once(of: int, tmp_path: Path) -
     ]
     owned = []
     for number in range(1, of + 1):
-        with in_turns(Part(number, of)):
+        with scheduled_by(Part(number, of)):
             owned.append([(loop, index) for loop, each in enumerate(loops) for index in ordered(each, needed=False)])
     assert sorted(itertools.chain.from_iterable(owned)) == [
         (loop, index) for loop, each in enumerate(loops) for index in range(len(each))
@@ -109,5 +134,5 @@ def test_the_parts_of_all_loops_hold_each_record_once(of: int, tmp_path: Path) -
 
 def test_all_that_is_needed_comes_own_first_then_from_the_end(tmp_path: Path) -> None:
     pieces = [(Records(tmp_path), str(number)) for number in range(7)]
-    with in_turns(Part(1, 2)):
+    with scheduled_by(Part(1, 2)):
         assert list(ordered(pieces)) == [0, 2, 4, 6, 5, 3, 1]

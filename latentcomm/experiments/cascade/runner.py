@@ -208,8 +208,8 @@ class Setting:
         continued: dict[int, dict[int, Continued]] = {}
         pieces = [(self._records(side, condition, wanted, chunk), "handed") for chunk in parts]
         saved = len(pieces) - len(missing(pieces))
-        turns, what = ordered(pieces, needed=False), f"{hand_off}, {condition}"
-        for number in track(turns, what, total=len(parts), saved=saved, shown=self.shown):
+        order, what = ordered(pieces, needed=False), f"{hand_off}, {condition}"
+        for number in track(order, what, total=len(parts), saved=saved, shown=self.shown):
             chunk = parts[number]
             known = [Continuation(alone[row].ids, alone[row].ended) for row in chunk if row in alone]
             request = Request(

@@ -61,10 +61,10 @@ def held_votes(
     numbers = range(max(counts.values(), default=0))
     records = _records(small, task, seed=seed, folder=folder, decisive=decisive)
     pieces = [(records, f"{number:04d}") for number in numbers]
-    turns, saved = ordered(pieces, needed=False), len(pieces) - len(missing(pieces))
+    order, saved = ordered(pieces, needed=False), len(pieces) - len(missing(pieces))
     drawn_by = {
         number: _sampled(small, task, number, seed=seed, records=records)
-        for number in track(turns, "votes", total=max(1, len(numbers)), saved=saved, shown=shown)
+        for number in track(order, "votes", total=max(1, len(numbers)), saved=saved, shown=shown)
     }
     end_of_part()
     replies = [drawn_by[number] for number in numbers]

@@ -5,13 +5,14 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from latentcomm._core.files import expanded
 from latentcomm._core.names import check_name
 from latentcomm._core.progress import track
-from latentcomm._core.records import end_of_part
+from latentcomm._core.records import Records, end_of_part, ordered
 from latentcomm.alignment import AffineMap
 from latentcomm.channels.base import Channel
 from latentcomm.channels.catalogue import (
@@ -34,7 +35,7 @@ from latentcomm.experiments.settings import Alignment, cell_of
 from latentcomm.experiments.sweep.grid import Cell
 from latentcomm.experiments.sweep.run import best_cell, cell_table, tune_sweep
 from latentcomm.fusion import Replace, RightAligned
-from latentcomm.models import Model, check_pair, encode, one_model, one_vocabulary
+from latentcomm.models import Model, check_pair, encode, fingerprints, one_model, one_vocabulary
 from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
@@ -154,7 +155,10 @@ def compare_named(
             progress=progress,
         )
         if PREDICTABILITY in names:
-            predictable = fit_predictability(
+            prints = fingerprints(sender, receiver)
+            records = Records.of(folder, "predictable", 1, prints, str(receiver.dtype), cell, alignment, settings.seed)
+            fit = partial(
+                fit_predictability,
                 sender,
                 receiver,
                 map_documents(),
@@ -164,6 +168,8 @@ def compare_named(
                 max_tokens=map_tokens(sender, receiver),
                 seed=settings.seed,
             )
+            for _ in ordered([(records, "map")]):
+                predictable = records.saved("map", fit, AffineMap.load)
     recipe = Recipe(
         Site(cell[0] if cell else 0),
         Site(cell[1] if cell else 0),
@@ -263,7 +269,8 @@ def choose_cell(
     if given is not None:
         sender.check_site(Site(given[0]))
         receiver.check_site(Site(given[1]))
-        return given, fit_maps(sender, receiver, [given], seed, alignment=alignment)[given] if mapped else None
+        options = {"alignment": alignment, "checkpoint": folder}
+        return given, fit_maps(sender, receiver, [given], seed, **options)[given] if mapped else None
     require_choices(tune)
     tune = tune if n_tune is None else tune.take(min(n_tune, len(tune.items)), seed=seed)
     reads = depths(sender.n_layers) if mapped else None
@@ -271,7 +278,7 @@ def choose_cell(
     maps = None
     if reads is not None and writes is not None:
         cells = [(read, write) for read in reads for write in writes]
-        maps = fit_maps(sender, receiver, cells, seed, alignment=alignment, progress=progress)
+        maps = fit_maps(sender, receiver, cells, seed, alignment=alignment, checkpoint=folder, progress=progress)
     wide = alignment == "right-aligned" and sender.d_model != receiver.d_model
     sweep = tune_sweep(
         sender,

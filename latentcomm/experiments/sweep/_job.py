@@ -29,7 +29,8 @@ def run_sweep(settings: SweepSettings, job: Job, inputs: SweepInputs) -> Result:
     if is_mapped(sender, receiver, settings.alignment):
         reads, writes = reads or depths(sender.n_layers), writes or depths(receiver.n_layers)
         cells = [cell] if cell else [(read, write) for read in reads for write in writes]
-        maps = fit_maps(sender, receiver, cells, settings.seed, alignment=settings.alignment, progress=job.progress)
+        options = {"alignment": settings.alignment, "checkpoint": folder, "progress": job.progress}
+        maps = fit_maps(sender, receiver, cells, settings.seed, **options)
     report = run.sweep_and_judge(
         sender,
         receiver,
