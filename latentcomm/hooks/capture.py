@@ -250,8 +250,8 @@ def capture_to_disk(
     Every shard is written atomically; the same call after an interruption resumes after the last complete shard, and
     after damage it sets the damaged file aside as FILE.damaged and captures that shard again.
     Memory is that of one shard of the sites, for any corpus. `skip_first` leaves out each prompt's first token
-    (the attention sink), `last_only` saves each prompt's last token alone. Part "I/N" captures every N-th shard from the
-    I-th on, I from 1; several processes may do so in one folder, and the store is whole when all parts are there.
+    (the attention sink), `last_only` saves each prompt's last token alone. Part "I/N" captures every N-th shard from
+    the I-th on, I from 1; several processes may do so in one folder, and the store is whole when all parts are there.
 
     Raises:
         ValueError: no site or one that the model lacks; the folder holds a capture of something else; a part that there

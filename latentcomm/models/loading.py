@@ -6,6 +6,8 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from latentcomm._core.files import snapshot_id
 from latentcomm._core.names import check_name
 from latentcomm.models import builtin
+from latentcomm.models._hashed import entry_of, loaded_from
 from latentcomm.models.base import Model
 from latentcomm.models.checkpoint import Checkpoint, locate, read_by_transformers
 from latentcomm.models.devices import DeviceMap, check_offloading, resolve_dtype, resolve_placement
@@ -68,11 +71,18 @@ def load_model(
     if place != "cpu" or options:  # each weight is read to its device; to the CPU it is mapped from its file
         options |= {"device_map": {"": place} if isinstance(place, str) and place != "auto" else place}
         options |= {} if max_memory is None else {"max_memory": dict(max_memory)}
+    entry = (entry_now := partial(_entry, checkpoint, numbers, quantization))()
     model = load_whole(AutoModelForCausalLM, name, checkpoint, dtype=numbers, options=options)
     check_offloading(getattr(model, "hf_device_map", {}))
     if quantization is not None:
         _steady(model)
-    return wrap_model(model, tokenizer, name=snapshot_id(name) or name)
+    wrapped = wrap_model(model, tokenizer, name=snapshot_id(name) or name)
+    return replace(wrapped, files=loaded_from(wrapped.hooked, entry, entry_now))
+
+
+def _entry(checkpoint: Checkpoint, dtype: torch.dtype, quantization: str | None) -> Path | None:
+    """Where the fingerprint of a checkpoint in this dtype is saved; None where its files are not known."""
+    return entry_of(checkpoint.local, dtype, quantization)
 
 
 def _tokenizer(name: str, checkpoint: Checkpoint) -> Any:
