@@ -75,7 +75,7 @@ def test_changed_files_are_hashed_anew(folder: Path, hashes: list[int], change: 
     weights = folder / "model.safetensors"
     facts = weights.stat()
     if "content" in change:
-        saved(folder, seed=1)
+        shutil.copy(saved(folder.with_name("other"), seed=1) / weights.name, weights)
     if change == "time":
         os.utime(weights, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
     if change == "content of that time":
@@ -178,6 +178,12 @@ def test_files_that_change_while_they_are_read_save_nothing(
     monkeypatch.setattr("latentcomm.models.loading.load_whole", slow)
     loaded = load_model(folder)
     assert loaded.files is None and loaded.fingerprint == in_memory() and not cache.exists()
+
+
+def test_files_that_change_after_they_are_read_save_nothing(folder: Path, cache: Path) -> None:
+    loaded = load_model(folder)
+    os.utime(folder / "model.safetensors", ns=(5, 5))
+    assert loaded.fingerprint == in_memory() and not cache.exists()
 
 
 def test_an_adapter_and_a_lost_shard_have_no_entry(folder: Path) -> None:
