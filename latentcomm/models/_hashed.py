@@ -160,7 +160,7 @@ def _read(entry: Path) -> tuple[str, str] | None:
 
     def read(path: Path) -> tuple[str, str]:
         record = read_sealed(path)
-        value, sums = record.get("fingerprint"), record.get("sums")
+        value, sums = str(record.get("fingerprint")), str(record.get("sums"))
         if record.get("key") != path.stem or not re.fullmatch(r"[0-9a-f]{64} [0-9a-f]{128}", f"{value} {sums}"):
             raise ValueError(f"{path} holds no fingerprint of its files")
         return value, sums
