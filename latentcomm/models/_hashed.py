@@ -115,8 +115,8 @@ class LoadedFiles:
 def loaded_from(hooked: Any, entry: Path | None, entry_now: Callable[[], Path | None]) -> LoadedFiles | None:
     """The files of a model that was loaded just now; None where they are not known, or changed while it was loaded.
 
-    `entry` is that of before it was loaded. Where no fingerprint is saved the sums of the weights are taken, since
-    whoever has the model may change it; saved are they with the fingerprint. Offloaded weights have none.
+    `entry` is that of before it was loaded. Where no fingerprint is saved, the sums of the weights are taken now, so
+    that nobody has changed them; they are saved with the fingerprint. Offloaded weights are hashed at every load.
     """
     weights = sorted(hooked.state_dict().items())
     if entry is None or entry_now() != entry or any(tensor.is_meta for _, tensor in weights):
@@ -132,10 +132,10 @@ def saved_fingerprint(entry: Path | None) -> str | None:
     return None if found is None else found[0]
 
 
-def entry_of(folder: Path | None, *dtype: Any) -> Path | None:
-    """Where the fingerprint of the model in a folder is saved, by its files and all that decides its weights with them.
+def entry_of(folder: Path | None, *options: Any) -> Path | None:
+    """Where the fingerprint of the model in a folder is saved: by its files, and by dtype and quantization.
 
-    None where the files are not known: another place's weights are in an adapter, too.
+    None where the files are not known: a folder that is not here, or an adapter, whose model is in another folder.
     """
     if folder is None or (folder / "adapter_config.json").exists():
         return None
@@ -148,7 +148,7 @@ def entry_of(folder: Path | None, *dtype: Any) -> Path | None:
     except (OSError, ValueError, KeyError, AttributeError, TypeError):  # transformers names what is wrong
         return None
     versions = [importlib.metadata.version(name) for name in ("transformers", "transformer-lens")]
-    return cache_folder() / "fingerprints" / f"{digest(VERSION, files, versions, *map(str, dtype))[:32]}.json"
+    return cache_folder() / "fingerprints" / f"{digest(VERSION, files, versions, *map(str, options))[:32]}.json"
 
 
 def _sums(state: Sequence[State]) -> str:
