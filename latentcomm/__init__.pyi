@@ -41,6 +41,7 @@ from .experiments.effects import Effects as Effects
 from .experiments.effects import measure_effects as measure_effects
 from .experiments.evaluation import Trial as Trial
 from .experiments.evaluation import evaluate as evaluate
+from .experiments.evaluation import send as send
 from .experiments.job import Result as Result
 from .experiments.preflight import Preflight as Preflight
 from .experiments.run import PartReport as PartReport

@@ -7,6 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already uses every
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("PIP_NO_INDEX", None)  # the built-in model comes from the package index
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from double import stay_in_float64
@@ -28,6 +30,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--other-kernels"):
         OtherKernels().__enter__()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fingerprints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fingerprints of the tests' models are not saved in the user's cache."""
+    folder = tmp_path_factory.mktemp("fingerprints")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latentcomm.models._hashed.cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

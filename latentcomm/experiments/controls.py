@@ -21,10 +21,13 @@ SELF = "self"
 
 @dataclass(frozen=True, eq=False)
 class Sending:
-    """The inputs of a control: the channel, both models, the task, the true message, and a seed."""
+    """The inputs of a control: the channel, both models, the task, the true message, and a seed.
+
+    Without a sender there is the message that one has sent.
+    """
 
     channel: Channel
-    sender: Model
+    sender: Model | None
     receiver: Model
     task: Task
     message: Message

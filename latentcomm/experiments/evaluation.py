@@ -17,6 +17,7 @@ from latentcomm._core.progress import track
 from latentcomm._core.records import Records, missing, ordered
 from latentcomm.channels.base import Channel, Deciding, Sharing, label
 from latentcomm.channels.message import Message, join
+from latentcomm.experiments._sent import SENT, check_sent, sending_of
 from latentcomm.experiments.controls import CONTROLS, SELF, USUAL, Sending, applies, true_message
 from latentcomm.experiments.cost import flops
 from latentcomm.experiments.folder import note_large
@@ -68,7 +69,7 @@ class Trial:
 
 def evaluate(
     channel: Channel,
-    sender: Model,
+    sender: Model | Message,
     receiver: Model,
     task: Task,
     *,
@@ -91,14 +92,21 @@ def evaluate(
     items are saved and not run again. Channels that send the same message (`channels.base.Sharing`) share it through
     the checkpoint, and through `told`, a dict that is passed to the evaluation of each with the same two models.
 
+    A message of `send` in place of the sender gives the trials that the sender would, all controls included, and has
+    the same records in a checkpoint.
+
     Raises:
         ValueError: an unknown control, a processed model with a raw one, a message of other items or of another number
-            than the task's, or what the task or the channel refuses.
+            than the task's, of another channel or without a sender, or what the task or the channel refuses.
     """
-    check_pair(sender, receiver)
     for name in controls:
         check_name("control", name, CONTROLS)
     task = task if n is None else task.take(n, seed=seed)
+    if isinstance(sender, Message):
+        with keyed(channel=channel, task=task):
+            check_sent(sender, channel, receiver, task, print_of)
+    else:
+        check_pair(sender, receiver)
     decoding = (task.reply_tokens if reply_tokens is None else reply_tokens, temperature, top_p)
     work = _Work.of(channel, sender, receiver, task, seed, controls, decoding, checkpoint, {} if told is None else told)
     for folder in work.messages.folders if checkpoint is not None else ():
@@ -116,6 +124,35 @@ def evaluate(
         run = partial(_trials, channel, receiver, task, sent, rows, work.choices, condition, *decoding, seed)
         found[number] = [Trial(**each) for each in records.values(pieces[number][1], run)]
     return [trial for number in sorted(found) for trial in found[number]]
+
+
+def send(
+    channel: Channel,
+    sender: Model,
+    task: Task,
+    *,
+    receiver: Model | None = None,
+    n: int | None = None,
+    seed: int = 0,
+) -> Message:
+    """The message of a channel for n items of a task (all by default), which `evaluate` takes in place of the sender.
+
+    It states its sender, channel, task and cost, so that it may be saved and evaluated where the sender is not in
+    memory. Without `receiver` it is for any receiver; a channel that sends to one alone needs it.
+
+    Raises:
+        ValueError: a processed model with a raw one, a channel or a task without stable content, hooks that are
+            attached to a model, or what the channel refuses.
+    """
+    task = task if n is None else task.take(n, seed=seed)
+    if receiver is not None:
+        check_pair(sender, receiver)
+    to = None if receiver is None else print_of(receiver)
+    with keyed(channel=channel, task=task):
+        facts = sending_of(channel, task, by=print_of(sender), to=to, processed=sender.processed)
+    message, cost = _sent(partial(channel.send, sender, receiver=receiver), task, Records(None))
+    made_by = {name: value for name, value in message.made_by.items() if name not in ("flops", "seconds")}
+    return replace(message, made_by=made_by | {SENT: facts | {"cost": asdict(cost)}})
 
 
 def send_first(
@@ -180,12 +217,13 @@ class _Messages:
     """The messages of a channel on a task, made when they are first needed.
 
     Attributes:
+        sender: a model, or the message that one has sent.
         prints: what both models are saved under, None without a checkpoint.
         told: the messages sent so far, by what was sent; channels that send the same share them.
     """
 
     channel: Channel
-    sender: Model
+    sender: Model | Message
     receiver: Model
     task: Task
     seed: int
@@ -199,11 +237,14 @@ class _Messages:
             return _sent(partial(self.channel.own, self.receiver), self.task, self._own)
         message, cost = self.sent
         make = true_message if condition == MESSAGE else CONTROLS[condition]
-        return make(Sending(self.channel, self.sender, self.receiver, self.task, message, self.seed)), cost
+        sender = None if isinstance(self.sender, Message) else self.sender
+        return make(Sending(self.channel, sender, self.receiver, self.task, message, self.seed)), cost
 
     @cached_property
     def sent(self) -> tuple[Message, Cost]:
-        """The message that the sender sends."""
+        """The message that the sender sends, or has sent."""
+        if isinstance(self.sender, Message):
+            return self.sender, Cost(**self.sender.made_by[SENT]["cost"])
         send = partial(self.channel.send, self.sender, receiver=self.receiver)
         if self._shared_key is None:
             return _sent(send, self.task, self.true)
@@ -260,7 +301,7 @@ class _Work:
     def of(
         cls,
         channel: Channel,
-        sender: Model,
+        sender: Model | Message,
         receiver: Model,
         task: Task,
         seed: int,
@@ -271,7 +312,10 @@ class _Work:
     ) -> "_Work":
         """The evaluation of a channel."""
         choices = draw_choices(task, receiver.first_token, seed=seed) if task.has_choices else [()] * len(task.items)
-        prints = None if checkpoint is None else [print_of(sender), print_of(receiver)]
+        prints = None
+        if checkpoint is not None:
+            by = sender.made_by[SENT]["by"] if isinstance(sender, Message) else print_of(sender)
+            prints = [by, print_of(receiver)]
         messages = _Messages(channel, sender, receiver, task, seed, checkpoint, prints, told)
         return cls(messages, choices, list(controls), decoding)
 

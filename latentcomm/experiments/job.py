@@ -18,6 +18,7 @@ from latentcomm.experiments.settings import SAVED, Settings, TaskSettings
 from latentcomm.models import Model
 from latentcomm.models.facts import describe
 from latentcomm.models.in_turn import Place, in_turn
+from latentcomm.models.loading import outlined
 from latentcomm.reporting.publish import Published, plain, provenance, write_table
 from latentcomm.reporting.publish import publish as publish_figure
 from latentcomm.reporting.terminal import Console
@@ -82,7 +83,7 @@ class Job:
 
             def load(name: str, settings: Settings) -> Model:  # anew each time: a cache would hold the weights
                 options = {"dtype": settings.dtype, "device": settings.device}
-                return in_turn(partial(models.load_model, name, **options), place)
+                return in_turn(partial(models.load_model, name, **options), place, outline=outlined(name, **options))
 
         same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
         second = self.receiver

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentcomm._core.files import digest, expanded, read_sealed, read_tensors, write_sealed
 from latentcomm._core.progress import track
-from latentcomm._core.records import Records, read_whole
+from latentcomm._core.records import Part, Records, ordered, read_whole, scheduled_by
 from latentcomm.models import Hook, Model, PassEnded, in_halves
 from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
@@ -257,6 +257,7 @@ def capture_to_disk(
     last_only: bool = False,
     rows_per_shard: int = ROWS_PER_SHARD,
     batch_tokens: int = TOKENS_PER_BATCH,
+    part: str | None = None,
     progress: bool = True,
 ) -> ActivationStore:
     """Stream a corpus through a model and save its real tokens' activations on disk.
@@ -264,16 +265,19 @@ def capture_to_disk(
     Every shard is written atomically; the same call after an interruption resumes after the last complete shard, and
     after damage it sets the damaged file aside as FILE.damaged and captures that shard again.
     Memory is that of one shard of the sites, for any corpus. `skip_first` leaves out each prompt's first token
-    (the attention sink), `last_only` saves each prompt's last token alone.
+    (the attention sink), `last_only` saves each prompt's last token alone. Part "I/N" captures every N-th shard from
+    the I-th on, I from 1; several processes may do so in one folder, and the store is whole when all parts are there.
 
     Raises:
-        ValueError: no site or one that the model lacks; the folder holds a capture of something else.
+        ValueError: no site or one that the model lacks; the folder holds a capture of something else; a part that there
+            is not.
         RuntimeError: the disk is full; finished shards are saved.
     """
     if not sites:
         raise ValueError("name at least one site to capture")
     for site in sites:
         model.check_site(site)
+    turns = contextlib.nullcontext() if part is None else scheduled_by(Part.parse(part))
     target = expanded(folder)
     shards = _plan_shards(prompts, rows_per_shard, skip_first, last_only)
     manifest = {
@@ -288,9 +292,12 @@ def capture_to_disk(
     }
     claim_folder(target, manifest, "shard-*.safetensors")
     store, records = ActivationStore(target, manifest), Records(target)
-    for number, (start, stop) in enumerate(track(shards, "capture", total=len(shards), shown=progress)):
-        make = partial(_shard, model, prompts, range(start, stop), sites, skip_first, last_only, batch_tokens)
-        records.tensors(store.shard_path(number).stem, make)
+    pieces = [(records, store.shard_path(number).stem) for number in range(len(shards))]
+    with turns:
+        for number in track(ordered(pieces, needed=False), "capture", total=len(pieces), shown=progress):
+            rows = range(*shards[number])
+            make = partial(_shard, model, prompts, rows, sites, skip_first, last_only, batch_tokens)
+            records.tensors(pieces[number][1], make)
     return store
 
 
@@ -303,9 +310,10 @@ def claim_folder(folder: Path, manifest: dict[str, Any], files: str) -> None:
         ValueError: what is captured there is another; the entries that differ are named.
         RuntimeError: the disk is full.
     """
+    unnamed = list(folder.glob(files))  # before the manifest is read: those of a process that begins meanwhile have one
     saved = read_whole(folder / MANIFEST, read_sealed)
     if saved is None:
-        for file in folder.glob(files):
+        for file in unnamed:
             file.replace(f"{file}.damaged")
         write_sealed(folder / MANIFEST, manifest)
     elif changed := [key for key in manifest if saved[0].get(key) != manifest[key]]:

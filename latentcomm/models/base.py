@@ -16,6 +16,7 @@ from torch import Tensor
 
 from latentcomm._core.files import digest
 from latentcomm._core.linalg import in_float64
+from latentcomm.models._hashed import LoadedFiles, state_of
 from latentcomm.models._plain import Plain, has_foreign_hooks
 from latentcomm.models.sites import Site
 
@@ -96,12 +97,14 @@ class Model:
         tokenizer: its transformers tokenizer, or None.
         name: what it was loaded as.
         is_bridge: a TransformerBridge (True) or a HookedTransformer (False).
+        files: the files that its weights are loaded from, with what was known of them then; None of other models.
     """
 
     hooked: Any
     tokenizer: Any
     name: str
     is_bridge: bool
+    files: LoadedFiles | None = None
 
     def __repr__(self) -> str:
         kind = "TransformerBridge" if self.is_bridge else "HookedTransformer"
@@ -201,18 +204,14 @@ class Model:
 
         All weights are hashed when it is first needed, and again once one of them is another tensor, was changed in
         place, or has other sums, by which a change through `.data` shows. It is the same whatever devices they are on;
-        those that accelerate has offloaded are read from their files. Quantised weights have another value.
+        those that accelerate has offloaded are read from their files. Quantised weights have another value. That of
+        files is saved in the cache folder: weights that `load_model` reads from them again are not hashed.
         """
         weights = sorted(self.hooked.state_dict().items())
-        state = [(name,) if tensor.is_meta else _state_of(name, tensor) for name, tensor in weights]
+        state: list[Any] = [(name,) if tensor.is_meta else state_of(name, tensor) for name, tensor in weights]
         if self.__dict__.get("_hashed", (None,))[0] != state:
-            offloaded = _offloaded(self.hooked) if any(tensor.is_meta for _, tensor in weights) else {}
-            found = hashlib.sha256()
-            for name, tensor in weights:
-                found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                tensor = offloaded[name]() if tensor.is_meta else tensor
-                found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            self.__dict__["_hashed"] = state, found.hexdigest()
+            hashed = partial(_hash, self.hooked, weights)
+            self.__dict__["_hashed"] = state, hashed() if self.files is None else self.files.fingerprint(state, hashed)
         return self.__dict__["_hashed"][1]
 
     @property
@@ -529,27 +528,15 @@ def _offloaded(hooked: Any) -> dict[str, Callable[[], Tensor]]:
     return {name: readers[id(tensor)] for name, tensor in named if tensor.is_meta}
 
 
-def _state_of(name: str, tensor: Tensor) -> tuple[Any, ...]:
-    """What changes when a weight does: where it is, how often it was written in place, and sums over it.
-
-    Its bits are summed along rows and along columns, eight bytes at a time where they allow it (at the speed of
-    memory), so that a changed entry and exchanged entries show; where all signs change the plain sum does.
-    """
-    found = name, tensor.data_ptr(), tensor.stride(), tuple(tensor.shape), tensor.dtype
-    if not tensor.numel():
-        return found
-    values = tensor.detach()
-    rows = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values.reshape(1, -1)
-    size = rows.shape[1] * rows.dtype.itemsize
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.dtype.itemsize]
-    if size % 8 == 0 and rows.is_contiguous() and rows.storage_offset() * rows.dtype.itemsize % 8 == 0:
-        whole = torch.int64
-    bits = rows.to(torch.uint8) if rows.dtype == torch.bool else rows.view(whole)
-    sums = tuple(bits.sum(axis, dtype=torch.int64).cpu().numpy().tobytes() for axis in (0, 1))
-    version = None if tensor.is_inference() else tensor._version
-    if values.is_floating_point() and values.dtype.itemsize == 1:  # torch has no sum of them
-        values = values.float()
-    return *found, version, hashlib.blake2b(b"".join(sums)).digest(), float(values.sum())
+def _hash(hooked: Any, weights: Sequence[tuple[str, Tensor]]) -> str:
+    """The SHA-256 of named weights; those that accelerate has offloaded are read."""
+    offloaded = _offloaded(hooked) if any(tensor.is_meta for _, tensor in weights) else {}
+    found = hashlib.sha256()
+    for name, tensor in weights:
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        tensor = offloaded[name]() if tensor.is_meta else tensor
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _last_position(value: Tensor, hook: Any) -> Tensor:

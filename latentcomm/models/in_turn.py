@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from latentcomm.models.base import Model
+from latentcomm.models.loading import Outline
 
 __all__ = ["ModelInTurn", "Place", "in_turn"]
 
@@ -66,10 +67,11 @@ class _Lazy:
         facts: what is known of the model while its weights are not in memory.
     """
 
-    def __init__(self, load: Callable[[], Model], place: Place) -> None:
-        self._load, self._place = load, place
-        model = self.model()
-        self.facts = {name: getattr(model, name) for name in FACTS}
+    def __init__(self, load: Callable[[], Model], place: Place, outline: Outline | None) -> None:
+        self._load, self._place, self.facts = load, place, {}
+        model = self.model() if outline is None else outline.model
+        known = {} if outline is None else {"device": outline.device, "fingerprint": outline.fingerprint}
+        self.facts = {name: known[name] if name in known else getattr(model, name) for name in FACTS}
         self.cfg = model.hooked.cfg
         original = getattr(model.hooked, "original_model", None)
         self._original = None
@@ -77,8 +79,20 @@ class _Lazy:
             self._original = _Original(self, original.config, getattr(original, "generation_config", None))
 
     def model(self) -> Model:
-        """The model with its weights in memory."""
-        return self._place.model(self, self._load)
+        """The model with its weights in memory.
+
+        Raises:
+            RuntimeError: they are not those that its fingerprint is of.
+        """
+        return self._place.model(self, self._as_known)
+
+    def _as_known(self) -> Model:
+        model = self._load()
+        if self.facts and model.fingerprint != self.facts["fingerprint"]:
+            raise RuntimeError(
+                f"the files of {model.name} are not those that they were when the run began; run it again"
+            )
+        return model
 
     @property
     def is_loaded(self) -> bool:
@@ -107,7 +121,8 @@ class _Lazy:
 class ModelInTurn(Model):
     """A model whose weights are in memory while it is used and no other of the same place is.
 
-    Its facts (sizes, dtype, fingerprint, hook points) are taken when it is first loaded and known from then on.
+    Its facts (sizes, dtype, fingerprint, hook points) are those of its outline, or are taken when it is first loaded,
+    and known from then on.
     """
 
     def _fact(self, name: str) -> Any:
@@ -162,12 +177,12 @@ FACTS = ("processed", "dtype", "device", "hook_names", "joins_lengths", "stop_id
 """Attributes of a model that are known while its weights are not in memory."""
 
 
-def in_turn(load: Callable[[], Model], place: Place) -> ModelInTurn:
-    """A model of a place, loaded once for its facts.
+def in_turn(load: Callable[[], Model], place: Place, *, outline: Outline | None = None) -> ModelInTurn:
+    """A model of a place, loaded once for its facts unless there is an outline of it (`models.loading.outlined`).
 
     >>> place = Place()
     >>> sender, receiver = (in_turn(lambda: load_model(name), place) for name in names)  # doctest: +SKIP
     """
-    hooked = _Lazy(load, place)
-    model = hooked.model()
+    hooked = _Lazy(load, place, outline)
+    model = hooked.model() if outline is None else outline.model
     return ModelInTurn(hooked, model.tokenizer, model.name, model.is_bridge)

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,22 @@ import torch
 from latentcomm._core.files import snapshot_id
 from latentcomm._core.names import check_name
 from latentcomm.models import builtin
+from latentcomm.models._hashed import entry_of, loaded_from, saved_fingerprint
 from latentcomm.models.base import Model
 from latentcomm.models.checkpoint import Checkpoint, locate, read_by_transformers
-from latentcomm.models.devices import DeviceMap, check_offloading, resolve_dtype, resolve_placement
+from latentcomm.models.devices import DeviceMap, check_offloading, resolve_device, resolve_dtype, resolve_placement
 
 _BUFFER = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|\brotary_emb\.\w+$|\bposition_ids$")
 """Constants that old versions of transformers saved with the weights: masks, rotation frequencies, positions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A model that has no weights, with the device and the fingerprint that it has once they are read."""
+
+    model: Model
+    device: torch.device
+    fingerprint: str
 
 
 def load_model(
@@ -68,11 +80,50 @@ def load_model(
     if place != "cpu" or options:  # each weight is read to its device; to the CPU it is mapped from its file
         options |= {"device_map": {"": place} if isinstance(place, str) and place != "auto" else place}
         options |= {} if max_memory is None else {"max_memory": dict(max_memory)}
+    entry = (entry_now := partial(_entry, checkpoint, numbers, quantization))()
     model = load_whole(AutoModelForCausalLM, name, checkpoint, dtype=numbers, options=options)
     check_offloading(getattr(model, "hf_device_map", {}))
     if quantization is not None:
         _steady(model)
-    return wrap_model(model, tokenizer, name=snapshot_id(name) or name)
+    wrapped = wrap_model(model, tokenizer, name=snapshot_id(name) or name)
+    return replace(wrapped, files=loaded_from(wrapped.hooked, entry, entry_now))
+
+
+def outlined(
+    name_or_path: str | os.PathLike[str], *, dtype: str | torch.dtype, device: str | torch.device
+) -> Outline | None:
+    """What `load_model` gives, without reading weights, of files whose fingerprint is saved; None of others.
+
+    Raises:
+        ValueError: as `load_model`.
+        RuntimeError: the hub cannot be reached.
+    """
+    place = resolve_device(device)
+    numbers, name = resolve_dtype(dtype, device=place), os.fspath(name_or_path)
+    checkpoint = locate(name)
+    fingerprint = None if checkpoint.gguf_file else saved_fingerprint(_entry(checkpoint, numbers, None))
+    if fingerprint is None:
+        return None
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    with read_by_transformers(name):
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(checkpoint.folder)
+            model = AutoModelForCausalLM.from_config(config, dtype=numbers)
+        if (Path(str(checkpoint.local)) / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    try:
+        model = wrap_model(model, _tokenizer(name, checkpoint), name=snapshot_id(name) or name)
+    except NotImplementedError:  # of what computes with weights as it is wrapped
+        return None
+    at = torch.empty(0, device=place).device
+    model.hooked.cfg.device = str(at)
+    return Outline(model, at, fingerprint)
+
+
+def _entry(checkpoint: Checkpoint, dtype: torch.dtype, quantization: str | None) -> Path | None:
+    """Where the fingerprint of a checkpoint in this dtype is saved; None where its files are not known."""
+    return entry_of(checkpoint.local, dtype, quantization)
 
 
 def _tokenizer(name: str, checkpoint: Checkpoint) -> Any:

@@ -14,14 +14,14 @@ from latentcomm.experiments.settings import Settings
 
 COMPARE = {"channels": ("silent", "text", "replace", "kv"), "read_layer": 1, "write_layer": 1, "n_test": 8}
 RUNS = [
-    (lc.CompareSettings, COMPARE, 5),
-    (lc.SweepSettings, {"n_tune": 3, "n_test": 6, "alignment": "none"}, 5),
+    (lc.CompareSettings, COMPARE, 4),
+    (lc.SweepSettings, {"n_tune": 3, "n_test": 6, "alignment": "none"}, 4),
     (
         lc.CascadeSettings,
         {"task": "kv-math", "n": (0, 2), "n_items": 4, "reply_tokens": 4, "stop": ("sentence-end",)},
         3,
     ),
-    (lc.DiagnoseSettings, {"documents": 24, "tokens": 16, "prompts": 2, "layers": 2}, 8),
+    (lc.DiagnoseSettings, {"documents": 24, "tokens": 16, "prompts": 2, "layers": 2}, 2),
 ]
 
 

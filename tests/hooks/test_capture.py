@@ -261,6 +261,38 @@ class TestOnDisk:
         self.stored(tmp_path / "part")
         assert runs == [0, 0, 1, 1]  # all is there: nothing ran
 
+    def test_parts_capture_their_own_shards_of_the_undivided_store(self, tmp_path: Path) -> None:
+        whole, made = self.stored(tmp_path / "whole"), []
+        for part in ("2/2", "1/2"):
+            before = set(files_in(tmp_path / "parts")) if made else set()
+            self.stored(tmp_path / "parts", part=part)
+            made.append(sorted(set(files_in(tmp_path / "parts")) - before))
+        assert made[0] == ["manifest.json", "shard-00001.safetensors"]
+        assert made[1] == ["shard-00000.safetensors", "shard-00002.safetensors"]
+        parts = ActivationStore.open(tmp_path / "parts")
+        assert parts.manifest == whole.manifest and files_in(whole.folder) == files_in(parts.folder)
+        for site in SITES:
+            assert_same_bits(parts.load(site), whole.load(site))
+        assert_same_bits(parts.prompt_of_row(), whole.prompt_of_row())
+        with pytest.raises(ValueError, match="part is 3/2; give a part from 1/2 to 2/2"):
+            self.stored(tmp_path / "none", part="3/2")
+        assert not (tmp_path / "none").exists()
+
+    def test_a_part_that_begins_at_once_leaves_the_others_shards(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read = capturing.read_whole
+
+        def late(path: Path, how: Any) -> Any:  # the other part writes manifest and shard just before this one reads
+            monkeypatch.setattr(capturing, "read_whole", read)
+            found = read(path, how)
+            self.stored(tmp_path, part="1/3")
+            return found
+
+        monkeypatch.setattr(capturing, "read_whole", late)
+        self.stored(tmp_path, part="2/3")
+        assert files_in(tmp_path) == ["manifest.json", "shard-00000.safetensors", "shard-00001.safetensors"]
+
     def test_a_damaged_shard_is_set_aside_and_captured_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
