@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentcomm._core.budget import at_most, budget
 from latentcomm._core.files import digest, expanded
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
@@ -22,7 +23,7 @@ from latentcomm.models.sites import Site
 MAX_TOKENS = 256
 """Tokens of a document that are read, by default."""
 TOKENS_PER_PART = 4096
-"""Tokens of the documents that are captured together and saved in one file: what an interruption loses at most."""
+"""Tokens of the documents that are captured together and saved in one file at most: what an interruption loses."""
 
 
 class _PairedRows:
@@ -158,9 +159,10 @@ def capture_paired(
     if not is_one_side:
         sides["receiver"] = _Side(receiver, tokens.receiver, tokens.receiver_position, write)
     records = Records(None if checkpoint is None else expanded(checkpoint))
+    most = min(at_most(TOKENS_PER_PART, side.bytes_a_token) for side in sides.values())
     if records.folder is not None:
-        claim_folder(records.folder, _manifest(sides, tokens), "*er-*.safetensors")
-    parts = _parts(tokens)
+        claim_folder(records.folder, _manifest(sides, tokens, most), "*er-*.safetensors")
+    parts = _parts(tokens, most)
     todo = [(role, number) for role in sides for number in range(len(parts))]
     bounds = torch.searchsorted(tokens.document, torch.tensor([0, *(stop for _, stop in parts)])).tolist()
     found = {
@@ -187,18 +189,24 @@ class _Side:
     position: Int[Tensor, " row"]
     layers: list[int]
 
+    @property
+    def bytes_a_token(self) -> int:
+        """The states of a token as they are captured, and in float32."""
+        return len(self.layers) * self.model.d_model * (torch.finfo(self.model.dtype).bits // 8 + 4)
+
 
 def _states(
     side: _Side, documents: range, document: Int[Tensor, " row"], rows: slice
 ) -> dict[str, Float[Tensor, "layer row d_model"]]:
     """The residual stream of a side at these rows, which are of these documents, as "states"."""
     sites = [Site(layer) for layer in side.layers]
-    seen = capture(side.model, side.prompts.select(documents), sites, batch_tokens=TOKENS_PER_PART)
+    most = TOKENS_PER_PART if budget() is None else None
+    seen = capture(side.model, side.prompts.select(documents), sites, batch_tokens=most)
     at = document - documents.start, side.position[rows]
     return {"states": torch.stack([seen.values[site][at].float() for site in sites])}
 
 
-def _manifest(sides: dict[str, _Side], tokens: PairedTokens) -> dict[str, Any]:
+def _manifest(sides: dict[str, _Side], tokens: PairedTokens, tokens_per_part: int) -> dict[str, Any]:
     """What identifies the models, tokens and layers (None where all are) of a folder of captured parts."""
     some = {role: side.layers for role, side in sides.items() if side.layers != list(range(side.model.n_layers))}
     return {
@@ -210,16 +218,16 @@ def _manifest(sides: dict[str, _Side], tokens: PairedTokens) -> dict[str, Any]:
             tokens.sender_position,
             tokens.receiver_position,
         ),
-        "tokens_per_part": TOKENS_PER_PART,
+        "tokens_per_part": tokens_per_part,
         "layers": some or None,
     }
 
 
-def _parts(tokens: PairedTokens) -> list[tuple[int, int]]:
-    """First and last-plus-one document of each part: as many as `TOKENS_PER_PART` of either model hold."""
+def _parts(tokens: PairedTokens, most: int) -> list[tuple[int, int]]:
+    """First and last-plus-one document of each part: as many as `most` tokens of either model hold."""
     parts, start, n_tokens = [], 0, 0
     for number, length in enumerate(torch.maximum(tokens.sender.lengths, tokens.receiver.lengths).tolist()):
-        if n_tokens and n_tokens + length > TOKENS_PER_PART:
+        if n_tokens and n_tokens + length > most:
             parts.append((start, number))
             start, n_tokens = number, 0
         n_tokens += length

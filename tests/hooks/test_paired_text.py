@@ -18,6 +18,7 @@ from torch import Tensor
 from toys import PIECES, Counter
 
 from latentcomm._core import files
+from latentcomm._core.budget import within
 from latentcomm.hooks.paired_text import PairedStates, PairedTokens, capture_paired, pair_tokens
 from latentcomm.models import Model, encode, wrap_model
 from latentcomm.models.sites import Site
@@ -357,7 +358,7 @@ class TestCapturingPairs:
             capture_paired(sender, receiver, tokens, checkpoint=tmp_path / "kept")
         assert len(files_in(tmp_path / "kept")) == interrupted_at  # a manifest, and the parts before
         found = capture_paired(sender, receiver, tokens, checkpoint=tmp_path / "kept")
-        n_parts = len(pairing._parts(tokens))
+        n_parts = len(pairing._parts(tokens, pairing.TOKENS_PER_PART))
         assert n_parts >= 3 and counted.calls == 2 * n_parts and same_states(found, whole)
         again = capture_paired(sender, receiver, tokens, checkpoint=tmp_path / "kept")
         assert counted.calls == 2 * n_parts and same_states(again, whole)
@@ -388,6 +389,18 @@ class TestCapturingPairs:
         with pytest.raises(RuntimeError, match="No space left on device"):
             capture_paired(model, model, tokens, checkpoint=tmp_path)
         assert files_in(tmp_path) == ["manifest.json", "sender-00000.safetensors"]
+
+    def test_parts_hold_the_states_of_the_budget(self, tmp_path: Path) -> None:
+        sender, receiver = different_pair()
+        tokens = pair_tokens(sender, receiver, DOCUMENTS)
+        whole = capture_paired(sender, receiver, tokens)
+        with within(14 * 3 * 32 * (8 + 4)):  # 14 tokens of 3 layers of 32, captured in float64 and saved in float32
+            found = capture_paired(sender, receiver, tokens, checkpoint=tmp_path)
+        n_parts = len(pairing._parts(tokens, 14))
+        assert n_parts >= 3 and len(files_in(tmp_path)) == 1 + 2 * n_parts
+        assert equal_to_rounding(found.x, whole.x, terms=forward_terms(sender))
+        with pytest.raises(ValueError, match="differs in tokens_per_part; choose another folder"):
+            capture_paired(sender, receiver, tokens, checkpoint=tmp_path)
 
     def test_a_document_without_rows_is_left_out_and_nothing_shifts(self, small_parts: None) -> None:
         sender, receiver = different_pair()

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from latentcomm import alignment
+from latentcomm._core.budget import budget
 from latentcomm._core.files import digest, expanded, without_folder
 from latentcomm._core.records import Records
 from latentcomm._core.version import __version__
@@ -106,7 +107,7 @@ def diagnose(
     check_documents(texts.name, len(documents))
     tokens = pair_tokens(sender, receiver, documents, max_tokens=n_tokens)
     prints: dict[str, str] = dict(zip(("sender", "receiver"), fingerprints(sender, receiver), strict=True))
-    choices = {
+    choices: dict[str, Any] = {
         "corpus": texts.name,
         "corpus_sha256": texts.sha256,
         "documents": len(documents),
@@ -116,6 +117,8 @@ def diagnose(
         "fusions": {name: _described(fusion) for name, fusion in fusions.items()},
         "aligner": None if aligner is None else getattr(aligner, "__qualname__", repr(aligner)),
     }
+    if budget() is not None:
+        choices["memory"] = budget()
     inputs = _key(choices, prints, sender, receiver, fusions)
     target = None if out is None else expanded(out)
     if target is not None:
