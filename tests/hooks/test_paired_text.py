@@ -19,7 +19,7 @@ from toys import PIECES, Counter
 
 from latentcomm._core import files
 from latentcomm._core.budget import within
-from latentcomm.hooks.paired_text import PairedStates, PairedTokens, capture_paired, pair_tokens
+from latentcomm.hooks.paired_text import PairedStates, PairedTokens, capture_paired, capture_paired_to_disk, pair_tokens
 from latentcomm.models import Model, encode, wrap_model
 from latentcomm.models.sites import Site
 
@@ -401,6 +401,21 @@ class TestCapturingPairs:
         assert equal_to_rounding(found.x, whole.x, terms=forward_terms(sender))
         with pytest.raises(ValueError, match="differs in tokens_per_part; choose another folder"):
             capture_paired(sender, receiver, tokens, checkpoint=tmp_path)
+
+    @pytest.mark.parametrize("both", ["different", "one"])
+    def test_states_on_disk_are_those_in_memory(self, small_parts: None, both: str, tmp_path: Path) -> None:
+        sender, receiver = different_pair() if both == "different" else [build("llama")] * 2
+        tokens = pair_tokens(sender, receiver, DOCUMENTS)
+        whole = capture_paired(sender, receiver, tokens)
+        rows = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[:-2]
+        for _ in range(2):  # as it is written, and read back
+            found = capture_paired_to_disk(sender, receiver, tokens, tmp_path)
+            assert (found.y is found.x) == (both == "one") and len(found) == len(tokens)
+            for states, expected in ((found.x, whole.x), (found.y, whole.y)):
+                assert states.shape == expected.shape and len(states.files) > 1
+                for layer in range(len(expected)):
+                    assert_same_bits(states[layer, rows], expected[layer, rows])
+                    assert states[layer, rows[:0]].shape == (0, states.shape[2])
 
     def test_a_document_without_rows_is_left_out_and_nothing_shifts(self, small_parts: None) -> None:
         sender, receiver = different_pair()

@@ -44,7 +44,7 @@ from latentcomm.experiments.diagnosis.settings import FILES, PAGE, RECORD, Size,
 from latentcomm.experiments.folder import forget, large_work, note_large, refuse_unwritable
 from latentcomm.experiments.settings import SAVED
 from latentcomm.fusion import Fusion
-from latentcomm.hooks.paired_text import PairedTokens, capture_paired, pair_tokens
+from latentcomm.hooks.paired_text import PairedTokens, capture_paired, capture_paired_to_disk, pair_tokens
 from latentcomm.models import Model, check_pair, fingerprints
 from latentcomm.tasks.corpus import Corpus, read_corpus
 
@@ -198,7 +198,10 @@ def _measured(
     progress: bool,
 ) -> dict[str, Any]:
     """All that a diagnosis takes from the states of both models, as plain values: tables, facts and warnings."""
-    states = capture_paired(sender, receiver, tokens, checkpoint=capture, progress=progress)
+    if capture is None:
+        states = capture_paired(sender, receiver, tokens, progress=progress)
+    else:
+        states = capture_paired_to_disk(sender, receiver, tokens, capture, progress=progress)
     rows = ordinary_rows(
         states.x,
         states.y,
