@@ -102,10 +102,11 @@ class Prepared:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[Mapping[Path, int | None]]:
-        """A block in which the files that the run writes are its own, and what it lists as large is not deleted."""
+        """A block in which the run's files are its own, what it lists as large is not deleted, and memory is stated."""
+        from latentcomm._core.budget import within
         from latentcomm.experiments.folder import large_work
 
-        with contextlib.ExitStack() as held:
+        with within(self.settings.budget), contextlib.ExitStack() as held:
             for claim in self.claims:
                 held.enter_context(claim.held(overwrite=self.overwrite))
             yield held.enter_context(large_work())

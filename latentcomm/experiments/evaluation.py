@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 
+from latentcomm._core.budget import at_most, budget
 from latentcomm._core.files import digest, expanded
 from latentcomm._core.names import check_name
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records, missing, ordered
-from latentcomm.channels.base import Channel, Deciding, Sharing, label
+from latentcomm.channels.base import Channel, Deciding, Sharing, label, receiver_prompts, sender_prompts
 from latentcomm.channels.message import Message, join
 from latentcomm.experiments._sent import SENT, check_sent, sending_of
 from latentcomm.experiments.controls import CONTROLS, SELF, USUAL, Sending, applies, true_message
 from latentcomm.experiments.cost import flops
 from latentcomm.experiments.folder import note_large
 from latentcomm.hooks.decode import decode
+from latentcomm.hooks.shared_prefix import numbers_cached
 from latentcomm.models import Model, check_pair, recorded_passes
 from latentcomm.models.in_turn import ModelInTurn
 from latentcomm.tasks.base import Task, draw_choices
@@ -29,7 +31,7 @@ from latentcomm.tasks.base import Task, draw_choices
 MESSAGE = "message"
 """The condition in which the true message is sent."""
 ITEMS_AT_ONCE = 32
-"""Items between two writes of a checkpoint: what an interrupted run loses at most."""
+"""Items between two writes of a checkpoint at most: what an interrupted run loses."""
 METRICS = ("free", "choices")
 """Free: the reply is judged right. Choices: the right choice has the highest logit."""
 
@@ -113,7 +115,7 @@ def evaluate(
         note_large(folder)
     names = work.conditions.values("names", partial(_conditions, work.messages, controls))
     message = lru_cache(maxsize=1)(work.messages.under)  # made where a trial is not saved yet, and once
-    parts = [(name, work.trials(name), rows) for name in names for rows in chunks(len(task.items), ITEMS_AT_ONCE)]
+    parts = [(name, work.trials(name), rows) for name in names for rows in work.messages.chunks]
     pieces = [(records, f"{rows.start:05d}") for _, records, rows in parts]
     found: dict[int, list[Trial]] = {}
     saved = len(pieces) - len(missing(pieces))
@@ -179,7 +181,7 @@ def send_first(
             decoding = (task.reply_tokens, 0.0, 1.0)
             work = _Work.of(channel, sender, receiver, task, seed, mine, decoding, checkpoint, {})
             note_large(work.messages.true.folder)
-            _sent(partial(channel.send, sender, receiver=receiver), task, work.messages.true)
+            _sent(partial(channel.send, sender, receiver=receiver), task, work.messages.true, work.messages.chunks)
 
 
 def n_evaluated(
@@ -234,7 +236,7 @@ class _Messages:
     def under(self, condition: str) -> tuple[Message, Cost]:
         """The message of a condition: the true one, or what a control makes of it."""
         if condition == SELF:  # the receiver runs to make it: it is saved and has a cost of its own
-            return _sent(partial(self.channel.own, self.receiver), self.task, self._own)
+            return _sent(partial(self.channel.own, self.receiver), self.task, self._own, self.chunks)
         message, cost = self.sent
         make = true_message if condition == MESSAGE else CONTROLS[condition]
         sender = None if isinstance(self.sender, Message) else self.sender
@@ -247,9 +249,9 @@ class _Messages:
             return self.sender, Cost(**self.sender.made_by[SENT]["cost"])
         send = partial(self.channel.send, self.sender, receiver=self.receiver)
         if self._shared_key is None:
-            return _sent(send, self.task, self.true)
+            return _sent(send, self.task, self.true, self.chunks)
         if self._shared_key not in self.told:
-            self.told[self._shared_key] = _sent(send, self.task, self.true)
+            self.told[self._shared_key] = _sent(send, self.task, self.true, self.chunks)
         return self.told[self._shared_key]
 
     @property
@@ -266,7 +268,7 @@ class _Messages:
         """Where the message that the sender sends is saved."""
         if self._shared_key is None:
             return self.records("message")
-        return Records.of(self.checkpoint, "message", 1, self.prints, self._shared_key, ITEMS_AT_ONCE)
+        return Records.of(self.checkpoint, "message", 1, self.prints, self._shared_key, self._plan)
 
     @cached_property
     def _shared_key(self) -> str | None:
@@ -281,11 +283,31 @@ class _Messages:
         return Records.of(self.checkpoint, kind, 1, self._inputs, *decisive)
 
     @cached_property
+    def chunks(self) -> list[range]:
+        """The items that run together and are saved in one piece: of a stated budget as many as it holds.
+
+        An item is counted with the keys and values of both prompts, as where one is sent, and of the task's reply.
+        """
+        if budget() is None:
+            return chunks(len(self.task.items), ITEMS_AT_ONCE)
+        prompts = sender_prompts(self.sender, self.task), receiver_prompts(self.receiver, self.task)
+        n_tokens = sum(int(each.lengths.max()) for each in prompts) + self.task.reply_tokens
+        of_token = max(
+            numbers_cached(each) * torch.finfo(each.dtype).bits // 8 for each in (self.sender, self.receiver)
+        )
+        return chunks(len(self.task.items), at_most(ITEMS_AT_ONCE, n_tokens * of_token))
+
+    @property
+    def _plan(self) -> Any:
+        """What decides which items run together, and how their passes are split."""
+        return ITEMS_AT_ONCE if budget() is None else [len(self.chunks[0]), budget()]
+
+    @cached_property
     def _inputs(self) -> str | None:
         if self.checkpoint is None:
             return None
         with keyed(channel=self.channel, task=self.task):
-            return digest(self.prints, self.channel, self.task, self.seed, ITEMS_AT_ONCE)
+            return digest(self.prints, self.channel, self.task, self.seed, self._plan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,7 +352,7 @@ class _Work:
 
     def is_saved(self, name: str) -> bool:
         """Whether all trials of a condition are there."""
-        parts = [f"{rows.start:05d}" for rows in chunks(len(self.messages.task.items), ITEMS_AT_ONCE)]
+        parts = [f"{rows.start:05d}" for rows in self.messages.chunks]
         return self.trials(name).n_saved(parts) == len(parts)
 
 
@@ -345,10 +367,11 @@ def chunks(n: int, size: int) -> list[range]:
     return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
 
-def _sent(send: Callable[[Task], Message], task: Task, records: Records) -> tuple[Message, Cost]:
+def _sent(
+    send: Callable[[Task], Message], task: Task, records: Records, chunked: Sequence[range]
+) -> tuple[Message, Cost]:
     """The message of all items and its mean cost, computed in parts that are saved."""
     made: dict[int, Message] = {}
-    chunked = chunks(len(task.items), ITEMS_AT_ONCE)
     pieces = [(records, f"{rows.start:05d}") for rows in chunked]
     for number in ordered(pieces):
         make = partial(_timed, send, _only(task, chunked[number]))

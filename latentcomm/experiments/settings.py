@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_ori
 
 from beartype.door import is_bearable
 
+from latentcomm._core.budget import parse_bytes
 from latentcomm._core.names import check_name
 
 __all__ = ["DEFAULT_MODEL", "SAVED", "Alignment", "AtLeast", "Layer", "Settings", "TaskSettings", "cell_of", "listed"]
@@ -47,9 +48,11 @@ class Settings:
         dtype: float32, float64, bfloat16 or float16.
         one_at_a_time: Whether to have the weights of one of two models in memory at a time: the same result, in the
             memory of the larger one.
+        memory: Of one piece of work besides the weights, such as 2GB: how much is captured, swept and sent at once. By
+            default fixed numbers of rows and items, and 512 MiB for a pass of a sweep.
 
     Raises:
-        ValueError: a number below the least that its field takes.
+        ValueError: a number below the least that its field takes, or a memory that is no size.
     """
 
     command: ClassVar[str]
@@ -75,6 +78,7 @@ class Settings:
     device: str = "cpu"
     dtype: str = "float32"
     one_at_a_time: bool = False
+    memory: str = ""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)
@@ -85,6 +89,12 @@ class Settings:
             value = getattr(self, field.name)
             if bounds and value is not None and not value >= bounds[0]:
                 raise ValueError(f"{field.name} is {value}; give at least {bounds[0]}")
+        _ = self.budget
+
+    @property
+    def budget(self) -> int | None:
+        """The bytes of `memory`, or None."""
+        return parse_bytes(self.memory) if self.memory else None
 
     def written_as(self: S, name: str) -> dict[str, S]:
         """What is written, by the names of the files: of most experiments one result under the name of the run."""
@@ -111,8 +121,9 @@ class Settings:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def decisive(self) -> dict[str, Any]:
-        """What decides a result: `to_dict` without the options that change none."""
-        return {name: value for name, value in self.to_dict().items() if name not in self.decides_nothing}
+        """What decides a result: `to_dict` without the options that change none, and `memory` where it is given."""
+        left_out = self.decides_nothing if self.memory else (*self.decides_nothing, "memory")
+        return {name: value for name, value in self.to_dict().items() if name not in left_out}
 
     @classmethod
     def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:

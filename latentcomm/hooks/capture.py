@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentcomm._core.budget import at_most
 from latentcomm._core.files import digest, expanded, read_sealed, read_tensors, write_sealed
 from latentcomm._core.progress import track
 from latentcomm._core.records import Part, Records, ordered, read_whole, scheduled_by
@@ -20,11 +21,11 @@ from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 
 TOKENS_PER_BATCH = 4096
-"""The largest number of tokens in one forward pass of a capture (unless one prompt is longer): bounds its memory."""
+"""Tokens in one forward pass of a capture at most (unless one prompt is longer): fewer where less memory is stated."""
 MANIFEST = "manifest.json"
 """The file that describes what was captured in a folder."""
 ROWS_PER_SHARD = 65536
-"""Rows of activations in one file of a capture on disk: 150 MB a site at width 576 in float32."""
+"""Rows of activations in one file of a capture on disk at most: 150 MB a site at width 576 in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +75,7 @@ class Activations:
         return self.values[site]
 
 
-def capture(
-    model: Model, prompts: Prompts, sites: Sequence[Site], *, batch_tokens: int = TOKENS_PER_BATCH
-) -> Activations:
+def capture(model: Model, prompts: Prompts, sites: Sequence[Site], *, batch_tokens: int | None = None) -> Activations:
     """The activations of prompts at sites, in memory, on the CPU; the model stops after the deepest site.
 
     Padding never reaches a result: prompts run right-padded under causal attention, which ignores it.
@@ -91,7 +90,7 @@ def capture(
     prompts = prompts.right_padded()
     batch, width = prompts.tokens.shape
     values = {site: torch.zeros(batch, width, model.d_model, dtype=model.dtype) for site in sites}
-    for rows in _batches(prompts, batch_tokens):
+    for rows in _batches(prompts, batch_tokens or tokens_per_pass(model, prompts, len(sites))):
         part = prompts.select(rows)
         seen = _seen(model, part.tokens, sites)
         for site in sites:
@@ -100,7 +99,7 @@ def capture(
 
 
 def capture_positions(
-    model: Model, prompts: Prompts, sites: Sequence[Site], position: int, *, batch_tokens: int = TOKENS_PER_BATCH
+    model: Model, prompts: Prompts, sites: Sequence[Site], position: int, *, batch_tokens: int | None = None
 ) -> dict[Site, Float[Tensor, "batch d_model"]]:
     """The activation at one position of every prompt (from its last token when negative); nothing else is stored.
 
@@ -115,12 +114,27 @@ def capture_positions(
         if not -length <= position < length:
             raise ValueError(f"position {position} is outside prompt {row}, which has {length} tokens")
     found = {site: torch.zeros(len(prompts), model.d_model, dtype=model.dtype) for site in sites}
-    for rows in _batches(prompts, batch_tokens):
+    for rows in _batches(prompts, batch_tokens or tokens_per_pass(model, prompts, len(sites))):
         part = prompts.select(rows)
         seen = _seen(model, part.tokens, sites, position % part.lengths)
         for site in sites:
             found[site][rows] = seen[site]
     return found
+
+
+def tokens_per_pass(model: Model, prompts: Prompts, n_sites: int) -> int:
+    """Tokens of one forward pass of a capture: `TOKENS_PER_BATCH`, or fewer where less memory is stated.
+
+    A token takes the vectors of `numbers_of_a_row`, its attention scores in float32 and the states that are captured.
+    """
+    size = torch.finfo(model.dtype).bits // 8
+    scores = 3 * int(model.hooked.cfg.n_heads) * max(size, 4) * int(prompts.lengths.max())
+    return at_most(TOKENS_PER_BATCH, size * (numbers_of_a_row(model) + n_sites * model.d_model) + scores)
+
+
+def numbers_of_a_row(model: Model) -> int:
+    """The numbers that one token of a pass takes in a block: about eight vectors of d_model and three of d_mlp."""
+    return 8 * model.d_model + 3 * int(getattr(model.hooked.cfg, "d_mlp", None) or 4 * model.d_model)
 
 
 def _seen(
@@ -255,8 +269,8 @@ def capture_to_disk(
     *,
     skip_first: bool = False,
     last_only: bool = False,
-    rows_per_shard: int = ROWS_PER_SHARD,
-    batch_tokens: int = TOKENS_PER_BATCH,
+    rows_per_shard: int | None = None,
+    batch_tokens: int | None = None,
     part: str | None = None,
     progress: bool = True,
 ) -> ActivationStore:
@@ -279,6 +293,9 @@ def capture_to_disk(
         model.check_site(site)
     turns = contextlib.nullcontext() if part is None else scheduled_by(Part.parse(part))
     target = expanded(folder)
+    batch_tokens = batch_tokens or tokens_per_pass(model, prompts, len(sites))
+    if rows_per_shard is None:
+        rows_per_shard = at_most(ROWS_PER_SHARD, len(sites) * model.d_model * torch.finfo(model.dtype).bits // 8)
     shards = _plan_shards(prompts, rows_per_shard, skip_first, last_only)
     manifest = {
         "model": model.name,

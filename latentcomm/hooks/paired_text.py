@@ -2,15 +2,18 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
 from torch import Tensor
 
+from latentcomm._core.budget import at_most, budget
 from latentcomm._core.files import digest, expanded
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
@@ -22,7 +25,7 @@ from latentcomm.models.sites import Site
 MAX_TOKENS = 256
 """Tokens of a document that are read, by default."""
 TOKENS_PER_PART = 4096
-"""Tokens of the documents that are captured together and saved in one file: what an interruption loses at most."""
+"""Tokens of the documents that are captured together and saved in one file at most: what an interruption loses."""
 
 
 class _PairedRows:
@@ -74,6 +77,51 @@ class PairedStates(_PairedRows):
 
     x: Float[Tensor, "layer_x row d_sender"]
     y: Float[Tensor, "layer_y row d_receiver"]
+    document: Int[Tensor, " row"]
+    sender_position: Int[Tensor, " row"]
+    receiver_position: Int[Tensor, " row"]
+
+
+@dataclass(frozen=True, eq=False)
+class StatesOnDisk:
+    """The states of one model in the parts that a capture wrote, of which indexing reads what it names.
+
+    Attributes:
+        files: the parts, in order.
+        bounds: the first row of each part, and the number of rows.
+        shape: the numbers of layers, rows and dimensions.
+    """
+
+    files: tuple[Path, ...]
+    bounds: tuple[int, ...]
+    shape: tuple[int, int, int]
+
+    def __getitem__(self, at: tuple[int, Int[Tensor, " chosen"]]) -> Float[Tensor, "chosen d_model"]:
+        """The states of a layer at some rows: a part is mapped into memory, so that these alone are read."""
+        layer, rows = at
+        found = torch.empty(len(rows), self.shape[2], dtype=torch.float32)
+        part = torch.bucketize(rows, torch.tensor(self.bounds[1:]), right=True)
+        for number in part.unique().tolist():
+            mine = part == number
+            with safe_open(self.files[number], framework="pt") as file:
+                found[mine] = file.get_tensor("states")[layer, rows[mine] - self.bounds[number]]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class PairedOnDisk(_PairedRows):
+    """What `PairedStates` holds, with the states on disk.
+
+    Attributes:
+        x: the sender's states.
+        y: the receiver's; the same object as `x` where a model is paired with itself.
+        document: which document each row is of, from 0, ascending.
+        sender_position: which token of its document the row is for the sender, from 0.
+        receiver_position: the same for the receiver.
+    """
+
+    x: StatesOnDisk
+    y: StatesOnDisk
     document: Int[Tensor, " row"]
     sender_position: Int[Tensor, " row"]
     receiver_position: Int[Tensor, " row"]
@@ -152,30 +200,80 @@ def capture_paired(
         list(range(model.n_layers) if layers is None else layers)
         for model, layers in ((sender, sender_layers), (receiver, receiver_layers))
     )
-    is_one_side = _same_reading(tokens) and one_model(sender, receiver)
-    both = sorted({*read, *write})
-    sides = {"sender": _Side(sender, tokens.sender, tokens.sender_position, both if is_one_side else read)}
-    if not is_one_side:
-        sides["receiver"] = _Side(receiver, tokens.receiver, tokens.receiver_position, write)
-    records = Records(None if checkpoint is None else expanded(checkpoint))
-    if records.folder is not None:
-        claim_folder(records.folder, _manifest(sides, tokens), "*er-*.safetensors")
-    parts = _parts(tokens)
-    todo = [(role, number) for role in sides for number in range(len(parts))]
-    bounds = torch.searchsorted(tokens.document, torch.tensor([0, *(stop for _, stop in parts)])).tolist()
+    sides, both = _sides(sender, receiver, tokens, read, write), sorted({*read, *write})
     found = {
         role: torch.empty(len(side.layers), len(tokens), side.model.d_model, dtype=torch.float32)
         for role, side in sides.items()
     }
-    saved = records.n_saved(f"{role}-{number:05d}" for role, number in todo)
-    for role, number in track(todo, "capture", total=len(todo), saved=saved, shown=progress):
-        rows = slice(bounds[number], bounds[number + 1])
-        make = partial(_states, sides[role], range(*parts[number]), tokens.document[rows], rows)
-        found[role][:, rows] = records.tensors(f"{role}-{number:05d}", make)["states"]
+    for role, _, rows, states in _captured(
+        sides, tokens, None if checkpoint is None else expanded(checkpoint), progress
+    ):
+        found[role][:, rows] = states
     x, y = found["sender"], found.get("receiver", found["sender"])
-    if read != write and is_one_side:
+    if read != write and y is x:
         x, y = (x[[both.index(layer) for layer in layers]] for layers in (read, write))
     return PairedStates(x, y, tokens.document, tokens.sender_position, tokens.receiver_position)
+
+
+def capture_paired_to_disk(
+    sender: Model,
+    receiver: Model,
+    tokens: PairedTokens,
+    folder: str | os.PathLike[str],
+    *,
+    progress: bool = False,
+) -> PairedOnDisk:
+    """The states of `capture_paired` after every block, in the files of its checkpoint: one part is in memory at once.
+
+    Every part, one that is there already too, is read once and verified; what indexing reads is mapped into memory.
+
+    Raises:
+        ValueError: the folder is of other models or tokens.
+        RuntimeError: the disk is full; finished parts are saved.
+    """
+    layers = [list(range(model.n_layers)) for model in (sender, receiver)]
+    sides, target = _sides(sender, receiver, tokens, *layers), expanded(folder)
+    parts: dict[str, list[tuple[Path, int]]] = {role: [] for role in sides}
+    for role, name, rows, _ in _captured(sides, tokens, target, progress):
+        parts[role].append((target / f"{name}.safetensors", rows.start))
+    found = {}
+    for role, side in sides.items():
+        files, starts = zip(*parts[role], strict=True)
+        shape = (len(side.layers), len(tokens), side.model.d_model)
+        found[role] = StatesOnDisk(files, (*starts, len(tokens)), shape)
+    x = found["sender"]
+    labels = (tokens.document, tokens.sender_position, tokens.receiver_position)
+    return PairedOnDisk(x, found.get("receiver", x), *labels)
+
+
+def _sides(
+    sender: Model, receiver: Model, tokens: PairedTokens, read: list[int], write: list[int]
+) -> "dict[str, _Side]":
+    """What is captured of each model; of both at once where they are one that reads the same tokens."""
+    if _same_reading(tokens) and one_model(sender, receiver):
+        return {"sender": _Side(sender, tokens.sender, tokens.sender_position, sorted({*read, *write}))}
+    return {
+        "sender": _Side(sender, tokens.sender, tokens.sender_position, read),
+        "receiver": _Side(receiver, tokens.receiver, tokens.receiver_position, write),
+    }
+
+
+def _captured(
+    sides: "dict[str, _Side]", tokens: PairedTokens, folder: Path | None, progress: bool
+) -> Iterator[tuple[str, str, slice, Float[Tensor, "layer part d_model"]]]:
+    """The parts of each side as they are captured or read: role, name of the record, rows and states."""
+    records = Records(folder)
+    most = min(at_most(TOKENS_PER_PART, side.bytes_a_token) for side in sides.values())
+    if records.folder is not None:
+        claim_folder(records.folder, _manifest(sides, tokens, most), "*er-*.safetensors")
+    parts = _parts(tokens, most)
+    bounds = torch.searchsorted(tokens.document, torch.tensor([0, *(stop for _, stop in parts)])).tolist()
+    todo = [(role, f"{role}-{number:05d}", number) for role in sides for number in range(len(parts))]
+    saved = records.n_saved(name for _, name, _ in todo)
+    for role, name, number in track(todo, "capture", total=len(todo), saved=saved, shown=progress):
+        rows = slice(bounds[number], bounds[number + 1])
+        make = partial(_states, sides[role], range(*parts[number]), tokens.document[rows], rows)
+        yield role, name, rows, records.tensors(name, make)["states"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,18 +285,24 @@ class _Side:
     position: Int[Tensor, " row"]
     layers: list[int]
 
+    @property
+    def bytes_a_token(self) -> int:
+        """The states of a token as they are captured, and in float32."""
+        return len(self.layers) * self.model.d_model * (torch.finfo(self.model.dtype).bits // 8 + 4)
+
 
 def _states(
     side: _Side, documents: range, document: Int[Tensor, " row"], rows: slice
 ) -> dict[str, Float[Tensor, "layer row d_model"]]:
     """The residual stream of a side at these rows, which are of these documents, as "states"."""
     sites = [Site(layer) for layer in side.layers]
-    seen = capture(side.model, side.prompts.select(documents), sites, batch_tokens=TOKENS_PER_PART)
+    most = TOKENS_PER_PART if budget() is None else None
+    seen = capture(side.model, side.prompts.select(documents), sites, batch_tokens=most)
     at = document - documents.start, side.position[rows]
     return {"states": torch.stack([seen.values[site][at].float() for site in sites])}
 
 
-def _manifest(sides: dict[str, _Side], tokens: PairedTokens) -> dict[str, Any]:
+def _manifest(sides: dict[str, _Side], tokens: PairedTokens, tokens_per_part: int) -> dict[str, Any]:
     """What identifies the models, tokens and layers (None where all are) of a folder of captured parts."""
     some = {role: side.layers for role, side in sides.items() if side.layers != list(range(side.model.n_layers))}
     return {
@@ -210,16 +314,16 @@ def _manifest(sides: dict[str, _Side], tokens: PairedTokens) -> dict[str, Any]:
             tokens.sender_position,
             tokens.receiver_position,
         ),
-        "tokens_per_part": TOKENS_PER_PART,
+        "tokens_per_part": tokens_per_part,
         "layers": some or None,
     }
 
 
-def _parts(tokens: PairedTokens) -> list[tuple[int, int]]:
-    """First and last-plus-one document of each part: as many as `TOKENS_PER_PART` of either model hold."""
+def _parts(tokens: PairedTokens, most: int) -> list[tuple[int, int]]:
+    """First and last-plus-one document of each part: as many as `most` tokens of either model hold."""
     parts, start, n_tokens = [], 0, 0
     for number, length in enumerate(torch.maximum(tokens.sender.lengths, tokens.receiver.lengths).tolist()):
-        if n_tokens and n_tokens + length > TOKENS_PER_PART:
+        if n_tokens and n_tokens + length > most:
             parts.append((start, number))
             start, n_tokens = number, 0
         n_tokens += length

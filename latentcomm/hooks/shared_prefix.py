@@ -9,11 +9,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.budget import budget
 from latentcomm._core.linalg import in_float64
+from latentcomm.hooks.capture import numbers_of_a_row
 from latentcomm.models import Hook, Model, not_finite
 
 MEMORY_BUDGET = 512 * 2**20
-"""Bytes that the rows of one pass may take, besides the model's weights and the prefix."""
+"""Bytes that the rows of one pass may take, besides the model's weights and the prefix, where no budget is stated."""
 MOST_ROWS = 1024
 """Rows of one pass at most: matrix products are at full speed well below."""
 MOST_PACKED = 64
@@ -73,23 +75,23 @@ def can_pack(model: Model, n_cached: int, n_tail: int) -> bool:
 
 
 def columns_per_pass(model: Model, n_cached: int, n_tail: int, n_writes: int) -> int:
-    """How many messages one pass carries to all write layers within `MEMORY_BUDGET` and `MOST_ROWS`.
+    """How many messages one pass carries to all write layers within the budget and `MOST_ROWS`.
 
     A row takes its attention scores (a packed row sees the columns of all that it is packed with, masked), about eight
     vectors of d_model and three of d_mlp; a row that is not packed takes its own copy of the prefix's keys and values
     in every layer as well, and a pack one in every layer above its write layer.
     """
     config, packed = model.hooked.cfg, can_pack(model, n_cached, n_tail)
-    size = torch.finfo(model.dtype).bits // 8
-    width = 8 * model.d_model + 3 * int(getattr(config, "d_mlp", None) or 4 * model.d_model)
-    cached = _per_token(model) * (n_tail if packed else n_cached + n_tail)
+    size, most = torch.finfo(model.dtype).bits // 8, budget() or MEMORY_BUDGET
+    width = numbers_of_a_row(model)
+    cached = numbers_cached(model) * (n_tail if packed else n_cached + n_tail)
     columns = max(1, (MOST_ROWS - 1) // n_writes)
     copies = _copies_of_a_pack(model, n_cached, _writes_together(model, n_cached, n_writes)) if packed else 0
     while columns > 1:
         rows = 1 + columns * n_writes
         seen = n_cached + (min(MOST_PACKED, columns) + 1 if packed else n_tail)
         scores = 3 * int(config.n_heads) * max(size, 4) * n_tail * seen
-        if rows * (scores + (n_tail * width + cached) * size) + -(-columns // MOST_PACKED) * copies <= MEMORY_BUDGET:
+        if rows * (scores + (n_tail * width + cached) * size) + -(-columns // MOST_PACKED) * copies <= most:
             break
         columns -= 1
     return columns
@@ -236,8 +238,8 @@ def _batched_cache(model: Model, prefix: Prefix, rows_at: Sequence[int]) -> Any:
 
 def _writes_together(model: Model, n_cached: int, n_writes: int) -> int:
     """How many write layers of one pack run in one pass, so that its copies of the prefix fit in half the budget."""
-    together = n_writes
-    while together > 1 and _copies_of_a_pack(model, n_cached, together) > MEMORY_BUDGET // 2:
+    together, most = n_writes, budget() or MEMORY_BUDGET
+    while together > 1 and _copies_of_a_pack(model, n_cached, together) > most // 2:
         together -= 1
     return together
 
@@ -251,10 +253,10 @@ def _copies_of_a_pack(model: Model, n_cached: int, n_writes: int) -> int:
     config, size = model.hooked.cfg, torch.finfo(model.dtype).bits // 8
     held = sum(min(layer, n_writes) for layer in range(model.n_layers))
     repeated = n_writes * 2 * int(config.n_heads) * int(config.d_head)
-    return n_cached * size * (held * _per_token(model) // model.n_layers + repeated)
+    return n_cached * size * (held * numbers_cached(model) // model.n_layers + repeated)
 
 
-def _per_token(model: Model) -> int:
+def numbers_cached(model: Model) -> int:
     """The numbers that one token adds to the key-value cache of all layers."""
     config = model.hooked.cfg
     heads = int(getattr(config, "n_key_value_heads", None) or config.n_heads)

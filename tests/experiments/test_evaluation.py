@@ -14,6 +14,7 @@ from tiny import CHOICES, EOS_ID, build, model, tokenizer, transformers_model
 from torch import Tensor
 from toys import Counter, interrupted, little_memory, toy
 
+from latentcomm._core.budget import within
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Channel, FurtherSender, Message, Silent, Skyline
 from latentcomm.experiments import evaluation
@@ -469,6 +470,24 @@ class TestTheCheckpoint:
         first = evaluate(Silent(), tiny, tiny, TASK, checkpoint=tmp_path)
         (path,) = tmp_path.glob("trials-*/*.json")
         assert [Trial(**each) for each in json.loads(path.read_text("utf-8"))["value"]] == first
+
+
+def test_items_run_together_as_far_as_the_budget_holds_their_caches(tmp_path: Path) -> None:
+    tiny = model("llama")
+    lengths = [max(len(tiny.tokenizer(text).input_ids) for text in texts) for texts in (
+        [item.sender for item in TASK.items], [item.receiver for item in TASK.items]
+    )]  # fmt: skip
+    of_item = (sum(lengths) + TASK.reply_tokens) * 2 * 3 * 2 * 8 * 8  # keys, values; 3 layers; 2 heads of 8 in float64
+    plain = evaluate(GRAFT, tiny, tiny, TASK, checkpoint=tmp_path / "plain")
+    with within(3 * of_item):
+        found = evaluate(GRAFT, tiny, tiny, TASK, checkpoint=tmp_path / "found")
+        assert n_evaluated([GRAFT], tiny, tiny, TASK, checkpoint=tmp_path / "found") == 1
+    assert [(one.reply, one.pick) for one in found] == [(one.reply, one.pick) for one in plain]
+    for folder, first in (("plain", ["00000"]), ("found", ["00000", "00003", "00006"])):
+        parts = {path.stem for path in (tmp_path / folder).glob("trials-*/*")}
+        assert sorted(parts) == first
+    names = [{path.name for path in (tmp_path / each).iterdir()} for each in ("plain", "found")]
+    assert len(names[0]) == len(names[1]) and not names[0] & names[1]  # the budget is part of the records' key
 
 
 @pytest.mark.parametrize("n_rows", [1, 3])

@@ -321,12 +321,15 @@ class TestMemoryAndDisk:
         )
         assert two.memory > one.memory > 0
 
-    def test_captured_states_are_counted_in_proportion_to_the_documents(self, folder: str) -> None:
+    def test_captured_states_are_counted_in_proportion_to_the_documents(self, folder: str, tmp_path: Path) -> None:
         needed = []
         for n in (24, 48, 96):
             checks = common.Checks(lc.DiagnoseSettings(sender=folder, documents=n), jobs.Job())
             EXPERIMENTS["diagnose"].check(checks.settings, checks)
-            needed.append(checks.on_host["captured states and a copy"])
+            needed.append(checks.on_host["captured states"])
+            written = common.Checks(checks.settings, jobs.Job(out=tmp_path))
+            EXPERIMENTS["diagnose"].check(checks.settings, written)
+            assert "captured states" not in written.on_host and written.disk >= needed[-1]
         assert needed[2] == 2 * needed[1] == 4 * needed[0] > 0
 
     def test_more_than_fits_on_the_disk_is_refused(

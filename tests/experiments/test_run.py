@@ -1,5 +1,6 @@
 """`run` and `run_all`: one way to run every experiment, from settings and models in memory."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -25,6 +26,15 @@ class TestRun:
         assert len(result.trials) == 18 and list(result.figures) == [""]
         assert result.provenance["models"]["sender"]["fingerprint"] == tiny.fingerprint
         assert not list(tmp_path.iterdir()) and result.files == ()
+
+    def test_a_stated_memory_bounds_what_runs_together(self, tiny: lc.Model, tmp_path: Path) -> None:
+        assert "memory" not in SETTINGS.decisive()  # the keys of runs without one are those of before
+        settings = dataclasses.replace(SETTINGS, channels=("silent",), memory="1kB")
+        assert settings.budget == 1000 and settings.decisive()["memory"] == "1kB"
+        result = lc.run(settings, sender=tiny, out=tmp_path)
+        assert len(list(tmp_path.rglob("trials-*/*.json"))) == len(result.trials) == 6  # one at a time
+        with pytest.raises(ValueError, match="memory is 'much'; give a size such as 2GB"):
+            dataclasses.replace(SETTINGS, memory="much")
 
     def test_it_is_the_comparison_of_the_library(self, tiny: lc.Model) -> None:
         result = lc.run(SETTINGS, sender=tiny)

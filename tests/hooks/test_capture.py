@@ -16,6 +16,7 @@ from torch import Tensor
 from toys import little_memory
 
 from latentcomm._core import records
+from latentcomm._core.budget import within
 from latentcomm.experiments.cost import flops
 from latentcomm.hooks.capture import ActivationStore, capture, capture_positions, capture_to_disk, run_to_deepest
 from latentcomm.models import Model, recorded_passes
@@ -68,6 +69,33 @@ class TestLittleMemory:
         assert failed[0] == len(ROWS) and flops(again) == flops(passes) > 0
         for one, other in zip(found, expected, strict=True):
             assert_equal_to_rounding(one, other, terms=forward_terms(tiny))
+
+
+class TestBudget:
+    def test_a_pass_and_a_shard_hold_as_many_tokens_as_the_budget(self, tmp_path: Path) -> None:
+        tiny, sites = build("llama"), [Site(0), Site(2)]
+        expected = capture(tiny, PROMPTS, sites)
+        passes = block_counter(tiny)
+        n_bytes = 2 * 32 * 8  # of one row: 2 sites, 32 wide, in float64
+        with within(7 * n_bytes):
+            found = capture(tiny, PROMPTS, sites)
+            store = capture_to_disk(tiny, PROMPTS, sites, tmp_path, progress=False)
+        assert passes[0] == 2 * len(ROWS)  # not two prompts fit into a pass
+        assert [len(rows) for rows in store.shards(sites[0])] == [8, 9, 7]
+        for site in sites:
+            assert_equal_to_rounding(found.rows(site), expected.rows(site), terms=forward_terms(tiny))
+            assert_equal_to_rounding(store.load(site), expected.rows(site), terms=forward_terms(tiny))
+
+    def test_a_token_of_a_pass_is_counted_by_hand(self) -> None:
+        # 8 bytes for 8 vectors of 32, 3 of 64 and the states of 2 sites; 3 * 4 heads' scores of 9 positions
+        of_token = 8 * (8 * 32 + 3 * 64 + 2 * 32) + 3 * 4 * 8 * 9
+        for n_tokens in (1, 5):
+            with within(n_tokens * of_token):
+                assert capturing.tokens_per_pass(model("llama"), PROMPTS, 2) == n_tokens
+            with within(n_tokens * of_token - 1):
+                assert capturing.tokens_per_pass(model("llama"), PROMPTS, 2) == max(1, n_tokens - 1)
+        with within(10**12):
+            assert capturing.tokens_per_pass(model("llama"), PROMPTS, 2) == capturing.TOKENS_PER_BATCH
 
 
 class TestInMemory:

@@ -18,7 +18,8 @@ from torch import Tensor
 from toys import PIECES, Counter
 
 from latentcomm._core import files
-from latentcomm.hooks.paired_text import PairedStates, PairedTokens, capture_paired, pair_tokens
+from latentcomm._core.budget import within
+from latentcomm.hooks.paired_text import PairedStates, PairedTokens, capture_paired, capture_paired_to_disk, pair_tokens
 from latentcomm.models import Model, encode, wrap_model
 from latentcomm.models.sites import Site
 
@@ -357,7 +358,7 @@ class TestCapturingPairs:
             capture_paired(sender, receiver, tokens, checkpoint=tmp_path / "kept")
         assert len(files_in(tmp_path / "kept")) == interrupted_at  # a manifest, and the parts before
         found = capture_paired(sender, receiver, tokens, checkpoint=tmp_path / "kept")
-        n_parts = len(pairing._parts(tokens))
+        n_parts = len(pairing._parts(tokens, pairing.TOKENS_PER_PART))
         assert n_parts >= 3 and counted.calls == 2 * n_parts and same_states(found, whole)
         again = capture_paired(sender, receiver, tokens, checkpoint=tmp_path / "kept")
         assert counted.calls == 2 * n_parts and same_states(again, whole)
@@ -388,6 +389,33 @@ class TestCapturingPairs:
         with pytest.raises(RuntimeError, match="No space left on device"):
             capture_paired(model, model, tokens, checkpoint=tmp_path)
         assert files_in(tmp_path) == ["manifest.json", "sender-00000.safetensors"]
+
+    def test_parts_hold_the_states_of_the_budget(self, tmp_path: Path) -> None:
+        sender, receiver = different_pair()
+        tokens = pair_tokens(sender, receiver, DOCUMENTS)
+        whole = capture_paired(sender, receiver, tokens)
+        with within(14 * 3 * 32 * (8 + 4)):  # 14 tokens of 3 layers of 32, captured in float64 and saved in float32
+            found = capture_paired(sender, receiver, tokens, checkpoint=tmp_path)
+        n_parts = len(pairing._parts(tokens, 14))
+        assert n_parts >= 3 and len(files_in(tmp_path)) == 1 + 2 * n_parts
+        assert equal_to_rounding(found.x, whole.x, terms=forward_terms(sender))
+        with pytest.raises(ValueError, match="differs in tokens_per_part; choose another folder"):
+            capture_paired(sender, receiver, tokens, checkpoint=tmp_path)
+
+    @pytest.mark.parametrize("both", ["different", "one"])
+    def test_states_on_disk_are_those_in_memory(self, small_parts: None, both: str, tmp_path: Path) -> None:
+        sender, receiver = different_pair() if both == "different" else [build("llama")] * 2
+        tokens = pair_tokens(sender, receiver, DOCUMENTS)
+        whole = capture_paired(sender, receiver, tokens)
+        rows = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[:-2]
+        for _ in range(2):  # as it is written, and read back
+            found = capture_paired_to_disk(sender, receiver, tokens, tmp_path)
+            assert (found.y is found.x) == (both == "one") and len(found) == len(tokens)
+            for states, expected in ((found.x, whole.x), (found.y, whole.y)):
+                assert states.shape == expected.shape and len(states.files) > 1
+                for layer in range(len(expected)):
+                    assert_same_bits(states[layer, rows], expected[layer, rows])
+                    assert states[layer, rows[:0]].shape == (0, states.shape[2])
 
     def test_a_document_without_rows_is_left_out_and_nothing_shifts(self, small_parts: None) -> None:
         sender, receiver = different_pair()

@@ -63,14 +63,21 @@ def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs
             "are no independent texts"
         )
     n_tokens = min(most, checks.length(receiver, corpus.documents))
-    states = buffers = 0.0
+    states = buffers = in_maps = 0.0
     for side in dict.fromkeys(side for side in (sender, receiver) if side is not None):
         checks.runs(side, n_documents, n_new=n_tokens, n_unembedded=0)
         width = (side.shape.n_layers or 0) * (side.shape.d_model or 0)
         states += 4 * n_documents * n_tokens * width
         buffers += 4 * min(n_documents * n_tokens, BUFFER_ROWS) * width
-        checks.holds("states of a pass", checks.itemsize * min(n_documents * n_tokens, TOKENS_PER_PART) * width)
-    checks.holds_on_host("captured states and a copy", 2 * states)  # without sinks, then of equal norms; in float32
+        in_maps += (
+            4 * n_documents * n_tokens * min(settings.layers, side.shape.n_layers or 0) * (side.shape.d_model or 0)
+        )
+        part = min(n_documents * n_tokens, TOKENS_PER_PART) * width
+        checks.holds("states of a pass", checks.itemsize * part)
+        checks.holds_on_host("a part of the captured states", (checks.itemsize + 4) * part)
+    if checks.job.out is None:
+        checks.holds_on_host("captured states", states)
+    checks.holds_on_host("states of the layers of the maps", in_maps)  # of equal norms, in float32
     checks.holds_on_host("minibatches of states", 2 * buffers)  # gathered, and shuffled
     checks.disk += round(states)
     n_variants = settings.layers * len(MESSAGES) * len(names or FUSIONS)

@@ -20,6 +20,8 @@ NULL_QUANTILE = 0.975
 """One in forty unrelated pairs exceeds this quantile: the upper end of a two-sided 95 % interval."""
 NULL_ROWS = 2048
 """Most rows of one draw of the similarity's null: fewer rows widen the null, which is conservative."""
+ROWS_AT_ONCE = 1024
+"""Rows of all layers in memory at once, besides the buffer of the similarity."""
 RIDGE_ROWS, RIDGE_ROWS_A_WIDTH = 6144, 8
 """Most rows that predictability is measured on, of all documents, or so many per dimension where that is more: the
 cost grows with rows, R^2 by folds of documents hardly does, since tokens of one document are redundant."""
@@ -40,20 +42,23 @@ def similarity_table(
     States are RMS-normalised. `null_mean` and `null_high` (97.5 %) are over draws at that pair of layers, `null_max` is
     the 97.5 % of the largest value anywhere on the map, which the best pair must exceed.
     """
-    x = rms_layers(rows.x, sender_layers)
-    y = x if rows.one_model and tuple(sender_layers) == tuple(receiver_layers) else rms_layers(rows.y, receiver_layers)
+    one_side = rows.one_model and tuple(sender_layers) == tuple(receiver_layers)
     pairings = exchanged_documents(rows.document, rows.receiver_position, draws=draws, seed=seed)
 
     def measured(number: int) -> dict[str, Tensor]:
-        if number < 0:
-            return {"map": MinibatchPairs(seed=seed).update(x, y).debiased_cka()}
-        pairing = _thinned(pairings[number], NULL_ROWS, seed + number)
-        return {"map": MinibatchPairs(seed=seed).update(x[:, pairing.rows], y[:, pairing.partners]).debiased_cka()}
+        everywhere = torch.arange(len(rows))
+        matched = Pairing(everywhere, everywhere)
+        pairing = matched if number < 0 else _thinned(pairings[number], NULL_ROWS, seed + number)
+        pairs = MinibatchPairs(seed=seed)
+        for one, other in zip(pairing.rows.split(ROWS_AT_ONCE), pairing.partners.split(ROWS_AT_ONCE), strict=True):
+            x = rms_layers(rows.x, sender_layers, one)
+            pairs.update(x, x if one_side and number < 0 else rms_layers(rows.y, receiver_layers, other))
+        return {"map": pairs.debiased_cka()}
 
     names = [f"similarity-{number:03d}" for number in range(draws + 1)]
     steps = track(enumerate(names, -1), "similarity", total=len(names), saved=records.n_saved(names), shown=progress)
     found = [records.tensors(name, lambda n=number: measured(n))["map"] for number, name in steps]
-    widths, fewest = (x.shape[2], y.shape[2]), min(NULL_ROWS, *(len(pairing.rows) for pairing in pairings))
+    widths, fewest = (rows.x.shape[2], rows.y.shape[2]), min(NULL_ROWS, *(len(pairing.rows) for pairing in pairings))
     null = NullMaps("exchanged documents", fewest, widths, torch.stack(found[1:]))
     mean, high, highest = null.mean, null.quantile(NULL_QUANTILE), null.maximum.quantiles[NULL_QUANTILE]
     return pd.DataFrame(

@@ -1,15 +1,45 @@
 """The rows of a diagnosis: tokens that both models read, without sinks, in two halves of the documents."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentcomm.hooks.paired_text import StatesOnDisk
 from latentcomm.similarity import Sinks, find_sinks, rms_normalised
 
-__all__ = ["Rows", "ordinary_rows", "rms_layers", "sample"]
+__all__ = ["LayerRows", "Rows", "ordinary_rows", "rms_layers", "sample"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRows(Sequence[Tensor]):
+    """States of one model after each block at some rows: `[layer]` gives those of a layer, `[layer, index]` some of it.
+
+    Attributes:
+        states: at all rows, in memory or on disk.
+        keep: the numbers of the rows.
+    """
+
+    states: Float[Tensor, "layer all d_model"] | StatesOnDisk
+    keep: Int[Tensor, " row"]
+
+    def __len__(self) -> int:
+        return self.states.shape[0]
+
+    def __getitem__(self, at: Any) -> Any:  # an index or slice is a tensor's own
+        layer, index = at if isinstance(at, tuple) else (at, slice(None))
+        return self.states[layer, self.keep[index]]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[layer] for layer in range(len(self)))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The numbers of layers, rows and dimensions."""
+        return self.states.shape[0], len(self.keep), self.states.shape[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +55,8 @@ class Rows:
         left_out: the number of rows that were left out for either side.
     """
 
-    x: Float[Tensor, "layer_x row d_sender"]
-    y: Float[Tensor, "layer_y row d_receiver"]
+    x: LayerRows
+    y: LayerRows
     document: Int[Tensor, " row"]
     sender_position: Int[Tensor, " row"]
     receiver_position: Int[Tensor, " row"]
@@ -50,8 +80,8 @@ class Rows:
 
 
 def ordinary_rows(
-    x: Float[Tensor, "layer_x all d_sender"],
-    y: Float[Tensor, "layer_y all d_receiver"],
+    x: Float[Tensor, "layer_x all d_sender"] | StatesOnDisk,
+    y: Float[Tensor, "layer_y all d_receiver"] | StatesOnDisk,
     *,
     document: Int[Tensor, " all"],
     sender_position: Int[Tensor, " all"],
@@ -63,15 +93,16 @@ def ordinary_rows(
     Raises:
         ValueError: states that are not finite or mostly zero, or no row past the first position.
     """
-    sinks_x = find_sinks(x, positions=sender_position)
-    sinks_y = sinks_x if y is x else find_sinks(y, positions=receiver_position)
+    everywhere = torch.arange(len(document))
+    sinks_x = find_sinks(LayerRows(x, everywhere), positions=sender_position)
+    sinks_y = sinks_x if y is x else find_sinks(LayerRows(y, everywhere), positions=receiver_position)
     keep = sinks_x.keep & sinks_y.keep
-    ordinary_x = x[:, keep]
+    ordinary_x = LayerRows(x, everywhere[keep])
     documents = document[keep].unique()
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed))
     return Rows(
         x=ordinary_x,
-        y=ordinary_x if y is x else y[:, keep],
+        y=ordinary_x if y is x else LayerRows(y, everywhere[keep]),
         document=document[keep],
         sender_position=sender_position[keep],
         receiver_position=receiver_position[keep],
@@ -82,9 +113,11 @@ def ordinary_rows(
     )
 
 
-def rms_layers(side: Float[Tensor, "layer row d_model"], layers: Sequence[int]) -> Float[Tensor, "chosen row d_model"]:
-    """Return some layers with every row divided by its root mean square, as the next block reads it."""
-    return torch.stack([rms_normalised(side[layer]) for layer in layers])
+def rms_layers(
+    side: LayerRows, layers: Sequence[int], index: Int[Tensor, " chosen"] | None = None
+) -> Float[Tensor, "some chosen d_model"]:
+    """Return some layers, at all or some rows, each row divided by its root mean square: as the next block reads it."""
+    return torch.stack([rms_normalised(side[layer] if index is None else side[layer, index]) for layer in layers])
 
 
 def sample(rows: Int[Tensor, " row"], most: int, seed: int) -> Int[Tensor, " drawn"]:

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from latentcomm import alignment
+from latentcomm._core.budget import budget
 from latentcomm._core.files import digest, expanded, without_folder
 from latentcomm._core.records import Records
 from latentcomm._core.version import __version__
@@ -43,7 +44,7 @@ from latentcomm.experiments.diagnosis.settings import FILES, PAGE, RECORD, Size,
 from latentcomm.experiments.folder import forget, large_work, note_large, refuse_unwritable
 from latentcomm.experiments.settings import SAVED
 from latentcomm.fusion import Fusion
-from latentcomm.hooks.paired_text import PairedTokens, capture_paired, pair_tokens
+from latentcomm.hooks.paired_text import PairedTokens, capture_paired, capture_paired_to_disk, pair_tokens
 from latentcomm.models import Model, check_pair, fingerprints
 from latentcomm.tasks.corpus import Corpus, read_corpus
 
@@ -106,7 +107,7 @@ def diagnose(
     check_documents(texts.name, len(documents))
     tokens = pair_tokens(sender, receiver, documents, max_tokens=n_tokens)
     prints: dict[str, str] = dict(zip(("sender", "receiver"), fingerprints(sender, receiver), strict=True))
-    choices = {
+    choices: dict[str, Any] = {
         "corpus": texts.name,
         "corpus_sha256": texts.sha256,
         "documents": len(documents),
@@ -116,6 +117,8 @@ def diagnose(
         "fusions": {name: _described(fusion) for name, fusion in fusions.items()},
         "aligner": None if aligner is None else getattr(aligner, "__qualname__", repr(aligner)),
     }
+    if budget() is not None:
+        choices["memory"] = budget()
     inputs = _key(choices, prints, sender, receiver, fusions)
     target = None if out is None else expanded(out)
     if target is not None:
@@ -195,7 +198,10 @@ def _measured(
     progress: bool,
 ) -> dict[str, Any]:
     """All that a diagnosis takes from the states of both models, as plain values: tables, facts and warnings."""
-    states = capture_paired(sender, receiver, tokens, checkpoint=capture, progress=progress)
+    if capture is None:
+        states = capture_paired(sender, receiver, tokens, progress=progress)
+    else:
+        states = capture_paired_to_disk(sender, receiver, tokens, capture, progress=progress)
     rows = ordinary_rows(
         states.x,
         states.y,

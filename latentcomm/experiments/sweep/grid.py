@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentcomm._core.budget import budget
 from latentcomm._core.linalg import mapped
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records, ordered
@@ -158,7 +159,7 @@ def sweep_layers(
         for items in groups.values()
         for messages in _split(receiver, items, plan, positions[items[0]], int(receiver_prompts.lengths[items[0]]))
     ]
-    settings = [positions, read_position, passes]
+    settings = [positions, read_position, passes, *([] if budget() is None else [budget()])]
     records = _records(checkpoint, sender, receiver, sender_prompts, receiver_prompts, plan, settings)
     states = _messages(sender, sender_prompts, reads, read_position)
     run_pass = _Passes(plan, states, receiver_prompts, positions)

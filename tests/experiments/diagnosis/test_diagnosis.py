@@ -264,6 +264,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_states_on_disk_few_rows_at_a_time_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sender, receiver = rotated_pair()
+    in_memory = diagnose(sender, receiver, corpus=corpus(), size=TINY)
+    monkeypatch.setattr(comparison, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("latentcomm.experiments.diagnosis.run.capture_paired", None)  # which holds all layers
+    on_disk = diagnose(sender, receiver, corpus=corpus(), size=TINY, out=tmp_path)
+    for name in COLUMNS:
+        pd.testing.assert_frame_equal(getattr(on_disk, name), getattr(in_memory, name), check_exact=True)
+
+
 class TestWhatIsGrafted:
     """The rows, the places and the messages, seen at the doors of the parts that use them."""
 

@@ -38,6 +38,7 @@ from torch import Tensor
 from toys import WRONG_FUSIONS
 
 from latentcomm._core import files
+from latentcomm._core.budget import within
 from latentcomm.alignment import AffineMap, fit_ridge
 from latentcomm.experiments.sweep import grid as layer_sweep
 from latentcomm.experiments.sweep.grid import LayerSweep, sweep_layers
@@ -468,10 +469,20 @@ class TestThePrice:
         # tail tokens' 8 * 32 + 3 * 64 numbers and for 10 positions' keys and values, 2 * 3 layers * 2 heads of 8.
         bytes_of_a_row = 3 * 4 * 8 * 2 * 10 + 8 * (2 * (8 * 32 + 3 * 64) + 10 * 2 * 3 * 2 * 8)
         for columns in (1, 2, 5):
+            with within((1 + columns * 3) * bytes_of_a_row):
+                assert staircase.columns_per_pass(tiny, 8, 2, 3) == columns
             monkeypatch.setattr(staircase, "MEMORY_BUDGET", (1 + columns * 3) * bytes_of_a_row)
             assert staircase.columns_per_pass(tiny, 8, 2, 3) == columns
             monkeypatch.setattr(staircase, "MEMORY_BUDGET", (1 + columns * 3) * bytes_of_a_row - 1)
             assert staircase.columns_per_pass(tiny, 8, 2, 3) == max(1, columns - 1)
+
+    def test_a_sweep_within_a_budget_is_the_same_in_more_passes(self, tmp_path: Path) -> None:
+        tiny = model("llama")
+        for folder, n_bytes in (("a", 1), ("b", None)):
+            with within(n_bytes):
+                found = sweep_layers(tiny, tiny, **FOUR, fusion=Mean(), checkpoint=tmp_path / folder)
+            assert_same(found, mean_grid("llama", "bridge"))
+        assert [len(files_in(next((tmp_path / each).iterdir()))) for each in "ab"] == [12, 3]  # 12 messages, 3 prompts
 
     @pytest.mark.parametrize("writes", [tuple(range(8)), (5, 0, 2)])
     def test_the_prefixes_that_packs_copy_stay_within_the_budget(
