@@ -81,8 +81,7 @@ class Job:
             place = Place()
 
             def load(name: str, settings: Settings) -> Model:  # anew each time: a cache would hold the weights
-                options = {"dtype": settings.dtype, "device": settings.device}
-                return in_turn(partial(models.load_model, name, **options), place)
+                return in_turn(partial(models.load_model, name, **settings.placement), place)
 
         same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
         second = self.receiver  # the receiver first: in turn, the sender is then there for what it does first
@@ -98,8 +97,8 @@ class Job:
         return first, second
 
     def model(self, name: str, settings: Settings) -> Model:
-        """The model of this name, with the dtype and on the device of the settings."""
-        return (self.load or models.load_model)(name, dtype=settings.dtype, device=settings.device)
+        """The model of this name, with the dtype and where the settings place it."""
+        return (self.load or models.load_model)(name, **settings.placement)
 
     def task_of(self, settings: TaskSettings) -> Task:
         """The task.

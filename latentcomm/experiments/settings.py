@@ -45,6 +45,8 @@ class Settings:
         seed: Of splits, choices, controls and training.
         device: cpu, cuda, cuda:1, mps, or auto (cuda where there is one, then mps, then cpu).
         dtype: float32, float64, bfloat16 or float16.
+        device_map: auto spreads the blocks of each model over all GPUs, in place of a device.
+        quantization: 8bit or 4bit stores the matrices of the blocks as integers; by default they are of the dtype.
         one_at_a_time: Whether to have the weights of one of two models in memory at a time: the same result, in the
             memory of the larger one.
 
@@ -62,8 +64,10 @@ class Settings:
     """Whether several processes can each run a part of its records."""
     in_turn: ClassVar[bool] = True
     """Whether it can have one of two models in memory at a time."""
-    decides_nothing: ClassVar[tuple[str, ...]] = ("one_at_a_time",)
+    decides_nothing: ClassVar[tuple[str, ...]] = ("one_at_a_time", "device_map")
     """The options that change no result, such as how often it is saved."""
+    decides_unless_empty: ClassVar[tuple[str, ...]] = ("quantization",)
+    """Options that decide a result where they are given: without them its key is that of releases that lack them."""
     figures: ClassVar[tuple[str, ...]] = ("",)
     """The suffixes of the figures that may be written; the main one has none."""
     tables: ClassVar[tuple[str, ...]] = ("_trials.csv",)
@@ -74,6 +78,8 @@ class Settings:
     seed: Annotated[int, AtLeast(0)] = 0
     device: str = "cpu"
     dtype: str = "float32"
+    device_map: Literal["", "auto"] = ""
+    quantization: Literal["", "8bit", "4bit"] = ""
     one_at_a_time: bool = False
 
     def __post_init__(self) -> None:
@@ -112,7 +118,15 @@ class Settings:
 
     def decisive(self) -> dict[str, Any]:
         """What decides a result: `to_dict` without the options that change none."""
-        return {name: value for name, value in self.to_dict().items() if name not in self.decides_nothing}
+        left_out = {*self.decides_nothing, *(each for each in self.decides_unless_empty if not getattr(self, each))}
+        return {name: value for name, value in self.to_dict().items() if name not in left_out}
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """The options of `load_model`."""
+        given = {"dtype": self.dtype, "device": None if self.device_map else self.device}
+        given |= {"device_map": self.device_map} if self.device_map else {}
+        return given | ({"quantization": self.quantization} if self.quantization else {})
 
     @classmethod
     def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:
