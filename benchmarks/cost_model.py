@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 import latentcomm as lc
 from latentcomm._core.files import write_json
+from latentcomm.experiments import folder as folders
 from latentcomm.experiments.settings import Settings
 from latentcomm.reporting.publish import machine
 
@@ -119,10 +120,22 @@ def measure(command: str, model: str, dtype: str) -> dict[str, int]:
         return {"memory": peak()}
     with tempfile.TemporaryDirectory() as folder:
         loaded = lc.load_model(model, dtype=dtype)
+        forget, before = folders.forget, []
+
+        def weighed(large: Any) -> None:  # what is large is deleted at the end
+            before.append(size_of(Path(folder)))
+            forget(large)
+
+        folders.forget = weighed
         with Counted(loaded) as counted:
             lc.run(settings_of(command, model, dtype), loaded, loaded, out=folder)
-        disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        disk = max(size_of(Path(folder)), *before)
     return {"flops": counted.flops, "weights_read": counted.weights_read, "disk": disk, "memory": peak()}
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def peak() -> int:
@@ -199,6 +212,7 @@ def main() -> None:
     """Measure, plan and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=BUILT_IN)
+    parser.add_argument("--commands", default=",".join(COMMANDS))
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     parser.add_argument("--saved", type=Path)
@@ -211,7 +225,7 @@ def main() -> None:
         options.saved.mkdir(parents=True, exist_ok=True)
     checked = []
     for model in options.models.split(","):
-        for command in COMMANDS:
+        for command in options.commands.split(","):
             checked += compared(command, model, "float32" if model == BUILT_IN else "bfloat16", options.saved)
     speed = {"flops": FLOPS, "bandwidth": BANDWIDTH}
     write_json(options.out, {"checked": checked, "planned": planned(), "speed": speed, "machine": machine()})

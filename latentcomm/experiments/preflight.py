@@ -37,6 +37,10 @@ __all__ = ["Checks", "Preflight", "Side"]
 T = TypeVar("T")
 PAGE = 5 * 10**6
 """Bytes of a page, which holds plotly's code, and of its tables."""
+PAGES_HELD = 35 * 10**6
+"""Bytes of memory in which figures, tables and pages are made; measured with the built-in model."""
+TOKENIZER = 1700
+"""Bytes of an entry of a vocabulary, in a tokenizer and in the digest of it; measured with 49,152 and 151,936 tokens."""
 SAMPLED = 64
 """Texts that are tokenized to estimate the length of all."""
 SLOWER = 3
@@ -51,6 +55,10 @@ QUANTIZED = {"8bit": 1.0, "4bit": 0.5}
 """Bytes of an entry of a quantised matrix."""
 CHARACTERS = 4
 """Characters of a token where there is no tokenizer."""
+RAGGED = 2
+"""Lengths among n texts that a model has written, over the root of n: about six among eight."""
+COMPARED = 4
+"""Short passes in which a model is compared with transformers' own before that runs in its place."""
 TOKENIZED = 2048
 """Texts whose tokens are counted one by one."""
 LONGEST = 8
@@ -441,6 +449,11 @@ class Checks:
         """Count the weights of models that are loaded; at least their files where only these are known."""
         shapes = {side.name: side.shape for side in sides if side is not None and side.model is None}
         sizes = [self._bytes_of(shape, itemsize or self.itemsize) for shape in shapes.values()]
+        self.holds_on_host("tokenizers", TOKENIZER * sum(shape.d_vocab or 0 for shape in shapes.values()))
+        if self.job.out is not None:
+            self.holds_on_host("pages", PAGES_HELD)
+        for side in dict.fromkeys(sides):
+            self.runs(side, COMPARED, n_new=1, n_passes=COMPARED)
         if sizes:
             self.holds("weights", max(sizes) if self.settings.one_at_a_time else sum(sizes))
             self.loaded = max(self.loaded, *sizes)
@@ -509,11 +522,13 @@ class Checks:
         n_tokens: float | int = 1,
         times: float | int = 1,
         shares: bool = True,
+        ragged: bool = False,
     ) -> None:
         """Count passes over prompts and `n_tokens` that are written after each, `times` times over.
 
         The prompts of a chunk run by length; those of one text are read once but for the last token, if `shares`.
-        `n_more` tokens are added to each, and `n_past` positions are in its cache before it.
+        `n_more` tokens are added to each, and `n_past` positions are in its cache before it. `ragged` prompts are of
+        texts that are not known, so of more lengths.
         """
         counts = self.tokens(side, texts)
         for start in range(0, len(texts) * (times > 0), ITEMS_AT_ONCE):
@@ -525,6 +540,8 @@ class Checks:
             step = max(1, int(TOKENS_PER_BATCH // longest))
             for length, rows in groups.items():
                 n_passes = -(-len(rows) // step)
+                if ragged:
+                    n_passes = max(n_passes, min(len(rows), round(RAGGED * len(rows) ** 0.5)))
                 if shares and not n_past and length > 1 and len(rows) > 1 and len({*rows}) == 1:
                     self.runs(side, times * n_passes, n_new=length - 1, n_passes=times * n_passes)
                     self.runs(side, times * len(rows), n_new=1, n_past=length - 1, n_passes=times * n_passes)
@@ -559,7 +576,7 @@ class Checks:
             self.flops += n_flops
             step = max(1, UNEMBED_BYTES // (4 * size.d_vocab))
             self.weights_read += -(-n_rows // step) * size.d_model * size.d_vocab * self.itemsize
-            self.holds("logits of a pass", min(n_rows, step) * size.d_vocab * (4 + self.itemsize))
+            self.holds("logits of a pass", min(n_rows, step) * size.d_vocab * self.itemsize)
 
     def mixes(self, side: Side | None, n_rows: float | int, *, n_tables: int) -> None:
         """Count averages of embeddings: each a product with so many tables."""

@@ -13,6 +13,7 @@ from latentcomm.experiments.cascade.by_name import (
     refuse_hand_offs,
     stops_named,
 )
+from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE
 from latentcomm.experiments.cascade.run import check_plan
 from latentcomm.experiments.cascade.settings import CascadeSettings
 from latentcomm.experiments.cascade.stops import Oracle, Stop
@@ -87,7 +88,8 @@ def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | 
     checks.work.append(f"hand-offs by {', '.join(hand_offs)} at {n_grid} stops, with {', '.join(controls) or 'none'}")
     n_tokens = task.reply_tokens
     checks.reads(large, texts, n_tokens=n_tokens)
-    checks.reads(small, texts, n_tokens=n_tokens)
+    if small is not large:  # whose replies are saved
+        checks.reads(small, texts, n_tokens=n_tokens)
     grid = [n for n in ns if 0 < n < n_tokens] + len(stops) * [max(ns, default=0)]
     for hand_off in hand_offs:
         of_states = hand_off != TEXT
@@ -109,7 +111,9 @@ def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | 
         checks.runs(small, n_items, n_new=prompt + n_tokens, n_unembedded=prompt + n_tokens, at_once=1)  # signals
         n_decoded = n_conditions - (large is small)  # a model that continues its own reply writes what it has written
         for n in {*grid}:
-            checks.runs(small, n_items * n_decoded * (n_tokens - n), n_new=1, n_past=prompt + n_tokens / 2, at_once=16)
+            n_steps = n_decoded * (n_tokens - n)
+            n_passes = -(-n_items // ITEMS_AT_ONCE) * n_steps
+            checks.runs(small, n_items * n_steps, n_new=1, n_past=prompt + n_tokens / 2, n_passes=n_passes)
     if SELF_CONSISTENCY in controls and large is not None and small is not None:
         checks.reads(
             small, texts, n_tokens=n_tokens, times=_n_votes(large, small, prompt, n_tokens, max(ns, default=0))

@@ -12,7 +12,7 @@ from latentcomm.experiments.controls import RANDOM, SAME_LABEL, SELF, SHUFFLED, 
 from latentcomm.experiments.evaluation import ITEMS_AT_ONCE
 from latentcomm.experiments.maps import ALIGNMENTS, MAP_TOKENS, map_documents
 from latentcomm.experiments.preflight import Checks, Side
-from latentcomm.experiments.settings import cell_of, listed
+from latentcomm.experiments.settings import listed
 from latentcomm.experiments.sweep._check import cells_of, count_sweep, depth_of
 from latentcomm.experiments.train import KIND, trained_files
 from latentcomm.tasks.base import Task
@@ -89,7 +89,7 @@ def _count(
 ) -> None:
     """Count what the comparison takes."""
     n, conditions = len(test.items), 1 + len(settings.controls)
-    cell = cell_of(settings.read_layer, settings.write_layer)
+    cell = checks.cell()
     grafts = [name for name in names if needs_cell(name) or name in LEARNED]
     mapped = (
         bool(grafts) and settings.alignment in ALIGNMENTS and None not in (sender, receiver) and sender is not receiver
@@ -124,7 +124,15 @@ def _count(
         elif name in IN_WORDS:
             times -= len({ZERO, RANDOM} & {*settings.controls}) * (name == "text")  # which a text has none of
             checks.reads(sender, sent, n_tokens=n_words + (name == "deltas"))
-            checks.reads(receiver, shown, n_more=n_words + 1, n_tokens=n_tokens, times=times, shares=False)
+            checks.reads(
+                receiver,
+                shown,
+                n_more=n_words + 1,
+                n_tokens=n_tokens,
+                times=times,
+                shares=False,
+                ragged=name != "cipher",
+            )
             if name in SOFT:
                 checks.mixes(receiver, n * n_words, n_tables=3)
         elif name == "kv":
