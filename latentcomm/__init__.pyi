@@ -45,6 +45,7 @@ from .experiments.evaluation import send as send
 from .experiments.job import Result as Result
 from .experiments.preflight import Preflight as Preflight
 from .experiments.run import PartReport as PartReport
+from .experiments.run import plan as plan
 from .experiments.run import preflight as preflight
 from .experiments.run import run as run
 from .experiments.run import run_all as run_all

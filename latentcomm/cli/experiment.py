@@ -17,7 +17,7 @@ from latentcomm._core.names import check_name
 from latentcomm._core.progress import quiet, say
 from latentcomm._core.version import __version__
 from latentcomm.experiments._prepared import EXPERIMENTS, Experiment
-from latentcomm.experiments.run import preflight, run, run_part
+from latentcomm.experiments.run import plan, run, run_part
 from latentcomm.experiments.settings import Settings, listed
 
 __all__ = ["command_of", "read_config"]
@@ -43,7 +43,9 @@ class Files:
         out: Folder of the results and of saved work.
         name: What the files are called.
         overwrite: Write over results and unfinished work of other options in the folder.
-        dry_run: Run nothing: print what would run, the memory, the disk and about the time that it takes.
+        dry_run: Run nothing: print what would run, memory, disk, operations and about the time that it takes.
+        flops: Of a dry run: operations a second of the machine that the time is estimated for; by default this one.
+        bandwidth: Of a dry run: bytes a second that its memory reads.
         part: I/N makes every N-th record of the run from the I-th on and writes no result; the command without it
             then finds them and does.
         quiet: Print errors alone.
@@ -56,6 +58,8 @@ class Files:
     name: str = ""
     overwrite: bool = False
     dry_run: bool = False
+    flops: float = 0.0
+    bandwidth: float = 0.0
     part: str = ""
     quiet: bool = False
     json: bool = False
@@ -76,10 +80,13 @@ def command_of(experiment: Experiment) -> Callable[[Sequence[str]], None]:
                 use_threads(files.threads)
                 check_part(files)
                 if files.dry_run:
-                    found = preflight(settings, out=files.out, name=files.name, overwrite=files.overwrite)
+                    given = {"overwrite": files.overwrite, "flops": files.flops, "bandwidth": files.bandwidth}
+                    found = plan(settings, out=files.out, name=files.name, **given)
                     print("\n".join(in_flags(line, experiment.settings) for line in found.lines()))
                     found.check()
                     return
+                if files.flops or files.bandwidth:
+                    raise ValueError("flops and bandwidth are of another machine, which runs nothing; give dry_run too")
                 if files.part:
                     made = run_part(settings, files.part, out=files.out, name=files.name, progress=not files.quiet)
                     say(f"part {files.part}: {made.n_made} records made, {made.n_left} of other parts missing")

@@ -113,16 +113,22 @@ class Prepared:
 
 
 def prepare(
-    settings: Settings, *, out: str | Path | None, name: str | None = None, overwrite: bool = False, **given: Any
+    settings: Settings,
+    *,
+    out: str | Path | None,
+    name: str | None = None,
+    overwrite: bool = False,
+    elsewhere: bool = False,
+    **given: Any,
 ) -> Prepared:
-    """The run with all its checks made."""
+    """The run with all its checks made, of devices and memory unless it is planned for another machine."""
     from latentcomm._core.files import expanded
     from latentcomm.experiments.folder import refuse_unwritable
     from latentcomm.experiments.job import Job
     from latentcomm.experiments.preflight import Checks
 
     job = Job(out=None if out is None else expanded(out), **given)
-    checks = Checks(settings, job)
+    checks = Checks(settings, job, elsewhere)
     checks.refuse(
         f"name is {name!r}, but {settings.names_files}; give another folder as `out` instead",
         when=bool(settings.names_files) and name not in (None, settings.command),

@@ -42,6 +42,10 @@ def check_train(settings: TrainSettings, checks: Checks) -> TrainInputs | None:
     checks.refuse(
         f"dtype is {settings.dtype!r}; train in float32 or bfloat16", when=settings.dtype not in ("float32", "bfloat16")
     )
+    checks.refuse(
+        f"quantization is {settings.quantization}, and what is trained needs weights of float32; leave it out",
+        when=bool(settings.quantization),
+    )
     task, sender, receiver, cell = checks.task_pair_and_cell()
     halves = None if task is None else checks.split(task)
     if task is None or halves is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["free_disk", "free_memory", "multiply_adds_a_second"]
+__all__ = ["free_disk", "free_memory", "multiply_adds_a_second", "n_gpus"]
 
 GROUPS = Path("/sys/fs/cgroup")
 """Where Linux states how much of the machine's memory a container may use."""
@@ -24,8 +24,18 @@ TIMED_SECONDS = 0.3
 """How long products are timed."""
 
 
+def n_gpus() -> int:
+    """How many CUDA devices torch sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def free_memory(device: str) -> int | None:
-    """Bytes that are free on a device, None where it is unknown: of a GPU its own, else the machine's."""
+    """Bytes that are free on a device, None where it is unknown: of a GPU its own, else the machine's.
+
+    Of "gpus" that of all CUDA devices together.
+    """
+    if device == "gpus":
+        return sum(int(torch.cuda.mem_get_info(number)[0]) for number in range(n_gpus()))
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     found = [each for each in (_available(), _left_to_container()) if each is not None]

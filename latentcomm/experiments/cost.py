@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from latentcomm.hooks.shared_prefix import MOST_PACKED
 from latentcomm.models import Model, Pass
 
 MULTIPLY_ADD = 2
 """Operations of one multiply-add, as the field counts them."""
+
+EIGH = 9
+"""Operations of a symmetric eigendecomposition, times the cube of its width (Golub and Van Loan)."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,21 @@ class ModelSize:
             gated=bool(getattr(cfg, "gated_mlp", False)),
         )
 
+    @property
+    def block(self) -> int:
+        """The numbers in the matrices of a block."""
+        attention = 2 * (self.n_heads + self.n_key_value_heads) * self.d_head
+        return self.d_model * (attention + (3 if self.gated else 2) * self.d_mlp)
 
-def pass_flops(size: ModelSize, *, n_new: int, n_past: int = 0, n_layers: int | None = None, n_unembedded: int) -> int:
+
+def pass_flops(
+    size: ModelSize,
+    *,
+    n_new: float | int,
+    n_past: float | int = 0,
+    n_layers: float | int | None = None,
+    n_unembedded: float | int,
+) -> float | int:
     """Operations of the matrix products of one row's forward pass, as eager attention runs them.
 
     With n new positions after p cached ones, a layer costs 2n(2DHK + 2DGK) for queries, keys, values and output,
@@ -61,6 +78,50 @@ def pass_flops(size: ModelSize, *, n_new: int, n_past: int = 0, n_layers: int | 
     feed_forward = n_new * (3 if size.gated else 2) * size.d_model * size.d_mlp
     layers = (size.n_layers if n_layers is None else n_layers) * (projections + attention + feed_forward)
     return MULTIPLY_ADD * (layers + n_unembedded * size.d_model * size.d_vocab)
+
+
+def staircase_flops(size: ModelSize, *, n_rows: int, write_layers: Sequence[int], n_past: float | int) -> float | int:
+    """Operations of the blocks in a pass of `hooks.shared_prefix`: `n_rows` rows join after every write layer, packed.
+
+    Below the first write layer one row runs; in a layer above w of them w packs for every `MOST_PACKED` rows, each with
+    a copy of the ungrafted row.
+
+    >>> size = ModelSize(2, 4, 2, 2, 8, 10, 1, gated=True)
+    >>> one = pass_flops(size, n_new=1, n_past=3, n_layers=1, n_unembedded=0)
+    >>> above = pass_flops(size, n_new=6, n_past=3, n_layers=1, n_unembedded=0)
+    >>> staircase_flops(size, n_rows=5, write_layers=[0], n_past=3) == one + above
+    True
+    """
+    n_packs = -(-n_rows // MOST_PACKED)
+    width = -(-n_rows // n_packs)
+    one, pack = (pass_flops(size, n_new=n_new, n_past=n_past, n_layers=1, n_unembedded=0) for n_new in (1, width + 1))
+    below = [sum(write < layer for write in write_layers) for layer in range(size.n_layers)]
+    return sum(n * n_packs * pack or one for n in below)
+
+
+def ridge_flops(n_rows: float | int, d_source: int, d_target: int, *, folds: int) -> float | int:
+    """Operations of `alignment.fit_ridge` with the penalty chosen in folds: decompositions and products."""
+    training, held_out = n_rows * (folds - 1) / folds, n_rows / folds
+    rank = min(training, d_source)
+    products = held_out * rank * (d_source + rank + d_target) + rank * d_target * (training + rank)
+    of_all = n_rows * min(n_rows, d_source) * d_target + min(n_rows, d_source) * d_source * d_target
+    decompositions = folds * _svd_flops(training, d_source) + _svd_flops(n_rows, d_source)
+    return decompositions + MULTIPLY_ADD * (folds * products + of_all)
+
+
+def predictability_flops(
+    n_rows: float | int, d_source: int, d_target: int, *, n_targets: int, folds: int
+) -> float | int:
+    """Operations of `similarity.predictability_of_each`: decompositions of a source, products with each target."""
+    splits = 2 * folds  # one to judge and one to choose in, for each fold
+    source = n_rows * d_source**2 + splits * 2 * d_source**3
+    target = n_rows * d_source * d_target + splits * 3 * d_source**2 * d_target
+    return splits * EIGH * d_source**3 + MULTIPLY_ADD * (source + n_targets * target)
+
+
+def _svd_flops(n_rows: float | int, width: float | int) -> float | int:
+    longer, shorter = max(n_rows, width), min(n_rows, width)
+    return 6 * longer * shorter**2 + 20 * shorter**3
 
 
 def flops(passes: Sequence[Pass]) -> float:

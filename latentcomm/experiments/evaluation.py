@@ -290,11 +290,11 @@ class _Messages:
         """
         if budget() is None:
             return chunks(len(self.task.items), ITEMS_AT_ONCE)
-        prompts = sender_prompts(self.sender, self.task), receiver_prompts(self.receiver, self.task)
+        prompts, models = [receiver_prompts(self.receiver, self.task)], [self.receiver]
+        if isinstance(self.sender, Model):
+            prompts, models = [sender_prompts(self.sender, self.task), *prompts], [self.sender, *models]
         n_tokens = sum(int(each.lengths.max()) for each in prompts) + self.task.reply_tokens
-        of_token = max(
-            numbers_cached(each) * torch.finfo(each.dtype).bits // 8 for each in (self.sender, self.receiver)
-        )
+        of_token = max(numbers_cached(each) * torch.finfo(each.dtype).bits // 8 for each in models)
         return chunks(len(self.task.items), at_most(ITEMS_AT_ONCE, n_tokens * of_token))
 
     @property

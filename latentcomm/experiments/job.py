@@ -82,8 +82,8 @@ class Job:
             place = Place()
 
             def load(name: str, settings: Settings) -> Model:  # anew each time: a cache would hold the weights
-                options = {"dtype": settings.dtype, "device": settings.device}
-                return in_turn(partial(models.load_model, name, **options), place, outline=outlined(name, **options))
+                load = partial(models.load_model, name, **settings.placement)
+                return in_turn(load, place, outline=outlined(name, **settings.placement))
 
         same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
         second = self.receiver
@@ -100,8 +100,8 @@ class Job:
         return first, second
 
     def model(self, name: str, settings: Settings) -> Model:
-        """The model of this name, with the dtype and on the device of the settings."""
-        return (self.load or models.load_model)(name, dtype=settings.dtype, device=settings.device)
+        """The model of this name, with the dtype and where the settings place it."""
+        return (self.load or models.load_model)(name, **settings.placement)
 
     def task_of(self, settings: TaskSettings) -> Task:
         """The task.

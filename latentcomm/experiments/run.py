@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from latentcomm.experiments.job import Result
     from latentcomm.experiments.preflight import Preflight
 
-__all__ = ["PartReport", "preflight", "run", "run_all", "run_part"]
+__all__ = ["PartReport", "plan", "preflight", "run", "run_all", "run_part"]
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
         progress: whether to show progress on standard error.
 
     Raises:
-        ValueError: what `preflight` refuses, all of it at once and before a weight is read; or what the models, the
+        ValueError: what `plan` refuses, all of it at once and before a weight is read; or what the models, the
             task or the experiment refuse later.
         RuntimeError: the disk is full or the folder cannot be written; finished work stays saved.
 
@@ -109,7 +109,7 @@ def run_part(
     return PartReport(share.n_made, share.n_left)
 
 
-def preflight(
+def plan(
     settings: Settings,
     sender: Any = None,
     receiver: Any = None,
@@ -118,19 +118,41 @@ def preflight(
     out: str | Path | None = None,
     name: str | None = None,
     overwrite: bool = False,
+    flops: float | int = 0,
+    bandwidth: float | int = 0,
 ) -> "Preflight":
     """What `run` with the same arguments would refuse, do and need; no weight is read and nothing is written.
 
     Settings, names of files, the folder and whose its files are, the task, layers, widths and vocabularies from the
-    models' configurations, and memory and disk.
+    models' configurations, memory and disk, operations, forward passes and the bytes of weights that they read. A model
+    may be a folder with a config.json alone, or a configuration file. Replies count at their full length.
+
+    The time is that of this machine, which is timed for a moment, or of one that runs `flops` operations and reads
+    `bandwidth` bytes of weights in a second: the longest of operations / `flops`, bytes / `bandwidth`, and 1.6 ms of
+    Python for each layer of each pass. The devices, memory and disk here are then not compared with what is needed.
+
+    Raises:
+        ValueError: a negative speed, or a bandwidth without operations a second.
 
     >>> import latentcomm as lc
-    >>> found = lc.preflight(lc.CompareSettings(channels=("silent", "replce"), n_test=1000))
+    >>> found = lc.plan(lc.CompareSettings(channels=("silent", "replce"), n_test=1000))
     >>> found.refusals[1]
     'n_test is 1000, and the test half of countries has 162 items; give at most 162'
     """
+    for option, value in (("flops", flops), ("bandwidth", bandwidth)):
+        if value < 0:
+            raise ValueError(f"{option} is {value}; give the speed of the machine, a positive number a second")
+    if bandwidth and not flops:
+        raise ValueError(
+            f"bandwidth is {bandwidth}, and flops is not given; give the machine's operations a second too"
+        )
     given = {"sender": sender, "receiver": receiver, "task": task}
-    return prepare(settings, out=out, name=name, overwrite=overwrite, **given).checks.report(timed=True)
+    checks = prepare(settings, out=out, name=name, overwrite=overwrite, elsewhere=flops > 0, **given).checks
+    return checks.report(timed=True, flops=flops, bandwidth=bandwidth)
+
+
+preflight = plan
+"""Another name of `plan`."""
 
 
 def run_all(

@@ -46,6 +46,8 @@ class Settings:
         seed: Of splits, choices, controls and training.
         device: cpu, cuda, cuda:1, mps, or auto (cuda where there is one, then mps, then cpu).
         dtype: float32, float64, bfloat16 or float16.
+        device_map: auto spreads the blocks of each model over all GPUs, in place of a device.
+        quantization: 8bit or 4bit stores the matrices of the blocks as integers; by default they are of the dtype.
         one_at_a_time: Whether to have the weights of one of two models in memory at a time: the same result, in the
             memory of the larger one.
         memory: Of one piece of work besides the weights, such as 2GB: how much is captured, swept and sent at once. By
@@ -65,8 +67,10 @@ class Settings:
     """Whether several processes can each run a part of its records."""
     in_turn: ClassVar[bool] = True
     """Whether it can have one of two models in memory at a time."""
-    decides_nothing: ClassVar[tuple[str, ...]] = ("one_at_a_time",)
+    decides_nothing: ClassVar[tuple[str, ...]] = ("one_at_a_time", "device_map")
     """The options that change no result, such as how often it is saved."""
+    decides_unless_empty: ClassVar[tuple[str, ...]] = ("quantization", "memory")
+    """Options that decide a result where they are given: without them its key is that of releases that lack them."""
     figures: ClassVar[tuple[str, ...]] = ("",)
     """The suffixes of the figures that may be written; the main one has none."""
     tables: ClassVar[tuple[str, ...]] = ("_trials.csv",)
@@ -77,6 +81,8 @@ class Settings:
     seed: Annotated[int, AtLeast(0)] = 0
     device: str = "cpu"
     dtype: str = "float32"
+    device_map: Literal["", "auto"] = ""
+    quantization: Literal["", "8bit", "4bit"] = ""
     one_at_a_time: bool = False
     memory: str = ""
 
@@ -121,9 +127,16 @@ class Settings:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def decisive(self) -> dict[str, Any]:
-        """What decides a result: `to_dict` without the options that change none, and `memory` where it is given."""
-        left_out = self.decides_nothing if self.memory else (*self.decides_nothing, "memory")
+        """What decides a result: `to_dict` without the options that change none."""
+        left_out = {*self.decides_nothing, *(each for each in self.decides_unless_empty if not getattr(self, each))}
         return {name: value for name, value in self.to_dict().items() if name not in left_out}
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """The options of `load_model`."""
+        given = {"dtype": self.dtype, "device": None if self.device_map else self.device}
+        given |= {"device_map": self.device_map} if self.device_map else {}
+        return given | ({"quantization": self.quantization} if self.quantization else {})
 
     @classmethod
     def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:

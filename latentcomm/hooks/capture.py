@@ -129,12 +129,12 @@ def tokens_per_pass(model: Model, prompts: Prompts, n_sites: int) -> int:
     """
     size = torch.finfo(model.dtype).bits // 8
     scores = 3 * int(model.hooked.cfg.n_heads) * max(size, 4) * int(prompts.lengths.max())
-    return at_most(TOKENS_PER_BATCH, size * (numbers_of_a_row(model) + n_sites * model.d_model) + scores)
+    return at_most(TOKENS_PER_BATCH, size * (numbers_of_a_row(model.hooked.cfg) + n_sites * model.d_model) + scores)
 
 
-def numbers_of_a_row(model: Model) -> int:
+def numbers_of_a_row(sizes: Any) -> int:
     """The numbers that one token of a pass takes in a block: about eight vectors of d_model and three of d_mlp."""
-    return 8 * model.d_model + 3 * int(getattr(model.hooked.cfg, "d_mlp", None) or 4 * model.d_model)
+    return 8 * sizes.d_model + 3 * int(getattr(sizes, "d_mlp", None) or 4 * sizes.d_model)
 
 
 def _seen(

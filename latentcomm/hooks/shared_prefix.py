@@ -75,23 +75,28 @@ def can_pack(model: Model, n_cached: int, n_tail: int) -> bool:
 
 
 def columns_per_pass(model: Model, n_cached: int, n_tail: int, n_writes: int) -> int:
-    """How many messages one pass carries to all write layers within the budget and `MOST_ROWS`.
+    """How many messages one pass carries to all write layers within the budget and `MOST_ROWS`."""
+    packed = can_pack(model, n_cached, n_tail)
+    return columns_of(model.hooked.cfg, _itemsize(model), n_cached, n_tail, n_writes, packed=packed)
+
+
+def columns_of(sizes: Any, itemsize: int, n_cached: int, n_tail: int, n_writes: int, *, packed: bool) -> int:
+    """`columns_per_pass` of a model of these sizes (`n_layers`, `d_model` and so on), of numbers of `itemsize` bytes.
 
     A row takes its attention scores (a packed row sees the columns of all that it is packed with, masked), about eight
     vectors of d_model and three of d_mlp; a row that is not packed takes its own copy of the prefix's keys and values
     in every layer as well, and a pack one in every layer above its write layer.
     """
-    config, packed = model.hooked.cfg, can_pack(model, n_cached, n_tail)
-    size, most = torch.finfo(model.dtype).bits // 8, budget() or MEMORY_BUDGET
-    width = numbers_of_a_row(model)
-    cached = numbers_cached(model) * (n_tail if packed else n_cached + n_tail)
+    width, most = numbers_of_a_row(sizes), budget() or MEMORY_BUDGET
+    cached = _per_token(sizes) * (n_tail if packed else n_cached + n_tail)
     columns = max(1, (MOST_ROWS - 1) // n_writes)
-    copies = _copies_of_a_pack(model, n_cached, _writes_together(model, n_cached, n_writes)) if packed else 0
+    together = writes_together(sizes, itemsize, n_cached, n_writes) if packed else 0
+    copies = _copies_of_a_pack(sizes, itemsize, n_cached, together)
     while columns > 1:
         rows = 1 + columns * n_writes
         seen = n_cached + (min(MOST_PACKED, columns) + 1 if packed else n_tail)
-        scores = 3 * int(config.n_heads) * max(size, 4) * n_tail * seen
-        if rows * (scores + (n_tail * width + cached) * size) + -(-columns // MOST_PACKED) * copies <= most:
+        scores = 3 * int(sizes.n_heads) * max(itemsize, 4) * n_tail * seen
+        if rows * (scores + (n_tail * width + cached) * itemsize) + -(-columns // MOST_PACKED) * copies <= most:
             break
         columns -= 1
     return columns
@@ -120,7 +125,9 @@ def run_staircase(
         RuntimeError: the logits of the ungrafted row, which runs in the same pass, differ from those of a plain run.
     """
     writes = sorted(set(write_layers))
-    step = _writes_together(model, prefix.n_cached, len(writes)) if packed and observe is None else len(writes)
+    step = len(writes)
+    if packed and observe is None:
+        step = writes_together(model.hooked.cfg, _itemsize(model), prefix.n_cached, step)
     parts = [
         _run_together(model, prefix, writes[start : start + step], join, n_rows=n_rows, packed=packed, observe=observe)
         for start in range(0, len(writes), step)
@@ -236,31 +243,38 @@ def _batched_cache(model: Model, prefix: Prefix, rows_at: Sequence[int]) -> Any:
     return model.cache_from_layers(layers)
 
 
-def _writes_together(model: Model, n_cached: int, n_writes: int) -> int:
+def writes_together(sizes: Any, itemsize: int, n_cached: int, n_writes: int) -> int:
     """How many write layers of one pack run in one pass, so that its copies of the prefix fit in half the budget."""
     together, most = n_writes, budget() or MEMORY_BUDGET
-    while together > 1 and _copies_of_a_pack(model, n_cached, together) > most // 2:
+    while together > 1 and _copies_of_a_pack(sizes, itemsize, n_cached, together) > most // 2:
         together -= 1
     return together
 
 
-def _copies_of_a_pack(model: Model, n_cached: int, n_writes: int) -> int:
+def _copies_of_a_pack(sizes: Any, itemsize: int, n_cached: int, n_writes: int) -> int:
     """Bytes of the prefix's keys and values for one pack a write layer, at most: with the lowest write layers.
 
     Each layer holds a copy for every write layer below it, and the attention of the last repeats its copies for all
     heads that share them.
     """
-    config, size = model.hooked.cfg, torch.finfo(model.dtype).bits // 8
-    held = sum(min(layer, n_writes) for layer in range(model.n_layers))
-    repeated = n_writes * 2 * int(config.n_heads) * int(config.d_head)
-    return n_cached * size * (held * numbers_cached(model) // model.n_layers + repeated)
+    held = sum(min(layer, n_writes) for layer in range(sizes.n_layers))
+    repeated = n_writes * 2 * int(sizes.n_heads) * int(sizes.d_head)
+    return n_cached * itemsize * (held * _per_token(sizes) // sizes.n_layers + repeated)
 
 
 def numbers_cached(model: Model) -> int:
     """The numbers that one token adds to the key-value cache of all layers."""
-    config = model.hooked.cfg
-    heads = int(getattr(config, "n_key_value_heads", None) or config.n_heads)
-    return 2 * model.n_layers * heads * int(config.d_head)
+    return _per_token(model.hooked.cfg)
+
+
+def _per_token(sizes: Any) -> int:
+    """The numbers that one token adds to the key-value cache of all layers."""
+    heads = int(getattr(sizes, "n_key_value_heads", None) or sizes.n_heads)
+    return 2 * sizes.n_layers * heads * int(sizes.d_head)
+
+
+def _itemsize(model: Model) -> int:
+    return torch.finfo(model.dtype).bits // 8
 
 
 def _scores(layer: int) -> str:

@@ -65,7 +65,7 @@ def load_model(
     """
     place = resolve_placement(device, device_map, max_memory)
     numbers = resolve_dtype(dtype, device=place if isinstance(place, str) and place != "auto" else "cpu")
-    options = _quantized(quantization, numbers)
+    options = quantized(quantization, numbers)
     name = os.fspath(name_or_path)
     checkpoint = locate(name)
     if name in builtin.BUILT_IN:
@@ -144,7 +144,7 @@ def _unpacked(name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoi
     return Checkpoint(str(builtin.converted(Path(checkpoint.folder) / str(checkpoint.gguf_file), dtype, load)))
 
 
-def _quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
+def quantized(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
     """What `from_pretrained` takes for a quantization.
 
     Raises:

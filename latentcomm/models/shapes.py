@@ -2,11 +2,14 @@
 
 import math
 import os
+import re
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from safetensors import safe_open
 
 from latentcomm.models import builtin
@@ -31,8 +34,11 @@ class ModelShape:
         d_mlp: the width inside the feed-forward layers.
         d_vocab: tokens that it has logits for.
         n_ctx: the longest prompt, in tokens.
-        n_parameters: numbers in the files of weights, those that two matrices share counted once.
-        weights_bytes: the size of these files.
+        n_parameters: numbers in the files of weights, or, where these are not on this machine, of the model that the
+            configuration describes; those that two matrices share counted once.
+        n_in_blocks: those of them in the matrices of the blocks, which a quantization stores as integers.
+        gated: whether the feed-forward layers have a gate, hence three matrices and not two.
+        weights_bytes: the size of these files; None where they are not on this machine.
     """
 
     name: str
@@ -45,14 +51,16 @@ class ModelShape:
     d_vocab: int | None = None
     n_ctx: int | None = None
     n_parameters: int | None = None
+    n_in_blocks: int | None = None
+    gated: bool | None = None
     weights_bytes: int | None = None
 
 
 def shape_of(name_or_path: str | os.PathLike[str]) -> ModelShape:
     """The sizes of a model of any name that `load_model` or `load_vision` takes, without its weights.
 
-    They come from the config.json of a directory or of the hub, the header of a .gguf file, or, for a built-in model
-    that has not been downloaded, from what is known about it.
+    They come from the config.json of a directory or of the hub, a configuration file of any other name in .json, the
+    header of a .gguf file, or, for a built-in model that has not been downloaded, from what is known about it.
 
     Raises:
         ValueError: an unknown name, a path that is not there, or files that transformers cannot read.
@@ -71,6 +79,7 @@ def shape_of(name_or_path: str | os.PathLike[str]) -> ModelShape:
     n_heads, d_model = _size(config, "num_attention_heads"), _size(config, "hidden_size")
     d_mlp = _size(config, "intermediate_size", "n_inner", "ffn_dim")
     files = _weight_files(checkpoint)
+    weights = _stored(name, files) if files else _described(config)
     return ModelShape(
         name,
         n_layers=_size(config, "num_hidden_layers"),
@@ -81,20 +90,22 @@ def shape_of(name_or_path: str | os.PathLike[str]) -> ModelShape:
         d_mlp=d_mlp or (4 * d_model if d_model and hasattr(config, "n_inner") else None),  # GPT-2: None is four widths
         d_vocab=_size(config, "vocab_size"),
         n_ctx=_size(config, "max_position_embeddings", "n_positions"),
-        n_parameters=_n_stored(name, files),
+        **_counted(weights),
         weights_bytes=sum(path.stat().st_size for path in files) or None,
     )
 
 
 def tokenizer_of(name_or_path: str | os.PathLike[str]) -> Any:
-    """The tokenizer of a model of any name that `load_model` takes; None of a built-in model not yet downloaded.
+    """The tokenizer of a model of any name that `shape_of` takes; None of a built-in model not yet downloaded.
+
+    None of a configuration file, too.
 
     Raises:
         ValueError: an unknown name, a path that is not there, or files that transformers cannot read.
         RuntimeError: the hub cannot be reached.
     """
     checkpoint = _located(name_or_path)
-    if checkpoint is None:
+    if checkpoint is None or checkpoint.folder.endswith(".json"):
         return None
     from transformers import AutoTokenizer
 
@@ -104,6 +115,9 @@ def tokenizer_of(name_or_path: str | os.PathLike[str]) -> Any:
 
 def _located(name_or_path: str | os.PathLike[str]) -> Checkpoint | None:
     """Where a model is; None of a built-in model not yet downloaded."""
+    path = Path(name_or_path).expanduser()
+    if path.suffix == ".json" and path.is_file():
+        return Checkpoint(str(path))
     checkpoint = locate(name_or_path)
     return None if os.fspath(name_or_path) in builtin.BUILT_IN and checkpoint.local is None else checkpoint
 
@@ -122,16 +136,44 @@ def _size(config: Any, *names: str) -> int | None:
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
-def _n_stored(name: str, files: list[Path]) -> int | None:
-    """How many numbers lie in files of safetensors, from their headers; None of another format."""
-    if not files or any(path.suffix != ".safetensors" for path in files):
+Weights = Mapping[str, Sequence[int]]
+"""The shape of each weight by its name."""
+
+
+def _counted(weights: Weights | None) -> dict[str, Any]:
+    """What `ModelShape` has of weights."""
+    if weights is None:
+        return {}
+    in_blocks = [shape for name, shape in weights.items() if len(shape) == 2 and re.search(r"\.\d+\.", name)]
+    return {
+        "n_parameters": sum(map(math.prod, weights.values())),
+        "n_in_blocks": sum(map(math.prod, in_blocks)),
+        "gated": any("gate" in name for name in weights),
+    }
+
+
+def _stored(name: str, files: list[Path]) -> Weights | None:
+    """The weights in files of safetensors, from their headers; None of another format."""
+    if any(path.suffix != ".safetensors" for path in files):
         return None
-    count = 0
+    found = {}
     with read_by_transformers(name):
         for path in files:
             with safe_open(path, framework="pt") as file:
-                count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (no mapping)
-    return count
+                found |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
+    return found
+
+
+def _described(config: Any) -> Weights | None:
+    """The weights of the model that a configuration describes, which is not filled; None of no language model."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError:  # a vision encoder
+        return None
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters()}
 
 
 def _of_gguf(name: str, path: Path) -> ModelShape:

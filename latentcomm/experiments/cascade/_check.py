@@ -8,13 +8,18 @@ from latentcomm.experiments.cascade.by_name import (
     GRAFT,
     KV,
     LATENT,
+    TEXT,
     controls_named,
     refuse_hand_offs,
     stops_named,
 )
+from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE
 from latentcomm.experiments.cascade.run import check_plan
 from latentcomm.experiments.cascade.settings import CascadeSettings
 from latentcomm.experiments.cascade.stops import Oracle, Stop
+from latentcomm.experiments.cascade.trials import SELF_CONSISTENCY
+from latentcomm.experiments.controls import RANDOM, SHUFFLED, ZERO
+from latentcomm.experiments.cost import pass_flops
 from latentcomm.experiments.preflight import Checks, Side
 from latentcomm.experiments.settings import listed
 from latentcomm.models import ModelShape
@@ -81,9 +86,38 @@ def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | 
     ]
     n_grid = sum(n > 0 for n in ns) + len(stops)
     checks.work.append(f"hand-offs by {', '.join(hand_offs)} at {n_grid} stops, with {', '.join(controls) or 'none'}")
-    checks.writes(large, n_items, prompt=prompt, n_tokens=task.reply_tokens, at_once=n_items)
-    rows = n_items * (1 + n_grid * len(hand_offs) * (1 + len(controls)))
-    checks.writes(small, rows, prompt=prompt, n_tokens=task.reply_tokens, at_once=n_items)
+    n_tokens = task.reply_tokens
+    checks.reads(large, texts, n_tokens=n_tokens)
+    if small is not large:  # whose replies are saved
+        checks.reads(small, texts, n_tokens=n_tokens)
+    grid = [n for n in ns if 0 < n < n_tokens] + len(stops) * [max(ns, default=0)]
+    for hand_off in hand_offs:
+        of_states = hand_off != TEXT
+        n_conditions = 1 + sum(
+            control in controls for control in (SHUFFLED, *((ZERO, RANDOM) if hand_off in (LATENT, GRAFT) else ()))
+        )
+        if of_states:
+            of_kv = {"n_past": prompt} if hand_off == KV else {}
+            for n in grid:
+                checks.reads(small, texts, n_tokens=n_tokens - n, times=n_conditions, shares=False, **of_kv)
+            continue
+        checks.runs(
+            small,
+            n_items * n_conditions,
+            n_new=prompt + max(grid, default=0),
+            n_unembedded=prompt + max(grid, default=0),
+            at_once=1,
+        )
+        checks.runs(small, n_items, n_new=prompt + n_tokens, n_unembedded=prompt + n_tokens, at_once=1)  # signals
+        n_decoded = n_conditions - (large is small)  # a model that continues its own reply writes what it has written
+        for n in {*grid}:
+            n_steps = n_decoded * (n_tokens - n)
+            n_passes = -(-n_items // ITEMS_AT_ONCE) * n_steps
+            checks.runs(small, n_items * n_steps, n_new=1, n_past=prompt + n_tokens / 2, n_passes=n_passes)
+    if SELF_CONSISTENCY in controls and large is not None and small is not None:
+        checks.reads(
+            small, texts, n_tokens=n_tokens, times=_n_votes(large, small, prompt, n_tokens, max(ns, default=0))
+        )
     if large is not None and (size := large.size()) is not None:
         n_states = n_items * task.reply_tokens * size.d_model * len({LATENT, GRAFT} & {*hand_offs})
         cached = n_items * (prompt + task.reply_tokens) * checks.cached(large)
@@ -91,6 +125,18 @@ def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | 
         checks.holds_on_host("openings with states", held)
         checks.disk += round(held)
     return CascadeInputs(task, ns, stops, hand_offs, controls, corpus)
+
+
+def _n_votes(large: Side, small: Side, prompt: float | int, n_tokens: int, n: int) -> int:
+    """The sampled replies that cost as much as the longest opening and its continuation."""
+    sizes = large.size(), small.size()
+    if sizes[0] is None or sizes[1] is None:
+        return 1
+    opening, reply = (
+        pass_flops(size, n_new=prompt + each, n_unembedded=each)
+        for size, each in zip(sizes, (n, n_tokens), strict=True)
+    )
+    return max(1, round((opening + reply) / reply))
 
 
 def _pair(settings: CascadeSettings, checks: Checks) -> tuple[Side | None, Side | None]:

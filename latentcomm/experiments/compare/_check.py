@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 
 from latentcomm._core.files import expanded
-from latentcomm.channels.catalogue import CHANNELS, LEARNED, check_names, needs_cell
+from latentcomm.channels import Debate
+from latentcomm.channels.catalogue import CHANNELS, LEARNED, PREDICTABILITY, check_names, needs_cell
 from latentcomm.channels.training.trainer import load_weights
 from latentcomm.experiments.compare.run import check_controls, check_shuffles, require_choices, unable
 from latentcomm.experiments.compare.settings import CompareSettings
+from latentcomm.experiments.controls import RANDOM, SAME_LABEL, SELF, SHUFFLED, ZERO
+from latentcomm.experiments.evaluation import ITEMS_AT_ONCE
+from latentcomm.experiments.maps import ALIGNMENTS, MAP_TOKENS, map_documents
 from latentcomm.experiments.preflight import Checks, Side
 from latentcomm.experiments.settings import listed
+from latentcomm.experiments.sweep._check import cells_of, count_sweep, depth_of
 from latentcomm.experiments.train import KIND, trained_files
-from latentcomm.hooks.shared_prefix import MOST_ROWS
 from latentcomm.tasks.base import Task
 
 __all__ = ["CompareInputs", "check_compare"]
@@ -85,25 +89,73 @@ def _count(
 ) -> None:
     """Count what the comparison takes."""
     n, conditions = len(test.items), 1 + len(settings.controls)
+    cell = checks.cell()
+    grafts = [name for name in names if needs_cell(name) or name in LEARNED]
+    mapped = (
+        bool(grafts) and settings.alignment in ALIGNMENTS and None not in (sender, receiver) and sender is not receiver
+    )
+    n_maps, reads = 1, range(sender.shape.n_layers or 1 if sender is not None else 1)
     if chosen:
         checks.work.append(f"a sweep for the cell on {len(tune.items)} items of {test.name}")
+    if chosen and sender is not None and receiver is not None and sender.shape.n_layers and receiver.shape.n_layers:
+        reads, writes = cells_of(settings.alignment, sender, receiver)
+        n_maps = len(reads) * len(writes)
+        count_sweep(checks, sender, receiver, tune, reads, writes)
+    if mapped:
+        checks.maps(sender, receiver, map_documents(), MAP_TOKENS, n_maps + (PREDICTABILITY in names))
     checks.work.append(f"{', '.join(names)} on {n} items of {test.name}, with {conditions} messages each")
-    read = checks.length(sender, [item.sender for item in test.items])
-    prompt = checks.length(receiver, [item.receiver for item in test.items])
+    sent, prompts = ([getattr(item, side) for item in test.items] for side in ("sender", "receiver"))
+    depth, n_tokens, n_words = depth_of(cell, reads), test.reply_tokens, settings.message_tokens
+    n_read = sum(checks.tokens(sender, sent)) / n
+    if grafts:  # the channels that graft a state share one message
+        checks.captures(sender, sent, n_layers=depth, chunk=ITEMS_AT_ONCE)
     for name in names:
-        checks.writes(receiver, n * conditions, prompt=prompt, n_tokens=test.reply_tokens, at_once=n)
-        if name in ("text", "debate", "cipher", "cipher_debate", "deltas"):
-            checks.writes(sender, n, prompt=read, n_tokens=settings.message_tokens)
+        shown = [item.skyline for item in test.items] if name == "skyline" else prompts
+        times = 1 if name in ("silent", "skyline") else conditions
+        if name in ROUNDS:
+            with_controls = 1 + len({SHUFFLED, SAME_LABEL} & {*settings.controls})
+            for number in range(ROUNDS[name]):
+                last = number == ROUNDS[name] - 1
+                more = {"n_more": number and n_tokens + 1, "n_tokens": n_tokens, "shares": number == 0}
+                checks.reads(sender, sent, **more)
+                checks.reads(receiver, shown, **more, times=with_controls if last else 1)
+            if name in SOFT:
+                checks.mixes(receiver, n * n_tokens * (2 * ROUNDS[name] - 1), n_tables=4)
+        elif name in IN_WORDS:
+            times -= len({ZERO, RANDOM} & {*settings.controls}) * (name == "text")  # which a text has none of
+            checks.reads(sender, sent, n_tokens=n_words + (name == "deltas"))
+            checks.reads(
+                receiver,
+                shown,
+                n_more=n_words + 1,
+                n_tokens=n_tokens,
+                times=times,
+                shares=False,
+                ragged=name != "cipher",
+            )
+            if name in SOFT:
+                checks.mixes(receiver, n * n_words, n_tables=3)
+        elif name == "kv":
+            checks.reads(sender, sent)
+            checks.reads(receiver, shown, n_past=n_read, n_tokens=n_tokens, times=times)
+        elif name == "coconut":
+            more = settings.n_thoughts + 2 if settings.n_thoughts else 0
+            checks.captures(sender, sent, chunk=ITEMS_AT_ONCE)
+            checks.runs(sender, n * max(0, settings.n_thoughts - 1), n_new=1, n_past=n_read, n_unembedded=0)
+            checks.reads(receiver, shown, n_more=more, n_tokens=n_tokens, times=times, shares=False)
         else:
-            checks.runs(sender, n, n_new=read)
+            checks.reads(receiver, shown, n_tokens=n_tokens, times=times)
+            if SELF in settings.controls and name in grafts:
+                checks.captures(receiver, prompts, n_layers=depth, chunk=ITEMS_AT_ONCE)
     if "kv" in names:
-        held = n * read * checks.cached(sender)
+        held = n * n_read * checks.cached(sender)
         checks.holds("keys and values", held)  # of a message, which stay where the sender computed them
         checks.disk += round(held)
-    if chosen and sender is not None and receiver is not None:
-        n_reads, n_writes = sender.shape.n_layers or 0, receiver.shape.n_layers or 0
-        states = len(tune.items) * n_reads * (sender.shape.d_model or 0)
-        checks.holds_on_host("states", checks.itemsize * states)
-        cells = len(tune.items) * n_reads * n_writes
-        checks.runs(receiver, cells / 2, n_new=1, n_past=prompt, n_unembedded=0, at_once=MOST_ROWS / 2)
-        checks.runs(receiver, cells, n_new=0, at_once=MOST_ROWS)
+
+
+IN_WORDS = ("text", "cipher", "deltas")
+"""Channels whose sender writes tokens."""
+ROUNDS = {"debate": Debate().rounds, "cipher_debate": 2}
+"""Rounds of the debates of the catalogue."""
+SOFT = ("cipher", "cipher_debate")
+"""Channels whose tokens are averages of embeddings."""

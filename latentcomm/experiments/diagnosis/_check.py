@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latentcomm._core.names import check_name
-from latentcomm.experiments.cost import MULTIPLY_ADD
+from latentcomm.experiments.cost import MULTIPLY_ADD, predictability_flops, ridge_flops
 from latentcomm.experiments.diagnosis.alikeness import NULL_ROWS, RIDGE_ROWS, RIDGE_ROWS_A_WIDTH
+from latentcomm.experiments.diagnosis.cells import MAP_FOLDS
 from latentcomm.experiments.diagnosis.fusions import FUSIONS, Fitted
 from latentcomm.experiments.diagnosis.run import check_documents
-from latentcomm.experiments.diagnosis.settings import MESSAGES, DiagnoseSettings, Size
+from latentcomm.experiments.diagnosis.settings import MESSAGES, DiagnoseSettings, Size, layers_in_steps
 from latentcomm.experiments.preflight import Checks, Side
 from latentcomm.experiments.settings import listed
 from latentcomm.fusion import Fusion
@@ -80,28 +81,46 @@ def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs
     checks.holds_on_host("states of the layers of the maps", in_maps)  # of equal norms, in float32
     checks.holds_on_host("minibatches of states", 2 * buffers)  # gathered, and shuffled
     checks.disk += round(states)
-    n_variants = settings.layers * len(MESSAGES) * len(names or FUSIONS)
-    checks.runs(receiver, n_prompts, n_new=n_tokens / 2, at_once=1)
-    checks.runs(receiver, n_prompts * n_variants / 2, n_new=1, n_past=n_tokens / 2, at_once=n_variants / 2)
-    checks.flops += MULTIPLY_ADD * _statistics(settings, sender, receiver, n_documents * n_tokens)
+    if receiver is not None and receiver.shape.n_layers:
+        last = receiver.shape.n_layers - 1
+        steps = layers_in_steps(receiver.shape.n_layers, settings.layers)
+        writes = [layer for layer in steps if layer != last] or steps
+        for number in range(n_prompts):  # each is cut at a random token
+            n_past = n_tokens * (number + 0.5) / n_prompts
+            n_variants = len(MESSAGES) * len(names or FUSIONS)
+            checks.staircase(receiver, n_variants, writes, n_past=n_past, splits=False)
+        checks.statistics += _statistics(settings, sender, receiver, n_documents * n_tokens, len(writes))
     if checks.refusals:
         return None
     return DiagnoseInputs({name: FUSIONS[name] for name in names or FUSIONS}, corpus)
 
 
-def _statistics(settings: DiagnoseSettings, sender: Side | None, receiver: Side | None, n_rows: float | int) -> float:
-    """Multiply-adds of the maps of layers: Gram matrices of minibatches, and the products of ridge regression."""
-    shapes = [side.shape for side in dict.fromkeys((sender, receiver)) if side is not None]
-    n_grams = n_rows + Size.draws * min(n_rows, NULL_ROWS)
-    found = 0.0
-    for shape in shapes:
-        n_layers, d_model = shape.n_layers or 0, shape.d_model or 0
-        found += GRAMS * n_grams * BATCH_ROWS * n_layers * d_model
-        n_fitted = min(settings.layers, n_layers)
-        n_products = 2 * n_fitted * (1 + n_fitted)  # each layer from each, and the same of permuted documents
-        found += n_products * min(n_rows, max(RIDGE_ROWS, RIDGE_ROWS_A_WIDTH * d_model)) * d_model**2
-    return found
+def _statistics(
+    settings: DiagnoseSettings, sender: Side | None, receiver: Side | None, n_rows: float | int, n_cells: int
+) -> float:
+    """Operations of the maps of layers (Gram matrices of minibatches, ridge regression) and of the maps of messages."""
+    sides = [side for side in (sender, receiver) if side is not None]
+    if not sides:
+        return 0.0
+    size, same = Size(), sides[0] is sides[-1]
+    widths, depths = ([getattr(side.shape, name) or 1 for side in sides] for name in ("d_model", "n_layers"))
+    mapped = [len(layers_in_steps(depth, size.map_layers)) for depth in depths]
+    one = sum(n * width for n, width in zip(mapped, widths, strict=True)) + GRAM_PRODUCTS * mapped[0] * mapped[-1]
+    n_drawn = size.draws * min(n_rows, NULL_ROWS) + n_rows * (0.5 if same else 1)
+    found = MULTIPLY_ADD * 0.75 * min(BATCH_ROWS, n_rows) * n_drawn * one
+    fitted = [len(layers_in_steps(depth, settings.layers)) for depth in depths]
+    ways = [(0, -1)] if same else [(0, -1), (-1, 0)]
+    for source, target in ways:  # each with its null of permuted documents
+        n_used = min(n_rows, max(RIDGE_ROWS, RIDGE_ROWS_A_WIDTH * max(widths)))
+        found += (
+            2
+            * fitted[source]
+            * predictability_flops(n_used, widths[source], widths[target], n_targets=fitted[target], folds=size.folds)
+        )
+    maps = [] if same else [(widths[0], widths[-1])]
+    maps.append((min(widths), min(widths)))  # of the fusion that takes what the receiver predicts
+    return found + n_cells * sum(ridge_flops(n_rows / 2, *each, folds=MAP_FOLDS) for each in maps)
 
 
-GRAMS = 3
-"""Gram matrices of a layer and minibatch: of its first half, its second, and the first with the second."""
+GRAM_PRODUCTS = 3
+"""Products of every pair of Gram matrices: between the sides, and each side with itself."""

@@ -1,21 +1,22 @@
 """The check of `SweepSettings` before the first weight is read."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from latentcomm._core.names import check_name
 from latentcomm.channels.base import label
 from latentcomm.experiments.controls import USUAL, derangement
-from latentcomm.experiments.maps import ALIGNMENTS, depths
-from latentcomm.experiments.preflight import Checks
-from latentcomm.experiments.settings import listed
+from latentcomm.experiments.evaluation import ITEMS_AT_ONCE
+from latentcomm.experiments.maps import ALIGNMENTS, MAP_TOKENS, depths, map_documents
+from latentcomm.experiments.preflight import Checks, Side
+from latentcomm.experiments.settings import Alignment, listed
 from latentcomm.experiments.sweep.run import require_choices
 from latentcomm.experiments.sweep.settings import SweepSettings
 from latentcomm.fusion import BY_NAME, Fusion, RightAligned
-from latentcomm.hooks.shared_prefix import MOST_ROWS
 from latentcomm.tasks.base import DEFAULT_N_CHOICES, Task
 
-__all__ = ["SweepInputs", "check_sweep", "fusions_named"]
+__all__ = ["SweepInputs", "cells_of", "check_sweep", "count_sweep", "depth_of", "fusions_named"]
 
 ALIASES = {"norm_matched_sum": "norm_matched"}
 """Names of release 0.1."""
@@ -61,35 +62,67 @@ def check_sweep(settings: SweepSettings, checks: Checks) -> SweepInputs | None:
     checks.answers(test)
     checks.weights(sender, receiver)
     if sender is not None and receiver is not None and sender.shape.n_layers and receiver.shape.n_layers:
-        mapped = settings.alignment in ALIGNMENTS and sender is not receiver
-        reads, writes = (
-            given or (depths(side.shape.n_layers or 1) if mapped else range(side.shape.n_layers or 0))
-            for given, side in ((settings.read_layers, sender), (settings.write_layers, receiver))
-        )
+        reads, writes = cells_of(settings.alignment, sender, receiver, settings.read_layers, settings.write_layers)
         checks.last_block(writes if cell is None else cell[1:], receiver)
-        n_tune, n_cells = len(tune.items) if cell is None else 0, len(reads) * len(writes)
         if cell is None:
             checks.work.append(
-                f"a sweep of {len(reads)} read by {len(writes)} write layers on {n_tune} items of {task.name}"
+                f"a sweep of {len(reads)} read by {len(writes)} write layers on {len(tune.items)} items of {task.name}"
             )
+            count_sweep(checks, sender, receiver, tune, reads, writes)
         which = "its best cell" if cell is None else f"the cell k = {cell[0]}, j = {cell[1]}"
         checks.work.append(f"{which} by {', '.join(fusions)}, with controls, on {len(test.items)} other items")
-        checks.holds_on_host("states", checks.itemsize * n_tune * len(reads) * (sender.shape.d_model or 0))
-        logits = n_tune * n_cells * (checks.itemsize * DEFAULT_N_CHOICES + 8)
-        checks.holds_on_host("logits", logits)
-        checks.disk += logits
-        read = checks.length(sender, [item.sender for item in tune.items])
-        prompt = checks.length(receiver, [item.receiver for item in tune.items])
-        checks.runs(sender, n_tune, n_new=read, n_unembedded=0)
-        share = sum(receiver.shape.n_layers - layer for layer in writes) / receiver.shape.n_layers
-        rows, most = n_tune * len(reads) * share, MOST_ROWS * share / len(writes)
-        checks.runs(receiver, rows, n_new=1, n_past=prompt, n_unembedded=0, at_once=most)
-        checks.runs(receiver, n_tune * n_cells, n_new=0, at_once=MOST_ROWS)
-        conditions = 3 + len(USUAL) + 2 * (len(fusions) - 1)
-        n_test = len(test.items)
-        checks.writes(receiver, n_test * conditions, prompt=prompt, n_tokens=task.reply_tokens, at_once=n_test)
-        checks.runs(sender, len(test.items), n_new=read)
+        if settings.alignment in ALIGNMENTS and sender is not receiver:
+            n_maps = 1 if cell is not None else len(reads) * len(writes)
+            checks.maps(sender, receiver, map_documents(), MAP_TOKENS, n_maps)
+        prompts, depth = [item.receiver for item in test.items], depth_of(cell, reads)
+        n_tokens = task.reply_tokens
+        checks.reads(receiver, prompts, n_tokens=n_tokens, times=2 + len(USUAL) + 2 * (len(fusions) - 1))
+        checks.reads(receiver, [item.skyline for item in test.items], n_tokens=n_tokens)
+        texts = [item.sender for item in test.items]
+        checks.captures(sender, texts, n_layers=depth, chunk=ITEMS_AT_ONCE)
+        checks.captures(receiver, prompts, n_layers=depth, chunk=ITEMS_AT_ONCE)  # of the control `self`
+        if task.has_choices:
+            checks.captures(sender, texts, n_layers=depth)
+            checks.unembeds(sender, len(texts))
     return SweepInputs(fusions, task, len(tune.items), len(test.items))
+
+
+def cells_of(
+    alignment: Alignment,
+    sender: Side,
+    receiver: Side,
+    read_layers: Sequence[int] = (),
+    write_layers: Sequence[int] = (),
+) -> tuple[Sequence[int], Sequence[int]]:
+    """The read and write layers of a sweep: those given, or all, or some depths where maps are fitted."""
+    mapped = alignment in ALIGNMENTS and sender is not receiver
+    reads, writes = (
+        given or (depths(side.shape.n_layers or 1) if mapped else range(side.shape.n_layers or 0))
+        for given, side in ((read_layers, sender), (write_layers, receiver))
+    )
+    return reads, writes
+
+
+def depth_of(cell: tuple[int, int] | None, reads: Sequence[int]) -> int:
+    """Blocks that run up to the read layer, or to the mean of those that one is chosen among."""
+    return cell[0] + 1 if cell is not None else round(sum(reads) / len(reads)) + 1
+
+
+def count_sweep(
+    checks: Checks, sender: Side, receiver: Side, tune: Task, reads: Sequence[int], writes: Sequence[int]
+) -> None:
+    """Count what a sweep of cells takes."""
+    n_rows = len(tune.items) * len(reads)
+    checks.holds_on_host("states", checks.itemsize * n_rows * (sender.shape.d_model or 0))
+    logits = n_rows * len(writes) * (checks.itemsize * DEFAULT_N_CHOICES + 8)
+    checks.holds_on_host("logits", logits)
+    checks.disk += logits
+    checks.captures(sender, [item.sender for item in tune.items], n_layers=max(reads) + 1)
+    checks.unembeds(sender, n_rows)  # the logit lens
+    texts = [item.receiver for item in tune.items]
+    n_tokens = dict(zip(texts, checks.tokens(receiver, texts), strict=True))
+    for text, n in Counter(texts).items():
+        checks.staircase(receiver, n * len(reads), writes, n_past=n_tokens[text] - 1)
 
 
 def fusions_named(names: tuple[str, ...], *, right_aligned: bool) -> dict[str, Fusion]:
