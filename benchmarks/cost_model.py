@@ -28,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 import latentcomm as lc
 from latentcomm._core.files import write_json
 from latentcomm.experiments import folder as folders
+from latentcomm.experiments.diagnosis import run as diagnosis
 from latentcomm.experiments.settings import Settings
 from latentcomm.reporting.publish import machine
 
@@ -126,7 +127,7 @@ def measure(command: str, model: str, dtype: str) -> dict[str, int]:
             before.append(size_of(Path(folder)))
             forget(large)
 
-        folders.forget = weighed
+        folders.forget = diagnosis.forget = weighed
         with Counted(loaded) as counted:
             lc.run(settings_of(command, model, dtype), loaded, loaded, out=folder)
         disk = max(size_of(Path(folder)), *before)

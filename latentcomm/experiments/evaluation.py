@@ -152,7 +152,9 @@ def send(
     to = None if receiver is None else print_of(receiver)
     with keyed(channel=channel, task=task):
         facts = sending_of(channel, task, by=print_of(sender), to=to, processed=sender.processed)
-    message, cost = _sent(partial(channel.send, sender, receiver=receiver), task, Records(None))
+    message, cost = _sent(
+        partial(channel.send, sender, receiver=receiver), task, Records(None), chunks(len(task.items), ITEMS_AT_ONCE)
+    )
     made_by = {name: value for name, value in message.made_by.items() if name not in ("flops", "seconds")}
     return replace(message, made_by=made_by | {SENT: facts | {"cost": asdict(cost)}})
 

@@ -40,7 +40,11 @@ PAGE = 5 * 10**6
 PAGES_HELD = 35 * 10**6
 """Bytes of memory in which figures, tables and pages are made; measured with the built-in model."""
 TOKENIZER = 1700
+<<<<<<< HEAD
 """Bytes of an entry of a vocabulary, in a tokenizer and its digest; measured with 49,152 and 151,936 entries."""
+=======
+"""Bytes of an entry of a vocabulary, in a tokenizer and its digest; measured with 49,152 and 151,936 tokens."""
+>>>>>>> b0a518e493d9c775c92d8fec97cb10730f79e880
 SAMPLED = 64
 """Texts that are tokenized to estimate the length of all."""
 SLOWER = 3
@@ -84,7 +88,7 @@ class Preflight:
         weights_read: bytes of weights that they read.
         seconds: an estimate of the least that it takes, from the operations that were counted and a short timing of
             this machine, which other work on it slows; None where nothing was timed or counted.
-        speed: the machine that `seconds` are for where it is another one; "" for this one.
+        speed: the machine that `seconds` are for where it is another one, without the statistics; "" for this one.
     """
 
     refusals: tuple[str, ...] = ()
@@ -130,7 +134,10 @@ class Preflight:
             found.append(f"operations: about {_operations(self.flops)} in {self.passes:,} forward passes{more}")
             found.append(f"weights read: about {readable(self.weights_read)}")
         if self.seconds is not None and self.speed:
-            found.append(f"time: at least {duration(max(1, self.seconds))} at {self.speed}, and to load the models")
+            more = ", and the statistics on its CPU" if self.statistics else ""
+            found.append(
+                f"time: at least {duration(max(1, self.seconds))} at {self.speed}, the time to load the models{more}"
+            )
         elif self.seconds is not None:
             least, most = (duration(max(1, factor * self.seconds)) for factor in (1, SLOWER))
             found.append(f"time: about {least} to {most}, and the time to load the models")
@@ -688,7 +695,7 @@ class Checks:
         seconds, speed = None, ""
         if flops:
             reading = self.weights_read / bandwidth if bandwidth else 0.0
-            seconds = max((self.flops + self.statistics) / flops, reading, self.layers_run * LAYER_SECONDS)
+            seconds = max(self.flops / flops, reading, self.layers_run * LAYER_SECONDS)
             speed = f"{_operations(flops)}/s" + (f" and {readable(bandwidth)}/s" if bandwidth else "")
         elif timed and device is not None and self.flops and self.settings.dtype in DTYPES:
             rate = _rate(device, DTYPES[self.settings.dtype])

@@ -129,7 +129,8 @@ def plan(
 
     The time is that of this machine, which is timed for a moment, or of one that runs `flops` operations and reads
     `bandwidth` bytes of weights in a second: the longest of operations / `flops`, bytes / `bandwidth`, and 1.6 ms of
-    Python for each layer of each pass. The devices, memory and disk here are then not compared with what is needed.
+    Python for each layer of each pass, without the statistics. The devices, memory and disk here are then not compared
+    with what is needed.
 
     Raises:
         ValueError: a negative speed, or a bandwidth without operations a second.

@@ -38,7 +38,7 @@ class BuiltIn:
     megabytes: int
     licence: str
     source: str
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def cache_folder() -> Path:

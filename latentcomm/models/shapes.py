@@ -68,7 +68,7 @@ def shape_of(name_or_path: str | os.PathLike[str]) -> ModelShape:
     """
     name, checkpoint = os.fspath(name_or_path), _located(name_or_path)
     if checkpoint is None:
-        return ModelShape(name, **builtin.BUILT_IN[name].sizes)
+        return ModelShape(name, **builtin.BUILT_IN[name].sizes)  # pyright: ignore[reportArgumentType] (none is gated)
     if checkpoint.gguf_file:
         return _of_gguf(name, Path(checkpoint.folder) / checkpoint.gguf_file)
     from transformers import AutoConfig

@@ -104,6 +104,11 @@ class TestSpeed:
         assert fast.seconds == pytest.approx(1.6e-3 * 3 * fast.passes, rel=0.1)
         assert slow.lines()[-1].startswith("time: at least") and "GFLOP/s" in slow.lines()[-1]
 
+    def test_statistics_are_no_part_of_the_time_of_another_machine(self, model: lc.Model) -> None:
+        found = lc.plan(lc.DiagnoseSettings(documents=24, tokens=8, prompts=2, layers=1), model, flops=1e3)
+        assert found.statistics > 0 and found.seconds == pytest.approx(found.flops / 1e3)
+        assert "of statistics in float64" in "".join(found.lines()) and found.lines()[-1].endswith("on its CPU")
+
     def test_another_machine_has_its_own_devices_and_memory(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -114,12 +119,11 @@ class TestSpeed:
         assert there.free_memory is None and there.host_memory > 0
 
     @pytest.mark.parametrize(
-        ("given", "sentence"),
-        [({"flops": -1.0}, "flops is -1.0"), ({"bandwidth": 1e9}, "flops is not given")],
+        ("flops", "bandwidth", "sentence"), [(-1.0, 0.0, r"flops is -1\.0"), (0.0, 1e9, "flops is not given")]
     )
-    def test_a_speed_that_is_none_is_refused(self, given: dict[str, float], sentence: str) -> None:
+    def test_a_speed_that_is_none_is_refused(self, flops: float, bandwidth: float, sentence: str) -> None:
         with pytest.raises(ValueError, match=sentence):
-            lc.plan(self.SETTINGS, **given)
+            lc.plan(self.SETTINGS, flops=flops, bandwidth=bandwidth)
 
     def test_a_command_takes_a_speed_for_a_dry_run_alone(self, folder: Path, tmp_path: Path) -> None:
         options = ("--sender", folder, "--channels", "silent", "--n-test", "6", "--out", tmp_path, "--flops", "1e15")

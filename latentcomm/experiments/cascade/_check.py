@@ -97,9 +97,9 @@ def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | 
             control in controls for control in (SHUFFLED, *((ZERO, RANDOM) if hand_off in (LATENT, GRAFT) else ()))
         )
         if of_states:
-            of_kv = {"n_past": prompt} if hand_off == KV else {}
+            n_past = prompt if hand_off == KV else 0
             for n in grid:
-                checks.reads(small, texts, n_tokens=n_tokens - n, times=n_conditions, shares=False, **of_kv)
+                checks.reads(small, texts, n_tokens=n_tokens - n, times=n_conditions, shares=False, n_past=n_past)
             continue
         checks.runs(
             small,
@@ -129,8 +129,8 @@ def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | 
 
 def _n_votes(large: Side, small: Side, prompt: float | int, n_tokens: int, n: int) -> int:
     """The sampled replies that cost as much as the longest opening and its continuation."""
-    sizes = large.size(), small.size()
-    if sizes[0] is None or sizes[1] is None:
+    sizes = [size for side in (large, small) if (size := side.size()) is not None]
+    if len(sizes) < 2:
         return 1
     opening, reply = (
         pass_flops(size, n_new=prompt + each, n_unembedded=each)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from latentcomm._core.names import check_name
 from latentcomm.experiments.cost import MULTIPLY_ADD, predictability_flops, ridge_flops
 from latentcomm.experiments.diagnosis.alikeness import NULL_ROWS, RIDGE_ROWS, RIDGE_ROWS_A_WIDTH
-from latentcomm.experiments.diagnosis.cells import MAP_FOLDS
+from latentcomm.experiments.diagnosis.cells import MAP_FOLDS, REFERENCE_ROWS
 from latentcomm.experiments.diagnosis.fusions import FUSIONS, Fitted
 from latentcomm.experiments.diagnosis.run import check_documents
 from latentcomm.experiments.diagnosis.settings import MESSAGES, DiagnoseSettings, Size, layers_in_steps
@@ -89,7 +89,13 @@ def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs
             n_past = n_tokens * (number + 0.5) / n_prompts
             n_variants = len(MESSAGES) * len(names or FUSIONS)
             checks.staircase(receiver, n_variants, writes, n_past=n_past, splits=False)
-        checks.statistics += _statistics(settings, sender, receiver, n_documents * n_tokens, len(writes))
+        n_rows = n_documents * n_tokens
+        checks.statistics += _statistics(settings, sender, receiver, n_rows, len(writes))
+        width, n_fitted = receiver.shape.d_model or 0, min(REFERENCE_ROWS, n_rows / 2)
+        references = 8 * len({*steps, last}) * width * (FACTORS * width + n_fitted)  # in float64
+        maps = 4 * len(writes) * width * (width + (sender is not receiver) * ((sender and sender.shape.d_model) or 0))
+        checks.holds_on_host("references and maps", references + maps)
+        checks.disk += round(references + maps)
     if checks.refusals:
         return None
     return DiagnoseInputs({name: FUSIONS[name] for name in names or FUSIONS}, corpus)
@@ -122,5 +128,7 @@ def _statistics(
     return found + n_cells * sum(ridge_flops(n_rows / 2, *each, folds=MAP_FOLDS) for each in maps)
 
 
+FACTORS = 3
+"""Matrices of a drift reference: of all states, of clusters, and of the background."""
 GRAM_PRODUCTS = 3
 """Products of every pair of Gram matrices: between the sides, and each side with itself."""
