@@ -40,11 +40,7 @@ PAGE = 5 * 10**6
 PAGES_HELD = 35 * 10**6
 """Bytes of memory in which figures, tables and pages are made; measured with the built-in model."""
 TOKENIZER = 1700
-<<<<<<< HEAD
-"""Bytes of an entry of a vocabulary, in a tokenizer and its digest; measured with 49,152 and 151,936 entries."""
-=======
 """Bytes of an entry of a vocabulary, in a tokenizer and its digest; measured with 49,152 and 151,936 tokens."""
->>>>>>> b0a518e493d9c775c92d8fec97cb10730f79e880
 SAMPLED = 64
 """Texts that are tokenized to estimate the length of all."""
 SLOWER = 3
