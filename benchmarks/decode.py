@@ -3,7 +3,8 @@
     python benchmarks/decode.py [--tokens 64] [--turns 12] [--threads 2] [--quick]
 
 SmolLM2-135M-Instruct in float32 generates so many tokens after each prompt, and nothing ends a reply earlier.
-transformers has its own copy of the model, which no bridge wraps, with the attention that it chooses by itself (sdpa).
+transformers has its own copy of the model, which no bridge wraps, with the attention that it chooses by itself (sdpa);
+`lc.generate` runs with each attention that `load_model` takes.
 Prompts are stretches of the package's texts; those of one batch have one length, so that neither side pads. Every turn
 times both, and they take turns at being first; the ratio is the geometric mean over turns, with a bootstrap interval
 over turns. Writes benchmarks/decode.json.
@@ -15,6 +16,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +48,14 @@ def main() -> None:
     tokens, turns = (4, 2) if options.quick else (options.tokens, options.turns)
     torch.set_num_threads(options.threads)
     model, theirs = lc.load_model(MODEL), transformers_model()
-    model.__dict__["stop_ids"] = frozenset()
     found: dict[str, Any] = {"model": MODEL, "new_tokens": tokens, "turns": turns}
     for name, (n_prompts, length) in CASES.items():
-        found[name] = compared(model, theirs, texts_of(model, n_prompts, length), tokens, turns)
-        print(f"{name}: {json.dumps(found[name])}")
+        for attention in ("eager", "sdpa"):
+            case = name if attention == "eager" else f"{name}, {attention}"
+            mine = replace(model, attention=attention)
+            mine.__dict__["stop_ids"] = frozenset()
+            found[case] = compared(mine, theirs, texts_of(model, n_prompts, length), tokens, turns)
+            print(f"{case}: {json.dumps(found[case])}", flush=True)
     if not options.quick:
         write_json(options.out, found | {"machine": machine() | {"threads": options.threads}})
 

@@ -492,7 +492,8 @@ def print_of(model: Model) -> list[Any]:
             f"work of {model.name} with hooks attached cannot be saved, since the checkpoint's name does not cover "
             "hooks; remove them, or leave the checkpoint out"
         )
+    attention = [] if model.attention == "eager" else [model.attention]
     if model.tokenizer is None:
-        return [model.fingerprint]
+        return [model.fingerprint, *attention]
     template = getattr(model.tokenizer, "chat_template", None)
-    return [model.fingerprint, model.vocabulary, template, sorted(model.stop_ids)]
+    return [model.fingerprint, model.vocabulary, template, sorted(model.stop_ids), *attention]

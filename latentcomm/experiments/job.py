@@ -82,8 +82,11 @@ class Job:
             place = Place()
 
             def load(name: str, settings: Settings) -> Model:  # anew each time: a cache would hold the weights
-                load = partial(models.load_model, name, **settings.placement)
-                return in_turn(load, place, outline=outlined(name, **settings.placement))
+                placement = settings.placement
+                known = {"dtype", "device", "attention"} >= placement.keys()
+                outline = outlined(name, dtype=settings.dtype, device=settings.device) if known else None
+                load = partial(models.load_model, name, **placement)
+                return in_turn(load, place, outline=outline, attention=settings.attention)
 
         same = settings.receiver == "" or (self.sender is None and settings.receiver == settings.sender)
         second = self.receiver

@@ -48,6 +48,8 @@ class Settings:
         dtype: float32, float64, bfloat16 or float16.
         device_map: auto spreads the blocks of each model over all GPUs, in place of a device.
         quantization: 8bit or 4bit stores the matrices of the blocks as integers; by default they are of the dtype.
+        attention: sdpa computes passes under no hook with torch's fused attention, which is faster for long prompts and
+            differs in the last digits; passes under hooks are eager, so that every hook point is computed.
         one_at_a_time: Whether to have the weights of one of two models in memory at a time: the same result, in the
             memory of the larger one.
         memory: Of one piece of work besides the weights, such as 2GB: how much is captured, swept and sent at once. By
@@ -69,7 +71,7 @@ class Settings:
     """Whether it can have one of two models in memory at a time."""
     decides_nothing: ClassVar[tuple[str, ...]] = ("one_at_a_time", "device_map")
     """The options that change no result, such as how often it is saved."""
-    decides_unless_empty: ClassVar[tuple[str, ...]] = ("quantization", "memory")
+    decides_unless_default: ClassVar[tuple[str, ...]] = ("quantization", "attention", "memory")
     """Options that decide a result where they are given: without them its key is that of releases that lack them."""
     figures: ClassVar[tuple[str, ...]] = ("",)
     """The suffixes of the figures that may be written; the main one has none."""
@@ -83,6 +85,7 @@ class Settings:
     dtype: str = "float32"
     device_map: Literal["", "auto"] = ""
     quantization: Literal["", "8bit", "4bit"] = ""
+    attention: Literal["eager", "sdpa"] = "eager"
     one_at_a_time: bool = False
     memory: str = ""
 
@@ -128,14 +131,19 @@ class Settings:
 
     def decisive(self) -> dict[str, Any]:
         """What decides a result: `to_dict` without the options that change none."""
-        left_out = {*self.decides_nothing, *(each for each in self.decides_unless_empty if not getattr(self, each))}
+        left_out = {*self.decides_nothing, *self._at_defaults}
         return {name: value for name, value in self.to_dict().items() if name not in left_out}
+
+    @property
+    def _at_defaults(self) -> set[str]:
+        return {each for each in self.decides_unless_default if getattr(self, each) == getattr(type(self), each)}
 
     @property
     def placement(self) -> dict[str, Any]:
         """The options of `load_model`."""
         given = {"dtype": self.dtype, "device": None if self.device_map else self.device}
         given |= {"device_map": self.device_map} if self.device_map else {}
+        given |= {"attention": self.attention} if self.attention != "eager" else {}
         return given | ({"quantization": self.quantization} if self.quantization else {})
 
     @classmethod

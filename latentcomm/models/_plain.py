@@ -97,10 +97,10 @@ class Plain:
         return any("forward" in module.__dict__ or len(module._parameters) > 0 for module in self.wrappers)
 
     def logits(
-        self, tokens: Int[Tensor, "batch pos"], *, last_only: bool, **options: Any
+        self, tokens: Int[Tensor, "batch pos"], *, last_only: bool, attention: str = "eager", **options: Any
     ) -> Float[Tensor, "batch _ d_vocab"]:
         """Logits of every position, or of the last one alone."""
-        with self._in_place():
+        with self._in_place(), _attending(self.bridge.original_model.config, attention):
             return self.bridge.original_model(input_ids=tokens, logits_to_keep=int(last_only), **options).logits
 
     @contextmanager
@@ -139,6 +139,20 @@ class Plain:
             if not torch.equal(self.logits(part, last_only=False, past_key_values=caches[1], **options), expected):
                 return False
         return True
+
+
+@contextmanager
+def _attending(config: Any, attention: str) -> Iterator[None]:
+    """A block in which transformers computes attention in this way; a bridge has set its own, eager."""
+    before = config._attn_implementation
+    if before == attention:
+        yield
+        return
+    config._attn_implementation = attention
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def has_foreign_hooks(modules: list[Any], *, own: str) -> bool:

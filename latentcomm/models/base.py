@@ -98,6 +98,7 @@ class Model:
         name: what it was loaded as.
         is_bridge: a TransformerBridge (True) or a HookedTransformer (False).
         files: the files that its weights are loaded from, with what was known of them then; None of other models.
+        attention: how passes under no hook compute it, "eager" or "sdpa"; passes under hooks are eager.
     """
 
     hooked: Any
@@ -105,6 +106,7 @@ class Model:
     name: str
     is_bridge: bool
     files: LoadedFiles | None = None
+    attention: str = "eager"
 
     def __repr__(self) -> str:
         kind = "TransformerBridge" if self.is_bridge else "HookedTransformer"
@@ -340,7 +342,7 @@ class Model:
         if not hooks and not with_grad:
             with torch.no_grad():
                 if (plain := self._in_place_of_bridge) is not None:
-                    return plain.logits(tokens, last_only=last_only, **options)
+                    return plain.logits(tokens, last_only=last_only, attention=self.attention, **options)
         hooks = [*hooks, (self.unembedding_entry, _last_position)] if last_only else list(hooks)
         with torch.set_grad_enabled(with_grad):
             return self.hooked.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", **options)
@@ -480,7 +482,7 @@ def one_model(a: Model, b: Model) -> bool:
     """Whether both are one object, or the same weights in the same shape; all weights are hashed to know it."""
     if a is b:
         return True
-    shapes = [(model.n_layers, model.d_model, model.dtype, model.is_bridge) for model in (a, b)]
+    shapes = [(model.n_layers, model.d_model, model.dtype, model.is_bridge, model.attention) for model in (a, b)]
     return shapes[0] == shapes[1] and a.fingerprint == b.fingerprint
 
 

@@ -177,7 +177,9 @@ FACTS = ("processed", "dtype", "device", "hook_names", "joins_lengths", "stop_id
 """Attributes of a model that are known while its weights are not in memory."""
 
 
-def in_turn(load: Callable[[], Model], place: Place, *, outline: Outline | None = None) -> ModelInTurn:
+def in_turn(
+    load: Callable[[], Model], place: Place, *, outline: Outline | None = None, attention: str = "eager"
+) -> ModelInTurn:
     """A model of a place, loaded once for its facts unless there is an outline of it (`models.loading.outlined`).
 
     >>> place = Place()
@@ -185,4 +187,4 @@ def in_turn(load: Callable[[], Model], place: Place, *, outline: Outline | None 
     """
     hooked = _Lazy(load, place, outline)
     model = hooked.model() if outline is None else outline.model
-    return ModelInTurn(hooked, model.tokenizer, model.name, model.is_bridge)
+    return ModelInTurn(hooked, model.tokenizer, model.name, model.is_bridge, attention=attention)

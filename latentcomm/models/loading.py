@@ -43,6 +43,7 @@ def load_model(
     device_map: str | DeviceMap | None = None,
     max_memory: Mapping[int | str, int | str] | None = None,
     quantization: str | None = None,
+    attention: str = "eager",
 ) -> Model:
     """A model with raw weights and TransformerLens hook points.
 
@@ -56,16 +57,20 @@ def load_model(
         max_memory: the most that "auto" puts on each device, such as {0: "20GiB", 1: "40GiB"}.
         quantization: "8bit" or "4bit" stores the matrices of the blocks as integers (bitsandbytes; the extra
             `latentcomm[quantized]`); states are of the dtype.
+        attention: "sdpa" lets passes under no hook, such as decoding, use torch's fused attention: faster for long
+            prompts, and other last digits. Passes under hooks are eager either way, and compute every hook point.
 
     Raises:
-        ValueError: an unknown name (near matches are named), an unknown dtype, device or quantization, a path that is
-            not there, a map that leaves out a module, placements that contradict each other, no bitsandbytes.
+        ValueError: an unknown name (near matches are named), an unknown dtype, device, quantization or attention, a
+            path that is not there, a map that leaves out a module, placements that contradict each other, or no
+            bitsandbytes.
         RuntimeError: the hub or the package index cannot be reached, downloaded weights have the wrong hash, or there
             is no room to convert them.
     """
     place = resolve_placement(device, device_map, max_memory)
     numbers = resolve_dtype(dtype, device=place if isinstance(place, str) and place != "auto" else "cpu")
     options = quantized(quantization, numbers)
+    check_name("attention", attention, ["eager", "sdpa"])
     name = os.fspath(name_or_path)
     checkpoint = locate(name)
     if name in builtin.BUILT_IN:
@@ -86,7 +91,7 @@ def load_model(
     if quantization is not None:
         _steady(model)
     wrapped = wrap_model(model, tokenizer, name=snapshot_id(name) or name)
-    return replace(wrapped, files=loaded_from(wrapped.hooked, entry, entry_now))
+    return replace(wrapped, files=loaded_from(wrapped.hooked, entry, entry_now), attention=attention)
 
 
 def outlined(

@@ -420,6 +420,7 @@ def _records(
             "sweep",
             2,
             [*fingerprints(sender, receiver), str(receiver.dtype)],
+            *[each.attention for each in (sender, receiver) if each.attention != "eager"],
             [sender_prompts.ids(row) for row in range(len(sender_prompts))],
             [receiver_prompts.ids(row) for row in range(len(receiver_prompts))],
             [plan.reads, plan.writes, plan.fusion, plan.alignment, plan.columns, plan.top_token],
