@@ -19,6 +19,7 @@ __all__ = [
     "require_finite",
     "squared_size",
     "thin_svd",
+    "with_float64",
 ]
 
 WITHOUT_FLOAT64 = {"mps"}
@@ -72,6 +73,15 @@ def in_float64(x: Tensor) -> Tensor:
     torch.float64
     """
     return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).to(torch.float64)
+
+
+def with_float64(device: torch.device) -> torch.device:
+    """The device, or the CPU where it has no float64 (Apple's MPS).
+
+    >>> with_float64(torch.device("mps")), with_float64(torch.device("cuda", 1))
+    (device(type='cpu'), device(type='cuda', index=1))
+    """
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 def mapped(map: Callable[[Tensor], Tensor], rows: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:

@@ -1,6 +1,6 @@
 """Rows in halves: the same rows in the same order, the cost of one piece, and one line on standard error."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from toys import little_memory
 from latentcomm.models import in_halves, recorded_passes
 
 
-def doubled(most: int) -> tuple[list[int], object]:
+def doubled(most: int) -> tuple[list[int], Callable[[Sequence[int]], list[int]]]:
     """A function that doubles at most so many rows at once, and how many rows it was called with."""
     calls: list[int] = []
 

@@ -75,11 +75,11 @@ def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs
         )
         part = min(n_documents * n_tokens, TOKENS_PER_PART) * width
         checks.holds("states of a pass", checks.itemsize * part)
-        checks.holds_on_host("a part of the captured states", (checks.itemsize + 4) * part)
+        checks.holds_on_host("captured states at work", (checks.itemsize + 4) * part)
     if checks.job.out is None:
         checks.holds_on_host("captured states", states)
-    checks.holds_on_host("states of the layers of the maps", in_maps)  # of equal norms, in float32
-    checks.holds_on_host("minibatches of states", 2 * buffers)  # gathered, and shuffled
+    checks.holds_on_host("captured states at work", 2 * buffers)  # gathered, and shuffled: after a part was captured
+    checks.holds_on_host("captured states at work", in_maps)  # of equal norms, in float32: after the similarity
     checks.disk += round(states)
     if receiver is not None and receiver.shape.n_layers:
         last = receiver.shape.n_layers - 1

@@ -49,11 +49,12 @@ def similarity_table(
         everywhere = torch.arange(len(rows))
         matched = Pairing(everywhere, everywhere)
         pairing = matched if number < 0 else _thinned(pairings[number], NULL_ROWS, seed + number)
-        pairs = MinibatchPairs(seed=seed)
+        pairs = MinibatchPairs(seed=seed, device=rows.device)
         for one, other in zip(pairing.rows.split(ROWS_AT_ONCE), pairing.partners.split(ROWS_AT_ONCE), strict=True):
-            x = rms_layers(rows.x, sender_layers, one)
-            pairs.update(x, x if one_side and number < 0 else rms_layers(rows.y, receiver_layers, other))
-        return {"map": pairs.debiased_cka()}
+            x = rms_layers(rows.x, sender_layers, one, device=rows.device)
+            is_same = one_side and number < 0
+            pairs.update(x, x if is_same else rms_layers(rows.y, receiver_layers, other, device=rows.device))
+        return {"map": pairs.debiased_cka().cpu()}
 
     names = [f"similarity-{number:03d}" for number in range(draws + 1)]
     steps = track(enumerate(names, -1), "similarity", total=len(names), saved=records.n_saved(names), shown=progress)
@@ -109,9 +110,9 @@ def predictability_table(
         maps_to_fit += [("backward", matched, y, x), ("backward_null", back, y, x)]
 
     def line_of(source: Tensor, targets: Tensor, pairing: Pairing) -> dict[str, Tensor]:
-        paired = (layer[pairing.partners] for layer in targets)
-        documents = rows.document[pairing.rows]
-        return {"line": predictability_of_each(source[pairing.rows], paired, folds=folds, seed=seed, groups=documents)}
+        paired = (layer[pairing.partners].to(rows.device) for layer in targets)
+        options = {"folds": folds, "seed": seed, "groups": rows.document[pairing.rows]}
+        return {"line": predictability_of_each(source[pairing.rows].to(rows.device), paired, **options).cpu()}
 
     steps = [
         (name, number, partial(line_of, source, targets, pairing))

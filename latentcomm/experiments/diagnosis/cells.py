@@ -1,7 +1,8 @@
 """The sender layer read for each write layer, its maps, and drift references of the receiver's own states."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -150,7 +151,9 @@ def fit_joints(
         alignment = None
         if aligner is not None:
             alignment = records.saved(
-                f"alignment-{cell.write:03d}", lambda a=sent, b=own, o=options: aligner(a, b, **o), AffineMap.load
+                f"alignment-{cell.write:03d}",
+                lambda a=sent, b=own, o=options: _fitted(aligner, a, b, rows.device, o),
+                AffineMap.load,
             )
             sent = alignment(sent)
         predictable_map = None
@@ -158,11 +161,21 @@ def fit_joints(
             shared = min(sent.shape[1], own.shape[1])
             predictable_map = records.saved(
                 f"predictable-{cell.write:03d}",
-                lambda a=sent[:, -shared:], b=own[:, -shared:], o=options: fit_predictable(b, a, **o),
+                lambda a=sent[:, -shared:], b=own[:, -shared:], o=options: _fitted(
+                    fit_predictable, b, a, rows.device, o
+                ),
                 AffineMap.load,
             )
         joints[cell.write] = Joint(alignment, predictable_map)
     return joints
+
+
+def _fitted(
+    fit: Aligner, source: Tensor, target: Tensor, device: torch.device, options: Mapping[str, Any]
+) -> AffineMap:
+    """The map from source to target rows, fitted on a device."""
+    found = fit(source.to(device), target.to(device), **options)
+    return AffineMap(found.weight.cpu(), found.bias.cpu())
 
 
 def calibration_table(

@@ -53,6 +53,7 @@ class Rows:
         fit: whether the row's document is in the half that everything is fitted on; the rest is held out.
         sinks_x, sinks_y: the rows that were left out, by side.
         left_out: the number of rows that were left out for either side.
+        device: where the float64 algebra of layers runs; what comes of it is on the CPU, as the states are.
     """
 
     x: LayerRows
@@ -64,6 +65,7 @@ class Rows:
     sinks_x: Sinks
     sinks_y: Sinks
     left_out: int
+    device: torch.device
 
     def __len__(self) -> int:
         return len(self.document)
@@ -87,6 +89,7 @@ def ordinary_rows(
     sender_position: Int[Tensor, " all"],
     receiver_position: Int[Tensor, " all"],
     seed: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
 ) -> Rows:
     """Return the rows that are a sink on neither side, with their documents split into two halves by the seed.
 
@@ -110,14 +113,19 @@ def ordinary_rows(
         sinks_x=sinks_x,
         sinks_y=sinks_y,
         left_out=int((~keep).sum()),
+        device=device,
     )
 
 
 def rms_layers(
-    side: LayerRows, layers: Sequence[int], index: Int[Tensor, " chosen"] | None = None
+    side: LayerRows,
+    layers: Sequence[int],
+    index: Int[Tensor, " chosen"] | slice = slice(None),
+    *,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
 ) -> Float[Tensor, "some chosen d_model"]:
     """Return some layers, at all or some rows, each row divided by its root mean square: as the next block reads it."""
-    return torch.stack([rms_normalised(side[layer] if index is None else side[layer, index]) for layer in layers])
+    return torch.stack([rms_normalised(side[layer, index].to(device)) for layer in layers])
 
 
 def sample(rows: Int[Tensor, " row"], most: int, seed: int) -> Int[Tensor, " drawn"]:

@@ -15,6 +15,7 @@ import torch
 from latentcomm import alignment
 from latentcomm._core.budget import budget
 from latentcomm._core.files import digest, expanded, without_folder
+from latentcomm._core.linalg import with_float64
 from latentcomm._core.records import Records
 from latentcomm._core.version import __version__
 from latentcomm.alignment import fit_ridge
@@ -209,6 +210,7 @@ def _measured(
         sender_position=states.sender_position,
         receiver_position=states.receiver_position,
         seed=seed,
+        device=with_float64(receiver.device),
     )
     n_paired = len(states.document)
     del states
