@@ -119,7 +119,7 @@ class TestShapeOf:
                 assert said.startswith(f"{path} holds no model that ") and "\n" not in said and len(said) < 250
                 answers.add("refused")
             else:
-                assert {type(each) for each in vars(found).values()} <= {str, int, type(None)}
+                assert {type(each) for each in vars(found).values()} <= {str, int, bool, type(None)}
                 answers.add("right" if replace(found, weights_bytes=right.weights_bytes) == right else "other")
         assert answers == {"refused", "right", "other"}
 
