@@ -217,6 +217,8 @@ BUILT_IN = {
                 "d_vocab": 49152,
                 "n_ctx": 8192,
                 "n_parameters": 134_515_008,
+                "n_in_blocks": 106_168_320,
+                "gated": True,
             },
         ),
     )

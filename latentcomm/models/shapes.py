@@ -178,7 +178,7 @@ def _described(config: Any) -> Weights | None:
 
 def _of_gguf(name: str, path: Path) -> ModelShape:
     with read_by_transformers(name), path.open("rb") as file:
-        facts, n_parameters = _gguf_header(file)
+        facts, weights = _gguf_header(file)
     kind, tokens = facts.get("general.architecture"), facts.get("tokenizer.ggml.tokens")
 
     def size(key: str) -> int | None:
@@ -196,7 +196,7 @@ def _of_gguf(name: str, path: Path) -> ModelShape:
         d_mlp=size("feed_forward_length"),
         d_vocab=size("vocab_size") or (len(tokens) if isinstance(tokens, range) else None),
         n_ctx=size("context_length"),
-        n_parameters=n_parameters,
+        **_counted(weights),
         weights_bytes=path.stat().st_size,
     )
 
@@ -207,8 +207,8 @@ _GGUF_MOST_AXES = 4
 """Of a tensor, by ggml itself; more are a damaged header."""
 
 
-def _gguf_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The metadata of a .gguf file (of an array the range of its length) and how many numbers its tensors hold.
+def _gguf_header(file: BinaryIO) -> tuple[dict[str, Any], Weights]:
+    """The metadata of a .gguf file (of an array the range of its length) and the shapes of its tensors.
 
     The package gguf builds every token of the vocabulary on the way, which takes seconds.
     Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
@@ -248,10 +248,10 @@ def _gguf_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
         raise ValueError(f"a .gguf file begins with GGUF and version 2 or 3, not {magic!r}")
     n_tensors, n_facts = number("Q"), number("Q")
     facts = {text(): value(number("I")) for _ in range(n_facts)}
-    n_parameters = 0
+    weights: dict[str, Sequence[int]] = {}
     for _ in range(n_tensors):
-        text()
+        name = text()
         check((n_axes := number("I")) <= _GGUF_MOST_AXES)
-        n_parameters += math.prod(number("Q") for _ in range(n_axes))
+        weights[name] = [number("Q") for _ in range(n_axes)]
         take(struct.calcsize("<IQ"))  # its type, and where it is
-    return facts, n_parameters
+    return facts, weights

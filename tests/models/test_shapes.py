@@ -20,16 +20,23 @@ SIZES = {"n_layers": 3, "d_model": 32, "n_heads": 4, "d_head": 8, "d_vocab": 64,
 LLAMA = SIZES | {"n_key_value_heads": 2, "d_mlp": 64}
 
 
-def saved(folder: Path, architecture: str = "llama") -> int:
-    """Write a tiny model, and return how many numbers its parameters hold."""
+def saved(folder: Path, architecture: str = "llama") -> dict[str, Any]:
+    """Write a tiny model, and return what its parameters hold."""
     raw = transformers_model(architecture, dtype=torch.float32)
     raw.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    return n_numbers(raw)
+    return numbers(raw)
 
 
 def n_numbers(raw: Any) -> int:
     return sum(parameter.numel() for parameter in raw.parameters())
+
+
+def numbers(raw: Any) -> dict[str, Any]:
+    (blocks,) = [each for each in raw.modules() if isinstance(each, torch.nn.ModuleList)]
+    in_blocks = sum(each.numel() for each in blocks.parameters() if each.ndim == 2)
+    gated = raw.config.model_type in ("llama", "qwen2")
+    return {"n_parameters": n_numbers(raw), "n_in_blocks": in_blocks, "gated": gated}
 
 
 @pytest.fixture
@@ -45,12 +52,12 @@ class TestShapeOf:
         [("llama", 2, 64), ("qwen2", 2, 64), ("gpt2", 4, 128), ("neox", 4, 64)],
     )
     def test_of_a_directory(self, tmp_path: Path, architecture: str, n_key_value_heads: int, d_mlp: int) -> None:
-        n_parameters = saved(tmp_path, architecture)
+        held = saved(tmp_path, architecture)
         stored = (tmp_path / "model.safetensors").stat().st_size
         groups = {"n_key_value_heads": n_key_value_heads, "d_mlp": d_mlp}
-        expected = ModelShape(str(tmp_path), **SIZES, **groups, n_parameters=n_parameters, weights_bytes=stored)
+        expected = ModelShape(str(tmp_path), **SIZES, **groups, **held, weights_bytes=stored)
         assert shape_of(tmp_path) == expected
-        assert n_parameters * 4 < stored < n_parameters * 4 + 20_000
+        assert held["n_parameters"] * 4 < stored < held["n_parameters"] * 4 + 20_000
 
     def test_of_a_directory_of_several_files_or_without_weights(self, tmp_path: Path) -> None:
         raw = transformers_model("llama", dtype=torch.float32)
@@ -61,7 +68,7 @@ class TestShapeOf:
         assert (found.n_parameters, found.weights_bytes) == (n_numbers(raw), sum(p.stat().st_size for p in files))
         for path in files:
             path.unlink()
-        assert shape_of(tmp_path) == replace(found, n_parameters=None, weights_bytes=None)
+        assert shape_of(tmp_path) == replace(found, weights_bytes=None)
 
     @pytest.mark.parametrize(
         ("entry", "value", "reason"),
@@ -90,7 +97,7 @@ class TestShapeOf:
         path, raw = tmp_path / "tiny.gguf", transformers_model("llama", dtype=torch.float32)
         write_gguf(raw, path)
         stored = path.stat().st_size
-        assert shape_of(path) == ModelShape(str(path), **LLAMA, n_parameters=n_numbers(raw), weights_bytes=stored)
+        assert shape_of(path) == ModelShape(str(path), **LLAMA, **numbers(raw), weights_bytes=stored)
 
     @pytest.mark.parametrize("kept", [0, 3, 4, 30, 500])
     def test_of_a_gguf_file_that_breaks_off(self, tmp_path: Path, kept: int) -> None:
@@ -112,7 +119,7 @@ class TestShapeOf:
                 assert said.startswith(f"{path} holds no model that ") and "\n" not in said and len(said) < 250
                 answers.add("refused")
             else:
-                assert {type(each) for each in vars(found).values()} <= {str, int, type(None)}
+                assert {type(each) for each in vars(found).values()} <= {str, int, bool, type(None)}
                 answers.add("right" if replace(found, weights_bytes=right.weights_bytes) == right else "other")
         assert answers == {"refused", "right", "other"}
 
@@ -132,8 +139,7 @@ class TestShapeOf:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LATENTCOMM_CACHE", str(tmp_path / "cache"))
-        n_parameters = saved(tmp_path / "made")
-        sizes = LLAMA | {"n_parameters": n_parameters}
+        sizes = LLAMA | saved(tmp_path / "made")
         entry = BuiltIn("tiny-built-in", "tiny==1", "tiny.gguf", "0" * 64, "1k", 1, "MIT", "here", sizes)
         monkeypatch.setattr(builtin, "BUILT_IN", {entry.name: entry})
         before = shape_of(entry.name)
@@ -155,13 +161,13 @@ class TestShapeOf:
 
     def test_of_an_id_that_is_in_the_cache_of_the_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         snapshot = tmp_path / "models--someone--tiny" / "snapshots" / ("a" * 40)
-        n_parameters = saved(snapshot)
+        held = saved(snapshot)
         (tmp_path / "models--someone--tiny" / "refs").mkdir()
         (tmp_path / "models--someone--tiny" / "refs" / "main").write_text("a" * 40)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", None)  # nobody is asked
         stored = (snapshot / "model.safetensors").stat().st_size
-        expected = ModelShape("someone/tiny", **LLAMA, n_parameters=n_parameters, weights_bytes=stored)
+        expected = ModelShape("someone/tiny", **LLAMA, **held, weights_bytes=stored)
         assert shape_of("someone/tiny") == expected
         assert tokenizer_of("someone/tiny").get_vocab() == tokenizer().get_vocab()
 
