@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from numerics import assert_same_bits
 from scipy.stats import binomtest
 from tiny import model
 from toys import N_RECEIVER, PLANTED_CELL, planted_pair, planted_task
@@ -300,7 +301,7 @@ def test_maps_take_the_states_of_the_layers_of_their_cells() -> None:
     rows, found = states.after_first, maps.fit_maps(sender, receiver, cells, 0, alignment="procrustes")
     for read, write in cells:
         expected = fit_procrustes(states.x[read, rows], states.y[write, rows])
-        assert torch.equal(found[read, write].weight, expected.weight)
+        assert_same_bits(found[read, write].weight, expected.weight)
 
 
 def test_unequal_models_are_mapped_where_nothing_else_is_asked() -> None:
