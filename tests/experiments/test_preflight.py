@@ -389,7 +389,7 @@ class TestMemoryOfADevice:
         assert 0.2 * states < found.host_memory <= states + references
         assert [line.partition(":")[0] for line in found.lines()][2:4] == ["memory", "host memory"]
         self.free(monkeypatch, cuda=GB, cpu=found.host_memory - 1)
-        assert lc.preflight(settings).refusals[0].startswith("this run needs 2.8 MB of host memory (captured")
+        assert lc.preflight(settings).refusals[0].startswith("this run needs 3.5 MB of host memory (captured")
         self.free(monkeypatch, cuda=found.memory - 1, cpu=GB)
         (refusal,) = lc.preflight(settings).refusals
         assert "of memory on cuda (" in refusal and "captured" not in refusal and "weights" in refusal

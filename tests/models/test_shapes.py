@@ -139,7 +139,7 @@ class TestShapeOf:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LATENTCOMM_CACHE", str(tmp_path / "cache"))
-        sizes = LLAMA | saved(tmp_path / "made")
+        sizes: dict[str, Any] = LLAMA | saved(tmp_path / "made")
         entry = BuiltIn("tiny-built-in", "tiny==1", "tiny.gguf", "0" * 64, "1k", 1, "MIT", "here", sizes)
         monkeypatch.setattr(builtin, "BUILT_IN", {entry.name: entry})
         before = shape_of(entry.name)
