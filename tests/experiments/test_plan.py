@@ -155,6 +155,7 @@ class TestPlacement:
             return model
 
         monkeypatch.setattr("latentcomm.experiments.job.models.load_model", load)
+        monkeypatch.setattr("latentcomm.experiments.job.outlined", lambda *_, **__: None)  # known only by loading
         settings = replace(self.SETTINGS, device="auto", device_map="auto", quantization="8bit", one_at_a_time=in_turn)
         Job().pair(settings)
         Job().pair(replace(self.SETTINGS, one_at_a_time=in_turn))
