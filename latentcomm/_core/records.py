@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 from latentcomm._core.files import CHECKSUM, digest, digest_of_json, expanded, read_tensors, write_json, write_tensors
-from latentcomm._core.progress import say
+from latentcomm._core.progress import say, track
 
 __all__ = [
     "Part",
@@ -21,10 +21,12 @@ __all__ = [
     "Scheduler",
     "end_of_part",
     "forgotten",
+    "made_once",
     "scheduled_by",
     "missing",
     "ordered",
     "read_whole",
+    "tracked",
 ]
 
 
@@ -285,6 +287,22 @@ def ordered(pieces: Sequence[Piece], *, needed: bool = True) -> Iterable[int]:
     """
     scheduler = _SCHEDULER.get()
     return range(len(pieces)) if scheduler is None else scheduler.order(pieces, needed=needed)
+
+
+def tracked(pieces: Sequence[Piece], what: str, *, needed: bool = True, shown: bool) -> Iterator[int]:
+    """The indices of `ordered`, with a bar that shows how many of the records are there."""
+    saved = len(pieces) - len(missing(pieces)) if shown else 0
+    return track(ordered(pieces, needed=needed), what, total=len(pieces), saved=saved, shown=shown)
+
+
+def made_once(records: Records, name: str, read: Callable[[], Made]) -> Made:
+    """What `read` gives of one record that all processes need, which one of them makes.
+
+    >>> made_once(Records(None), "map", lambda: "fitted")
+    'fitted'
+    """
+    (found,) = (read() for _ in ordered([(records, name)]))
+    return found
 
 
 def forgotten(folder: Path) -> None:

@@ -14,8 +14,7 @@ import torch
 from latentcomm._core.budget import at_most, budget
 from latentcomm._core.files import digest, expanded
 from latentcomm._core.names import check_name
-from latentcomm._core.progress import track
-from latentcomm._core.records import Records, missing, ordered
+from latentcomm._core.records import Records, ordered, tracked
 from latentcomm.channels.base import Channel, Deciding, Sharing, label, receiver_prompts, sender_prompts
 from latentcomm.channels.message import Message, join
 from latentcomm.experiments._sent import SENT, check_sent, sending_of
@@ -118,9 +117,7 @@ def evaluate(
     parts = [(name, work.trials(name), rows) for name in names for rows in work.messages.chunks]
     pieces = [(records, f"{rows.start:05d}") for _, records, rows in parts]
     found: dict[int, list[Trial]] = {}
-    saved = len(pieces) - len(missing(pieces))
-    order = ordered(pieces, needed=False)
-    for number in track(order, channel.name, total=len(pieces), saved=saved, shown=progress and len(pieces) > 1):
+    for number in tracked(pieces, channel.name, needed=False, shown=progress and len(pieces) > 1):
         condition, records, rows = parts[number]
         sent = partial(message, condition)
         run = partial(_trials, channel, receiver, task, sent, rows, work.choices, condition, *decoding, seed)

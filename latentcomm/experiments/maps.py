@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from latentcomm._core.progress import track
-from latentcomm._core.records import Records, ordered
+from latentcomm._core.records import Records, made_once
 from latentcomm.alignment import AffineMap, fit_cca, fit_procrustes, fit_ridge
 from latentcomm.experiments.settings import Alignment
 from latentcomm.experiments.sweep.grid import Cell
@@ -98,9 +98,7 @@ def fit_maps(
         named = {f"{read}-{write}": each for (read, write), each in fitted().items()}
         return {f"{cell} {part}": getattr(each, part) for cell, each in named.items() for part in ("weight", "bias")}
 
-    found: dict[str, Tensor] = {}
-    for _ in ordered([(records, "maps")]):
-        found = records.tensors("maps", made)
+    found = made_once(records, "maps", partial(records.tensors, "maps", made))
     return {
         (read, write): AffineMap(found[f"{read}-{write} weight"], found[f"{read}-{write} bias"])
         for read, write in cells

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from latentcomm._core.files import without_folder
 from latentcomm._core.linalg import in_float64
-from latentcomm._core.progress import track
-from latentcomm._core.records import Records, missing, ordered
+from latentcomm._core.records import Records, tracked
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.kv import swapped
 from latentcomm.channels.message import Message, join, made_by
@@ -75,8 +74,7 @@ def write_openings(
     parts = chunks(len(prompts), ITEMS_AT_ONCE)
     rows: dict[int, Message] = {}
     pieces = [(records, f"{part.start:05d}") for part in parts]
-    what, saved = f"openings by {without_folder(large.name)}", len(pieces) - len(missing(pieces))
-    for number in track(ordered(pieces), what, total=len(parts), saved=saved, shown=progress):
+    for number in tracked(pieces, f"openings by {without_folder(large.name)}", shown=progress):
 
         def write(part: range = parts[number]) -> Message:
             return _write(large, ReceiverInput(prompts.select(part)), longest, wanted, keep_cache)

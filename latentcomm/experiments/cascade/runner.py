@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentcomm._core.files import digest, expanded
-from latentcomm._core.progress import track
-from latentcomm._core.records import Records, missing, ordered
+from latentcomm._core.records import Records, tracked
 from latentcomm.channels.base import receiver_prompts, with_own_texts
 from latentcomm.channels.message import Message, join
 from latentcomm.experiments.cascade.continuations import ITEMS_AT_ONCE, Continued, Request, saved_or_continued
@@ -207,9 +206,7 @@ class Setting:
         parts = chunks(len(wanted), ITEMS_AT_ONCE)
         continued: dict[int, dict[int, Continued]] = {}
         pieces = [(self._records(side, condition, wanted, chunk), "handed") for chunk in parts]
-        saved = len(pieces) - len(missing(pieces))
-        order, what = ordered(pieces, needed=False), f"{hand_off}, {condition}"
-        for number in track(order, what, total=len(parts), saved=saved, shown=self.shown):
+        for number in tracked(pieces, f"{hand_off}, {condition}", needed=False, shown=self.shown):
             chunk = parts[number]
             known = [Continuation(alone[row].ids, alone[row].ended) for row in chunk if row in alone]
             request = Request(

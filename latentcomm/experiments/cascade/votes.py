@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latentcomm._core.progress import track
-from latentcomm._core.records import Records, end_of_part, missing, ordered
+from latentcomm._core.records import Records, end_of_part, tracked
 from latentcomm.channels.base import receiver_prompts
 from latentcomm.channels.text import item_seed
 from latentcomm.experiments.cascade.openings import ids_of
@@ -61,10 +60,9 @@ def held_votes(
     numbers = range(max(counts.values(), default=0))
     records = _records(small, task, seed=seed, folder=folder, decisive=decisive)
     pieces = [(records, f"{number:04d}") for number in numbers]
-    order, saved = ordered(pieces, needed=False), len(pieces) - len(missing(pieces))
     drawn_by = {
         number: _sampled(small, task, number, seed=seed, records=records)
-        for number in track(order, "votes", total=max(1, len(numbers)), saved=saved, shown=shown)
+        for number in tracked(pieces, "votes", needed=False, shown=shown)
     }
     end_of_part()
     replies = [drawn_by[number] for number in numbers]

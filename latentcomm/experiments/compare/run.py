@@ -12,7 +12,7 @@ from types import MappingProxyType
 from latentcomm._core.files import expanded
 from latentcomm._core.names import check_name
 from latentcomm._core.progress import track
-from latentcomm._core.records import Records, end_of_part, ordered
+from latentcomm._core.records import Records, end_of_part, made_once
 from latentcomm.alignment import AffineMap
 from latentcomm.channels.base import Channel
 from latentcomm.channels.catalogue import (
@@ -168,8 +168,7 @@ def compare_named(
                 max_tokens=map_tokens(sender, receiver),
                 seed=settings.seed,
             )
-            for _ in ordered([(records, "map")]):
-                predictable = records.saved("map", fit, AffineMap.load)
+            predictable = made_once(records, "map", partial(records.saved, "map", fit, AffineMap.load))
     recipe = Recipe(
         Site(cell[0] if cell else 0),
         Site(cell[1] if cell else 0),

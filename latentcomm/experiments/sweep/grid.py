@@ -13,8 +13,7 @@ from torch import Tensor
 
 from latentcomm._core.budget import budget
 from latentcomm._core.linalg import mapped
-from latentcomm._core.progress import track
-from latentcomm._core.records import Records, ordered
+from latentcomm._core.records import Records, tracked
 from latentcomm.experiments.evaluation import keyed
 from latentcomm.fusion import Fusion, fuse
 from latentcomm.hooks.capture import capture_positions
@@ -167,8 +166,7 @@ def sweep_layers(
     logits = None if columns is None else torch.zeros(*shape, columns.shape[1], dtype=receiver.dtype)
     tokens = torch.zeros(shape, dtype=torch.long) if top_token else None
     pieces = [(records, f"pass-{number:06d}") for number in range(len(passes))]
-    saved = records.n_saved(name for _, name in pieces)
-    for number in track(ordered(pieces), "layer sweep", total=len(pieces), saved=saved, shown=progress):
+    for number in tracked(pieces, "layer sweep", shown=progress):
         items, messages = passes[number]
         part = records.tensors(pieces[number][1], partial(run_pass, items[0], messages))
         for row, (item, read) in enumerate(messages):
