@@ -385,11 +385,11 @@ class TestMemoryOfADevice:
         found = lc.preflight(settings)
         assert found.refusals == () and found.free_memory == GB == found.free_host_memory
         states = 4 * 4 * 3 * 16 * 96 * 40  # four times 4 bytes, 3 layers of 16, at most 96 documents of 40 tokens
-        references = 8 * 3 * 16 * 1000 * 2  # float64 rows of 3 layers, no more than 2000 of them
+        references = 8 * 3 * 16 * (3 * 16 + 96 * 40 / 2) + 4 * 2 * 16 * 16  # of 3 layers, and maps of 2
         assert 0.2 * states < found.host_memory <= states + references
         assert [line.partition(":")[0] for line in found.lines()][2:4] == ["memory", "host memory"]
         self.free(monkeypatch, cuda=GB, cpu=found.host_memory - 1)
-        assert lc.preflight(settings).refusals[0].startswith("this run needs 3.5 MB of host memory (captured")
+        assert lc.preflight(settings).refusals[0].startswith("this run needs 2.8 MB of host memory (captured")
         self.free(monkeypatch, cuda=found.memory - 1, cpu=GB)
         (refusal,) = lc.preflight(settings).refusals
         assert "of memory on cuda (" in refusal and "captured" not in refusal and "weights" in refusal
