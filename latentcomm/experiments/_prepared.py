@@ -128,7 +128,7 @@ def prepare(
     from latentcomm.experiments.preflight import Checks
 
     job = Job(out=None if out is None else expanded(out), **given)
-    checks = Checks(settings, job, elsewhere)
+    checks = Checks(settings, job, elsewhere=elsewhere)
     checks.refuse(
         f"name is {name!r}, but {settings.names_files}; give another folder as `out` instead",
         when=bool(settings.names_files) and name not in (None, settings.command),

@@ -15,6 +15,7 @@ import latentcomm as lc
 from latentcomm.channels.calm import new_bridge
 from latentcomm.channels.interlat import new_adapter
 from latentcomm.channels.training.trainer import save_weights
+from latentcomm.experiments import _demand
 from latentcomm.experiments import job as jobs
 from latentcomm.experiments import preflight as common
 from latentcomm.experiments._prepared import EXPERIMENTS
@@ -104,7 +105,7 @@ def test_a_wrong_setting_is_refused_before_a_weight_is_read(
 ) -> None:
     shape, tokenizer = common.models.shape_of(folder), common.models.tokenizer_of(folder)
     monkeypatch.setattr(
-        common.models, "shape_of", lambda _: common.ModelShape(**{**vars(shape), "name": "here", "n_ctx": 4000})
+        common.models, "shape_of", lambda _: _demand.ModelShape(**{**vars(shape), "name": "here", "n_ctx": 4000})
     )
     monkeypatch.setattr(common.models, "tokenizer_of", lambda _: tokenizer)
     named = type(settings)(**{**vars(settings), "sender": settings.sender and "here", "receiver": ""})
@@ -308,7 +309,7 @@ class TestMemoryAndDisk:
         monkeypatch.setattr(common, "free_memory", lambda _: 2 * GB)
         shape = common.models.shape_of(folder)
         large = {**vars(shape), "n_parameters": 3 * GB}
-        monkeypatch.setattr(common.models, "shape_of", lambda _: common.ModelShape(**large))
+        monkeypatch.setattr(common.models, "shape_of", lambda _: _demand.ModelShape(**large))
         settings = lc.CompareSettings(sender=folder, **self.SETTINGS)
         (refusal,) = lc.preflight(settings).refusals
         assert refusal.startswith("this run needs 12.0 GB of memory (weights 12.0 GB") and "2.0 GB are free" in refusal
@@ -371,7 +372,7 @@ class TestMemoryOfADevice:
     def gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(common.models, "resolve_device", lambda name: name)
         monkeypatch.setattr(common, "_rate", lambda *_: 1e9)
-        monkeypatch.setattr(common, "TOKENIZER", 0)  # that of a tiny model is larger than its weights
+        monkeypatch.setattr(_demand, "TOKENIZER", 0)  # that of a tiny model is larger than its weights
 
     @staticmethod
     def free(monkeypatch: pytest.MonkeyPatch, **free: int) -> None:
@@ -426,7 +427,7 @@ class TestMemoryOfATraining:
         assert "weights in bfloat16" not in checked["float32"].on_device
 
     def test_the_numbers_that_a_channel_trains(self, tiny: lc.Model, other: lc.Model) -> None:
-        sides = [common.Side.in_memory(model).shape for model in (tiny, other)]
+        sides = [_demand.Side.in_memory(model).shape for model in (tiny, other)]
         made = {
             "interlat": new_adapter(tiny, other, n_heads=1).weights,
             "calm": new_bridge(tiny, other, every=2, n_heads=1).weights,
@@ -482,13 +483,13 @@ class TestDryRun:
 
     def test_a_pass_of_few_rows_costs_more_than_its_rows(self, tiny: lc.Model) -> None:
         checks = common.Checks(lc.CompareSettings(), jobs.Job())
-        side, counted = common.Side.in_memory(tiny), []
+        side, counted = _demand.Side.in_memory(tiny), []
         for at_once in (1, 8, 32):
             before = checks.flops + checks.pass_flops
             checks.runs(side, 32, n_new=1, at_once=at_once)
             counted.append(checks.flops + checks.pass_flops - before)
-        row = (counted[2] - counted[1]) / (1 / 32 - 1 / 8) / 32 / common.PASS_ROWS  # 32 and 4 passes less 1
-        assert counted[0] == pytest.approx(32 * row * (1 + common.PASS_ROWS), rel=0.01)
+        row = (counted[2] - counted[1]) / (1 / 32 - 1 / 8) / 32 / _demand.PASS_ROWS  # 32 and 4 passes less 1
+        assert counted[0] == pytest.approx(32 * row * (1 + _demand.PASS_ROWS), rel=0.01)
 
     def test_a_diagnosis_takes_longer_with_more_documents_layers_and_prompts(self, tiny: lc.Model) -> None:
         few = lc.DiagnoseSettings(documents=24, tokens=8, prompts=2, layers=1)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from latentcomm.channels.kv import check_heads
+from latentcomm.experiments._demand import Side
 from latentcomm.experiments.cascade.by_name import (
     GRAFT,
     KV,
@@ -20,7 +21,7 @@ from latentcomm.experiments.cascade.stops import Oracle, Stop
 from latentcomm.experiments.cascade.trials import SELF_CONSISTENCY
 from latentcomm.experiments.controls import RANDOM, SHUFFLED, ZERO
 from latentcomm.experiments.cost import pass_flops
-from latentcomm.experiments.preflight import Checks, Side
+from latentcomm.experiments.preflight import Checks
 from latentcomm.experiments.settings import listed
 from latentcomm.models import ModelShape
 from latentcomm.tasks.base import Task

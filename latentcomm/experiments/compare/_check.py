@@ -6,12 +6,13 @@ from latentcomm._core.files import expanded
 from latentcomm.channels import Debate
 from latentcomm.channels.catalogue import CHANNELS, LEARNED, PREDICTABILITY, check_names, needs_cell
 from latentcomm.channels.training.trainer import load_weights
+from latentcomm.experiments._demand import Side
 from latentcomm.experiments.compare.run import check_controls, check_shuffles, require_choices, unable
 from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.controls import RANDOM, SAME_LABEL, SELF, SHUFFLED, ZERO
 from latentcomm.experiments.evaluation import ITEMS_AT_ONCE
 from latentcomm.experiments.maps import ALIGNMENTS, MAP_TOKENS, map_documents
-from latentcomm.experiments.preflight import Checks, Side
+from latentcomm.experiments.preflight import Checks
 from latentcomm.experiments.settings import listed
 from latentcomm.experiments.sweep._check import cells_of, count_sweep, depth_of
 from latentcomm.experiments.train import KIND, trained_files

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from latentcomm.experiments._demand import Side
 from latentcomm.experiments.crossmodal.digits import INKS, digit_halves
 from latentcomm.experiments.crossmodal.picture_folder import counted_part, folder_parts, read_folder, recoloured_part
 from latentcomm.experiments.crossmodal.run import USUAL, Plan
 from latentcomm.experiments.crossmodal.settings import DIGITS, CrossModalSettings
 from latentcomm.experiments.crossmodal.small_vit import SIZES
 from latentcomm.experiments.crossmodal.splits import Part, digit_parts
-from latentcomm.experiments.preflight import Checks, Side
+from latentcomm.experiments.preflight import Checks
 from latentcomm.experiments.settings import listed
 from latentcomm.models import ModelShape
 from latentcomm.models.vision import DTYPES

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latentcomm._core.names import check_name
+from latentcomm.experiments._demand import Side
 from latentcomm.experiments.cost import MULTIPLY_ADD, predictability_flops, ridge_flops
 from latentcomm.experiments.diagnosis.alikeness import NULL_ROWS, RIDGE_ROWS, RIDGE_ROWS_A_WIDTH
 from latentcomm.experiments.diagnosis.cells import MAP_FOLDS, REFERENCE_ROWS
 from latentcomm.experiments.diagnosis.fusions import FUSIONS, Fitted
 from latentcomm.experiments.diagnosis.run import check_documents
 from latentcomm.experiments.diagnosis.settings import MESSAGES, DiagnoseSettings, Size, layers_in_steps
-from latentcomm.experiments.preflight import Checks, Side
+from latentcomm.experiments.preflight import Checks
 from latentcomm.experiments.settings import listed
 from latentcomm.fusion import Fusion
 from latentcomm.hooks.paired_text import TOKENS_PER_PART

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from latentcomm._core.names import check_name
 from latentcomm.channels.base import label
+from latentcomm.experiments._demand import Side
 from latentcomm.experiments.controls import USUAL, derangement
 from latentcomm.experiments.evaluation import ITEMS_AT_ONCE
 from latentcomm.experiments.maps import ALIGNMENTS, MAP_TOKENS, depths, map_documents
-from latentcomm.experiments.preflight import Checks, Side
+from latentcomm.experiments.preflight import Checks
 from latentcomm.experiments.settings import Alignment, listed
 from latentcomm.experiments.sweep.run import require_choices
 from latentcomm.experiments.sweep.settings import SweepSettings
