@@ -82,7 +82,8 @@ def command_of(experiment: Experiment) -> Callable[[Sequence[str]], None]:
                 if files.dry_run:
                     given = {"overwrite": files.overwrite, "flops": files.flops, "bandwidth": files.bandwidth}
                     found = plan(settings, out=files.out, name=files.name, **given)
-                    print("\n".join(in_flags(line, experiment.settings) for line in found.lines()))
+                    for line in found.lines():  # of which notes alone name settings
+                        print(in_flags(line, experiment.settings) if line.startswith("note: ") else line)
                     found.check()
                     return
                 if files.flops or files.bandwidth:

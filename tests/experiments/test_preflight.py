@@ -468,6 +468,7 @@ class TestDryRun:
                       "disk: about", "free", "time: about",
                       "operations: about", "weights read: about"):  # fmt: skip
             assert words in found.stdout
+        assert not [line for line in found.stdout.splitlines() if line.startswith("--")]  # a report names no options
         assert files_in(tmp_path) == []
 
     def test_it_ends_with_1_and_every_refusal_in_flags(self, folder: str, tmp_path: Path) -> None:
