@@ -86,8 +86,8 @@ def run_part(
     Part "I/N" makes every N-th record of the run from the I-th on, I from 1. Where all records of a kind are needed
     for what follows (the cells that one is chosen among, the messages that are shuffled), it then makes those that no
     other part has made yet. Parts may run at the same time, in any order and on several machines: in one folder that
-    they share, or in one each, which `latentcomm join` brings together. The result is that of an undivided run, to the
-    bit, but for seconds.
+    they share, or in one each, which `latentcomm join` brings together. On machines of one kind, with as many threads
+    each, the result is that of an undivided run, to the bit, but for seconds.
 
     Raises:
         ValueError: a part that there is not, an experiment that does not run in parts, or what `run` raises.
