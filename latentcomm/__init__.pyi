@@ -16,6 +16,7 @@ from .experiments import cascade as cascade
 from .experiments import crossmodal as crossmodal
 from .experiments.accuracy import summarise as summarise
 from .experiments.accuracy import to_table as to_table
+from .experiments.audit import audit as audit
 from .experiments.cascade import Cascade as Cascade
 from .experiments.cascade import CascadeSweep as CascadeSweep
 from .experiments.cascade import CascadeTrial as CascadeTrial

@@ -130,6 +130,7 @@ CHANNELS: Named[Entry] = Named(
     {
         "silent": Entry(lambda name, _: Silent(name), about="the receiver alone, without a message: the floor"),
         "skyline": Entry(lambda name, _: Skyline(name), about="one model reads both texts: the ceiling"),
+        "sender_alone": Entry(lambda name, _: Skyline(name), about="the sender reads both texts and answers itself"),
         "text": Entry(_text, about="the sender's generated text before the receiver's own"),
         "debate": Entry(_debate, about="both models answer in text; the majority counts"),
         "cipher": Entry(_cipher, same=("vocabulary",), about="averages of token embeddings, from soft decoding"),

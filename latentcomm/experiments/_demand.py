@@ -215,12 +215,13 @@ class Demand:
         times: float | int = 1,
         shares: bool = True,
         ragged: bool = False,
+        grafted: bool = False,
     ) -> None:
         """Count passes over prompts and `n_tokens` that are written after each, `times` times over.
 
         The prompts of a chunk run by length; those of one text are read once but for the last token, if `shares`.
         `n_more` tokens are added to each, and `n_past` positions are in its cache before it. `ragged` prompts are of
-        texts that are not known, so of more lengths.
+        texts that are not known, so of more lengths. `grafted` ones are read once, but for the last token.
         """
         counts = self.tokens(side, texts)
         for start in range(0, len(texts) * (times > 0), ITEMS_AT_ONCE):
@@ -234,8 +235,10 @@ class Demand:
                 n_passes = -(-len(rows) // step)
                 if ragged:
                     n_passes = max(n_passes, min(len(rows), round(RAGGED * len(rows) ** 0.5)))
-                if shares and not n_past and length > 1 and len(rows) > 1 and len({*rows}) == 1:
-                    self.runs(side, times * n_passes, n_new=length - 1, n_passes=times * n_passes)
+                alike = shares and len(rows) > 1 and len({*rows}) == 1
+                if (alike or grafted) and not n_past and length > 1:
+                    n_rows, n_times = n_passes if alike else len(rows), 1 if grafted else times
+                    self.runs(side, n_times * n_rows, n_new=length - 1, n_passes=n_times * n_passes)
                     self.runs(side, times * len(rows), n_new=1, n_past=length - 1, n_passes=times * n_passes)
                 else:
                     self.runs(side, times * len(rows), n_new=length, n_past=n_past, n_passes=times * n_passes)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from latentcomm._core.names import check_name
 from latentcomm.channels.catalogue import LEARNED
 from latentcomm.experiments.compare.run import require_choices
+from latentcomm.experiments.controls import deranged
 from latentcomm.experiments.maps import MAP_DOCUMENTS, MAP_TOKENS
 from latentcomm.experiments.preflight import Checks
 from latentcomm.experiments.settings import listed
@@ -52,6 +53,8 @@ def check_train(settings: TrainSettings, checks: Checks) -> TrainInputs | None:
         return None
     tune = halves[0]
     trained = _trained(tune, settings, checks)
+    if settings.deranged:
+        checks.of(deranged, trained, seed=settings.seed)
     checks.prompts(sender, [item.sender for item in tune.items])
     checks.prompts(receiver, [item.receiver for item in tune.items])
     if cell is None and any(name in WITH_A_CELL for name in names):
@@ -69,7 +72,9 @@ def check_train(settings: TrainSettings, checks: Checks) -> TrainInputs | None:
             when=0 < n_examples < settings.batch_size,
         )
         steps = settings.steps or steps
-        checks.work.append(f"{name}, trained by {steps} updates of {size} examples of {what}")
+        twice = ", and once more on other items' messages" if settings.deranged else ""
+        checks.work.append(f"{name}, trained by {steps} updates of {size} examples of {what}{twice}")
+        steps *= 1 + settings.deranged
         if sender is not None and receiver is not None:
             n_trained = _n_trained(name, sender.shape, receiver.shape, every=settings.every)
             checks.holds_on_host("trained weights, gradients and moments", 4 * 4 * n_trained)

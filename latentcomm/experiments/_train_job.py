@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -44,10 +45,12 @@ def run_train(settings: TrainSettings, job: Job, inputs: TrainInputs) -> Result:
     models = {"sender": describe(sender), "receiver": describe(receiver)}
     shown = settings.decisive() | {"sender": sender.name, "receiver": receiver.name}
     trained, files, rows = {}, [], []
-    for name in names:
-        folder = job.saved(name, sender, receiver, task, plan, settings.held_out)
+    twins = (False, True) if settings.deranged else (False,)
+    for channel, twin in product(names, twins):
+        folder = job.saved(channel, sender, receiver, task, plan, settings.held_out, *(["deranged"] if twin else []))
+        name = f"{channel}{train.TWIN}" if twin else channel
         trained[name] = train.learn(
-            name, sender, receiver, task, plan=plan, held_out=settings.held_out, checkpoint=folder,
+            channel, sender, receiver, task, plan=plan, held_out=settings.held_out, deranged=twin, checkpoint=folder,
             save_every=settings.save_every, progress=job.progress,
         )  # fmt: skip
         facts = trained[name].facts["training"]
@@ -65,7 +68,7 @@ def run_train(settings: TrainSettings, job: Job, inputs: TrainInputs) -> Result:
                 settings=here,
                 measured={"wall_seconds": facts["seconds"]},
                 models=models,
-                run=record_of(replace(settings, channels=(name,)), job.in_memory),
+                run=record_of(replace(settings, channels=(channel,), deranged=twin), job.in_memory),
             )
             written = [path for each in published for path in (each.page, each.data, each.figure, each.meta)]
             job.finish(name, [weights, *written])

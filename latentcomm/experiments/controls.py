@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +17,15 @@ TRIES = 100
 SHUFFLED, ZERO, RANDOM, SAME_LABEL = "shuffled", "zero", "random", "same-label"
 SELF = "self"
 """The control whose message comes from the receiver, so that it costs a run of its own."""
+FILLER = "filler"
+"""The control whose message the sender makes from `NEUTRAL`, so that it costs a run of its own."""
+NEUTRAL = (
+    "This text says nothing in particular. It is here because something has to be read, and it goes on for as long as "
+    "is needed. One sentence follows another, each as plain as the last, and none of them asks or answers anything. "
+    "Whoever reads it learns no fact from it, and nothing in it will be asked about later. It could end here, or a "
+    "little further on, and would mean the same."
+)
+"""The text of fillers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +108,42 @@ def self_message(sending: Sending) -> Message:
     if not sending.channel.carries_own(sending.receiver):
         raise ValueError(f"the channel {sending.channel.name} cannot carry the receiver's own state")
     return sending.channel.own(sending.receiver, sending.task)
+
+
+def filler(sending: Sending) -> Message:
+    """The sender's message about a text that says nothing, of as many words as each item's: a message of the right
+    kind and shape without content.
+
+    Raises:
+        ValueError: the message is silent, or the sender is not there.
+    """
+    if sending.message.is_silent or sending.sender is None:
+        raise ValueError(f"a filler for a message of {sending.message.origin} needs a sender that reads it; give one")
+    task = with_filler_texts(sending.task)
+    return sending.channel.send(sending.sender, task, receiver=sending.receiver).addressed(task)
+
+
+def with_filler_texts(task: Task) -> Task:
+    """The task whose senders read the first words of `NEUTRAL`, from its beginning again where a text has more.
+
+    >>> from latentcomm.tasks.base import Item
+    >>> item = Item("1", "Alice is at Petra.", "Alice is in", "Alice is at Petra. Alice is in", ("Jordan",))
+    >>> with_filler_texts(Task("toy", (item,), (), "raw")).items[0].sender
+    'This text says nothing'
+    """
+    words = NEUTRAL.split()
+
+    def instead_of(text: str) -> str:
+        n = len(text.split())
+        return " ".join((words * (n // len(words) + 1))[:n])
+
+    return replace(
+        task,
+        items=tuple(
+            replace(item, sender=instead_of(item.sender), more_senders=tuple(map(instead_of, item.more_senders)))
+            for item in task.items
+        ),
+    )
 
 
 def deranged(task: Task, *, seed: int) -> list[int]:
@@ -204,8 +249,11 @@ CONTROLS: dict[str, Callable[[Sending], Message]] = {
     ZERO: zero,
     RANDOM: random_message,
     SELF: self_message,
+    FILLER: filler,
     SAME_LABEL: same_label,
 }
 """The controls of a channel with a message, in the order of tables."""
 USUAL = (SHUFFLED, ZERO, RANDOM, SELF)
 """The controls that every task allows; "same-label" needs two items of every answer, and is run on request."""
+AUDIT = (SHUFFLED, SELF, FILLER)
+"""The controls by which an audit tells content from presence."""

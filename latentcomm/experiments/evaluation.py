@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache, partial
@@ -18,19 +19,32 @@ from latentcomm._core.records import Records, ordered, tracked
 from latentcomm.channels.base import Channel, Deciding, Sharing, label, receiver_prompts, sender_prompts
 from latentcomm.channels.message import Message, join
 from latentcomm.experiments._sent import SENT, check_sent, sending_of
-from latentcomm.experiments.controls import CONTROLS, SELF, USUAL, Sending, applies, true_message
+from latentcomm.experiments.controls import (
+    CONTROLS,
+    FILLER,
+    SELF,
+    SHUFFLED,
+    USUAL,
+    Sending,
+    applies,
+    deranged,
+    true_message,
+    with_filler_texts,
+)
 from latentcomm.experiments.cost import flops
 from latentcomm.experiments.folder import note_large
-from latentcomm.hooks.decode import decode
+from latentcomm.hooks.decode import Known, decode
 from latentcomm.hooks.shared_prefix import numbers_cached
 from latentcomm.models import Model, check_pair, recorded_passes
 from latentcomm.models.in_turn import ModelInTurn
-from latentcomm.tasks.base import Task, draw_choices
+from latentcomm.tasks.base import Item, Task, draw_choices
 
 MESSAGE = "message"
 """The condition in which the true message is sent."""
 ITEMS_AT_ONCE = 32
 """Items between two writes of a checkpoint at most: what an interrupted run loses."""
+TRIALS = 2
+"""The version of what a trial states and of how its prompt is read."""
 METRICS = ("free", "choices")
 """Free: the reply is judged right. Choices: the right choice has the highest logit."""
 
@@ -48,7 +62,10 @@ class Trial:
         message_bytes, reply_tokens: the sizes of the message and of the reply.
         sender_flops, receiver_flops, seconds: the cost of sending and receiving as run, the mean of the items that ran
             together. Under the self control the receiver sends. Seconds are measured, and equality of trials ignores
-            them.
+            them. What all conditions share counts for each.
+        follows_free, follows_choices: with the message of another item, whether the reply gives the answer of that
+            item, and whether the pick is that answer; None under other conditions.
+        chance_free, chance_choices: the share of all items of other answers whose answer it would be.
     """
 
     item: str
@@ -66,6 +83,10 @@ class Trial:
     sender_flops: float = 0.0
     receiver_flops: float = 0.0
     seconds: float = field(default=0.0, compare=False)
+    follows_free: bool | None = None
+    follows_choices: bool | None = None
+    chance_free: float | None = None
+    chance_choices: float | None = None
 
 
 def evaluate(
@@ -94,7 +115,7 @@ def evaluate(
     the checkpoint, and through `told`, a dict that is passed to the evaluation of each with the same two models.
 
     A message of `send` in place of the sender gives the trials that the sender would, all controls included, and has
-    the same records in a checkpoint.
+    the same records in a checkpoint; only the filler, which the sender must read, is left out.
 
     Raises:
         ValueError: an unknown control, a processed model with a raw one, a message of other items or of another number
@@ -113,16 +134,22 @@ def evaluate(
     for folder in work.messages.folders if checkpoint is not None else ():
         note_large(folder)
     names = work.conditions.values("names", partial(_conditions, work.messages, controls))
-    message = lru_cache(maxsize=1)(work.messages.under)  # made where a trial is not saved yet, and once
-    parts = [(name, work.trials(name), rows) for name in names for rows in work.messages.chunks]
+    message = lru_cache(work.messages.under)  # made where a trial is not saved yet, and once
+    parts = [(name, work.trials(name), rows) for rows in work.messages.chunks for name in names]
     pieces = [(records, f"{rows.start:05d}") for _, records, rows in parts]
-    found: dict[int, list[Trial]] = {}
+    found: dict[str, list[Trial]] = {name: [] for name in names}
+    trials: dict[int, list[Trial]] = {}
+    known: dict[int, dict[str, Known]] = {}
     for number in tracked(pieces, channel.name, needed=False, shown=progress and len(pieces) > 1):
         condition, records, rows = parts[number]
-        sent = partial(message, condition)
-        run = partial(_trials, channel, receiver, task, sent, rows, work.choices, condition, *decoding, seed)
-        found[number] = [Trial(**each) for each in records.values(pieces[number][1], run)]
-    return [trial for number in sorted(found) for trial in found[number]]
+        if rows.start not in known:  # prompts of these items, whose conditions come next
+            known = {rows.start: {}}
+        sent, shared = partial(message, condition), known[rows.start]
+        run = partial(_trials, channel, receiver, task, sent, rows, work.choices, condition, *decoding, seed, shared)
+        trials[number] = [Trial(**each) for each in records.values(pieces[number][1], run)]
+    for number in sorted(trials):
+        found[parts[number][0]] += trials[number]
+    return [trial for name in names for trial in found[name]]
 
 
 def send(
@@ -180,7 +207,9 @@ def send_first(
             decoding = (task.reply_tokens, 0.0, 1.0)
             work = _Work.of(channel, sender, receiver, task, seed, mine, decoding, checkpoint, {})
             note_large(work.messages.true.folder)
-            _sent(partial(channel.send, sender, receiver=receiver), task, work.messages.true, work.messages.chunks)
+            message, _ = work.messages.sent
+            if FILLER in mine and applies(FILLER, channel, receiver, message):
+                work.messages.under(FILLER)
 
 
 def n_evaluated(
@@ -236,6 +265,8 @@ class _Messages:
         """The message of a condition: the true one, or what a control makes of it."""
         if condition == SELF:  # the receiver runs to make it: it is saved and has a cost of its own
             return _sent(partial(self.channel.own, self.receiver), self.task, self._own, self.chunks)
+        if condition == FILLER and not isinstance(self.sender, Message):
+            return self._said("filler", with_filler_texts(self.task))
         message, cost = self.sent
         make = true_message if condition == MESSAGE else CONTROLS[condition]
         sender = None if isinstance(self.sender, Message) else self.sender
@@ -246,12 +277,19 @@ class _Messages:
         """The message that the sender sends, or has sent."""
         if isinstance(self.sender, Message):
             return self.sender, Cost(**self.sender.made_by[SENT]["cost"])
+        return self._said("message", self.task)
+
+    def _said(self, kind: str, task: Task) -> tuple[Message, Cost]:
+        """What the sender sends for the texts of a task, once for all channels that share it."""
+        if isinstance(self.sender, Message):
+            raise TypeError("a message that was sent has no sender to send again")
         send = partial(self.channel.send, self.sender, receiver=self.receiver)
-        if self._shared_key is None:
-            return _sent(send, self.task, self.true, self.chunks)
-        if self._shared_key not in self.told:
-            self.told[self._shared_key] = _sent(send, self.task, self.true, self.chunks)
-        return self.told[self._shared_key]
+        key, records = self._shared_key(task), self.sent_records(kind, task)
+        if key is None:
+            return _sent(send, task, records, self.chunks)
+        if key not in self.told:
+            self.told[key] = _sent(send, task, records, self.chunks)
+        return self.told[key]
 
     @property
     def folders(self) -> list[Path]:
@@ -262,20 +300,24 @@ class _Messages:
     def _own(self) -> Records:
         return self.records("own")
 
-    @cached_property
+    @property
     def true(self) -> Records:
         """Where the message that the sender sends is saved."""
-        if self._shared_key is None:
-            return self.records("message")
-        return Records.of(self.checkpoint, "message", 1, self.prints, self._shared_key, self._plan)
+        return self.sent_records("message", self.task)
 
-    @cached_property
-    def _shared_key(self) -> str | None:
+    def sent_records(self, kind: str, task: Task) -> Records:
+        """Where what the sender sends for the texts of a task is saved."""
+        key = self._shared_key(task)
+        if key is None:
+            return self.records(kind, *([] if task is self.task else [task]))
+        return Records.of(self.checkpoint, kind, 1, self.prints, key, self._plan)
+
+    def _shared_key(self, task: Task) -> str | None:
         """The key of a message that channels may share."""
         if not isinstance(self.channel, Sharing):
             return None
-        with keyed(message_key=self.channel.message_key, task=self.task):
-            return digest("said", self.channel.message_key, self.task, self.seed)
+        with keyed(message_key=self.channel.message_key, task=task):
+            return digest("said", self.channel.message_key, task, self.seed)
 
     def records(self, kind: str, *decisive: Any) -> Records:
         """The saved pieces of a kind."""
@@ -347,7 +389,7 @@ class _Work:
 
     def trials(self, name: str) -> Records:
         """The records of the trials of a condition."""
-        return self.messages.records("trials", self.choices, name, *self.decoding)
+        return self.messages.records("trials", TRIALS, self.choices, name, *self.decoding)
 
     def is_saved(self, name: str) -> bool:
         """Whether all trials of a condition are there."""
@@ -356,9 +398,17 @@ class _Work:
 
 
 def _conditions(messages: _Messages, controls: Sequence[str]) -> list[str]:
-    """The true message, and the controls that apply to it."""
+    """The true message, and the controls that apply to it; without the sender there is no filler."""
     message, _ = messages.sent
-    return [MESSAGE, *(name for name in controls if applies(name, messages.channel, messages.receiver, message))]
+    left_out = (FILLER,) if isinstance(messages.sender, Message) else ()
+    return [
+        MESSAGE,
+        *(
+            name
+            for name in controls
+            if name not in left_out and applies(name, messages.channel, messages.receiver, message)
+        ),
+    ]
 
 
 def chunks(n: int, size: int) -> list[range]:
@@ -408,6 +458,7 @@ def _trials(
     temperature: float | int,
     top_p: float | int,
     seed: int,
+    known: MutableMapping[str, Known],
 ) -> list[dict[str, Any]]:
     """The trials of some items of a condition, as they are saved."""
     message, cost = sent()
@@ -419,17 +470,19 @@ def _trials(
         entering = channel.receive(receiver, part_task, part_message)
         decoded = decode(
             receiver, entering, max_new_tokens=reply_tokens, temperature=temperature, top_p=top_p, seed=seed,
-            first_row=rows[0],
+            first_row=rows[0], known=known,
         )  # fmt: skip
         replies = (
             channel.decide(part_task, part_message, decoded.texts) if isinstance(channel, Deciding) else decoded.texts
         )
         seconds = time.perf_counter() - start
     sizes = part_message.nbytes() or [0] * len(part_task.items)
+    given_by = [task.items[row] for row in deranged(task, seed=seed)] if condition == SHUFFLED else None
     trials = []
     for position, (item, reply) in enumerate(zip(part_task.items, replies, strict=True)):
         verdict, options = task.judge(reply, item.answers), choices[rows[position]]
         pick = _best(receiver, options, decoded.first_logits[position]) if options else ""
+        follows = {} if given_by is None else _follows(task, item, given_by[rows[position]], reply, pick)
         trials.append(
             Trial(
                 item=item.id,
@@ -447,9 +500,22 @@ def _trials(
                 sender_flops=cost.flops,
                 receiver_flops=flops(passes) / len(part_task.items),
                 seconds=cost.seconds + seconds / len(part_task.items),
+                **follows,
             )
         )
     return [asdict(trial) for trial in trials]
+
+
+def _follows(task: Task, item: Item, source: Item, reply: str, pick: str) -> dict[str, Any]:
+    """Whether a reply and a pick give the answer of the item whose message came, and how many others' they would."""
+    others = Counter((each.answers, each.choice) for each in task.items if label(each) != label(item))
+    n = others.total()
+    free = sum(count for (answers, _), count in others.items() if task.judge(reply, answers).is_right)
+    found = {"follows_free": task.judge(reply, source.answers).is_right, "chance_free": free / n}
+    if pick:
+        picked = sum(count for (_, choice), count in others.items() if choice == pick)
+        found |= {"follows_choices": pick == source.choice, "chance_choices": picked / n}
+    return found
 
 
 def _best(receiver: Model, options: Sequence[str], logits: torch.Tensor) -> str:

@@ -244,18 +244,21 @@ class Checks(Demand):
 
         The longest texts are tokenized, without a chat around them; the last token that is written is not read.
         """
-        if side is None or side.tokenizer is None or side.shape.n_ctx is None or not texts:
+        if side is None or side.name in self.too_long:
             return
-        if side.name in self.too_long:
-            return
-        longest = sorted(texts, key=len)[-LONGEST:]
-        most = max(len(ids) for ids in side.tokenizer(longest).input_ids)
-        if most + n_new - 1 > side.shape.n_ctx:
+        if most := self.exceeds(side, texts, n_new=n_new):
             self.too_long.add(side.name)
             reply = f" and {n_new} more are written" if n_new > 1 else ""
             self.refuse(
                 f"a prompt has {most} tokens{reply}, and {side.name} reads {side.shape.n_ctx} at most; shorten it"
             )
+
+    def exceeds(self, side: Side | None, texts: Sequence[str], *, n_new: int = 1) -> int:
+        """The tokens of the longest prompt where a model's context does not hold it with `n_new` more, else 0."""
+        if side is None or side.tokenizer is None or side.shape.n_ctx is None or not texts:
+            return 0
+        most = max(len(ids) for ids in side.tokenizer(sorted(texts, key=len)[-LONGEST:]).input_ids)
+        return most if most + n_new - 1 > side.shape.n_ctx else 0
 
     def cell(self) -> tuple[int, int] | None:
         """The cell of the settings; refuses a read layer without a write layer."""

@@ -30,6 +30,7 @@ from latentcomm.channels.training.trainer import (
     train,
 )
 from latentcomm.experiments.compare.run import choose_cell
+from latentcomm.experiments.controls import deranged as deranged_rows
 from latentcomm.experiments.maps import map_documents, map_tokens
 from latentcomm.experiments.settings import cell_of
 from latentcomm.experiments.sweep.grid import Cell
@@ -42,6 +43,8 @@ from latentcomm.reporting.publish import plain
 from latentcomm.tasks.base import Task
 
 KIND = "learned channel"
+TWIN = ".deranged"
+"""What follows a channel's name in that of its twin, which was trained on other items' messages."""
 WITH_A_CELL = ("learned_linear", "gated", "concatenated")
 """The trained channels that read and write at one cell."""
 
@@ -119,6 +122,7 @@ def learn(
     *,
     plan: LearningPlan = LearningPlan(),
     held_out: float | int = 0.0,
+    deranged: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: float | int = SAVE_EVERY,
     progress: bool = False,
@@ -126,8 +130,10 @@ def learn(
     """The channel of this name, trained on the tuning half of a task, both models frozen.
 
     `held_out` is the share of that half (of learned_linear: of the corpus) that is not trained on; the loss on it is
-    recorded at every tenth of the updates. With `checkpoint`, a folder, an interrupted training resumes and ends with
-    the same bits; it loses at most `save_every` seconds.
+    recorded at every tenth of the updates. With `deranged`, each example has the message of another one with another
+    answer (of learned_linear: the sender's state of another token), at the same cell: what is then learned has no
+    content to pass on, and what it gains is a change of the receiver. With `checkpoint`, a folder, an interrupted
+    training resumes and ends with the same bits; it loses at most `save_every` seconds.
 
     Raises:
         ValueError: a name that is not in `LEARNED`, or an argument that the channel, the cell or the trainer refuses.
@@ -143,7 +149,10 @@ def learn(
     if name in WITH_A_CELL:
         given = {name: getattr(plan, name) for name in ("read_layer", "write_layer", "n_tune", "seed")}
         cell, alignment = choose_cell(sender, receiver, tune, folder=folder, progress=progress, **given)
-    untrained = _MAKERS[name](_Request(sender, receiver, tune, held, held_out, plan, cell, alignment))
+    if deranged:
+        tune, held = with_other_messages(tune, plan.seed), held and with_other_messages(held, plan.seed)
+    request = _Request(sender, receiver, tune, held, held_out, plan, cell, alignment, deranged)
+    untrained = _MAKERS[name](request)
     path = None if folder is None else folder / f"{name}.safetensors"
     training = train(
         untrained.learner, schedule, frozen=[sender, receiver], held_out=untrained.held_out, checkpoint=path,
@@ -170,7 +179,7 @@ def learn(
         "plan": asdict(plan),
         "schedule": asdict(schedule),
         "training": _facts(training),
-    }
+    } | ({"deranged": True} if deranged else {})
     return Learned(_channel(name, weights, facts, receiver), weights, facts)
 
 
@@ -194,6 +203,16 @@ def load_folder(folder: str | os.PathLike[str], sender: Model, receiver: Model) 
     """
     paths = trained_files(folder)
     return {path.stem: learned for path, learned in zip(paths, _load(paths, sender, receiver), strict=True)}
+
+
+def load_twins(folder: str | os.PathLike[str], sender: Model, receiver: Model) -> dict[str, Learned]:
+    """The channels of a folder that were trained on other items' messages, by the name of the channel; maybe none.
+
+    Raises:
+        ValueError: `load_learned` refuses one.
+    """
+    paths = {name: path for name in LEARNED if (path := expanded(folder) / f"{name}{TWIN}.safetensors").exists()}
+    return dict(zip(paths, _load([*paths.values()], sender, receiver), strict=True)) if paths else {}
 
 
 def trained_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -253,6 +272,7 @@ class _Request:
     plan: LearningPlan
     cell: Cell | None
     alignment: AffineMap | None
+    deranged: bool
 
     def require_cell(self) -> Cell:
         """The cell of a channel that has one."""
@@ -272,6 +292,20 @@ class _Untrained:
     held_out: Trainable | None = None
     shape: dict[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def with_other_messages(task: Task, seed: int) -> Task:
+    """The task in which the sender of each item reads the text of another one with another answer.
+
+    Raises:
+        ValueError: there are none, as where most items share an answer.
+    """
+    sources = [task.items[row] for row in deranged_rows(task, seed=seed)]
+    pairs = zip(task.items, sources, strict=True)
+    return replace(
+        task,
+        items=tuple(replace(item, sender=source.sender, more_senders=source.more_senders) for item, source in pairs),
+    )
 
 
 def _answers(task: Task) -> list[str]:
@@ -298,6 +332,8 @@ def _linear(request: _Request) -> _Untrained:
     states = capture_paired(request.sender, request.receiver, tokens, sender_layers=[read], receiver_layers=[write])
     rows = states.after_first
     source, target = states.x[0, rows].float(), states.y[0, rows].float()
+    if request.deranged:
+        source = source[torch.randperm(len(source), generator=torch.Generator().manual_seed(request.plan.seed))]
     weight = xavier(target.shape[1], source.shape[1], generator=torch.Generator().manual_seed(request.plan.seed))
     learner = LinearRows(source, target, weight, torch.zeros(target.shape[1]))
     if request.held is None:

@@ -37,6 +37,8 @@ class TrainSettings(TaskSettings):
         every: Of CALM: the step between the layers of the sender that are read.
         held_out: Share of the tuning half (of learned_linear: of the corpus) that is not trained on, so that its loss
             can be reported; 0 for none.
+        deranged: Train each channel a second time, on other items' messages: a control that `compare --weights`
+            reports.
         save_every: Seconds between two checkpoints: what an interrupted training loses at most.
         dtype: Of the arithmetic of training: float32 or bfloat16.
     """
@@ -59,6 +61,7 @@ class TrainSettings(TaskSettings):
     n_steps: Annotated[int, AtLeast(0)] = 0
     every: Annotated[int, AtLeast(1)] = 4
     held_out: Annotated[float, AtLeast(0)] = 0.1
+    deranged: bool = False
     save_every: Annotated[float, AtLeast(0)] = 30.0
 
     def __post_init__(self) -> None:
@@ -68,7 +71,10 @@ class TrainSettings(TaskSettings):
     def written_as(self, name: str) -> "dict[str, TrainSettings]":  # noqa: ARG002 (a channel's file has its name)
         """Each channel, trained by itself, under its own name."""
         names = [each.replace("-", "_") for each in listed(self.channels)]
-        return {each: replace(self, channels=(each,)) for each in names}
+        files = {each: replace(self, channels=(each,), deranged=False) for each in names}
+        if self.deranged:
+            files |= {f"{each}.deranged": replace(self, channels=(each,)) for each in names}
+        return dict(files)
 
     def in_float32(self) -> "TrainSettings":
         """The same with the models in float32: `dtype` is that of the arithmetic alone."""

@@ -1,6 +1,6 @@
 """Run a receiver on any input: replies, the logits of their first token, rows of unequal length in one batch."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -10,15 +10,20 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentcomm._core.files import digest
 from latentcomm._core.linalg import in_float64
 from latentcomm.hooks.capture import recorder, run_to_deepest
 from latentcomm.hooks.graft import LAST, check_fired, counting_hooks, is_grafted
 from latentcomm.hooks.receiver_input import EMBEDDED, Joining, Past, PersistentHooks, ReceiverInput, SoftTokens  # noqa: F401
-from latentcomm.models import Hook, Model, in_halves, not_finite
+from latentcomm.models import Hook, Model, Pass, in_halves, not_finite, record_passes, recorded_passes
 from latentcomm.models.prompts import Prompts
 
 TOKENS_PER_BATCH = 8192
 """The largest number of prompt and reply tokens in one batch: bounds the cache, for any number of prompts."""
+Layers = Sequence[tuple[Tensor, Tensor]]
+"""Keys and values of every layer."""
+Known = tuple[Layers, list[Pass]]
+"""Keys and values of tokens that were read, and the passes that read them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +82,14 @@ def decode(
     seed: int = 0,
     first_row: int = 0,
     seeds: Sequence[int] | None = None,
+    known: MutableMapping[str, "Known"] | None = None,
 ) -> Decoded:
     """The replies of `generate` together with the logits of their first token, at the cost of the replies alone.
 
     `first_row` is the number of the first row where the rows are part of a larger set: it fixes their random streams.
-    `seeds` gives each row its own seed instead, whatever its number.
+    `seeds` gives each row its own seed instead, whatever its number. With `known`, a dict that is passed with several
+    messages for the same prompts, what comes before grafts at the last token is read once for all of them; its
+    operations count for each.
     """
     given = prompts if isinstance(prompts, ReceiverInput) else ReceiverInput(prompts)
     if max_new_tokens < 1:
@@ -108,7 +116,7 @@ def decode(
         raise ValueError(f"{len(seeds)} seeds for {len(given.prompts)} prompts; give one a prompt")
     found: dict[int, tuple[Tensor, Reply]] = {}
     for parts in _batches(model, given, max_new_tokens):
-        begun = [(part, _shared_prefix(model, given.select(part))) for part in parts]
+        begun = [(part, _shared_prefix(model, given.select(part), known)) for part in parts]
         write = partial(_written, model, given, begun, max_new_tokens, partial(_sampled, temperature, top_p), seeds)
         rows = [row for part in parts for row in part]  # in halves only where it is known how hooks follow the rows
         halves = in_halves(write, rows, "a batch of replies") if _can_leave(model, given) else [write(rows)]
@@ -315,10 +323,6 @@ def _without(run: Run, rows: set[int], choice: Choice, leave: Callable[[Run, int
     return choice.select(places)
 
 
-Layers = Sequence[tuple[Tensor, Tensor]]
-"""Keys and values of every layer."""
-
-
 def _written(
     model: Model,
     given: ReceiverInput,
@@ -330,8 +334,12 @@ def _written(
 ) -> dict[int, tuple[Float[Tensor, " d_vocab"], Reply]]:
     """First logits and replies of rows that are decoded together, parts of which have read a prefix already."""
     generators = {row: torch.Generator().manual_seed(seeds[row]) for row in rows}
-    parts = [([row for row in part if row in generators], prefix) for part, prefix in begun]
-    reads = [(part, _read_after(model, given.select(part), prefix)) for part, prefix in parts if part]
+    reads = []
+    for part, prefix in begun:
+        places = [at for at, row in enumerate(part) if row in generators]
+        if places:
+            mine = [part[at] for at in places]
+            reads.append((mine, _read_after(model, given.select(mine), _rows_of(prefix, places))))
     run = _joined(model, given, reads)
     first_logits = dict(zip(run.rows, run.logits, strict=True))
     replies = write_replies(run, partial(choose, generators), [max_new_tokens] * len(given.prompts))
@@ -431,21 +439,50 @@ def _read_after(model: Model, given: ReceiverInput, prefix: Layers | None) -> Re
     return logits, cache, persistent
 
 
-def _shared_prefix(model: Model, given: ReceiverInput) -> Layers | None:
-    """Keys and values of the tokens before the last one, read once for all rows, or None.
+def _shared_prefix(
+    model: Model, given: ReceiverInput, known: MutableMapping[str, Known] | None = None
+) -> Layers | None:
+    """Keys and values of the tokens before the last one, in one row for all prompts or one for each, or None.
 
-    Only equal prompts whose grafts are all at the last token share them, and only while no other hooks are attached,
-    since those would see the last token alone.
+    Only prompts whose grafts are all at the last token have them read apart, and only while no other hooks are
+    attached, since those would see the last token alone; and among these equal prompts, or those that are `known` or
+    will be.
     """
     tokens = given.prompts.tokens
     batch, length = tokens.shape
     last_only = all(isinstance(graft.position, int) and graft.position == LAST for graft in given.grafts)
     own = given.past is not None or given.soft is not None or given.persistent or not last_only or model.has_hooks
-    if own or batch == 1 or length == 1 or (tokens != tokens[:1]).any():
+    alike = batch > 1 and bool((tokens == tokens[:1]).all())
+    again = known is not None and bool(given.grafts)
+    if own or length == 1 or not (alike or again):
         return None
-    cache = model.new_cache(1)
-    model.forward(tokens[:1, :-1], cache=cache, last_only=True)
+    before = tokens[: 1 if alike else batch, :-1]
+
+    key = digest(before.cpu())
+    if known is not None and key in known:
+        record_passes(known[key][1])
+        return known[key][0]
+    with recorded_passes() as passes:
+        halves = in_halves(partial(_layers_of, model, before), range(len(before)), "a batch of prompts")
+    parts = zip(*halves, strict=True)
+    layers = [(torch.cat([keys for keys, _ in each]), torch.cat([values for _, values in each])) for each in parts]
+    if known is not None and again:
+        known[key] = layers, passes
+    return layers
+
+
+def _layers_of(model: Model, tokens: Int[Tensor, "batch pos"], rows: Sequence[int]) -> Layers:
+    """Keys and values of the tokens of some rows, in every layer."""
+    cache = model.new_cache(len(rows))
+    model.forward(tokens[list(rows)], cache=cache, last_only=True)
     return model.cache_layers(cache)
+
+
+def _rows_of(layers: Layers | None, rows: Sequence[int]) -> Layers | None:
+    """Keys and values of some rows; those of one row for all stay."""
+    if layers is None or layers[0][0].shape[0] == 1:
+        return layers
+    return [(keys[list(rows)], values[list(rows)]) for keys, values in layers]
 
 
 def _sampled(

@@ -9,6 +9,7 @@ from latentcomm.models.base import (
     fingerprints,
     one_model,
     one_vocabulary,
+    record_passes,
     record_products,
     recorded_passes,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "not_finite",
     "one_model",
     "one_vocabulary",
+    "record_passes",
     "record_products",
     "recorded_passes",
     "resolve_device",

@@ -70,6 +70,12 @@ def counted_if_whole() -> Iterator[None]:
         raise
 
 
+def record_passes(passes: Sequence[Pass]) -> None:
+    """Put passes on record that ran before, whose result is used again."""
+    for record in _RECORDS:
+        record.extend(passes)
+
+
 def record_products(model: "Model", multiply_adds: int) -> None:
     """Put matrix products outside the models on record: averages of embeddings, adapters, bridges."""
     for record in _RECORDS:

@@ -305,6 +305,7 @@ TEMPLATE = go.layout.Template(
 STYLES = {
     "silent": Style("#555555", "circle-open"),
     "skyline": Style("#000000", "diamond"),
+    "sender_alone": Style("#000000", "diamond-open"),
     "replace": Style("#0072B2", "circle"),
     "mean": Style("#D55E00", "square"),
     "sum": Style("#009E73", "triangle-up"),

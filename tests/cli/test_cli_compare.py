@@ -22,7 +22,19 @@ from latentcomm.experiments.settings import SAVED
 from latentcomm.models import recorded_passes
 from latentcomm.reporting.publish import check_replot
 
-FEW = ("--n-tune", "4", "--n-test", "6", "--message-tokens", "2", "--read-layer", "1", "--write-layer", "1")
+FEW = (
+    "--n-tune",
+    "4",
+    "--n-test",
+    "6",
+    "--message-tokens",
+    "2",
+    "--read-layer",
+    "1",
+    "--write-layer",
+    "1",
+    "--no-audit",
+)
 WRITTEN = ["c.csv", "c.html", "c.json", "c.meta.json", "c_trials.csv"]
 
 
@@ -64,7 +76,7 @@ class TestCompare:
         true = table.query("condition == 'message'")
         assert (true["flops"] > 0).all() and (true["n"] == 6).all()
         assert (true["low"] <= true["accuracy"]).all() and (true["accuracy"] <= true["high"]).all()
-        assert set(table.query("condition == 'shuffled'")["channel"]) == names - {"silent", "skyline"}
+        assert set(table.query("condition == 'shuffled'")["channel"]) == names - {"silent", "skyline", "sender_alone"}
         assert all(name.replace("_", " ") in result.stdout for name in names)
         meta = json.loads((tmp_path / "c.meta.json").read_text("utf-8"))
         assert str(tiny) not in json.dumps(meta) and meta["settings"]["n_test"] == 6

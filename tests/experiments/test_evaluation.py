@@ -239,7 +239,7 @@ class TestWhatIsEvaluated:
         count = forwards(tiny := build("llama"))
         with pytest.raises(
             ValueError,
-            match=r"did you mean 'shuffled'\? choose among shuffled, zero, random, self, same-label",
+            match=r"did you mean 'shuffled'\? choose among shuffled, zero, random, self, filler, same-label",
         ):
             evaluate(GRAFT, tiny, tiny, TASK, controls=("shuffled", "shufled"))
         assert count.calls == 0

@@ -338,7 +338,7 @@ class TestMemoryAndDisk:
     ) -> None:
         monkeypatch.setattr(common, "free_disk", lambda _: 1 << 20)
         (refusal,) = lc.preflight(lc.CompareSettings(sender=folder, **self.SETTINGS), out=tmp_path).refusals
-        assert "writes 9.5 MB" in refusal and "1.0 MB are free there" in refusal
+        assert "writes 14 MB" in refusal and "1.0 MB are free there" in refusal
 
     def test_this_machine_says_what_is_free(self, tmp_path: Path) -> None:
         memory, disk = free_memory("cpu"), free_disk(tmp_path / "not" / "yet")

@@ -93,7 +93,7 @@ class TestEveryChannelThatLearns:
             sender,
             receiver,
             asked(),
-            settings=CompareSettings(controls=()),
+            settings=CompareSettings(controls=(), audit=False),
             learned={name: made.channel},
         )
         assert {trial.channel for trial in found.trials} == {"silent", name}

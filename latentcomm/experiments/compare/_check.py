@@ -1,5 +1,6 @@
 """The check of `CompareSettings` before the first weight is read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latentcomm._core.files import expanded
@@ -7,9 +8,10 @@ from latentcomm.channels import Debate
 from latentcomm.channels.catalogue import CHANNELS, LEARNED, PREDICTABILITY, check_names, needs_cell
 from latentcomm.channels.training.trainer import load_weights
 from latentcomm.experiments._demand import Side
-from latentcomm.experiments.compare.run import check_controls, check_shuffles, require_choices, unable
+from latentcomm.experiments.audit import SENDER_ALONE
+from latentcomm.experiments.compare.run import audited, check_controls, require_choices, unable
 from latentcomm.experiments.compare.settings import CompareSettings
-from latentcomm.experiments.controls import RANDOM, SAME_LABEL, SELF, SHUFFLED, ZERO
+from latentcomm.experiments.controls import FILLER, RANDOM, SAME_LABEL, SELF, SHUFFLED, ZERO
 from latentcomm.experiments.evaluation import ITEMS_AT_ONCE
 from latentcomm.experiments.maps import ALIGNMENTS, MAP_TOKENS, map_documents
 from latentcomm.experiments.preflight import Checks
@@ -60,10 +62,16 @@ def check_compare(settings: CompareSettings, checks: Checks) -> CompareInputs | 
         return None
     tune, test = halves
     swept = tune.items if tuned else ()
+    skylines = [item.skyline for item in test.items]
+    fits = not checks.exceeds(sender, skylines, n_new=task.reply_tokens)
+    run, controls, left_out = checks.of(audited, used, test, settings, fits=fits) or (used, settings.controls, ())
+    checks.notes += left_out
     checks.prompts(sender, [item.sender for item in (*swept, *test.items)])
     checks.prompts(receiver, [item.receiver for item in swept])
+    if SENDER_ALONE in run:
+        checks.prompts(sender, skylines, n_new=task.reply_tokens)
     written = [item.receiver for item in test.items]
-    written += [item.skyline for item in test.items] if "skyline" in used else []
+    written += skylines if "skyline" in used else []
     checks.prompts(receiver, written, n_new=task.reply_tokens)
     if tuned:
         checks.of(require_choices, tune)
@@ -71,16 +79,16 @@ def check_compare(settings: CompareSettings, checks: Checks) -> CompareInputs | 
         checks.widths(settings.alignment, sender, receiver)
         checks.last_block(() if cell is None else cell[1:], receiver)
     checks.answers(test)
-    checks.of(check_shuffles, test, settings.controls, seed=settings.seed)
     checks.weights(sender, receiver)
-    _count(checks, settings, used, sender, receiver, tune=tune, test=test, chosen=tuned)
+    _count(checks, settings, run, controls, sender, receiver, tune=tune, test=test, chosen=tuned)
     return CompareInputs(names, task)
 
 
 def _count(
     checks: Checks,
     settings: CompareSettings,
-    names: tuple[str, ...],
+    names: Sequence[str],
+    controls: Sequence[str],
     sender: Side | None,
     receiver: Side | None,
     *,
@@ -89,7 +97,7 @@ def _count(
     chosen: bool,
 ) -> None:
     """Count what the comparison takes."""
-    n, conditions = len(test.items), 1 + len(settings.controls)
+    n, conditions = len(test.items), 1 + len(controls)
     cell = checks.cell()
     grafts = [name for name in names if needs_cell(name) or name in LEARNED]
     mapped = (
@@ -108,23 +116,30 @@ def _count(
     sent, prompts = ([getattr(item, side) for item in test.items] for side in ("sender", "receiver"))
     depth, n_tokens, n_words = depth_of(cell, reads), test.reply_tokens, settings.message_tokens
     n_read = sum(checks.tokens(sender, sent)) / n
+    by_sender, by_receiver = 1 + (FILLER in controls), int(SELF in controls)  # messages that a model makes
+    made = by_sender + by_receiver
     if grafts:  # the channels that graft a state share one message
-        checks.captures(sender, sent, n_layers=depth, chunk=ITEMS_AT_ONCE)
+        for _ in range(by_sender):
+            checks.captures(sender, sent, n_layers=depth, chunk=ITEMS_AT_ONCE)
     for name in names:
-        shown = [item.skyline for item in test.items] if name == "skyline" else prompts
-        times = 1 if name in ("silent", "skyline") else conditions
+        shown = [item.skyline for item in test.items] if name in ("skyline", SENDER_ALONE) else prompts
+        times = 1 if name in ("silent", "skyline", SENDER_ALONE) else conditions
+        if name == SENDER_ALONE:
+            checks.reads(sender, shown, n_tokens=n_tokens)
+            continue
         if name in ROUNDS:
-            with_controls = 1 + len({SHUFFLED, SAME_LABEL} & {*settings.controls})
+            with_controls = made + len({SHUFFLED, SAME_LABEL} & {*controls})
             for number in range(ROUNDS[name]):
                 last = number == ROUNDS[name] - 1
                 more = {"n_more": number and n_tokens + 1, "n_tokens": n_tokens, "shares": number == 0}
-                checks.reads(sender, sent, **more)
-                checks.reads(receiver, shown, **more, times=with_controls if last else 1)
+                checks.reads(sender, sent, **more, times=by_sender)
+                checks.reads(receiver, shown, **more, times=(with_controls if last else made) + by_receiver)
             if name in SOFT:
-                checks.mixes(receiver, n * n_tokens * (2 * ROUNDS[name] - 1), n_tables=4)
+                checks.mixes(receiver, made * n * n_tokens * (2 * ROUNDS[name] - 1), n_tables=4)
         elif name in IN_WORDS:
-            times -= len({ZERO, RANDOM} & {*settings.controls}) * (name == "text")  # which a text has none of
-            checks.reads(sender, sent, n_tokens=n_words + (name == "deltas"))
+            times -= len({ZERO, RANDOM} & {*controls}) * (name == "text")  # which a text has none of
+            checks.reads(sender, sent, n_tokens=n_words + (name == "deltas"), times=by_sender)
+            checks.reads(receiver, prompts, n_tokens=n_words + (name == "deltas"), times=by_receiver)
             checks.reads(
                 receiver,
                 shown,
@@ -135,21 +150,23 @@ def _count(
                 ragged=name != "cipher",
             )
             if name in SOFT:
-                checks.mixes(receiver, n * n_words, n_tables=3)
+                checks.mixes(receiver, made * n * n_words, n_tables=3)
         elif name == "kv":
-            checks.reads(sender, sent)
+            checks.reads(sender, sent, times=by_sender)
+            checks.reads(receiver, prompts, times=by_receiver)
             checks.reads(receiver, shown, n_past=n_read, n_tokens=n_tokens, times=times)
         elif name == "coconut":
             more = settings.n_thoughts + 2 if settings.n_thoughts else 0
-            checks.captures(sender, sent, chunk=ITEMS_AT_ONCE)
-            checks.runs(sender, n * max(0, settings.n_thoughts - 1), n_new=1, n_past=n_read, n_unembedded=0)
+            for _ in range(made):
+                checks.captures(sender, sent, chunk=ITEMS_AT_ONCE)
+            checks.runs(sender, made * n * max(0, settings.n_thoughts - 1), n_new=1, n_past=n_read, n_unembedded=0)
             checks.reads(receiver, shown, n_more=more, n_tokens=n_tokens, times=times, shares=False)
         else:
-            checks.reads(receiver, shown, n_tokens=n_tokens, times=times)
-            if SELF in settings.controls and name in grafts:
+            checks.reads(receiver, shown, n_tokens=n_tokens, times=times, grafted=needs_cell(name))
+            if by_receiver and name in grafts:
                 checks.captures(receiver, prompts, n_layers=depth, chunk=ITEMS_AT_ONCE)
     if "kv" in names:
-        held = n * n_read * checks.cached(sender)
+        held = made * n * n_read * checks.cached(sender)
         checks.holds("keys and values", held)  # of a message, which stay where the sender computed them
         checks.disk += round(held)
 

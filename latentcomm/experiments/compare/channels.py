@@ -10,6 +10,7 @@ import pandas as pd
 from latentcomm._core.stats import cost_front
 from latentcomm.channels import Channel
 from latentcomm.experiments.accuracy import BASELINES, accuracy_table, in_pairs, to_table, usual_baselines
+from latentcomm.experiments.audit import audit
 from latentcomm.experiments.controls import USUAL
 from latentcomm.experiments.evaluation import MESSAGE, METRICS, Trial, evaluate
 from latentcomm.models import Model
@@ -26,15 +27,17 @@ class Comparison:
     Attributes:
         table: one row a channel, condition and metric; see `compare_trials`.
         trials: every reply, item by item.
+        audit: one row a channel and metric, content told from presence; see `audit.audit`.
     """
 
     table: pd.DataFrame
     trials: list[Trial]
+    audit: pd.DataFrame
 
     @classmethod
     def of(cls, trials: Sequence[Trial], *, seed: int = 0) -> "Comparison":
         """The comparison of trials on the same items."""
-        return cls(compare_trials(trials, seed=seed), list(trials))
+        return cls(compare_trials(trials, seed=seed), list(trials), audit(trials, seed=seed))
 
     def trial_table(self) -> pd.DataFrame:
         """One row a trial."""

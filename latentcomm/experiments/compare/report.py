@@ -6,9 +6,10 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from latentcomm.experiments.audit import EFFECTS, effect
 from latentcomm.experiments.compare.channels import Comparison
 from latentcomm.experiments.evaluation import MESSAGE
-from latentcomm.reporting.plots import accuracy_against_cost
+from latentcomm.reporting.plots import accuracy_against_cost, audit_effects
 from latentcomm.reporting.plots.tables import spoken
 from latentcomm.reporting.terminal import Console, accuracy, interval, p_value, parts, print_table
 
@@ -60,6 +61,51 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             continue
         console.print(f"{spoken(row['channel'])}: no answer could be read in {row['unparsed']:.0%} of the replies")
     console.print(f"p: of {metrics[-1]}, not corrected for multiple tests.", highlight=False)
+
+
+def audit_figure(table: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
+    """Content, presence and their sum, a row a channel."""
+    note = (
+        "content: the message less another item's message; presence: another item's message less none; total: their "
+        "sum. Paired differences with 95 % bootstrap intervals over items."
+    )
+    return audit_effects(
+        table,
+        title=f"Content or presence? {settings['sender']} to {settings['receiver']}, {settings['task']}",
+        note=note,
+    )
+
+
+def print_audit(table: pd.DataFrame, console: Console) -> None:
+    """One row a channel and metric: the effects with their intervals; then a sentence a channel."""
+    shown = [
+        {"channel": spoken(row["channel"]), "by": row["metric"]}
+        | {name: "-" if pd.isna(row[name]) else effect(row, name) for name in ("total", "presence", "content")}
+        | {name.replace("over_", "over "): _alone(row, name) for name in EFFECTS if name.startswith("over_")}
+        | {"follows": parts([_share(row["follow"]), _share(row["chance"])])}
+        for row in table.to_dict("records")
+    ]
+    empty = [head for head in shown[0] if all(row[head] in ("-", "") for row in shown)]
+    print_table(
+        [{head: cell for head, cell in row.items() if head not in empty} for row in shown],
+        console,
+        text=("channel", "by"),
+        title="presence: with another item's message, less silent; content: the message, less another item's",
+        caption="paired differences with 95 % bootstrap intervals; follows: how often the answer of the wrong message "
+        "is given / by chance",
+    )
+    last = table["metric"].iloc[-1]
+    for row in table.to_dict("records"):
+        if row["metric"] == last:
+            console.print(f"{spoken(row['channel'])}, {last}: {row['verdict']}", highlight=False)
+
+
+def _alone(row: Mapping[Any, Any], name: str) -> str:
+    return "-" if pd.isna(row[name]) else effect(row, name).partition(" ")[0]
+
+
+def _share(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.2f}"
 
 
 def _weight(weight: float) -> str:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from latentcomm._core.files import expanded
 from latentcomm._core.names import check_name
-from latentcomm._core.progress import track
+from latentcomm._core.progress import say, track
 from latentcomm._core.records import Records, end_of_part, made_once
 from latentcomm.alignment import AffineMap
 from latentcomm.channels.base import Channel
@@ -25,9 +26,10 @@ from latentcomm.channels.catalogue import (
 )
 from latentcomm.channels.coconut import marker
 from latentcomm.channels.merged import fit_predictability
+from latentcomm.experiments.audit import BASELINES, DERANGED, SENDER_ALONE
 from latentcomm.experiments.compare.channels import Comparison
 from latentcomm.experiments.compare.settings import CompareSettings
-from latentcomm.experiments.controls import CONTROLS, SAME_LABEL, deranged, deranged_within_label
+from latentcomm.experiments.controls import AUDIT, CONTROLS, SAME_LABEL, SHUFFLED, deranged, deranged_within_label
 from latentcomm.experiments.cost import ModelSize, paper_activation_flops, paper_forward_flops, paper_text_flops
 from latentcomm.experiments.evaluation import MESSAGE, Trial, evaluate, n_evaluated, send_first
 from latentcomm.experiments.maps import Sized, depths, fit_maps, is_mapped, map_documents, map_tokens
@@ -102,6 +104,34 @@ def check_shuffles(test: Task, controls: Sequence[str], *, seed: int) -> None:
         deranged_within_label(test, seed=seed)
 
 
+def audited(
+    names: Sequence[str], test: Task, settings: CompareSettings, *, fits: bool
+) -> tuple[list[str], list[str], list[str]]:
+    """The channels and controls that run: those that are named, with what an audit of them needs; and what is left out.
+
+    `fits` says whether the sender's context holds both texts and a reply, as it must where the sender answers itself.
+
+    Raises:
+        ValueError: items whose messages cannot be shuffled as a control needs it that is no part of an audit.
+    """
+    if not settings.audit or {*names} <= {*BASELINES, "skyline"}:
+        check_shuffles(test, settings.controls, seed=settings.seed)
+        return list(names), list(settings.controls), []
+    controls, left_out = [*settings.controls, *(name for name in AUDIT if name not in settings.controls)], []
+    try:
+        deranged(test, seed=settings.seed)
+    except ValueError as error:
+        controls.remove(SHUFFLED)
+        left_out.append(f"the audit leaves out {SHUFFLED}, since {error}")
+    if SAME_LABEL in controls:
+        deranged_within_label(test, seed=settings.seed)
+    baselines = [name for name in BASELINES if name not in names]
+    if SENDER_ALONE in baselines and not fits:
+        baselines.remove(SENDER_ALONE)
+        left_out.append("the audit leaves out the sender alone, whose context does not hold both texts and a reply")
+    return [*baselines, *names], controls, left_out
+
+
 def compare_named(
     names: Sequence[str],
     sender: Model,
@@ -110,6 +140,7 @@ def compare_named(
     *,
     settings: CompareSettings = SETTINGS,
     learned: Mapping[str, Channel] = MappingProxyType({}),
+    deranged_twins: Mapping[str, Channel] = MappingProxyType({}),
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> tuple[Comparison, Cell | None]:
@@ -118,8 +149,9 @@ def compare_named(
     Where a channel grafts a state, `replace` is swept over all cells of one model with itself (over 25 cells of unequal
     models, each with a ridge map fitted on the packaged corpus) and the best by choices is taken, writes after the
     last block left out. Neither the choice of the cell nor any map uses a test item. Trained channels are passed by
-    name in `learned` (`train.load_folder`). `settings` give all but the names, models and task, which are
-    arguments. With `checkpoint`, an interrupted comparison resumes.
+    name in `learned` (`train.load_folder`), and in `deranged_twins` the same channels trained on other items' messages.
+    `settings` give all but the names, models and task, which are arguments. With `checkpoint`, an interrupted
+    comparison resumes.
 
     Raises:
         ValueError: an unknown name, one half of a cell, a task without choices and no cell, a test half whose messages
@@ -138,7 +170,10 @@ def compare_named(
     tune, test = task.split(seed=settings.seed)
     if 0 < settings.n_test < len(test.items):
         test = test.take(settings.n_test, seed=settings.seed)
-    check_shuffles(test, settings.controls, seed=settings.seed)  # raises now, before the sweep
+    fits = _holds_both_texts(sender, test)
+    names, controls, left_out = audited(names, test, settings, fits=fits)  # raises now, before the sweep
+    for sentence in left_out:
+        say(sentence)
     folder = None if checkpoint is None else expanded(checkpoint)
     cell, alignment, predictable = None, None, None
     if any(needs_cell(name) for name in names):
@@ -182,12 +217,21 @@ def compare_named(
         learned=learned,
         delta_layers=tuple(sorted({sender.n_layers * part // 4 for part in (1, 2, 3)})),
     )
-    trials, sent, channels = [], {}, build(names, recipe)
-    shared = {"seed": settings.seed, "controls": settings.controls, "checkpoint": folder}
-    send_first(channels, sender, receiver, test, **shared)
-    saved = n_evaluated(channels, sender, receiver, test, **shared) if progress else 0
-    for channel in track(channels, "channels", total=len(names), saved=saved, shown=progress):
-        trials += evaluate(channel, sender, receiver, test, told=sent, **shared)
+    channels = build(names, recipe)
+    shared = {"seed": settings.seed, "checkpoint": folder}
+    alone = [each for each in channels if each.name == SENDER_ALONE]
+    trials_of = {each.name: evaluate(each, sender, sender, test, controls=(), **shared) for each in alone}
+    others = [each for each in channels if each not in alone]
+    twins = [twin for name, twin in deranged_twins.items() if name in names]
+    send_first([*others, *twins], sender, receiver, test, controls=controls, **shared)
+    saved = n_evaluated(others, sender, receiver, test, controls=controls, **shared) if progress else 0
+    sent: dict[str, Any] = {}
+    for channel in track(others, "channels", total=len(others), saved=saved, shown=progress):
+        trials_of[channel.name] = evaluate(channel, sender, receiver, test, controls=controls, told=sent, **shared)
+    for twin in twins:
+        found = evaluate(twin, sender, receiver, test, controls=(), told=sent, **shared)
+        trials_of[twin.name] += [replace(trial, condition=DERANGED) for trial in found]
+    trials = [trial for channel in channels for trial in trials_of[channel.name]]
     end_of_part()
     comparison = Comparison.of(trials, seed=settings.seed)
     paper_flops = _paper_flops(names, sender, receiver, test, cell, settings, comparison.trials)
@@ -195,6 +239,15 @@ def compare_named(
         comparison,
         table=comparison.table.assign(paper_flops=[paper_flops[name] for name in comparison.table["channel"]]),
     ), cell
+
+
+def _holds_both_texts(model: Model, task: Task) -> bool:
+    """Whether a model's context holds both texts of every item and a reply."""
+    try:
+        prompts = encode(model, [item.skyline for item in task.items], template=task.template)
+    except ValueError:
+        return False
+    return int(prompts.lengths.max()) + task.reply_tokens - 1 <= model.n_ctx
 
 
 def _paper_flops(
@@ -225,8 +278,9 @@ def _paper_flops(
         reply = sum(counts) / len(counts)
         if name == "silent":
             return reply * paper_forward_flops(receiver_size, n_own)
-        if name == "skyline":
-            return reply * paper_forward_flops(receiver_size, length(receiver, [item.skyline for item in task.items]))
+        if name in ("skyline", SENDER_ALONE):
+            model, size = (receiver, receiver_size) if name == "skyline" else (sender, sender_size)
+            return reply * paper_forward_flops(size, length(model, [item.skyline for item in task.items]))
         if name == "text":
             return paper_text_flops(
                 sender_size,

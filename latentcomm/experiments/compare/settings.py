@@ -26,9 +26,12 @@ class CompareSettings(TaskSettings):
         n_thoughts: Of Coconut: how many times a state is fed back.
         weights: Folder of channels that `latentcomm train` wrote.
         controls: Comma-separated names of `latentcomm list controls`; each costs as much as the message.
+        audit: Tell content from presence: the silent receiver, the sender alone, and each channel with another item's
+            message, with the receiver's own reading and with a message about nothing, besides what is named.
     """
 
     command: ClassVar[str] = "compare"
+    figures: ClassVar[tuple[str, ...]] = ("", "_audit")
 
     channels: tuple[str, ...] = ()
     read_layer: Layer = None
@@ -41,3 +44,4 @@ class CompareSettings(TaskSettings):
     n_thoughts: Annotated[int, AtLeast(0)] = 4
     weights: str = ""
     controls: tuple[str, ...] = ("shuffled",)
+    audit: bool = True

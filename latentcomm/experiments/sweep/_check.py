@@ -77,7 +77,10 @@ def check_sweep(settings: SweepSettings, checks: Checks) -> SweepInputs | None:
             checks.maps(sender, receiver, map_documents(), MAP_TOKENS, n_maps)
         prompts, depth = [item.receiver for item in test.items], depth_of(cell, reads)
         n_tokens = task.reply_tokens
-        checks.reads(receiver, prompts, n_tokens=n_tokens, times=2 + len(USUAL) + 2 * (len(fusions) - 1))
+        checks.reads(receiver, prompts, n_tokens=n_tokens)
+        for number in range(len(fusions)):
+            times = 2 if number else 1 + len(USUAL)
+            checks.reads(receiver, prompts, n_tokens=n_tokens, times=times, grafted=True)
         checks.reads(receiver, [item.skyline for item in test.items], n_tokens=n_tokens)
         texts = [item.sender for item in test.items]
         checks.captures(sender, texts, n_layers=depth, chunk=ITEMS_AT_ONCE)

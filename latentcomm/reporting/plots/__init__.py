@@ -1,5 +1,6 @@
 """Figures from tables alone: the same table gives the same figure, byte for byte, in every process."""
 
+from latentcomm.reporting.plots.audit import audit_effects
 from latentcomm.reporting.plots.cascade import cascade_curves, cascade_front, opening_signals
 from latentcomm.reporting.plots.costs import accuracy_against_cost
 from latentcomm.reporting.plots.crossmodal import accuracy_against_pairs, accuracy_by_question
@@ -16,6 +17,7 @@ __all__ = [
     "cascade_front",
     "accuracy_against_pairs",
     "accuracy_by_question",
+    "audit_effects",
     "condition_bars",
     "detector_table",
     "drift_violins",

@@ -207,7 +207,7 @@ class TestTheJob:
     def test_the_papers_count_without_a_cache_stands_beside_the_cost_as_run(self) -> None:
         sender, receiver = model("llama"), model("llama", seed=1)
         plan = CompareSettings(
-            read_layer=1, write_layer=1, alignment="right-aligned", n_test=6, message_tokens=3, controls=()
+            read_layer=1, write_layer=1, alignment="right-aligned", n_test=6, message_tokens=3, controls=(), audit=False
         )
         found, _ = compare_named(
             ["silent", "text", "replace", "debate"], sender, receiver, planted_task(), settings=plan
@@ -235,7 +235,8 @@ class TestTheJob:
     def test_it_is_what_the_parts_give(self) -> None:
         sender, receiver = planted_pair()
         task = planted_task()
-        plan = CompareSettings(read_layer=PLANTED_CELL[0], write_layer=PLANTED_CELL[1], alignment="right-aligned")
+        cell = {"read_layer": PLANTED_CELL[0], "write_layer": PLANTED_CELL[1]}
+        plan = CompareSettings(**cell, alignment="right-aligned", audit=False)
         found, _ = compare_named(["silent", "skyline", "replace"], sender, receiver, task, settings=plan)
         test = task.split(seed=0)[1]
         channels = [Silent(), Skyline(), Activation("replace", Site(PLANTED_CELL[0]), Site(PLANTED_CELL[1]), Replace())]
