@@ -19,9 +19,11 @@ from latentcomm.drift import fitting
 from latentcomm.drift.reference import HELD_OUT
 from latentcomm.experiments import maps
 from latentcomm.experiments.diagnosis import alikeness, cells
+from latentcomm.experiments.diagnosis._check import MATRICES_A_FOLD
 from latentcomm.experiments.diagnosis.cells import ChosenCell
 from latentcomm.experiments.diagnosis.rows import LayerRows, Rows, ordinary_rows
 from latentcomm.models import wrap_model
+from latentcomm.similarity.layer_maps.ridge import cross_sums, factor_source, fold_sums
 
 OPTIONS: dict[str, Any] = {"seed": 0, "records": Records(None), "progress": False}
 CELL = ChosenCell(0, 1, 0.5, 0.0, False)
@@ -165,6 +167,15 @@ def test_predictability_holds_a_layer_of_each_side(monkeypatch: pytest.MonkeyPat
     layers = {"sender_layers": (0, 1, 2), "receiver_layers": (0, 1)}
     alikeness.predictability_table(rows_on("cpu"), **layers, folds=3, **OPTIONS)
     assert len(alive) == 2 * (3 * 3 + 2 * 4) and max(most) <= 3  # a source, a target, and the target before it
+
+
+def test_the_matrices_of_ridge_are_counted_as_they_are() -> None:
+    width, folds = 8, 5
+    rows, fold = states(100, width), torch.arange(100) % folds
+    sums = fold_sums(rows, fold, folds)
+    source, cross = factor_source(sums, choosing=True), cross_sums(rows, rows, fold, folds)
+    splits = [each for split in (*source.outer, *source.inner) for each in (split.vectors, split.tested)]
+    assert sum(each.numel() for each in (sums.square, cross, *splits)) == MATRICES_A_FOLD * folds * width**2
 
 
 def test_without_float64_the_algebra_runs_on_the_cpu(pretend: torch.device) -> None:  # noqa: F811
