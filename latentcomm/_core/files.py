@@ -130,10 +130,22 @@ def read_tensors(
         ValueError: it does not match its checksum.
         FileNotFoundError: there is no such file.
     """
+    facts, tensors = map_tensors(path, device=device, require_checksum=require_checksum)
+    return facts, {name: laid_out(tensor) for name, tensor in tensors.items()}
+
+
+def map_tensors(
+    path: str | os.PathLike[str], *, device: str = "cpu", require_checksum: bool = False
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return what `read_tensors` does, verified alike, with the tensors of a CPU left in the file and mapped to memory.
+
+    Raises:
+        UnreadableError, ValueError, FileNotFoundError: as `read_tensors`.
+    """
     name = os.fspath(expanded(path))
     try:
         with safe_open(name, framework="pt", device=device) as file:
-            tensors = {key: laid_out(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
             facts = dict(file.metadata() or {})
     except OSError as error:
         if os.path.isdir(name):  # noqa: PTH112 (its error is that there is no such device)

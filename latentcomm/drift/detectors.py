@@ -73,6 +73,10 @@ class Manifold:
         parts |= {"local.reach": self.local.reach, "local.density": self.local.density}
         return parts | {"mean": self.mean, "typical_norm": self.typical_norm, "bank": self.bank}
 
+    def to(self, device: str | torch.device) -> "Manifold":
+        """The same on a device, where it then measures states."""
+        return self.of_tensors({name: part.to(device) for name, part in self.tensors().items()})
+
     @classmethod
     def of_tensors(cls, parts: Mapping[str, Tensor]) -> "Manifold":
         """The manifold of the parts that `tensors` named."""

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentcomm._core.arrays import takes_arrays
-from latentcomm._core.linalg import ROWS_NAMED, require_finite
+from latentcomm._core.linalg import ROWS_NAMED, require_finite, with_float64
 from latentcomm.alignment import row_folds
 from latentcomm.drift.detectors import DETECTORS, LOCAL_NEIGHBOURS, LOF_NEIGHBOURS, Manifold, measure_all
 from latentcomm.drift.gaussian import fit_clusters, fit_gaussian, rms_normalised
@@ -57,7 +57,8 @@ def fit_drift_reference(
     leaves none out) and, where `positions` counts each row from its document's start, those at the first position; a
     sink that is measured later is then reported as what it is, far off. Beyond 8,192 fitted and 4,096 held-out rows a
     seeded sample serves as bank and calibration; Gaussians and subspace use all. `background` rows make the background
-    Gaussian of the relative Mahalanobis distance. The same seed gives the same bits.
+    Gaussian of the relative Mahalanobis distance. The same seed gives the same bits. It is fitted where the rows are
+    (with Apple's MPS on the CPU), and the reference is on the CPU.
 
     Raises:
         ValueError: rows that are fewer than 120, 1 wide, zero, not finite, all equal, equal up to a few, or constant in
@@ -71,12 +72,13 @@ def fit_drift_reference(
     >>> reference.drifted(torch.cat((5 * rows[:1], -rows[:1])))
     tensor([True, True])
     """
+    rows = rows.detach().to(with_float64(rows.device))
     _require_rows(rows, "rows")
     everywhere = torch.full((rows.shape[0],), SINK_POSITIONS)
     counted = everywhere if positions is None else positions
     sinks = find_sinks([rows], positions=counted, norm_limit=norm_limit, sink_positions=SINK_POSITIONS)
     given = sinks.keep.nonzero().flatten()
-    own, codes = rows.detach().cpu()[given], group_codes(groups, rows.shape[0])[given].unique(return_inverse=True)[1]
+    own, codes = rows[given], group_codes(groups, rows.shape[0])[given].unique(return_inverse=True)[1]
     if len(given) < rows.shape[0]:
         _require_rows(own, f"rows without {rows.shape[0] - len(given)} sinks")
     if groups is not None and int(codes.max()) + 1 < FEWEST_DOCUMENTS:
@@ -103,11 +105,11 @@ def fit_drift_reference(
         sinks_by_position=sinks.by_position,
         sinks_by_norm=sinks.by_norm,
         n_fitted=int(fitted.sum()),
-        manifold=manifold,
-        held_out=own[held],
+        manifold=manifold.to("cpu"),
+        held_out=own[held].cpu(),
         held_out_rows=given[held],
         held_out_groups=codes[held],
-        held_out_scores=torch.stack(list(scores.values()), 1),
+        held_out_scores=torch.stack(list(scores.values()), 1).cpu(),
     )
 
 
@@ -127,13 +129,14 @@ def _fit_manifold(
         raise ValueError(f"the mean of {rows.shape[0]} fitted rows is exactly zero; no cosine to it is defined")
     overall = fit_gaussian(rms)
     if background is not None:
+        background = background.detach().to(rows.device)
         _require_rows(background, "background")
     return Manifold(
         mean=mean,
-        typical_norm=torch.linalg.vector_norm(wide, dim=1).quantile(0.5),
+        typical_norm=torch.linalg.vector_norm(wide, dim=1).cpu().quantile(0.5),
         overall=overall,
         within=fit_clusters(rms, _cluster_centres(rms[bank], seed)),
-        background=overall if background is None else fit_gaussian(rms_normalised(background.detach().cpu())),
+        background=overall if background is None else fit_gaussian(rms_normalised(background)),
         subspace=principal_subspace(wide, energy=SUBSPACE_ENERGY),
         bank=rows[bank],
         local=fit_local_density(rms[bank], k=LOF_NEIGHBOURS),
@@ -145,9 +148,9 @@ def _cluster_centres(rows: Float[Tensor, "row d_model"], seed: int) -> Float[Ten
     from sklearn.cluster import KMeans  # a second of import time that only a fit needs
 
     found = KMeans(n_clusters=min(N_CLUSTERS, len(rows)), n_init="auto", max_iter=100, random_state=seed).fit(
-        rows.numpy()
+        rows.cpu().numpy()
     )
-    return torch.from_numpy(found.cluster_centers_)
+    return torch.from_numpy(found.cluster_centers_).to(rows.device)
 
 
 def _sample(rows: Int[Tensor, " row"], most: int, seed: int) -> Int[Tensor, " drawn"]:
@@ -159,7 +162,7 @@ def _sample(rows: Int[Tensor, " row"], most: int, seed: int) -> Int[Tensor, " dr
 
 def _different(chosen: Int[Tensor, " row"], rows: Float[Tensor, "all d_model"]) -> Int[Tensor, " different"]:
     """The first of each set of equal rows: a duplicate has no finite local density."""
-    different, number = torch.unique(rows[chosen], dim=0, return_inverse=True)
+    different, number = torch.unique(rows[chosen].cpu(), dim=0, return_inverse=True)
     first = torch.full((len(different),), len(chosen)).scatter_reduce(0, number, torch.arange(len(chosen)), "amin")
     return chosen[first.sort().values]
 

@@ -79,7 +79,7 @@ def ledoit_wolf(deviations: Float[Tensor, "row d_model"]) -> tuple[Float[Tensor,
     delta = (energy - width * mean_variance**2) / width
     beta = (float(x.square().sum(1).square().sum()) / n - energy) / (n * width)
     shrinkage = 1.0 if delta <= 0 else min(max(beta, 0.0) / delta, 1.0)
-    target = torch.eye(width, dtype=torch.float64) * mean_variance
+    target = torch.eye(width, dtype=torch.float64, device=x.device) * mean_variance
     return (1 - shrinkage) * sample + shrinkage * target, shrinkage
 
 

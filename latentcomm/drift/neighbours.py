@@ -151,7 +151,7 @@ def local_residual(
     if not 1 <= rank < k:
         raise ValueError(f"rank is {rank} but {k} neighbours span {k - 1} directions at most; choose 1 to {k - 1}")
     if len(states) == 0:
-        return torch.zeros(0, dtype=torch.float64)
+        return torch.zeros(0, dtype=torch.float64, device=states.device)
     products = []
     for part, index in _in_chunks(states, found.index):
         around = _about(part, wide, index)

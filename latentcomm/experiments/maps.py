@@ -6,8 +6,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
+from latentcomm._core.linalg import with_float64
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records, made_once
 from latentcomm.alignment import AffineMap, fit_cca, fit_procrustes, fit_ridge
@@ -81,7 +83,7 @@ def fit_maps(
     """For every cell the map from the sender's states to the receiver's on the packaged corpus, without sinks.
 
     With `checkpoint` they are saved: what is sent through them is then the same, to the bit, in every process that
-    reads them, whatever order its threads add in.
+    reads them, whatever order its threads add in. They are fitted on the receiver's device and are on the CPU.
 
     Raises:
         ValueError: an alignment that is no map, or what its fit refuses.
@@ -113,11 +115,21 @@ def _fitted(
     reads, writes = sorted({read for read, _ in cells}), sorted({write for _, write in cells})
     states = capture_paired(sender, receiver, tokens, sender_layers=reads, receiver_layers=writes)
     rows = states.after_first
-    fit, x, y = ALIGNMENTS[alignment], dict(zip(reads, states.x, strict=True)), dict(zip(writes, states.y, strict=True))
+    x, y = dict(zip(reads, states.x, strict=True)), dict(zip(writes, states.y, strict=True))
+    options = {"folds": MAP_FOLDS, "groups": states.document[rows], "seed": seed}
+    fit = partial(fitted_on, with_float64(receiver.device), ALIGNMENTS[alignment], **options)
     return {
-        (read, write): fit(x[read][rows], y[write][rows], folds=MAP_FOLDS, groups=states.document[rows], seed=seed)
+        (read, write): fit(x[read][rows], y[write][rows])
         for read, write in track(cells, "maps", total=len(cells), shown=progress and len(cells) > 1)
     }
+
+
+def fitted_on(
+    device: torch.device, fit: Callable[..., AffineMap], source: Tensor, target: Tensor, **options: Any
+) -> AffineMap:
+    """The map from source to target rows that `fit` fits on a device, on the CPU."""
+    found = fit(source.to(device), target.to(device), **options)
+    return AffineMap(found.weight.cpu(), found.bias.cpu())
 
 
 def map_documents() -> list[str]:

@@ -1,10 +1,12 @@
 """Activations of a model at chosen sites: in memory for prompts, in resumable shards on disk for a corpus."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentcomm._core.arrays import StoredRows, mapped_tensor
 from latentcomm._core.budget import at_most
-from latentcomm._core.files import digest, expanded, read_sealed, read_tensors, write_sealed
+from latentcomm._core.files import digest, expanded, map_tensors, read_sealed, write_sealed
 from latentcomm._core.progress import track
 from latentcomm._core.records import Part, Records, ordered, read_whole, scheduled_by
 from latentcomm.models import Hook, Model, PassEnded, in_halves
@@ -203,7 +206,7 @@ def _given_to(record: Callable[[Tensor], None], value: Tensor, hook: Any) -> Non
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """Activations of a corpus on disk: safetensors shards with a manifest, read back one shard at a time.
+    """Activations of a corpus on disk: safetensors shards with a manifest, of which one site is read at a time.
 
     Attributes:
         folder: where the shards are.
@@ -237,28 +240,52 @@ class ActivationStore:
         """The file of one shard."""
         return self.folder / f"shard-{number:05d}.safetensors"
 
+    def rows(self, site: Site) -> StoredRows:
+        """The rows of a site where they are, to be given to what takes rows: those that it names are read.
+
+        Every shard is verified before the first of them is read, once for a store.
+
+        Raises:
+            ValueError: a site that was not captured, or a damaged shard.
+        """
+        if site.hook_name not in self.manifest["sites"]:
+            raise ValueError(f"{site.hook_name} was not captured; captured: {', '.join(self.manifest['sites'])}")
+        bounds = self._bounds
+        files = tuple(self.shard_path(number) for number in range(len(bounds) - 1))
+        first = mapped_tensor(files[0], site.hook_name)
+        return StoredRows(files, bounds, first.shape[1], first.dtype, site.hook_name)
+
     def shards(self, site: Site) -> Iterator[Float[Tensor, "row d_model"]]:
-        """The rows of a site, one shard at a time: memory is that of one shard."""
-        yield from self._each(site.hook_name)
+        """The rows of a site, one shard at a time: memory is that of one site of one shard."""
+        rows = self.rows(site)
+        for start, stop in pairwise(rows.bounds):
+            yield rows[start:stop]
 
     def load(self, site: Site) -> Float[Tensor, "row d_model"]:
         """All rows of a site at once."""
-        return torch.cat(list(self.shards(site)))
+        return self.rows(site)[:]
 
     def prompt_of_row(self) -> Int[Tensor, " row"]:
         """Which prompt each row is of: the unit of resampling, since tokens of one text are not independent."""
-        return torch.cat(list(self._each("prompt")))
+        return self._labels("prompt")
 
     def position_of_row(self) -> Int[Tensor, " row"]:
         """Which token of its prompt each row is, from 0."""
-        return torch.cat(list(self._each("position")))
+        return self._labels("position")
 
-    def _each(self, name: str) -> Iterator[Tensor]:
+    def _labels(self, name: str) -> Int[Tensor, " row"]:
+        return torch.cat([mapped_tensor(self.shard_path(number), name) for number in range(len(self._bounds) - 1)])
+
+    @functools.cached_property
+    def _bounds(self) -> tuple[int, ...]:
+        """The first row of each shard, and the number of rows: all shards are verified for it, each mapped alone."""
+        bounds = [0]
         for number in range(len(self.manifest["shards"])):
-            tensors = read_tensors(self.shard_path(number))[1]
-            if name not in tensors:
-                raise ValueError(f"{name} was not captured; captured: {', '.join(self.manifest['sites'])}")
-            yield tensors[name]
+            tensors = map_tensors(self.shard_path(number))[1]
+            if missing := [name for name in (*self.manifest["sites"], "prompt", "position") if name not in tensors]:
+                raise ValueError(f"{self.shard_path(number)} lacks {', '.join(missing)}; capture it again")
+            bounds.append(bounds[-1] + len(tensors["prompt"]))
+        return tuple(bounds)
 
 
 def capture_to_disk(

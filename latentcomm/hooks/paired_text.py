@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
 from torch import Tensor
 
+from latentcomm._core.arrays import StoredRows
 from latentcomm._core.budget import at_most, budget
 from latentcomm._core.files import digest, expanded
 from latentcomm._core.progress import track
@@ -83,8 +83,8 @@ class PairedStates(_PairedRows):
 
 
 @dataclass(frozen=True, eq=False)
-class StatesOnDisk:
-    """The states of one model in the parts that a capture wrote, of which indexing reads what it names.
+class StatesOnDisk(Sequence[StoredRows]):
+    """The states of one model in the parts that a capture wrote: `[layer]` is where those of a layer are.
 
     Attributes:
         files: the parts, in order.
@@ -96,16 +96,17 @@ class StatesOnDisk:
     bounds: tuple[int, ...]
     shape: tuple[int, int, int]
 
-    def __getitem__(self, at: tuple[int, Int[Tensor, " chosen"]]) -> Float[Tensor, "chosen d_model"]:
-        """The states of a layer at some rows: a part is mapped into memory, so that these alone are read."""
-        layer, rows = at
-        found = torch.empty(len(rows), self.shape[2], dtype=torch.float32)
-        part = torch.bucketize(rows, torch.tensor(self.bounds[1:]), right=True)
-        for number in part.unique().tolist():
-            mine = part == number
-            with safe_open(self.files[number], framework="pt") as file:
-                found[mine] = file.get_tensor("states")[layer, rows[mine] - self.bounds[number]]
-        return found
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: Any) -> Any:  # a layer, a slice of layers, or a layer and the rows that are read of it
+        if isinstance(at, tuple):
+            layer, rows = at
+            return self[layer][rows]
+        if isinstance(at, slice):
+            return [self[layer] for layer in range(len(self))[at]]
+        layer = range(len(self))[at]
+        return StoredRows(self.files, self.bounds, self.shape[2], torch.float32, "states", layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +226,8 @@ def capture_paired_to_disk(
 ) -> PairedOnDisk:
     """The states of `capture_paired` after every block, in the files of its checkpoint: one part is in memory at once.
 
-    Every part, one that is there already too, is read once and verified; what indexing reads is mapped into memory.
+    `x[layer]` and `y[layer]` are given to what takes rows, `x` and `y` to what takes layers. Every part, one that is
+    there already too, is read once and verified; what indexing reads is mapped into memory.
 
     Raises:
         ValueError: the folder is of other models or tokens.

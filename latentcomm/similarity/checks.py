@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.arrays import StoredRows
 from latentcomm._core.linalg import WITHOUT_FLOAT64, require_finite
 
 __all__ = [
@@ -114,7 +115,7 @@ def require_float64(device: str | torch.device) -> None:
 
 
 def require_layers(
-    layers: Float[Tensor, "layer row d_model"] | Sequence[Float[Tensor, "_ _"]], name: str
+    layers: Float[Tensor, "layer row d_model"] | Sequence[Float[Tensor, "_ _"]] | Sequence[StoredRows], name: str
 ) -> tuple[int, int, int]:
     """Return how many layers and rows there are and how wide, refusing layers that do not hold the same rows.
 

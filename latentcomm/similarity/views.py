@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentcomm._core.arrays import takes_arrays
+from latentcomm._core.arrays import StoredRows, in_memory, takes_arrays
 from latentcomm._core.linalg import require_finite
 
 __all__ = ["ResidualView", "Sinks", "find_sinks", "raw", "residual_view", "rms_normalised", "standardised"]
@@ -17,12 +17,12 @@ NORM_LIMIT = 5.0
 SINK_POSITIONS = 1
 """The first position of a document is the attention sink of Llama-like models."""
 
-Layers = Float[Tensor, "layer row d_model"] | Sequence[Float[Tensor, "row d_model"]]
-"""The same rows at each layer."""
-LayersX = Float[Tensor, "layer_x row_x d_sender"] | Sequence[Float[Tensor, "row_x d_sender"]]
-"""The same rows at each layer of x."""
-LayersY = Float[Tensor, "layer_y row_y d_receiver"] | Sequence[Float[Tensor, "row_y d_receiver"]]
-"""The same rows at each layer of y."""
+Layers = Float[Tensor, "layer row d_model"] | Sequence[Float[Tensor, "row d_model"]] | Sequence[StoredRows]
+"""The same rows at each layer, in memory or in files."""
+LayersX = Float[Tensor, "layer_x row_x d_sender"] | Sequence[Float[Tensor, "row_x d_sender"]] | Sequence[StoredRows]
+"""The same rows at each layer of x, in memory or in files."""
+LayersY = Float[Tensor, "layer_y row_y d_receiver"] | Sequence[Float[Tensor, "row_y d_receiver"]] | Sequence[StoredRows]
+"""The same rows at each layer of y, in memory or in files."""
 Scaling = Callable[[Float[Tensor, "row _"]], Float[Tensor, "row _"]]
 """What is done to the rows of one layer; `rms_normalised` by default."""
 
@@ -157,13 +157,13 @@ def find_sinks(
     if medians is not None and len(medians) != len(layers):
         raise ValueError(f"{len(medians)} medians for {len(layers)} layers; give one a layer")
     for number, layer in enumerate(layers):
-        if len(layer) != len(positions):
-            raise ValueError(f"{len(positions)} positions for {len(layer)} rows of layer {number}; give one a row")
+        if layer.shape[0] != len(positions):
+            raise ValueError(f"{len(positions)} positions for {layer.shape[0]} rows of layer {number}; give one a row")
     past = (positions >= sink_positions).cpu()
     if not bool(past.any()):
         raise ValueError(f"no row is past the first {sink_positions} positions; capture longer documents")
     long, found, by_layer = torch.zeros_like(past), [], []
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(map(in_memory, layers)):
         require_finite(layer, f"layer {number}")
         norms = layer.detach().to(torch.float64).norm(dim=1).cpu()
         median = float(norms[past].median()) if medians is None else float(medians[number])

@@ -1,6 +1,6 @@
 """The check of `DiagnoseSettings` before the first weight is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from latentcomm._core.names import check_name
@@ -65,22 +65,24 @@ def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs
             "are no independent texts"
         )
     n_tokens = min(most, checks.length(receiver, corpus.documents))
-    states = buffers = in_maps = 0.0
-    for side in dict.fromkeys(side for side in (sender, receiver) if side is not None):
+    states = buffers = 0.0
+    sides = list(dict.fromkeys(side for side in (sender, receiver) if side is not None))
+    for side in sides:
         checks.runs(side, n_documents, n_new=n_tokens, n_unembedded=0)
         width = (side.shape.n_layers or 0) * (side.shape.d_model or 0)
         states += 4 * n_documents * n_tokens * width
         buffers += 4 * min(n_documents * n_tokens, BUFFER_ROWS) * width
-        in_maps += (
-            4 * n_documents * n_tokens * min(settings.layers, side.shape.n_layers or 0) * (side.shape.d_model or 0)
-        )
         part = min(n_documents * n_tokens, TOKENS_PER_PART) * width
         checks.holds("states of a pass", checks.itemsize * part)
         checks.holds_on_host("captured states at work", (checks.itemsize + 4) * part)
     if checks.job.out is None:
         checks.holds_on_host("captured states", states)
     checks.holds_on_host("captured states at work", 2 * buffers)  # gathered, and shuffled: after a part was captured
-    checks.holds_on_host("captured states at work", in_maps)  # of equal norms, in float32: after the similarity
+    widths = [side.shape.d_model or 0 for side in sides]
+    used = _rows_of_ridge(n_documents * n_tokens, widths) * max(widths, default=0)
+    checks.holds_on_host("captured states at work", 2 * 4 * used)  # a source and a target: after the similarity
+    matrices = MATRICES_A_FOLD * Size().folds * max(widths, default=0) ** 2
+    checks.holds("states of a pass", BYTES_OF_RIDGE * used + 8 * matrices)  # after the passes
     checks.disk += round(states)
     if receiver is not None and receiver.shape.n_layers:
         last = receiver.shape.n_layers - 1
@@ -118,7 +120,7 @@ def _statistics(
     fitted = [len(layers_in_steps(depth, settings.layers)) for depth in depths]
     ways = [(0, -1)] if same else [(0, -1), (-1, 0)]
     for source, target in ways:  # each with its null of permuted documents
-        n_used = min(n_rows, max(RIDGE_ROWS, RIDGE_ROWS_A_WIDTH * max(widths)))
+        n_used = _rows_of_ridge(n_rows, widths)
         found += (
             2
             * fitted[source]
@@ -129,7 +131,16 @@ def _statistics(
     return found + n_cells * sum(ridge_flops(n_rows / 2, *each, folds=MAP_FOLDS) for each in maps)
 
 
+def _rows_of_ridge(n_rows: float | int, widths: Sequence[int]) -> float | int:
+    """Rows that predictability is measured on."""
+    return min(n_rows, max(RIDGE_ROWS, RIDGE_ROWS_A_WIDTH * max(widths, default=0)))
+
+
 FACTORS = 3
 """Matrices of a drift reference: of all states, of clusters, and of the background."""
+BYTES_OF_RIDGE = 40
+"""Of each number of a layer: a source and a target in float32, both centred in float64, and what centres them."""
+MATRICES_A_FOLD = 6
+"""Of a width by a width, in float64: products of the rows, two bases, the held-out rows in each, and with a target."""
 GRAM_PRODUCTS = 3
 """Products of every pair of Gram matrices: between the sides, and each side with itself."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentcomm._core.progress import track
 from latentcomm._core.records import Records
-from latentcomm.experiments.diagnosis.rows import Rows, rms_layers, sample
+from latentcomm.experiments.diagnosis.rows import LayerRows, Rows, rms_layers, sample
 from latentcomm.similarity import MinibatchPairs, NullMaps, Pairing, exchanged_documents
 from latentcomm.similarity.predictability import predictability_of_each
 
@@ -25,6 +25,9 @@ ROWS_AT_ONCE = 1024
 RIDGE_ROWS, RIDGE_ROWS_A_WIDTH = 6144, 8
 """Most rows that predictability is measured on, of all documents, or so many per dimension where that is more: the
 cost grows with rows, R^2 by folds of documents hardly does, since tokens of one document are redundant."""
+
+Side = tuple[LayerRows, Sequence[int]]
+"""The states of a model, and the layers of it that are compared."""
 
 
 def similarity_table(
@@ -94,12 +97,11 @@ def predictability_table(
     States are RMS-normalised, folds are by document, and the penalty is chosen inside the folds. `forward` predicts the
     receiver's state from the sender's; `backward` the sender's from the receiver's, which is how much of a message the
     receiver already holds. One model with itself is measured one way: both directions are then the same numbers,
-    transposed.
+    transposed. A layer of each side is in memory at a time.
     """
-    x = rms_layers(rows.x, sender_layers)
     symmetric = rows.one_model and tuple(sender_layers) == tuple(receiver_layers)
-    y = x if symmetric else rms_layers(rows.y, receiver_layers)
-    most = max(RIDGE_ROWS, RIDGE_ROWS_A_WIDTH * max(x.shape[2], y.shape[2]))
+    x, y = (rows.x, sender_layers), (rows.y, receiver_layers)
+    most = max(RIDGE_ROWS, RIDGE_ROWS_A_WIDTH * max(rows.x.shape[2], rows.y.shape[2]))
     drawn = sample(torch.arange(len(rows)), most, seed)
     matched = Pairing(drawn, drawn)
     (permuted,) = exchanged_documents(rows.document, rows.receiver_position, draws=1, seed=seed)
@@ -109,15 +111,16 @@ def predictability_table(
         back = Pairing(permuted.partners, permuted.rows)
         maps_to_fit += [("backward", matched, y, x), ("backward_null", back, y, x)]
 
-    def line_of(source: Tensor, targets: Tensor, pairing: Pairing) -> dict[str, Tensor]:
-        paired = (layer[pairing.partners].to(rows.device) for layer in targets)
+    def line_of(side: LayerRows, layer: int, targets: Side, pairing: Pairing) -> dict[str, Tensor]:
+        (source,) = rms_layers(side, [layer], pairing.rows, device=rows.device)
+        paired = (rms_layers(targets[0], [each], pairing.partners, device=rows.device)[0] for each in targets[1])
         options = {"folds": folds, "seed": seed, "groups": rows.document[pairing.rows]}
-        return {"line": predictability_of_each(source[pairing.rows].to(rows.device), paired, **options).cpu()}
+        return {"line": predictability_of_each(source, paired, **options).cpu()}
 
     steps = [
-        (name, number, partial(line_of, source, targets, pairing))
-        for name, pairing, sources, targets in maps_to_fit
-        for number, source in enumerate(sources)
+        (name, number, partial(line_of, side, layer, targets, pairing))
+        for name, pairing, (side, layers), targets in maps_to_fit
+        for number, layer in enumerate(layers)
     ]
     lines: dict[str, list[Tensor]] = {name: [] for name, *_ in maps_to_fit}
     saved = records.n_saved(f"{name}-{number:03d}" for name, number, _ in steps)

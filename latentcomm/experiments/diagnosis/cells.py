@@ -1,8 +1,7 @@
 """The sender layer read for each write layer, its maps, and drift references of the receiver's own states."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
@@ -15,6 +14,7 @@ from latentcomm.alignment import AffineMap
 from latentcomm.drift import COMBINED, DETECTORS, FAMILIES, DriftReference, fit_drift_reference
 from latentcomm.experiments.diagnosis.fusions import Fitted
 from latentcomm.experiments.diagnosis.rows import Rows, sample
+from latentcomm.experiments.maps import fitted_on
 from latentcomm.fusion import Fusion, RightAligned
 from latentcomm.models.sites import Site
 from latentcomm.redundancy import fit_predictable
@@ -116,7 +116,7 @@ def fit_references(
         references[layer] = records.saved(
             f"reference-{layer:03d}",
             lambda layer=layer: fit_drift_reference(
-                rows.y[layer, chosen],
+                rows.y[layer, chosen].to(rows.device),
                 seed=seed,
                 site=Site(layer),
                 model=model,
@@ -152,7 +152,7 @@ def fit_joints(
         if aligner is not None:
             alignment = records.saved(
                 f"alignment-{cell.write:03d}",
-                lambda a=sent, b=own, o=options: _fitted(aligner, a, b, rows.device, o),
+                lambda a=sent, b=own, o=options: fitted_on(rows.device, aligner, a, b, **o),
                 AffineMap.load,
             )
             sent = alignment(sent)
@@ -161,21 +161,13 @@ def fit_joints(
             shared = min(sent.shape[1], own.shape[1])
             predictable_map = records.saved(
                 f"predictable-{cell.write:03d}",
-                lambda a=sent[:, -shared:], b=own[:, -shared:], o=options: _fitted(
-                    fit_predictable, b, a, rows.device, o
+                lambda a=sent[:, -shared:], b=own[:, -shared:], o=options: fitted_on(
+                    rows.device, fit_predictable, b, a, **o
                 ),
                 AffineMap.load,
             )
         joints[cell.write] = Joint(alignment, predictable_map)
     return joints
-
-
-def _fitted(
-    fit: Aligner, source: Tensor, target: Tensor, device: torch.device, options: Mapping[str, Any]
-) -> AffineMap:
-    """The map from source to target rows, fitted on a device."""
-    found = fit(source.to(device), target.to(device), **options)
-    return AffineMap(found.weight.cpu(), found.bias.cpu())
 
 
 def calibration_table(

@@ -97,8 +97,8 @@ def ordinary_rows(
         ValueError: states that are not finite or mostly zero, or no row past the first position.
     """
     everywhere = torch.arange(len(document))
-    sinks_x = find_sinks(LayerRows(x, everywhere), positions=sender_position)
-    sinks_y = sinks_x if y is x else find_sinks(LayerRows(y, everywhere), positions=receiver_position)
+    sinks_x = find_sinks(x, positions=sender_position)
+    sinks_y = sinks_x if y is x else find_sinks(y, positions=receiver_position)
     keep = sinks_x.keep & sinks_y.keep
     ordinary_x = LayerRows(x, everywhere[keep])
     documents = document[keep].unique()

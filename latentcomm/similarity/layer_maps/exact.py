@@ -20,6 +20,7 @@ from latentcomm.similarity.layer_maps.ridge import (
     r_squared_at,
     r_squared_chosen,
 )
+from latentcomm.similarity.layer_maps.row_buffer import LayersX, LayersY, StoredX, StoredY, in_blocks
 
 __all__ = ["LayerPairs", "document_fold"]
 
@@ -32,10 +33,6 @@ COPIES_OF_BLOCK = 4
 MAX_BYTES = 4 * 2**30
 """Memory that rows or sums may take by default."""
 
-LayersX = Float[Tensor, "layer_x row_x d_sender"] | Sequence[Float[Tensor, "row_x d_sender"]]
-"""The same rows at each layer of x."""
-LayersY = Float[Tensor, "layer_y row_y d_receiver"] | Sequence[Float[Tensor, "row_y d_receiver"]]
-"""The same rows at each layer of y."""
 Documents = Int[Tensor, " label"] | Sequence[int] | Sequence[str]
 """The document of each row."""
 
@@ -92,8 +89,10 @@ class LayerPairs:
             return "LayerPairs(no rows yet)"
         return f"LayerPairs({self.n_rows} rows of {self._ranges})"
 
-    def update(self, x_layers: LayersX, y_layers: LayersY, *, groups: Documents | None = None) -> "LayerPairs":
+    def update(self, x_layers: StoredX, y_layers: StoredY, *, groups: Documents | None = None) -> "LayerPairs":
         """Take in rows of all layers, paired between x and y, with one document label a row; return this accumulator.
+
+        Rows in files are read a block of all layers at a time, of BLOCK_ROWS rows at most.
 
         Raises:
             ValueError: row counts that differ, layers or widths other than before, a width below 2, NaN or infinite
@@ -107,15 +106,21 @@ class LayerPairs:
         fold = self._folds_of(n_rows, groups)
         if n_rows == 0:
             return self
+        self._require_room(self.n_rows + n_rows, x_layers, y_layers)
+        width = sum(n_layers * width for n_layers, _, width in sizes)
+        for rows, x, y in in_blocks(x_layers, y_layers, _block_rows(width)):
+            self._take(x, y, fold[rows], by_document=groups is not None)
+        return self
+
+    def _take(self, x_layers: LayersX, y_layers: LayersY, fold: Int[Tensor, " row"], *, by_document: bool) -> None:
+        """Take in rows in memory, of these folds."""
         x = torch.stack([layer.detach().to(self.device) for layer in x_layers])
         y = x if y_layers is x_layers else torch.stack([layer.detach().to(self.device) for layer in y_layers])
-        ranges = self._ranges.with_rows(x, y)
-        self._require_room(self.n_rows + n_rows, x, y)
-        self.by_document, self._ranges = groups is not None, ranges
-        self.n_rows += n_rows
+        self._ranges = self._ranges.with_rows(x, y)
+        self.by_document = by_document
+        self.n_rows += len(fold)
         self._held.append((x, y, fold))
         self._settle()
-        return self
 
     def merge(self, other: "LayerPairs") -> "LayerPairs":
         """Take in all that another accumulator holds, which stays as it is; return this accumulator.
@@ -268,17 +273,13 @@ class LayerPairs:
         sums, a_row = self._bytes(*self._held[0][:2])
         return max(1, sums // a_row) if sums <= self.max_bytes else self.n_rows
 
-    def _bytes(
-        self, x: Float[Tensor, "layer_x _ d_sender"], y: Float[Tensor, "layer_y _ d_receiver"]
-    ) -> tuple[int, int]:
+    def _bytes(self, x: StoredX, y: StoredY) -> tuple[int, int]:
         """Return the bytes of the sums of these layers, and those of one row as it is."""
-        sums = bytes_of_sums(x.shape[0], x.shape[2], y.shape[0], y.shape[2], folds=self.folds)
+        sums = bytes_of_sums(len(x), x[0].shape[1], len(y), y[0].shape[1], folds=self.folds)
         sides = (x,) if y is x else (x, y)
-        return sums, sum(side.shape[0] * side.shape[2] * side.element_size() for side in sides)
+        return sums, sum(len(side) * side[0].shape[1] * side[0].dtype.itemsize for side in sides)
 
-    def _require_room(
-        self, n_rows: int, x: Float[Tensor, "layer_x _ d_sender"], y: Float[Tensor, "layer_y _ d_receiver"]
-    ) -> None:
+    def _require_room(self, n_rows: int, x: StoredX, y: StoredY) -> None:
         """Refuse so many rows in all, where neither they nor the sums fit."""
         sums, a_row = self._bytes(x, y)
         if sums > self.max_bytes and n_rows * a_row > self.max_bytes:

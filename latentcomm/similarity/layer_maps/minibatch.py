@@ -1,7 +1,5 @@
 """The CKA map of all layer pairs by minibatches: one pass, a small buffer, two numbers a pair."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch import Tensor
 from latentcomm.similarity.checks import Ranges, require_float64, require_layers, require_rows
 from latentcomm.similarity.cka import BATCH_ROWS
 from latentcomm.similarity.hsic import LEAST_ROWS, alignment_ratio, gram_products, gram_squares, hsic1_of_centred
-from latentcomm.similarity.layer_maps.row_buffer import Room, RowBuffer
+from latentcomm.similarity.layer_maps.row_buffer import LayersX, LayersY, Room, RowBuffer, StoredX, StoredY, in_blocks
 
 __all__ = ["MinibatchPairs"]
 
@@ -19,10 +17,6 @@ thing (0.73 instead of 0.60 for two layers of SmolLM2)."""
 LIBRARY_BYTES = 2**26
 """Buffers of the matrix library and of the threads, as measured."""
 
-LayersX = Float[Tensor, "layer_x row_x d_sender"] | Sequence[Float[Tensor, "row_x d_sender"]]
-"""The same rows at each layer of x."""
-LayersY = Float[Tensor, "layer_y row_y d_receiver"] | Sequence[Float[Tensor, "row_y d_receiver"]]
-"""The same rows at each layer of y."""
 Grams = tuple[Float[Tensor, "_ _ _"], Float[Tensor, "_ _ _"], Float[Tensor, "_ _ _"]]
 """Of each layer the Gram matrix of the first half of a batch, of the second, and of the first with the second."""
 
@@ -72,8 +66,10 @@ class MinibatchPairs:
             return "MinibatchPairs(no rows yet)"
         return f"MinibatchPairs({self.n_rows} rows of {self._ranges})"
 
-    def update(self, x_layers: LayersX, y_layers: LayersY) -> "MinibatchPairs":
+    def update(self, x_layers: StoredX, y_layers: StoredY) -> "MinibatchPairs":
         """Take in rows of all layers, paired between x and y; return this accumulator.
+
+        Rows in files are read a batch of all layers at a time.
 
         Raises:
             ValueError: no layers, shapes or row counts that differ, layers or widths other than before, a width below
@@ -84,9 +80,9 @@ class MinibatchPairs:
             raise ValueError(f"x has {n_rows} rows but y {other_rows}; pair them row by row")
         if n_rows == 0:
             return self
-        x = self._placed(x_layers)
-        y = x if y_layers is x_layers else self._placed(y_layers)
-        self._take(x, y, n_rows)
+        for _, some_x, some_y in in_blocks(x_layers, y_layers, self.batch_rows):
+            x = self._placed(some_x)
+            self._take(x, x if some_y is some_x else self._placed(some_y), len(x[0]))
         return self
 
     def merge(self, other: "MinibatchPairs") -> "MinibatchPairs":

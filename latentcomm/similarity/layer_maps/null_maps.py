@@ -7,15 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentcomm._core.arrays import StoredRows
 from latentcomm.similarity.layer_maps.permutations import Pairing
 from latentcomm.similarity.nulls import Null, fewest_rows
 
 __all__ = ["NullMaps", "null_maps"]
 
-LayersX = Float[Tensor, "layer_x row d_sender"] | Sequence[Float[Tensor, "row _"]]
-"""The same rows at each layer of x."""
-LayersY = Float[Tensor, "layer_y row d_receiver"] | Sequence[Float[Tensor, "row _"]]
-"""The same rows at each layer of y."""
+LayersX = Float[Tensor, "layer_x row d_sender"] | Sequence[Float[Tensor, "row _"]] | Sequence[StoredRows]
+"""The same rows at each layer of x, in memory or in files."""
+LayersY = Float[Tensor, "layer_y row d_receiver"] | Sequence[Float[Tensor, "row _"]] | Sequence[StoredRows]
+"""The same rows at each layer of y, in memory or in files."""
 MeasureMap = Callable[[list[Tensor], list[Tensor]], Float[Tensor, "layer_x layer_y"]]
 """Gives all pairs of layers at once."""
 

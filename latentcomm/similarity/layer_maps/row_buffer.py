@@ -1,17 +1,23 @@
 """A buffer of rows of all layers of two sides, of a size that stays, and memory that every batch uses anew."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Room", "RowBuffer"]
+from latentcomm._core.arrays import StoredRows
+
+__all__ = ["LayersX", "LayersY", "Room", "RowBuffer", "StoredX", "StoredY", "in_blocks"]
 
 LayersX = Float[Tensor, "layer_x row_x d_sender"] | Sequence[Float[Tensor, "row_x d_sender"]]
 """The same rows at each layer of x."""
 LayersY = Float[Tensor, "layer_y row_y d_receiver"] | Sequence[Float[Tensor, "row_y d_receiver"]]
 """The same rows at each layer of y."""
+StoredX = LayersX | Sequence[StoredRows]
+"""The same, in memory or in files."""
+StoredY = LayersY | Sequence[StoredRows]
+"""The same, in memory or in files."""
 
 
 class RowBuffer:
@@ -83,6 +89,23 @@ class Room:
         if held is None or held.numel() < size or held.dtype != like.dtype or held.device != like.device:
             held = self._taken[name] = like.new_empty(size)
         return held[:size].view(shape)
+
+
+def in_blocks(x_layers: StoredX, y_layers: StoredY, n_rows: int) -> Iterator[tuple[slice, LayersX, LayersY]]:
+    """Yield layers in memory as they are, and where a side is in files `n_rows` rows of both sides at a time.
+
+    Sides that are one object are one object in each block.
+
+    >>> [rows for rows, _, _ in in_blocks(torch.ones(2, 3, 4), torch.ones(2, 3, 4), 2)]
+    [slice(None, None, None)]
+    """
+    if not any(isinstance(layer, StoredRows) for side in (x_layers, y_layers) for layer in side):
+        yield slice(None), x_layers, y_layers  # pyright: ignore[reportReturnType]
+        return
+    for start in range(0, x_layers[0].shape[0], n_rows):
+        rows = slice(start, start + n_rows)
+        x = [layer[rows] for layer in x_layers]
+        yield rows, x, x if y_layers is x_layers else [layer[rows] for layer in y_layers]
 
 
 def _copy(rows: Float[Tensor, "layer part d_model"], layers: LayersX | LayersY, given: slice) -> None:
