@@ -247,7 +247,8 @@ class Checks(Demand):
     def prompts(self, side: Side | None, texts: Sequence[str], *, n_new: int = 1) -> None:
         """Refuse prompts that exceed a model's context with the `n_new` tokens written after them.
 
-        The longest texts are tokenized, with a system prompt and a history that are given and no other chat; the last token that is written is not read.
+        The longest texts are tokenized, without a chat around them unless a system prompt or a history is given; the
+        last token that is written is not read.
         """
         if side is None or side.tokenizer is None or side.shape.n_ctx is None or not texts:
             return

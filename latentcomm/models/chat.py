@@ -65,7 +65,9 @@ class ChatFormat:
             try:
                 datetime.date.fromisoformat(self.date)
             except ValueError:
-                raise ValueError(f"date is {self.date!r}; give a day as year-month-day, such as {PINNED_DATE}") from None
+                raise ValueError(
+                    f"date is {self.date!r}; give a day as year-month-day, such as {PINNED_DATE}"
+                ) from None
 
     def __str__(self) -> str:
         given = [(each.name, getattr(self, each.name)) for each in fields(self)]
@@ -108,7 +110,9 @@ def check_template(name: str, tokenizer: Any, template: AnyTemplate) -> list[str
     _SAID.update(notes)
     as_turn(name, tokenizer, "text", template)
     if chat.reads_the_clock and chat.format.date is None:
-        notes.append(f"the chat template of {name} writes today's date: it writes {PINNED_DATE}; give `date` for another")
+        notes.append(
+            f"the chat template of {name} writes today's date: it writes {PINNED_DATE}; give `date` for another"
+        )
     return notes
 
 

@@ -63,11 +63,11 @@ class Task:
     """A named, ordered set of items, pure data.
 
     `candidates` are the choice strings that distractors are drawn from, `template` is "raw" where the texts are prompts
-    as they are, "chat" where they are the user's turn of a chat, or the `ChatFormat` of that chat, `settings` are recorded with the results, and `strata`
-    names the tags along which `split` and `take` preserve the proportions. Items that share a value of the tag
-    `together` are never separated by a split: facts about a person in one half are not queried in the other. `judge`
-    decides whether a reply of at most `reply_tokens` tokens is right. A task of free answers has no candidates, and its
-    items an empty choice.
+    as they are, "chat" where they are the user's turn of a chat, or a `ChatFormat` with what else that chat holds.
+    `settings` are recorded with the results, and `strata` names the tags along which `split` and `take` preserve the
+    proportions. Items that share a value of the tag `together` are never separated by a split: facts about a person in
+    one half are not queried in the other. `judge` decides whether a reply of at most `reply_tokens` tokens is right. A
+    task of free answers has no candidates, and its items an empty choice.
 
     Raises:
         ValueError: no items, a repeated id, a choice among no candidates, or a stratum that an item has no tag for.

@@ -14,7 +14,7 @@ from latentcomm.models import Model, around_gap, encode, scaffold, wrap_model
 from latentcomm.models.chat import PINNED_DATE, ChatFormat, as_turn, check_template
 from latentcomm.tasks.catalogue import make_task
 
-MARKS = ("<|im_start|>", "<|im_end|>", "<|h|>", "<|/h|>", "<|eot|>", "<turn>", "</turn>", "[INST]", "[/INST]", "<think>")
+MARKS = ("<|im_start|>", "<|im_end|>", "<|h|>", "<|/h|>", "<|eot|>", "<turn>", "</turn>", "[INST]", "[/INST]")
 CHATML = """
 {%- if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}
 {%- for each in messages %}{{ '<|im_start|>' + each['role'] + '\n' + each['content'] + '<|im_end|>\n' }}{% endfor %}
@@ -22,7 +22,7 @@ CHATML = """
 THINKING = """
 {%- for each in messages %}
     {%- set text = each.content %}
-    {%- if each.role == 'assistant' and '</think>' in text %}{% set text = text.split('</think>')[-1].lstrip('\n') %}{% endif %}
+    {%- if '</think>' in text %}{% set text = text.split('</think>')[-1].lstrip('\n') %}{% endif %}
     {{- '<|im_start|>' + each.role + '\n' + text + '<|im_end|>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -31,7 +31,8 @@ THINKING = """
 {%- endif %}"""
 DATED = """{{- bos_token }}
 {%- if date_string is not defined %}
-    {%- if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}
+    {%- if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}
+    {%- else %}{% set date_string = '26 Jul 2024' %}{% endif %}
 {%- endif %}
 {%- if messages[0].role == 'system' %}
     {%- set system = messages[0].content | trim %}
@@ -43,19 +44,20 @@ DATED = """{{- bos_token }}
 {%- for each in messages %}{{ '<|h|>' + each.role + '<|/h|>\n\n' + each.content | trim + '<|eot|>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|h|>assistant<|/h|>\n\n' }}{% endif %}"""
 STRICT = """{{ bos_token }}
-{%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}
 {%- for each in messages %}
     {%- if (each.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Turns must alternate') }}{% endif %}
     {{- '<turn>' + ('model' if each.role == 'assistant' else each.role) + '\n' + each.content | trim + '</turn>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"""
 JOINING = STRICT.replace(
-    "{%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}",
-    "{%- if messages[0].role == 'system' %}{% set first = messages[0].content + '\n\n' %}{% set messages = messages[1:] %}"
+    "{{ raise_exception('No system role') }}{% endif %}",
+    r"{% set first = messages[0].content + '\n\n' %}{% set messages = messages[1:] %}"
     "{% else %}{% set first = '' %}{% endif %}",
 ).replace("each.content | trim", "(first if loop.first else '') + each.content | trim")
 INST = """{{ bos_token }}
-{%- if messages[0].role == 'system' %}{% set system = messages[0].content + '\n\n' %}{% set messages = messages[1:] %}
+{%- if messages[0].role == 'system' %}
+    {%- set system = messages[0].content + '\n\n' %}{% set messages = messages[1:] %}
 {%- else %}{% set system = '' %}{% endif %}
 {%- for each in messages %}
     {%- if each.role == 'user' %}{{ '[INST] ' + (system if loop.last else '') + each.content + '[/INST]' }}
@@ -188,7 +190,7 @@ def test_a_system_prompt_without_a_turn_is_joined_and_said_once(capsys: pytest.C
 
 
 def test_a_template_that_drops_a_system_prompt_gets_it_joined() -> None:
-    dropping = words(CHATML.replace("{%- for each in messages %}", "{%- for each in messages if each.role != 'system' %}"))
+    dropping = words(CHATML.replace("for each in messages", "for each in messages if each.role != 'system'"))
     assert "user\nBe brief.\n\nAlice" in as_turn("dropping", dropping, TEXT, ChatFormat(system="Be brief."))
 
 
@@ -205,15 +207,14 @@ def test_the_pinned_date_is_noted_where_there_is_a_clock() -> None:
     [
         (CHATML, ChatFormat(enable_thinking=False), "enable_thinking is False, and the chat template of tiny does not"),
         (CHATML, ChatFormat(date="2031-05-02"), "date is 2031-05-02, and the chat template of tiny writes none; leave"),
-        (STRICT, ChatFormat(history=(("user", "Hi"),)), "the chat template of tiny refuses this chat: Turns must alter"),
+        (STRICT, ChatFormat(history=(("user", "Hi"),)), "the chat template of tiny refuses this chat: Turns must"),
         (None, ChatFormat(system="Be brief."), "the tokenizer of tiny has no chat template; use template='raw'"),
     ],
 )
 def test_what_a_template_does_not_know_is_refused(template: str, chat: ChatFormat, message: str) -> None:
-    for refuse in (lambda: encode(model(template), [TEXT], template=chat), lambda: as_turn("tiny", words(template), "", chat)):
-        with pytest.raises(ValueError, match=message) as caught:
-            refuse()
-        assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ValueError, match=message) as caught:
+        encode(model(template), [TEXT], template=chat)
+    assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(ValueError, match=message):
         check_template("tiny", words(template), chat)
 
@@ -240,7 +241,7 @@ def test_a_gap_is_in_the_last_user_turn(family: str, system: str | None) -> None
     assert tiny.tokenizer.decode(head) + tiny.tokenizer.decode(tail) == whole
     assert tiny.tokenizer.decode(head).endswith("Alice")
     assert "The note says so." in tiny.tokenizer.decode(head)
-    (before, after), = with_gap(tiny, [TEXT], template=chat)
+    ((before, after),) = with_gap(tiny, [TEXT], template=chat)
     assert [*before, *after] == encode(tiny, [TEXT], template=chat).ids(0).tolist()
 
 
