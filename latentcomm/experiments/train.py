@@ -231,7 +231,7 @@ def check_unseen(learned: Learned, test: Task) -> None:
     if learned.facts["template"] != str(test.template) and learned.facts["trained_on"]:
         raise ValueError(
             f"the trained channel {learned.facts['name']} was trained on {learned.facts['template']} prompts, not "
-            f"{test.template}; compare with --template {learned.facts['template']}, or train it again"
+            f"{test.template}; compare with that `template`, or train it again"
         )
     seen = {*learned.facts["trained_on"], *learned.facts["chosen_on"]} & {item.id for item in test.items}
     if seen and learned.facts["task"] == test.name:

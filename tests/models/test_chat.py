@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import subwords
+import torch
 from tiny import tokenizer, transformers_model
 from transformers.utils import chat_template_utils
 
 import latentcomm as lc
+from latentcomm.channels import state_deltas
+from latentcomm.channels.soft_decoding import with_slot
 from latentcomm.channels.soft_slots import with_gap
 from latentcomm.models import Model, around_gap, encode, scaffold, wrap_model
 from latentcomm.models.chat import PINNED_DATE, ChatFormat, as_turn, check_template
@@ -243,6 +246,24 @@ def test_a_gap_is_in_the_last_user_turn(family: str, system: str | None) -> None
     assert "The note says so." in tiny.tokenizer.decode(head)
     ((before, after),) = with_gap(tiny, [TEXT], template=chat)
     assert [*before, *after] == encode(tiny, [TEXT], template=chat).ids(0).tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_what_channels_put_into_a_chat_is_in_the_last_user_turn(family: str, system: str | None) -> None:
+    tiny, chat = model(FAMILIES[family]), ChatFormat(system=system, history=HISTORY)
+    found = with_slot(tiny, [TEXT], [torch.ones(2, tiny.d_model, dtype=torch.float64)], template=chat, between=". ")
+    assert found.soft is not None
+    ids, (first, last) = found.prompts.ids(0).tolist(), found.soft.positions[0].tolist()
+    head, tail = tiny.tokenizer.decode(ids[:first]), tiny.tokenizer.decode(ids[last + 1 :])
+    assert "The note says so." in head and "Alice" not in head and last == first + 1
+    assert head + tail == tiny.tokenizer.decode(encode(tiny, [f". {TEXT}"], template=chat).ids(0))
+    sent = tiny.tokenizer("The note", add_special_tokens=False).input_ids
+    spliced, start = state_deltas._spliced(tiny, "The note", sent, ". ", TEXT, chat)
+    assert spliced[start : start + len(sent)] == sent
+    assert tiny.tokenizer.decode(spliced[:start]) == head
+    whole = encode(tiny, [f"The note. {TEXT}"], template=chat).ids(0)
+    assert tiny.tokenizer.decode(spliced) == tiny.tokenizer.decode(whole)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
