@@ -48,6 +48,8 @@ Layer = Annotated[int | None, AtLeast(0)]
 Alignment = Literal["ridge", "procrustes", "cca", "right-aligned", "none"]
 """How a state of one model enters another: through a map of that kind; the last entries of both fused, without a map;
 or as it is. A model with itself needs none."""
+CHAT = ("system", "history", "enable_thinking", "date")
+"""The options of a chat besides its template."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +209,7 @@ class ChatSettings(Settings):
         ValueError: one of them for prompts that are no chats, or what `ChatFormat` refuses.
     """
 
-    decides_unless_default: ClassVar[tuple[str, ...]] = (
-        *Settings.decides_unless_default, "system", "history", "enable_thinking", "date",
-    )  # fmt: skip
+    decides_unless_default: ClassVar[tuple[str, ...]] = (*Settings.decides_unless_default, *CHAT)
 
     system: str | None = None
     history: tuple[tuple[str, str], ...] = ()
@@ -235,10 +235,6 @@ class ChatSettings(Settings):
     def _of_a_chat(self) -> dict[str, Any]:
         """The options of a chat that are given."""
         return {name: value for name in CHAT if (value := getattr(self, name)) != getattr(ChatSettings, name)}
-
-
-CHAT = tuple(name for name in ChatSettings.__annotations__ if name != "decides_unless_default")
-"""The options of a chat."""
 
 
 @dataclass(frozen=True, kw_only=True)

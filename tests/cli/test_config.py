@@ -16,6 +16,8 @@ from toys import countries_folder
 import latentcomm as lc
 from latentcomm.cli.experiment import parse
 from latentcomm.experiments._prepared import EXPERIMENTS
+from latentcomm.models import ChatFormat
+from latentcomm.tasks.catalogue import make_task
 
 SMALL = ("--n-tune", "4", "--n-test", "8", "--fusion", "replace")
 
@@ -106,6 +108,8 @@ class TestOptions:
             settings, _ = parse(lc.SweepSettings, [*line, switch])
             assert settings == lc.SweepSettings(**given, enable_thinking=thinking)
             assert lc.SweepSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+        task = make_task("countries", **settings.task_options())
+        assert task.template == settings.prompted == ChatFormat("Be brief.", turns, False, "2031-05-02")
         path = tmp_path / "run.toml"
         path.write_text(
             'template = "chat"\nsystem = "Be brief."\nhistory = [["user", "Hi, you"], ["assistant", "Hello."]]\n'

@@ -164,7 +164,7 @@ def test_two_days_give_the_same_ids_and_a_date_its_own(set_clock: Any) -> None:
 
 @pytest.mark.parametrize("asked", ["%Y-%m-%d", "%d %B %Y", "%A, %-d %b %y", "%B %d, %Y at %H:%M", "%j %p %%"])
 def test_a_clock_is_pinned_whatever_it_is_asked(asked: str, set_clock: Any) -> None:
-    template = "  {% if true %}\n{{ strftime_now('" + asked + "') }}{% endif %}" + CHATML
+    template = "\n  {% if true %}\n{{ strftime_now('" + asked + "') }}{% endif %}" + CHATML
     found = words(template)
     set_clock(2031, 5, 2)
     day = as_turn("tiny", found, TEXT, ChatFormat(date="2031-05-02"))
