@@ -77,6 +77,7 @@ from .models import Model as Model
 from .models import encode as encode
 from .models import load_model as load_model
 from .models import wrap_model as wrap_model
+from .models.chat import ChatFormat as ChatFormat
 from .models.prompts import Prompts as Prompts
 from .models.sites import Site as Site
 from .reporting import plots as plots

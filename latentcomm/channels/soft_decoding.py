@@ -14,7 +14,8 @@ from latentcomm._core.linalg import in_float64
 from latentcomm.hooks.decode import Choice, Read, Reply, runs, write_replies
 from latentcomm.hooks.receiver_input import EMBEDDED, ReceiverInput, SoftTokens
 from latentcomm.models import Hook, Model, around_gap, encode, record_products
-from latentcomm.models.prompts import Prompts, Template
+from latentcomm.models.chat import AnyTemplate
+from latentcomm.models.prompts import Prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ def with_slot(
     texts: Sequence[str],
     vectors: Sequence[Float[Tensor, "_ d_model"]],
     *,
-    template: Template,
+    template: AnyTemplate,
     between: str = "\n",
 ) -> ReceiverInput:
     """Prompts that begin, inside the template and after any BOS token, with vectors, then `between` and the text.

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from latentcomm.hooks.receiver_input import SoftTokens
 from latentcomm.models import Halves, Model, around_gap, encode
-from latentcomm.models.prompts import Prompts, Template
+from latentcomm.models.chat import AnyTemplate
+from latentcomm.models.prompts import Prompts
 
 PLACEHOLDER = 0
 """The id at the positions of soft tokens; its value is ignored."""
 
 
-def with_gap(model: Model, texts: Sequence[str], *, template: Template) -> list[Halves]:
+def with_gap(model: Model, texts: Sequence[str], *, template: AnyTemplate) -> list[Halves]:
     """The two halves of each prompt: raw text up to its end and nothing; a chat up to the end of the user's text, and
     what closes the turn and opens the assistant's.
 

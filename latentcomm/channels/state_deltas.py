@@ -18,7 +18,8 @@ from latentcomm.hooks.capture import recorder
 from latentcomm.hooks.decode import decode
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Hook, Model, around_gap, encode
-from latentcomm.models.prompts import Prompts, Template
+from latentcomm.models.chat import AnyTemplate
+from latentcomm.models.prompts import Prompts
 from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Task
 
@@ -252,7 +253,7 @@ class _Recorded:
 
 
 def _spliced(
-    receiver: Model, text: str, ids: list[int], between: str, own_text: str, template: Template
+    receiver: Model, text: str, ids: list[int], between: str, own_text: str, template: AnyTemplate
 ) -> tuple[list[int], int]:
     """The receiver's prompt with these ids in it, and their first position.
 

@@ -29,6 +29,8 @@ ALIASES: Mapping[str, Mapping[str, str]] = {
 """Options of release 0.1 that have another name in every other command."""
 POSITIONAL: Mapping[str, tuple[str, ...]] = {"diagnose": ("--sender", "--receiver"), "train": ("--channels",)}
 """The options of the leading arguments of a command without a name, as in release 0.1."""
+SWITCHES: Mapping[str, bool] = {"--enable-thinking": True, "--no-enable-thinking": False}
+"""Of an option that is on, off or left to the model: on and off, without a value."""
 WIDTH = 150
 """Characters of a table where the output is no terminal."""
 
@@ -195,10 +197,13 @@ def spelled_out(command: str, arguments: Sequence[str]) -> list[str]:
         if argument == "--right-aligned":  # of release 0.1
             found += ["--alignment", "right-aligned"]
             continue
+        if argument in SWITCHES:
+            found += ["--enable-thinking", str(int(SWITCHES[argument]))]
+            continue
         option, equals, value = argument.partition("=")
         found.append(f"{aliases.get(option, option)}{equals}{value}")
     options = [argument.partition("=")[0] for argument in found]
-    for option in ("--config", *POSITIONAL.get(command, ()), *aliases.values()):
+    for option in ("--config", "--enable-thinking", *POSITIONAL.get(command, ()), *aliases.values()):
         if options.count(option) > 1:
             raise ValueError(f"{option} is given twice; give it once")
     return found
@@ -328,6 +333,14 @@ def _comma_separated(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.construc
     """One argument for a tuple: names, or numbers and ranges of numbers."""
     if get_origin(info.type) is not tuple and info.type is not tuple:
         return None
+    if get_origin(get_args(info.type)[0]) is tuple:
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="JSON",
+            instance_from_str=lambda given: pairs(given[0]),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda value: [json.dumps(value)] if value else [],
+        )
     is_numbers = int in get_args(info.type)
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
@@ -336,6 +349,40 @@ def _comma_separated(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.construc
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda value: [",".join(map(str, value))],
     )
+
+
+@REGISTRY.primitive_rule
+def _on_off_or_left(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """What `SWITCHES` spell out."""
+    if {*get_args(info.type)} != {bool, type(None)}:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="",
+        instance_from_str=lambda given: bool(numbers(given[0])[0]),
+        is_instance=lambda value: value in (None, True, False),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """The pairs of texts of a JSON list.
+
+    Raises:
+        ValueError: it is none.
+
+    >>> pairs('[["user", "Hi"]]')
+    (('user', 'Hi'),)
+    """
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(each, str) for each in pair) for pair in found
+    ):
+        raise ValueError(f'{text!r} is no list of pairs; write JSON such as [["user", "Hi"], ["assistant", "Hello."]]')
+    return tuple(tuple(pair) for pair in found)
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """What a run takes, counted from the sizes of its models: memory, disk, operations, passes and tokens."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -14,6 +15,7 @@ from latentcomm.experiments.sweep.grid import UNEMBED_BYTES
 from latentcomm.hooks.capture import TOKENS_PER_BATCH
 from latentcomm.hooks.shared_prefix import columns_of, writes_together
 from latentcomm.models import Model, ModelShape
+from latentcomm.models.chat import AnyTemplate, ChatFormat, as_turn
 from latentcomm.models.devices import DTYPES
 
 __all__ = ["Demand", "Side"]
@@ -128,6 +130,19 @@ class Demand:
     def itemsize(self) -> int:
         """Bytes of a number of the models; those of float32 for a dtype that is refused."""
         return DTYPES[self.settings.dtype].itemsize if self.settings.dtype in DTYPES else 4
+
+    @property
+    def prompted(self) -> AnyTemplate:
+        """How the texts of the task become prompts."""
+        return getattr(self.settings, "prompted", "raw") if self.job.task is None else self.job.task.template
+
+    def around(self, side: Side | None) -> int:
+        """Tokens of a chat besides those of its last text, where a `ChatFormat` is given; else none are counted."""
+        if side is None or side.tokenizer is None or not isinstance(self.prompted, ChatFormat):
+            return 0
+        with contextlib.suppress(ValueError):  # which is a refusal already
+            return len(side.tokenizer(as_turn(side.name, side.tokenizer, "", self.prompted)).input_ids)
+        return 0
 
     def holds(self, what: str, n_bytes: float | int) -> None:
         """Count memory of the device; the most of what is counted under one name, which is there one after another."""
@@ -330,7 +345,8 @@ class Demand:
             if side is None or side.tokenizer is None:
                 found = [float(max(1, round(len(text) / CHARACTERS))) for text in sample]
             else:
-                found = [float(len(ids)) for ids in side.tokenizer(sample).input_ids] if sample else []
+                around = self.around(side)
+                found = [float(around + len(ids)) for ids in side.tokenizer(sample).input_ids] if sample else []
             self.counted[key] = [found[number % len(found)] for number in range(len(texts))]
         return self.counted[key]
 
@@ -360,4 +376,4 @@ class Demand:
         sample = [*texts[::step]]
         if side is None or side.tokenizer is None or not sample:
             return sum(map(len, sample)) / CHARACTERS / max(1, len(sample))
-        return sum(len(ids) for ids in side.tokenizer(sample).input_ids) / len(sample)
+        return self.around(side) + sum(len(ids) for ids in side.tokenizer(sample).input_ids) / len(sample)

@@ -36,6 +36,7 @@ from latentcomm.experiments.folder import note_large
 from latentcomm.hooks.decode import Known, decode
 from latentcomm.hooks.shared_prefix import numbers_cached
 from latentcomm.models import Model, check_pair, recorded_passes
+from latentcomm.models.chat import PINNED_DATE
 from latentcomm.models.in_turn import ModelInTurn
 from latentcomm.tasks.base import Item, Task, draw_choices
 
@@ -559,4 +560,5 @@ def print_of(model: Model) -> list[Any]:
     if model.tokenizer is None:
         return [model.fingerprint, *attention]
     template = getattr(model.tokenizer, "chat_template", None)
-    return [model.fingerprint, model.vocabulary, template, sorted(model.stop_ids), *attention]
+    pinned = [PINNED_DATE] if "strftime_now" in str(template) else []  # else the prompts of two days differed
+    return [model.fingerprint, model.vocabulary, template, sorted(model.stop_ids), *attention, *pinned]

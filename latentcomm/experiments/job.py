@@ -141,7 +141,8 @@ class Job:
                 if values.get(path) and without_folder(values[path]) != values[path]
             }
             record = record_of(written, self.in_memory)
-            decisive = {name: value for name, value in record["settings"].items() if name in written.decisive()}
+            compared = {*written.decisive(), *written.decides_unless_default}  # default here, given there: another run
+            decisive = {name: value for name, value in record["settings"].items() if name in compared}
             record |= {"settings": decisive, "folders": folders, "objects": objects}
             claims.append(Claim(self.out, file, record, type(settings)().to_dict(), written.files_of(file)))
         return claims

@@ -22,8 +22,8 @@ from latentcomm.experiments.cost import MULTIPLY_ADD
 from latentcomm.experiments.maps import check_widths
 from latentcomm.experiments.settings import Alignment, TaskSettings, cell_of
 from latentcomm.models.builtin import BUILT_IN
+from latentcomm.models.chat import ChatFormat, check_template
 from latentcomm.models.devices import DTYPES, resolve_dtype
-from latentcomm.models.encoding import check_template
 from latentcomm.models.loading import quantized
 from latentcomm.tasks.base import Task
 
@@ -149,6 +149,11 @@ class Checks(Demand):
         """The task of the settings, or the one in memory."""
         if not isinstance(self.settings, TaskSettings):
             raise RuntimeError(f"{self.settings.command} has no task")
+        chat = self.settings.prompted
+        self.refuse(
+            f"the task is in memory, and its prompts are not a {chat}; give it this `ChatFormat` as its template",
+            when=self.job.task is not None and isinstance(chat, ChatFormat) and self.job.task.template != chat,
+        )
         return self.of(self.job.task_of, self.settings)
 
     def pair(self) -> tuple[Side | None, Side | None]:
@@ -217,11 +222,11 @@ class Checks(Demand):
             when=self.job.out is None,
         )
 
-    def template(self, template: str, *sides: Side | None) -> None:
-        """Refuse a chat with a model that has no chat template."""
+    def template(self, *sides: Side | None) -> None:
+        """Refuse a chat that the chat template of a model does not write; note what one does otherwise."""
         for side in sides:
             if side is not None and side.tokenizer is not None:
-                self.of(check_template, side.name, side.tokenizer, template)
+                self.notes += self.of(check_template, side.name, side.tokenizer, self.prompted) or ()
 
     def widths(self, alignment: Alignment, sender: Side | None, receiver: Side | None) -> None:
         """Refuse unequal widths that nothing matches."""
@@ -242,7 +247,8 @@ class Checks(Demand):
     def prompts(self, side: Side | None, texts: Sequence[str], *, n_new: int = 1) -> None:
         """Refuse prompts that exceed a model's context with the `n_new` tokens written after them.
 
-        The longest texts are tokenized, without a chat around them; the last token that is written is not read.
+        The longest texts are tokenized, without a chat around them unless a system prompt or a history is given; the
+        last token that is written is not read.
         """
         if side is None or side.name in self.too_long:
             return
@@ -257,7 +263,7 @@ class Checks(Demand):
         """The tokens of the longest prompt where a model's context does not hold it with `n_new` more, else 0."""
         if side is None or side.tokenizer is None or side.shape.n_ctx is None or not texts:
             return 0
-        most = max(len(ids) for ids in side.tokenizer(sorted(texts, key=len)[-LONGEST:]).input_ids)
+        most = max(len(ids) for ids in side.tokenizer(sorted(texts, key=len)[-LONGEST:]).input_ids) + self.around(side)
         return most if most + n_new - 1 > side.shape.n_ctx else 0
 
     def cell(self) -> tuple[int, int] | None:
@@ -267,7 +273,7 @@ class Checks(Demand):
     def task_pair_and_cell(self) -> tuple[Task | None, Side | None, Side | None, tuple[int, int] | None]:
         """Task, sender, receiver and cell, with the template and the layers that fit them; None for what is refused."""
         task, (sender, receiver), cell = self.task(), self.pair(), self.cell()
-        self.template(str(getattr(self.settings, "template", "raw")), sender, receiver)
+        self.template(sender, receiver)
         self.layers("read_layer", sender)
         self.layers("write_layer", receiver)
         return task, sender, receiver, cell

@@ -7,14 +7,28 @@ metadata of a result and the key of saved work are made from its fields.
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from beartype.door import is_bearable
 
 from latentcomm._core.budget import parse_bytes
 from latentcomm._core.names import check_name
 
-__all__ = ["DEFAULT_MODEL", "SAVED", "Alignment", "AtLeast", "Layer", "Settings", "TaskSettings", "cell_of", "listed"]
+if TYPE_CHECKING:
+    from latentcomm.models.chat import AnyTemplate
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "SAVED",
+    "Alignment",
+    "AtLeast",
+    "ChatSettings",
+    "Layer",
+    "Settings",
+    "TaskSettings",
+    "cell_of",
+    "listed",
+]
 
 S = TypeVar("S", bound="Settings")
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -34,6 +48,8 @@ Layer = Annotated[int | None, AtLeast(0)]
 Alignment = Literal["ridge", "procrustes", "cca", "right-aligned", "none"]
 """How a state of one model enters another: through a map of that kind; the last entries of both fused, without a map;
 or as it is. A model with itself needs none."""
+CHAT = ("system", "history", "enable_thinking", "date")
+"""The options of a chat besides its template."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +143,7 @@ class Settings:
         >>> SweepSettings(fusion=("sum",)).to_dict()["fusion"]
         ['sum']
         """
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: _lists(value) for name, value in asdict(self).items()}
 
     def decisive(self) -> dict[str, Any]:
         """What decides a result: `to_dict` without the options that change none."""
@@ -168,7 +184,7 @@ class Settings:
             name = check_name(f"option of {cls.command}", key.replace("-", "_"), known)
             if name in given:
                 raise ValueError(f"{key} is given twice; give it once")
-            entry = tuple(value) if isinstance(value, list) else value
+            entry = _tuples(value)
             if not _fits(entry, hints[name]):
                 shown = re.sub(r"<class '(\w+)'>", r"\1", str(hints[name]).replace("typing.", ""))
                 raise ValueError(f"{key} is {value!r}; give a value of type {shown}")
@@ -177,7 +193,52 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskSettings(Settings):
+class ChatSettings(Settings):
+    """The settings of an experiment whose prompts may be chats: what these hold besides the text, for both models.
+
+    Attributes:
+        system: Of a chat: the system prompt; by default what the model's template has. Without a turn for it there, it
+            is written into the user's.
+        history: Of a chat: earlier turns, a JSON list such as [["user", "Hi"], ["assistant", "Hello."]].
+        enable_thinking: Of a chat with a model that can reason first: whether it may (--enable-thinking,
+            --no-enable-thinking); by default what its template has.
+        date: Of a chat whose template writes the date: that day, such as 2024-07-26, which it is by default where the
+            template has a clock.
+
+    Raises:
+        ValueError: one of them for prompts that are no chats, or what `ChatFormat` refuses.
+    """
+
+    decides_unless_default: ClassVar[tuple[str, ...]] = (*Settings.decides_unless_default, *CHAT)
+
+    system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    enable_thinking: bool | None = None
+    date: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (given := self._of_a_chat) and getattr(self, "template", "raw") == "raw":
+            raise ValueError(f"{next(iter(given))} is of a chat, and template is raw; give template 'chat' with it")
+        _ = self.prompted
+
+    @property
+    def prompted(self) -> "AnyTemplate":
+        """The template with the options of its chat: what `encode` and a task take."""
+        if not self._of_a_chat:
+            return getattr(self, "template", "raw")
+        from latentcomm.models.chat import ChatFormat
+
+        return ChatFormat(**self._of_a_chat)
+
+    @property
+    def _of_a_chat(self) -> dict[str, Any]:
+        """The options of a chat that are given."""
+        return {name: value for name in CHAT if (value := getattr(self, name)) != getattr(ChatSettings, name)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings(ChatSettings):
     """The settings of an experiment that judges answers to a task.
 
     Attributes:
@@ -215,7 +276,11 @@ class TaskSettings(Settings):
         """
         options = [name for name in TaskSettings.__annotations__ if name != "task"]
         given = {name: getattr(self, name) for name in options}
-        return {name: value for name, value in given.items() if value != getattr(TaskSettings, name)}
+        return {
+            name: self.prompted if name == "template" else value
+            for name, value in given.items()
+            if value != getattr(TaskSettings, name)
+        }
 
 
 def cell_of(read_layer: int | None, write_layer: int | None) -> tuple[int, int] | None:
@@ -248,9 +313,17 @@ def listed(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return tuple(entry.strip() for entry in entries if entry.strip())
 
 
+def _lists(value: Any) -> Any:
+    return [_lists(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, tuple):
         return get_origin(hint) is tuple and all(is_bearable(entry, get_args(hint)[0]) for entry in value)
-    if isinstance(value, bool) and hint is not bool:
+    if isinstance(value, bool) and bool not in (hint, *get_args(hint)):
         return False
     return is_bearable(value, hint) or (hint is float and isinstance(value, int) and not isinstance(value, bool))

@@ -170,7 +170,7 @@ def learn(
         "receiver": receiver_name,
         "receiver_fingerprint": receiver_fingerprint,
         "task": task.name,
-        "template": task.template,
+        "template": str(task.template),
         "trained_on": [] if name == "learned_linear" else [item.id for item in tune.items],
         "held_out": [] if held is None or name == "learned_linear" else [item.id for item in held.items],
         "chosen_on": [item.id for item in tune.items] if cell is not None and plan.read_layer is None else [],
@@ -247,10 +247,10 @@ def check_unseen(learned: Learned, test: Task) -> None:
     Raises:
         ValueError: it was trained or chosen on some of them, or was trained on prompts of another template.
     """
-    if learned.facts["template"] != test.template and learned.facts["trained_on"]:
+    if learned.facts["template"] != str(test.template) and learned.facts["trained_on"]:
         raise ValueError(
             f"the trained channel {learned.facts['name']} was trained on {learned.facts['template']} prompts, not "
-            f"{test.template}; compare with --template {learned.facts['template']}, or train it again"
+            f"{test.template}; compare with that `template`, or train it again"
         )
     seen = {*learned.facts["trained_on"], *learned.facts["chosen_on"]} & {item.id for item in test.items}
     if seen and learned.facts["task"] == test.name:

@@ -13,8 +13,9 @@ from latentcomm.models.base import (
     record_products,
     recorded_passes,
 )
+from latentcomm.models.chat import AnyTemplate, ChatFormat
 from latentcomm.models.devices import resolve_device
-from latentcomm.models.encoding import Halves, around_gap, encode
+from latentcomm.models.encoding import Halves, around_gap, encode, scaffold
 from latentcomm.models.finite import not_finite, why_not_finite
 from latentcomm.models.halves import in_halves
 from latentcomm.models.loading import load_model, wrap_model
@@ -22,6 +23,8 @@ from latentcomm.models.prompts import Template
 from latentcomm.models.shapes import ModelShape, shape_of, tokenizer_of
 
 __all__ = [
+    "AnyTemplate",
+    "ChatFormat",
     "Halves",
     "Hook",
     "Model",
@@ -42,6 +45,7 @@ __all__ = [
     "record_products",
     "recorded_passes",
     "resolve_device",
+    "scaffold",
     "shape_of",
     "tokenizer_of",
     "why_not_finite",

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from latentcomm.models.base import Model
-from latentcomm.models.prompts import Prompts, Template
+from latentcomm.models.chat import AnyTemplate, as_turn
+from latentcomm.models.prompts import Prompts
 
 Halves = tuple[list[int], list[int]]
 """The ids of a prompt before a gap and after it."""
@@ -13,17 +14,18 @@ _GAP = "\N{OBJECT REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
 
 
 def encode(
-    model: Model, texts: Sequence[str], *, template: Template = "raw", prepend_bos: bool | None = None
+    model: Model, texts: Sequence[str], *, template: AnyTemplate = "raw", prepend_bos: bool | None = None
 ) -> Prompts:
     """Token ids of texts, padded on the right.
 
     `"raw"` takes a text as it is, with the special tokens that the model's own tokenizer adds (SmolLM2's adds
-    none); `"chat"` makes it the user's turn and opens the assistant's. `prepend_bos` forces a BOS token or its
-    absence.
+    none); `"chat"` makes it the user's turn and opens the assistant's, by the model's own chat template and without
+    further special tokens; a `ChatFormat` puts a system prompt and earlier turns before it. `prepend_bos` forces a BOS
+    token or its absence.
 
     Raises:
         ValueError: no text, an empty text, a text longer than the model's context, a token that the model does not
-            embed, no chat template, no BOS token.
+            embed, no chat template, a chat that it refuses, no BOS token.
     """
     tokenizer = model.require_tokenizer()
     if isinstance(texts, str):
@@ -35,19 +37,33 @@ def encode(
         if not text.strip():
             raise ValueError(f"prompt {number} is empty; give every prompt at least one word")
         rows.append(_token_ids(model, tokenizer, text, template, prepend_bos))
-        if len(rows[-1]) > model.n_ctx:
-            raise ValueError(
-                f"prompt {number} has {len(rows[-1])} tokens and {model.name} reads {model.n_ctx} at most; shorten it"
-            )
-        if max(rows[-1], default=0) >= (d_vocab := int(model.hooked.cfg.d_vocab)):
-            raise ValueError(
-                f"prompt {number} has the token id {max(rows[-1])}, and {model.name} embeds {d_vocab} tokens; give it "
-                "the tokenizer that it was trained with"
-            )
+        _check_ids(model, f"prompt {number}", rows[-1])
     return Prompts.from_ids(rows)
 
 
-def around_gap(model: Model, before: str, after: str, *, template: Template) -> Halves:
+def scaffold(model: Model, *, text: str = "", template: AnyTemplate = "chat") -> Prompts:
+    """The prompt of a chat whose user says nothing, or a neutral text: what a message of a filler is made of.
+
+    One prompt, for comparison with those that `encode` makes under the same template: it has their system prompt, their
+    headers and the assistant's turn opened, and no content.
+
+    Raises:
+        ValueError: raw prompts, which have no scaffold, or a tokenizer without a chat template.
+    """
+    tokenizer = model.require_tokenizer()
+    if template == "raw":
+        raise ValueError("template is 'raw', and a raw prompt has no scaffold around its text; give a chat")
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"the tokenizer of {model.name} has no chat template, so its prompts have no scaffold around their text; "
+            "choose a model with one"
+        )
+    ids = _token_ids(model, tokenizer, text, template, None)
+    _check_ids(model, "the scaffold", ids)
+    return Prompts.from_ids([ids])
+
+
+def around_gap(model: Model, before: str, after: str, *, template: AnyTemplate) -> Halves:
     """The ids of a prompt on either side of a gap between two texts in the user's turn.
 
     Each half is tokenized by itself. Special tokens that the tokenizer adds to raw text enclose both.
@@ -57,8 +73,8 @@ def around_gap(model: Model, before: str, after: str, *, template: Template) -> 
             it adds special tokens.
     """
     tokenizer = model.require_tokenizer()
-    if template == "chat":
-        head, gap, tail = _as_turn(model, before + _GAP + after).partition(_GAP)
+    if template != "raw":
+        head, gap, tail = as_turn(model.name, tokenizer, before + _GAP + after, template).partition(_GAP)
         if not gap:
             raise ValueError(f"the chat template of {model.name} drops or changes the user's text; use template='raw'")
         return _bare(tokenizer, head), _bare(tokenizer, tail)
@@ -71,18 +87,11 @@ def around_gap(model: Model, before: str, after: str, *, template: Template) -> 
     return [*whole[:start], *_bare(tokenizer, before)], whole[start:]
 
 
-def check_template(name: str, tokenizer: Any, template: Template) -> None:
-    """Refuse a chat with a model, of this name, whose tokenizer has no chat template.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if template == "chat" and not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"the tokenizer of {name} has no chat template; use template='raw'")
-
-
-def _token_ids(model: Model, tokenizer: Any, text: str, template: Template, prepend_bos: bool | None) -> list[int]:
-    ids = _bare(tokenizer, _as_turn(model, text)) if template == "chat" else list(tokenizer(text).input_ids)
+def _token_ids(model: Model, tokenizer: Any, text: str, template: AnyTemplate, prepend_bos: bool | None) -> list[int]:
+    if template == "raw":
+        ids = list(tokenizer(text).input_ids)
+    else:
+        ids = _bare(tokenizer, as_turn(model.name, tokenizer, text, template))
     if prepend_bos is None:
         return ids
     if tokenizer.bos_token_id is None:
@@ -93,12 +102,15 @@ def _token_ids(model: Model, tokenizer: Any, text: str, template: Template, prep
     return ids[1:] if starts and not prepend_bos else ids
 
 
-def _as_turn(model: Model, text: str) -> str:
-    """The text as the user's turn, with the assistant's opened."""
-    tokenizer = model.require_tokenizer()
-    check_template(model.name, tokenizer, "chat")
-    turn = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+def _check_ids(model: Model, what: str, ids: Sequence[int]) -> None:
+    """Refuse a prompt that the model cannot read."""
+    if len(ids) > model.n_ctx:
+        raise ValueError(f"{what} has {len(ids)} tokens and {model.name} reads {model.n_ctx} at most; shorten it")
+    if max(ids, default=0) >= (d_vocab := int(model.hooked.cfg.d_vocab)):
+        raise ValueError(
+            f"{what} has the token id {max(ids)}, and {model.name} embeds {d_vocab} tokens; give it the tokenizer that "
+            "it was trained with"
+        )
 
 
 def _bare(tokenizer: Any, text: str) -> list[int]:

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from latentcomm.models.chat import ChatFormat
 from latentcomm.models.prompts import Template
 from latentcomm.tasks.judging import Begins, Judge, is_correct, refuse_empty_answers
 
@@ -62,11 +63,11 @@ class Task:
     """A named, ordered set of items, pure data.
 
     `candidates` are the choice strings that distractors are drawn from, `template` is "raw" where the texts are prompts
-    as they are, "chat" where they are the user's turn of a chat, `settings` are recorded with the results, and `strata`
-    names the tags along which `split` and `take` preserve the proportions. Items that share a value of the tag
-    `together` are never separated by a split: facts about a person in one half are not queried in the other. `judge`
-    decides whether a reply of at most `reply_tokens` tokens is right. A task of free answers has no candidates, and its
-    items an empty choice.
+    as they are, "chat" where they are the user's turn of a chat, or a `ChatFormat` with what else that chat holds.
+    `settings` are recorded with the results, and `strata` names the tags along which `split` and `take` preserve the
+    proportions. Items that share a value of the tag `together` are never separated by a split: facts about a person in
+    one half are not queried in the other. `judge` decides whether a reply of at most `reply_tokens` tokens is right. A
+    task of free answers has no candidates, and its items an empty choice.
 
     Raises:
         ValueError: no items, a repeated id, a choice among no candidates, or a stratum that an item has no tag for.
@@ -80,7 +81,7 @@ class Task:
     name: str
     items: tuple[Item, ...]
     candidates: tuple[str, ...]
-    template: Template
+    template: Template | ChatFormat
     settings: Mapping[str, object] = field(default_factory=dict, hash=False)
     strata: tuple[str, ...] = ()
     together: str = ""
@@ -89,6 +90,8 @@ class Task:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", dict(self.settings))
+        if self.template == ChatFormat():  # one name for one thing, in the keys of saved work too
+            object.__setattr__(self, "template", "chat")
         if not self.items:
             raise ValueError(f"task {self.name!r} has no items; loosen the options that chose them")
         if self.has_choices:

@@ -2,9 +2,11 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin
 
 from latentcomm._core.names import Named
+from latentcomm.models.chat import ChatFormat
 from latentcomm.tasks.base import Task
 
 __all__ = ["TASKS", "make_task"]
@@ -40,7 +42,7 @@ def make_task(name: str, *, seed: int = 0, **options: Any) -> Task:
     Args:
         name: a name of `TASKS`, with dashes or underscores.
         seed: of what the task draws.
-        options: by the names of the function's parameters, `data` for `source`.
+        options: by the names of the function's parameters, `data` for `source`; a `template` may be a `ChatFormat`.
 
     Raises:
         ValueError: an unknown name, an option that the task does not have, or one that it refuses.
@@ -52,6 +54,8 @@ def make_task(name: str, *, seed: int = 0, **options: Any) -> Task:
     ...
     ValueError: n_shots is no option of the task countries; leave it out
     """
+    if isinstance(chat := options.get("template"), ChatFormat):
+        return replace(make_task(name, seed=seed, **options | {"template": "chat"}), template=chat)
     own_name = name.replace("-", "_")
     make = TASKS[own_name]
     taken = inspect.signature(make).parameters

@@ -5,7 +5,7 @@ from dataclasses import InitVar, dataclass, field
 
 from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import Model, encode
-from latentcomm.models.prompts import Template
+from latentcomm.models.chat import AnyTemplate
 from latentcomm.tasks.judging import Verdict, refuse_empty_answers
 from latentcomm.tasks.numbers import before_the_next_question
 
@@ -34,7 +34,7 @@ class JudgedBy:
     """
 
     model: InitVar[Model]
-    template: Template = "chat"
+    template: AnyTemplate = "chat"
     question: str = QUESTION
     yes: str = "Yes"
     no: str = "No"

@@ -16,6 +16,8 @@ from toys import countries_folder
 import latentcomm as lc
 from latentcomm.cli.experiment import parse
 from latentcomm.experiments._prepared import EXPERIMENTS
+from latentcomm.models import ChatFormat
+from latentcomm.tasks.catalogue import make_task
 
 SMALL = ("--n-tune", "4", "--n-test", "8", "--fusion", "replace")
 
@@ -97,6 +99,42 @@ class TestOptions:
         self, line: tuple[str, ...], sentence: str, tiny: Path
     ) -> None:
         assert sentence in command(*line, "--sender", tiny).stderr
+
+    def test_the_options_of_a_chat_are_a_line_a_file_and_the_metadata(self, tmp_path: Path) -> None:
+        turns = (("user", "Hi, you"), ("assistant", "Hello."))
+        given = {"template": "chat", "system": "Be brief.", "history": turns, "date": "2031-05-02"}
+        line = ["--template", "chat", "--system", "Be brief.", "--history", json.dumps(turns), "--date", "2031-05-02"]
+        for switch, thinking in (("--enable-thinking", True), ("--no-enable-thinking", False)):
+            settings, _ = parse(lc.SweepSettings, [*line, switch])
+            assert settings == lc.SweepSettings(**given, enable_thinking=thinking)
+            assert lc.SweepSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+        task = make_task("countries", **settings.task_options())
+        assert task.template == settings.prompted == ChatFormat("Be brief.", turns, False, "2031-05-02")
+        path = tmp_path / "run.toml"
+        path.write_text(
+            'template = "chat"\nsystem = "Be brief."\nhistory = [["user", "Hi, you"], ["assistant", "Hello."]]\n'
+            'date = "2031-05-02"\nenable-thinking = false\n',
+            "utf-8",
+        )
+        assert parse(lc.SweepSettings, ["--config", str(path)])[0] == settings
+        again, _ = parse(lc.SweepSettings, ["--config", str(path), "--system", "", "--enable-thinking"])
+        assert (again.system, again.enable_thinking, again.history) == ("", True, turns)
+
+    @pytest.mark.parametrize(
+        ("line", "sentence"),
+        [
+            (("--system", "Be brief."), "--system is of a chat, and template is raw; give template 'chat' with it"),
+            (("--template", "chat", "--history", "Hi"), "'Hi' is no list of pairs; write JSON such as"),
+            (("--template", "chat", "--history", '[["user"]]'), "is no list of pairs; write JSON such as"),
+            (("--template", "chat", "--history", '[["me", "Hi"]]'), "--history has the role 'me' in turn 0; give user"),
+            (("--template", "chat", "--date", "today"), "--date is 'today'; give a day as year-month-day"),
+            (("--enable-thinking", "--no-enable-thinking"), "--enable-thinking is given twice; give it once"),
+        ],
+    )
+    def test_a_wrong_option_of_a_chat_is_refused(self, line: tuple[str, ...], sentence: str) -> None:
+        found = command("sweep", *line)
+        shown = " ".join(found.stderr.replace("│", " ").split())
+        assert found.exit_code in (1, 2) and sentence in shown, shown
 
     def test_the_nearest_choice_is_named(self) -> None:
         found = command("sweep", "--template", "chta")

@@ -46,6 +46,18 @@ class TestAnotherRun:
             lc.run(MORE, sender=tiny, out=tmp_path)
         assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
 
+    def test_is_one_with_an_option_that_the_first_had_and_this_has_not(self, tiny: lc.Model, tmp_path: Path) -> None:
+        chat = replace(SETTINGS, template="chat")
+        lc.run(replace(chat, system="Alice is"), sender=tiny, out=tmp_path)
+        record = json.loads((tmp_path / "compare.meta.json").read_text("utf-8"))
+        assert record["settings"]["system"] == record["run"]["settings"]["system"] == "Alice is"
+        with pytest.raises(ValueError, match=r"differ in `system` \(Alice is there, none here\)"):
+            lc.run(chat, sender=tiny, out=tmp_path)
+        lc.run(chat, sender=tiny, out=tmp_path / "other")
+        found = json.loads((tmp_path / "other" / "compare.meta.json").read_text("utf-8"))
+        assert "system" not in found["settings"]
+        assert {"system", "history", "enable_thinking", "date"}.isdisjoint(chat.decisive())
+
     def test_is_refused_where_only_the_published_record_is_left(self, tiny: lc.Model, tmp_path: Path) -> None:
         lc.run(SETTINGS, sender=tiny, out=tmp_path)
         (tmp_path / SAVED / "compare.json").unlink()

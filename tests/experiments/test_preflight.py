@@ -24,6 +24,7 @@ from latentcomm.experiments.capacity import free_disk, free_memory
 from latentcomm.experiments.preflight import Preflight
 from latentcomm.experiments.settings import Settings
 from latentcomm.experiments.train import KIND
+from latentcomm.models.chat import ChatFormat
 from latentcomm.tasks.base import Task
 
 GB = 2**30
@@ -132,6 +133,55 @@ def test_a_chat_needs_a_chat_template(folder: str, monkeypatch: pytest.MonkeyPat
     tokenizer.chat_template = None
     monkeypatch.setattr(common.models, "tokenizer_of", lambda _: tokenizer)
     assert "has no chat template" in lc.preflight(settings).refusals[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (lc.SweepSettings(enable_thinking=True, template="chat"), "enable_thinking is True, and the chat template of"),
+        (lc.CompareSettings(date="2031-05-02", template="chat"), "date is 2031-05-02, and the chat template of"),
+        (cascade(enable_thinking=False, template="chat"), "enable_thinking is False, and the chat template of"),
+        (lc.CrossModalSettings(date="2031-05-02", template="chat"), "date is 2031-05-02, and the chat template of"),
+    ],
+)
+def test_an_option_that_a_chat_template_does_not_know_is_refused(
+    settings: Settings, sentence: str, folder: str
+) -> None:
+    named = replace(settings, sender=settings.sender and folder, receiver=folder)
+    (refusal,) = lc.preflight(named).refusals
+    assert refusal.startswith(sentence) and refusal.endswith("leave it out")
+
+
+def test_what_a_chat_template_does_otherwise_is_noted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = lc.SweepSettings(sender=folder, template="chat", system="Alice is")
+    assert not [note for note in lc.preflight(settings).notes if "chat template" in note]
+    tokenizer = common.models.tokenizer_of(folder)
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "in messages", "in messages if message['role'] != 'system'"
+    )
+    tokenizer.chat_template += "{{ strftime_now('%d') }}"
+    monkeypatch.setattr(common.models, "tokenizer_of", lambda _: tokenizer)
+    joined, pinned = [note for note in lc.preflight(settings).notes if "chat template" in note]
+    assert joined.endswith("has no system turn: the system prompt is written into the user's turn")
+    assert pinned.endswith("writes today's date: it writes 2024-07-26; give `date` for another")
+
+
+def test_a_system_prompt_and_a_history_count_as_tokens(folder: str) -> None:
+    plain = lc.SweepSettings(sender=folder, template="chat")
+    long = replace(plain, system=" Alice is" * 200)
+    assert lc.preflight(plain).refusals == ()
+    assert "reads 40 at most; shorten it" in lc.preflight(long).refusals[0]
+    short = replace(plain, history=(("user", " Alice is"), ("assistant", " Alice is")))
+    assert lc.preflight(short).flops > lc.preflight(plain).flops
+
+
+def test_a_task_in_memory_has_its_own_chat(folder: str) -> None:
+    settings = lc.SweepSettings(sender=folder, template="chat", system="Alice is")
+    task = lc.tasks.countries(template="chat")
+    (refusal,) = lc.preflight(settings, task=task).refusals
+    assert refusal.startswith("the task is in memory, and its prompts are not a chat (system='Alice is'); give it this")
+    same = replace(task, template=ChatFormat(system="Alice is"))
+    assert lc.preflight(settings, task=same).refusals == ()
 
 
 class TestAllTogether:

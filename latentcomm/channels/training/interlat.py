@@ -221,7 +221,7 @@ def warm_start(
 
 def right_answer(item: Item, task: Task) -> str:
     """The text that should continue the receiver's prompt: the item's choice, or its canonical answer."""
-    return item.choice or ("" if task.template == "chat" else " ") + label(item)
+    return item.choice or (" " if task.template == "raw" else "") + label(item)
 
 
 def jensen_shannon(a: Float[Tensor, "pos d_vocab"], b: Float[Tensor, "pos d_vocab"]) -> Float[Tensor, ""]:

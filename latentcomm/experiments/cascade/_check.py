@@ -58,7 +58,7 @@ def check_cascade(settings: CascadeSettings, checks: Checks) -> CascadeInputs | 
     corpus = checks.of(read_corpus, settings.corpus) if settings.corpus else None
     task = checks.task()
     large, small = _pair(settings, checks)
-    checks.template(settings.template, large, small)
+    checks.template(large, small)
     checks.layers("read_layer", large)
     checks.layers("write_layer", small)
     if large is not None and small is not None and KV in hand_offs:

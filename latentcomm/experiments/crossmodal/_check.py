@@ -37,7 +37,7 @@ def check_crossmodal(settings: CrossModalSettings, checks: Checks) -> CrossModal
         channels=tuple(name.replace("-", "_") for name in listed(settings.channels)) or USUAL,
         block=settings.block,
         write_layer=settings.write_layer,
-        template=settings.template,
+        template=settings.prompted,
         n_test=settings.n_test,
         reply_tokens=settings.reply_tokens,
         train_steps=settings.train_steps,
@@ -45,7 +45,7 @@ def check_crossmodal(settings: CrossModalSettings, checks: Checks) -> CrossModal
     )
     receiver = checks.job.receiver
     side = checks.named(settings.receiver) if receiver is None else Side.in_memory(receiver)
-    checks.template(settings.template, side)
+    checks.template(side)
     checks.layers("write_layer", side)
     encoder = None
     if settings.sender and checks.job.sender is None:

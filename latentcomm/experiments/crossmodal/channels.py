@@ -19,7 +19,7 @@ from latentcomm.fusion import Fusion, Replace
 from latentcomm.hooks.graft import LAST, Graft
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Halves, Model, around_gap, encode, record_products
-from latentcomm.models.prompts import Template
+from latentcomm.models.chat import AnyTemplate
 from latentcomm.models.sites import Site
 from latentcomm.models.vision import VisionSender, VisionSite
 from latentcomm.tasks.base import Item, Task
@@ -194,7 +194,7 @@ def in_caption_position(
     return ReceiverInput(prompts, soft=soft)
 
 
-def around(receiver: Model, questions: Sequence[str], *, template: Template) -> list[Halves]:
+def around(receiver: Model, questions: Sequence[str], *, template: AnyTemplate) -> list[Halves]:
     """The ids before and after the position of a caption, for each question.
 
     Raises:

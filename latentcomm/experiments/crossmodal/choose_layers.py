@@ -13,7 +13,7 @@ from latentcomm.experiments.crossmodal.questions import distinct_choices, pictur
 from latentcomm.experiments.crossmodal.splits import Part
 from latentcomm.hooks.decode import next_token_logits
 from latentcomm.models import Model
-from latentcomm.models.prompts import Template
+from latentcomm.models.chat import AnyTemplate
 from latentcomm.models.sites import Site
 from latentcomm.models.vision import VisionSender, VisionSite
 from latentcomm.tasks.base import Task, draw_choices
@@ -60,7 +60,7 @@ def choose_write_layer(
     part: Part,
     block: int,
     *,
-    template: Template = "raw",
+    template: AnyTemplate = "raw",
     seed: int = 0,
 ) -> int:
     """The layer at which a graft answers most questions about held-out fitting pictures right, by choices.

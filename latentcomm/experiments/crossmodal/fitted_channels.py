@@ -39,7 +39,7 @@ from latentcomm.experiments.crossmodal.questions import Question, picture_task
 from latentcomm.experiments.crossmodal.splits import Part
 from latentcomm.experiments.evaluation import Trial
 from latentcomm.models import Model
-from latentcomm.models.prompts import Template
+from latentcomm.models.chat import AnyTemplate
 from latentcomm.models.sites import Site
 from latentcomm.models.vision import VisionSender, VisionSite
 from latentcomm.tasks.base import Task, draw_choices
@@ -100,7 +100,7 @@ class Plan:
     channels: tuple[str, ...] = USUAL
     block: int | None = None
     write_layer: int | None = None
-    template: Template = "raw"
+    template: AnyTemplate = "raw"
     n_test: int | None = None
     reply_tokens: int = 4
     train_steps: int = 200

@@ -21,7 +21,7 @@ from latentcomm.hooks.capture import capture_positions
 from latentcomm.hooks.graft import LAST
 from latentcomm.hooks.receiver_input import ReceiverInput
 from latentcomm.models import Model, encode
-from latentcomm.models.prompts import Template
+from latentcomm.models.chat import AnyTemplate
 from latentcomm.models.sites import Site
 from latentcomm.tasks.base import Item, Task
 
@@ -129,7 +129,7 @@ def fit_vision_graft(
     receiver: Model,
     writes: Sequence[Site],
     *,
-    template: Template = "raw",
+    template: AnyTemplate = "raw",
     penalty: float | int | None = None,
     shuffled: int | None = None,
     seed: int = 0,
@@ -234,7 +234,7 @@ class SoftPromptLearner:
         Raises:
             ValueError: no task, a picture without a vector, or a map that gives no whole number of tokens.
         """
-        items: list[tuple[Item, Template]] = [(item, task.template) for task in tasks for item in task.items]
+        items: list[tuple[Item, AnyTemplate]] = [(item, task.template) for task in tasks for item in task.items]
         if not items:
             raise ValueError("there is no question to learn from; give at least one task")
         if start.d_out % receiver.d_model:

@@ -14,7 +14,7 @@ from latentcomm.experiments.crossmodal.fitting import FOLDS, require_one_each
 from latentcomm.experiments.crossmodal.pictures import PictureSet
 from latentcomm.experiments.crossmodal.questions import Question, picture_task
 from latentcomm.experiments.evaluation import MESSAGE, Trial
-from latentcomm.models.prompts import Template
+from latentcomm.models.chat import AnyTemplate
 from latentcomm.tasks.base import Item, Task
 
 PROBE = "probe"
@@ -66,7 +66,7 @@ def fit_answer_probe(
     pictures: PictureSet,
     question: Question,
     *,
-    template: Template = "raw",
+    template: AnyTemplate = "raw",
     seed: int = 0,
 ) -> AnswerProbe:
     """The classifiers of a question's answers: softmax(W z + b), z the vectors with mean 0 and variance 1 per entry.

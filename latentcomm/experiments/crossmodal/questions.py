@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from latentcomm.experiments.crossmodal.pictures import Picture, PictureSet
-from latentcomm.models.prompts import Template
+from latentcomm.models.chat import AnyTemplate
 from latentcomm.tasks.base import DEFAULT_N_CHOICES, Item, Task
 from latentcomm.tasks.judging import is_correct
 
@@ -61,7 +61,7 @@ def told(caption: str, question: str = "") -> str:
 
 
 def picture_task(
-    pictures: PictureSet, question: Question, *, template: Template = "raw", answers_from: PictureSet | None = None
+    pictures: PictureSet, question: Question, *, template: AnyTemplate = "raw", answers_from: PictureSet | None = None
 ) -> Task:
     r"""The items of one question: one per picture that has the fact.
 

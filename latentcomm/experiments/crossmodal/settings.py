@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from latentcomm.experiments.settings import DEFAULT_MODEL, AtLeast, Layer, Settings
+from latentcomm.experiments.settings import DEFAULT_MODEL, AtLeast, ChatSettings, Layer
 
 __all__ = ["DIGITS", "CrossModalSettings"]
 
@@ -12,7 +12,7 @@ DIGITS = "digits"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossModalSettings(Settings):
+class CrossModalSettings(ChatSettings):
     """Test a language model on pictures: through an encoder's states, and through captions from the same states.
 
     Attributes:
