@@ -122,6 +122,7 @@ def prepare(
     **given: Any,
 ) -> Prepared:
     """The run with all its checks made, of devices and memory unless it is planned for another machine."""
+    from latentcomm._core.budget import within
     from latentcomm._core.files import expanded
     from latentcomm.experiments.folder import refuse_unwritable
     from latentcomm.experiments.job import Job
@@ -144,7 +145,8 @@ def prepare(
             if (refusal := checks.of(claim.refusal)) is not None:
                 checks.refuse(refusal)
     checks.loading()
-    inputs = EXPERIMENTS[settings.command].check(settings, checks)
+    with within(settings.budget):
+        inputs = EXPERIMENTS[settings.command].check(settings, checks)
     return Prepared(settings, name, job, claims, overwrite, inputs, checks)
 
 

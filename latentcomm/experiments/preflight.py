@@ -124,6 +124,7 @@ class Checks(Demand):
         elsewhere: whether it is planned for another machine, whose devices and memory are not known.
         refusals, notes, work: see `Preflight`.
         too_long: models whose prompts have been refused.
+        sides: sender and receiver, once they are known.
     """
 
     elsewhere: bool = False
@@ -131,6 +132,7 @@ class Checks(Demand):
     notes: list[str] = field(default_factory=list)
     work: list[str] = field(default_factory=list)
     too_long: set[str] = field(default_factory=set)
+    sides: tuple[Side | None, Side | None] = (None, None)
 
     def of(self, make: Callable[..., T], *arguments: Any, **options: Any) -> T | None:
         """What a function returns; None where it refuses its arguments, which is then a refusal of the run."""
@@ -156,9 +158,12 @@ class Checks(Demand):
         sender, receiver, settings = self.job.sender, self.job.receiver, self.settings
         first = self.named(settings.sender) if sender is None else Side.in_memory(sender)
         if receiver is not None:
-            return first, first if receiver is sender else Side.in_memory(receiver)
-        same = settings.receiver == "" or (sender is None and settings.receiver == settings.sender)
-        return first, first if same else self.named(settings.receiver)
+            second = first if receiver is sender else Side.in_memory(receiver)
+        else:
+            same = settings.receiver == "" or (sender is None and settings.receiver == settings.sender)
+            second = first if same else self.named(settings.receiver)
+        self.sides = first, second
+        return self.sides
 
     def named(self, name: str, *, tokenized: bool = True) -> Side | None:
         """The model of a name; None where there is none, which is a refusal. A vision encoder has no tokenizer."""
@@ -330,6 +335,7 @@ class Checks(Demand):
             half if n >= len(half.items) else half.take(n, seed=self.settings.seed)
             for half, n in ((tune, n_tune), (test, n_test))
         )
+        self.plans(*self.sides, test)
         return tune, test
 
     def report(self, *, timed: bool, flops: float | int = 0, bandwidth: float | int = 0) -> Preflight:
