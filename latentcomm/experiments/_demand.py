@@ -38,6 +38,8 @@ RAGGED = 2
 """Lengths among n texts that a model has written, over the root of n: about six among eight."""
 COMPARED = 4
 """Short passes in which a model is compared with transformers' own before that runs in its place."""
+COUNTED = 256
+"""Lists of texts whose tokens are remembered."""
 TOKENIZED = 2048
 """Texts whose tokens are counted one by one."""
 
@@ -359,6 +361,8 @@ class Demand:
         """The number of tokens of each text; of many texts those of the first, again and again."""
         key = (None if side is None else side.name, *texts)
         if key not in self.counted:
+            if len(self.counted) >= COUNTED:
+                self.counted.pop(next(iter(self.counted)))
             sample = [*texts[:TOKENIZED]]
             if side is None or side.tokenizer is None:
                 found = [float(max(1, round(len(text) / CHARACTERS))) for text in sample]

@@ -119,9 +119,13 @@ def prepare(
     name: str | None = None,
     overwrite: bool = False,
     elsewhere: bool = False,
+    like: Prepared | None = None,
     **given: Any,
 ) -> Prepared:
-    """The run with all its checks made, of devices and memory unless it is planned for another machine."""
+    """The run with all its checks made, of devices and memory unless it is planned for another machine.
+
+    What was read for the checks of a run before it, `like`, is not read again.
+    """
     from latentcomm._core.budget import within
     from latentcomm._core.files import expanded
     from latentcomm.experiments.folder import refuse_unwritable
@@ -129,7 +133,8 @@ def prepare(
     from latentcomm.experiments.preflight import Checks
 
     job = Job(out=None if out is None else expanded(out), **given)
-    checks = Checks(settings, job, elsewhere=elsewhere)
+    known = {} if like is None else {"known": like.checks.known, "counted": like.checks.counted}
+    checks = Checks(settings, job, elsewhere=elsewhere, **known)
     checks.refuse(
         f"name is {name!r}, but {settings.names_files}; give another folder as `out` instead",
         when=bool(settings.names_files) and name not in (None, settings.command),

@@ -141,7 +141,8 @@ class Job:
                 if values.get(path) and without_folder(values[path]) != values[path]
             }
             record = record_of(written, self.in_memory)
-            decisive = {name: value for name, value in record["settings"].items() if name in written.decisive()}
+            decides = written.decisive()
+            decisive = {name: value for name, value in record["settings"].items() if name in decides}
             record |= {"settings": decisive, "folders": folders, "objects": objects}
             claims.append(Claim(self.out, file, record, type(settings)().to_dict(), written.files_of(file)))
         return claims

@@ -16,6 +16,7 @@ import pytest
 from toys import countries_folder
 
 import latentcomm as lc
+from latentcomm.experiments._ray_worker import Store
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'latentcomm[ray]'")
 pytestmark = [
@@ -89,6 +90,18 @@ def kill_one_worker() -> None:
     next(each for each in mine if "ray::Worker.share" in " ".join(each.cmdline())).send_signal(signal.SIGKILL)
 
 
+def test_of_nested_leases_the_innermost_alone_is_lost(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for worker in ("a", "b", "c"):  # each dies with a trial whose message it had not made yet
+        assert store.take(["run/trials"], worker) == (0, True) and store.take(["run/message"], worker) == (0, True)
+        lost = store.release(worker)
+        assert lost == (["run/message"] if worker == "c" else [])
+    assert store.lost["run/trials"] == 0 and store.take(["run/trials"], "d") == (
+        0,
+        True,
+    )  # it is taken back all the same
+
+
 def test_an_address_without_a_cluster_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"there is no Ray cluster at '127\.0\.0\.1:1'"):
         lc.run_all([lc.CompareSettings()], out=tmp_path, engine="ray", address="127.0.0.1:1")
@@ -117,6 +130,12 @@ import latentcomm as lc
 out, address, *runs = sys.argv[1:]
 lc.run_all([lc.CompareSettings.from_dict(json.loads(run)) for run in runs], out=out, engine="ray", address=address)
 """
+
+
+def test_a_run_that_is_refused_is_named(runs: list[lc.CompareSettings], cluster: Any, tmp_path: Path) -> None:
+    wrong = replace(runs[0], read_layer=9)
+    with pytest.raises(ValueError, match=r"^run 2 \(read_layer 9\): read_layer 9 is outside"):
+        lc.run_all([runs[0], wrong], out=tmp_path, engine="ray", workers=1)
 
 
 def test_a_killed_driver_resumes(
