@@ -38,8 +38,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = options.out or Path(scratch)
         settings = lc.CompareSettings(
-            receiver=first_blocks(Path(scratch) / "first-blocks"), channels=("silent", "text", "replace"), read_layer=10,
-            write_layer=8, n_test=options.items, controls=("shuffled",),
+            receiver=first_blocks(Path(scratch) / "first-blocks"), channels=("silent", "replace"), read_layer=10,
+            write_layer=8, n_test=options.items, controls=("shuffled", "zero"),
         )  # fmt: skip
         digests = {
             shown("plain", lc.run(settings, out=out / "plain")),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from toys import countries_folder
 
 import latentcomm as lc
@@ -50,7 +51,8 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    small["num_gpus"] = torch.cuda.device_count()
     found = Cluster(initialize_head=True, head_node_args=small)
     found.second = found.add_node(num_cpus=1, object_store_memory=80 * 2**20)
     ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
@@ -119,8 +121,8 @@ def test_the_engine_needs_a_folder() -> None:
 
 
 def test_gpus_that_no_machine_has_are_refused_at_once(tmp_path: Path, cluster: Any) -> None:
-    with pytest.raises(ValueError, match="a worker needs 2 GPUs and 1 CPUs on one machine, and the largest of the"):
-        lc.run_all([lc.CompareSettings(device="cuda")], out=tmp_path, engine="ray", gpus_per_model=2)
+    with pytest.raises(ValueError, match="a worker needs 99 GPUs and 1 CPUs on one machine, and the largest of the"):
+        lc.run_all([lc.CompareSettings(device="cuda")], out=tmp_path, engine="ray", gpus_per_model=99)
 
 
 DRIVER = """
@@ -136,6 +138,15 @@ def test_a_run_that_is_refused_is_named(runs: list[lc.CompareSettings], cluster:
     wrong = replace(runs[0], read_layer=9)
     with pytest.raises(ValueError, match=r"^run 2 \(read_layer 9\): read_layer 9 is outside"):
         lc.run_all([runs[0], wrong], out=tmp_path, engine="ray", workers=1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+def test_a_worker_with_a_gpu_gives_the_table_of_the_cpu(
+    runs: list[lc.CompareSettings], expected: list[pd.DataFrame], cluster: Any, tmp_path: Path
+) -> None:
+    settings = replace(runs[0], device="cuda")
+    (found,) = lc.run_all([settings], out=tmp_path, engine="ray", workers=1, gpus_per_model=0.5)
+    pd.testing.assert_frame_equal(table(found), expected[0], rtol=1e-2, atol=1e-3)
 
 
 def test_a_killed_driver_resumes(
