@@ -6,17 +6,20 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from latentcomm._core.budget import at_most, budget
 from latentcomm.experiments.cost import MULTIPLY_ADD, ModelSize, pass_flops, ridge_flops, staircase_flops
 from latentcomm.experiments.evaluation import ITEMS_AT_ONCE
 from latentcomm.experiments.job import Job
 from latentcomm.experiments.maps import MAP_FOLDS
 from latentcomm.experiments.settings import Settings
 from latentcomm.experiments.sweep.grid import UNEMBED_BYTES
-from latentcomm.hooks.capture import TOKENS_PER_BATCH
+from latentcomm.hooks.capture import TOKENS_PER_BATCH, numbers_of_a_row
+from latentcomm.hooks.paired_text import TOKENS_PER_PART
 from latentcomm.hooks.shared_prefix import columns_of, writes_together
 from latentcomm.models import Model, ModelShape
 from latentcomm.models.chat import AnyTemplate, ChatFormat, as_turn
 from latentcomm.models.devices import DTYPES
+from latentcomm.tasks.base import Task
 
 __all__ = ["Demand", "Side"]
 
@@ -37,6 +40,8 @@ RAGGED = 2
 """Lengths among n texts that a model has written, over the root of n: about six among eight."""
 COMPARED = 4
 """Short passes in which a model is compared with transformers' own before that runs in its place."""
+COUNTED = 256
+"""Lists of texts whose tokens are remembered."""
 TOKENIZED = 2048
 """Texts whose tokens are counted one by one."""
 
@@ -110,6 +115,7 @@ class Demand:
         pass_flops: operations of `PASS_ROWS` rows of every pass, which take as long.
         layers_run: layers of all passes.
         counted: tokens of texts that were tokenized.
+        items_at_once: items of a task that run together.
     """
 
     settings: Settings
@@ -125,6 +131,7 @@ class Demand:
     pass_flops: float = 0.0
     layers_run: float = 0.0
     counted: dict[Any, list[float]] = field(default_factory=dict)
+    items_at_once: int = ITEMS_AT_ONCE
 
     @property
     def itemsize(self) -> int:
@@ -174,6 +181,29 @@ class Demand:
             in_blocks = max(0, shape.n_parameters - 2 * (shape.d_vocab or 0) * (shape.d_model or 0))
         rest = shape.n_parameters - in_blocks
         return round(in_blocks * QUANTIZED.get(self.settings.quantization, itemsize) + rest * itemsize)
+
+    def plans(self, sender: Side | None, receiver: Side | None, task: Task) -> None:
+        """Set how many items run together as `evaluate` does: fewer where they do not fit into the stated memory."""
+        if budget() is not None:
+            texts = ((sender, [item.sender for item in task.items]), (receiver, [item.receiver for item in task.items]))
+            n_tokens = sum(max(self.tokens(*each)) for each in texts) + task.reply_tokens
+            of_token = max(self.cached(side) for side, _ in texts)
+            self.items_at_once = at_most(ITEMS_AT_ONCE, round(n_tokens * of_token))
+
+    def tokens_at_once(self, side: Side | None, longest: float | int, *, n_sites: int = 1) -> int:
+        """Tokens of a pass in which a capture runs, of prompts of at most `longest` tokens, as `capture` plans it."""
+        size = None if side is None else side.size()
+        if size is None:
+            return TOKENS_PER_BATCH
+        scores = 3 * size.n_heads * max(4, self.itemsize) * longest
+        numbers = numbers_of_a_row(size) + n_sites * size.d_model
+        return at_most(TOKENS_PER_BATCH, round(self.itemsize * numbers + scores))
+
+    def part(self, sides: Sequence[Side], n_layers: int | None = None) -> int:
+        """Tokens of both models whose states at so many layers, or at all, are captured and saved together."""
+        layers = [n_layers or side.shape.n_layers or 1 for side in sides]
+        sizes = [n * (side.shape.d_model or 0) for n, side in zip(layers, sides, strict=True)]
+        return at_most(TOKENS_PER_PART, max(sizes, default=0) * (self.itemsize + 4))
 
     def runs(
         self,
@@ -239,8 +269,8 @@ class Demand:
         texts that are not known, so of more lengths. `grafted` ones are read once, but for the last token.
         """
         counts = self.tokens(side, texts)
-        for start in range(0, len(texts) * (times > 0), ITEMS_AT_ONCE):
-            chunk = range(start, min(start + ITEMS_AT_ONCE, len(texts)))
+        for start in range(0, len(texts) * (times > 0), self.items_at_once):
+            chunk = range(start, min(start + self.items_at_once, len(texts)))
             groups: dict[float, list[str]] = {}
             for row in chunk:
                 groups.setdefault(counts[row] + n_more, []).append(texts[row])
@@ -269,13 +299,20 @@ class Demand:
             self.holds("caches", min(len(chunk), step) * longest * self.cached(side))
 
     def captures(
-        self, side: Side | None, texts: Sequence[str], *, n_layers: int | None = None, chunk: int | None = None
+        self,
+        side: Side | None,
+        texts: Sequence[str],
+        *,
+        n_layers: int | None = None,
+        n_sites: int = 1,
+        chunk: int | None = None,
     ) -> None:
-        """Count passes that end at a layer, over prompts that are padded to one length."""
+        """Count passes that end at a layer, over prompts that are padded to one length; of a chunk or of all."""
         counts = self.tokens(side, texts)
-        for start in range(0, len(texts), chunk or max(1, len(texts))):
-            part = counts[start : start + (chunk or len(texts))]
-            n_passes = -(-len(part) * max(part) // TOKENS_PER_BATCH)
+        chunk = min(chunk, self.items_at_once) if chunk else max(1, len(texts))
+        for start in range(0, len(texts), chunk):
+            part = counts[start : start + chunk]
+            n_passes = -(-len(part) // max(1, self.tokens_at_once(side, max(part), n_sites=n_sites) // max(part)))
             self.runs(side, len(part), n_new=max(part), n_unembedded=0, n_passes=n_passes, n_layers=n_layers)
 
     def unembeds(self, side: Side | None, n_rows: float | int) -> None:
@@ -330,8 +367,9 @@ class Demand:
         sides = [side for side in (sender, receiver) if side is not None]
         n_rows = sum(min(n_tokens, n) for n in self.tokens(receiver, texts))
         for side in sides:
-            n_passes = -(-n_rows // TOKENS_PER_BATCH)
-            self.runs(side, len(texts), n_new=n_rows / len(texts), n_unembedded=0, n_passes=n_passes)
+            mean, n_layers = n_rows / len(texts), round(n_maps**0.5)  # of cells in a square
+            at_once = min(self.part(sides, n_layers), self.tokens_at_once(side, mean, n_sites=n_layers))
+            self.runs(side, len(texts), n_new=mean, n_unembedded=0, n_passes=-(-n_rows // max(mean, at_once)))
         widths = [side.shape.d_model or 0 for side in sides]
         states = sum(4 * n_rows * (side.shape.n_layers or 0) * (side.shape.d_model or 0) for side in sides)
         self.holds_on_host("states of the maps", states)
@@ -341,6 +379,8 @@ class Demand:
         """The number of tokens of each text; of many texts those of the first, again and again."""
         key = (None if side is None else side.name, *texts)
         if key not in self.counted:
+            if len(self.counted) >= COUNTED:
+                self.counted.pop(next(iter(self.counted)))
             sample = [*texts[:TOKENIZED]]
             if side is None or side.tokenizer is None:
                 found = [float(max(1, round(len(text) / CHARACTERS))) for text in sample]

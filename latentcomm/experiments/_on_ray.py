@@ -13,6 +13,7 @@ from typing import Any
 from latentcomm._core.progress import duration, say
 from latentcomm.experiments._ray_worker import ATTEMPTS, Store, Worker
 from latentcomm.experiments.folder import Claim, refuse_unwritable
+from latentcomm.experiments.grid import run_names
 from latentcomm.experiments.job import Job, Result
 from latentcomm.experiments.settings import Settings
 
@@ -31,6 +32,7 @@ class _Run:
     """A run of the driver's: where its records are shared out, and by whom.
 
     Attributes:
+        name: what it is called in errors; "" where it is the only one.
         is_shared: whether there may be records that no worker has taken.
         claims: of the files that it writes.
         at: the workers that are at it.
@@ -39,6 +41,7 @@ class _Run:
 
     settings: Settings
     folder: str
+    name: str
     is_shared: bool
     claims: Sequence[Claim]
     at: set[str] = field(default_factory=set)
@@ -51,6 +54,10 @@ class _Run:
             self.held = contextlib.ExitStack()
             for claim in self.claims:
                 self.held.enter_context(claim.held())
+
+    def refusal(self, sentence: object) -> ValueError:
+        """The error of what it refuses, with its name."""
+        return ValueError(f"{self.name}: {sentence}" if self.name else str(sentence))
 
     def finish(self, result: Result) -> None:
         """Note its result, and that its files are written."""
@@ -126,13 +133,15 @@ class _Driver:
         out.mkdir(parents=True, exist_ok=True)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.ray, self.out, self.progress = ray, out, progress
+        names = run_names([*runs.values()]) if len(runs) > 1 else [""]
         self.runs = [
-            _Run(settings, folder, settings.in_parts, Job(out=out / folder).claims(settings, settings.command))
-            for folder, settings in runs.items()
+            _Run(settings, folder, name, settings.in_parts, Job(out=out / folder).claims(settings, settings.command))
+            for (folder, settings), name in zip(runs.items(), names, strict=True)
         ]
-        for refusal in (claim.refusal() for run in self.runs for claim in run.claims):
-            if refusal is not None:
-                raise ValueError(refusal)
+        for run in self.runs:
+            for claim in run.claims:
+                if (refusal := claim.refusal()) is not None:
+                    raise run.refusal(refusal)
         self.store = ray.remote(num_cpus=0)(Store).options(scheduling_strategy=here).remote(str(out.absolute()))
         self.actor = ray.remote(num_cpus=n_cpus, num_gpus=n_gpus, max_restarts=0, max_task_retries=0)(Worker)
         self.n_cpus, self.n_started = n_cpus, 0
@@ -171,7 +180,9 @@ class _Driver:
                 name, what, run = self.pending.pop(future)
                 try:
                     found = self.ray.get(future)
-                except self.ray.exceptions.RayTaskError:
+                except self.ray.exceptions.RayTaskError as error:
+                    if run is not None and isinstance(error.cause, ValueError):
+                        raise run.refusal(error.cause) from None
                     raise
                 except self.ray.exceptions.RayError:  # the process, its memory or its machine is gone
                     is_ready.discard(name)

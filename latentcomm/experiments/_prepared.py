@@ -119,16 +119,22 @@ def prepare(
     name: str | None = None,
     overwrite: bool = False,
     elsewhere: bool = False,
+    like: Prepared | None = None,
     **given: Any,
 ) -> Prepared:
-    """The run with all its checks made, of devices and memory unless it is planned for another machine."""
+    """The run with all its checks made, of devices and memory unless it is planned for another machine.
+
+    What was read for the checks of a run before it, `like`, is not read again.
+    """
+    from latentcomm._core.budget import within
     from latentcomm._core.files import expanded
     from latentcomm.experiments.folder import refuse_unwritable
     from latentcomm.experiments.job import Job
     from latentcomm.experiments.preflight import Checks
 
     job = Job(out=None if out is None else expanded(out), **given)
-    checks = Checks(settings, job, elsewhere=elsewhere)
+    known = {} if like is None else {"known": like.checks.known, "counted": like.checks.counted}
+    checks = Checks(settings, job, elsewhere=elsewhere, **known)
     checks.refuse(
         f"name is {name!r}, but {settings.names_files}; give another folder as `out` instead",
         when=bool(settings.names_files) and name not in (None, settings.command),
@@ -144,7 +150,8 @@ def prepare(
             if (refusal := checks.of(claim.refusal)) is not None:
                 checks.refuse(refusal)
     checks.loading()
-    inputs = EXPERIMENTS[settings.command].check(settings, checks)
+    with within(settings.budget):
+        inputs = EXPERIMENTS[settings.command].check(settings, checks)
     return Prepared(settings, name, job, claims, overwrite, inputs, checks)
 
 

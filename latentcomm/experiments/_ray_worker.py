@@ -80,10 +80,14 @@ class Store:
         self.there = {key for key in self.there if not key.startswith(f"{folder}/")}
 
     def release(self, worker: str) -> list[str]:
-        """Take back what a worker had in its hands; the records that too many workers have died with."""
-        for key in [key for key, hand in self.hands.items() if hand == worker]:
+        """Take back what a worker had in its hands; the records that too many workers have died with.
+
+        A worker makes the record that it took last; records that it took before need that one.
+        """
+        held = [key for key, hand in self.hands.items() if hand == worker]
+        for key in held:
             del self.hands[key]
-            self.lost[key] += 1
+        self.lost.update(held[-1:])  # the others waited for it
         return sorted(key for key, times in self.lost.items() if times >= ATTEMPTS and key not in self.there)
 
     def count(self) -> int:
@@ -174,6 +178,7 @@ class Worker:
         self.store, self.name = store, name
         self.load = cache(load_model)
         self.scratch = tempfile.TemporaryDirectory(prefix="latentcomm-")
+        self.last: Prepared | None = None
 
     def ready(self) -> str:
         """Its name, once it can work."""
@@ -209,7 +214,8 @@ class Worker:
         self.scratch.cleanup()
 
     def _prepared(self, settings: Settings, folder: str) -> Prepared:
-        return prepare(settings, out=Path(self.scratch.name) / folder, load=self.load).check()
+        self.last = prepare(settings, out=Path(self.scratch.name) / folder, load=self.load, like=self.last)
+        return self.last.check()
 
     def _leases(self, *, is_share: bool) -> _Leases:
         return _Leases(self.store, Path(self.scratch.name), self.name, is_share)

@@ -14,7 +14,7 @@ from latentcomm.experiments._prepared import EXPERIMENTS
 from latentcomm.experiments.job import Result
 from latentcomm.experiments.settings import Settings
 
-__all__ = ["MOST_RUNS", "grid_table", "read_grid", "varied"]
+__all__ = ["MOST_RUNS", "grid_table", "read_grid", "run_names", "varied"]
 
 MOST_RUNS = 10_000
 """Runs of a grid that need no confirmation."""
@@ -94,6 +94,25 @@ def varied(runs: Sequence[Settings]) -> list[str]:
     """The options in which runs differ."""
     values = [run.to_dict() for run in runs]
     return [name for name in values[0] if any(each[name] != values[0][name] for each in values)]
+
+
+def run_names(runs: Sequence[Settings]) -> list[str]:
+    """What the runs of a list are called in errors: their numbers, and the options in which they differ.
+
+    >>> from latentcomm.experiments.sweep.settings import SweepSettings
+    >>> run_names([SweepSettings(seed=seed) for seed in (0, 7)])
+    ['run 1 (seed 0)', 'run 2 (seed 7)']
+    """
+    commands = len({run.command for run in runs}) > 1
+    names = [] if commands or len(runs) < 2 else varied(runs)
+    options = [[run.command] if commands else [f"{name} {shown(run, name)}" for name in names] for run in runs]
+    return [f"run {number} ({', '.join(each)})" if each else f"run {number}" for number, each in enumerate(options, 1)]
+
+
+def shown(run: Settings, name: str) -> str:
+    """The value of an option in a line of text."""
+    value = getattr(run, name)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def grid_table(results: Sequence[Result]) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from latentcomm.models.devices import DTYPES, resolve_dtype
 from latentcomm.models.loading import quantized
 from latentcomm.tasks.base import Task
 
-__all__ = ["Checks", "Preflight"]
+__all__ = ["Checks", "Preflight", "together"]
 
 T = TypeVar("T")
 PAGE = 5 * 10**6
@@ -37,6 +37,12 @@ SLOWER = 3
 counted. docs/commands.md has what was measured: 1.3 to 2.9 times as long in three commands."""
 LAYER_SECONDS = 1.6e-3
 """Seconds of Python that a layer takes in a pass, on one slow core: the least time of a pass on a fast device."""
+SHOWN = 3
+"""Runs that are named with what they all refuse."""
+SUMMED = ("flops", "statistics", "passes", "weights_read")
+"""What a report of several runs sums up, besides time and disk."""
+KNOWN = 64
+"""Models, tasks and halves of tasks that the checks of a list of runs remember."""
 LONGEST = 8
 """Texts of the most characters that are tokenized to find one of too many tokens."""
 
@@ -116,6 +122,42 @@ class Preflight:
         return found + [f"note: {each}" for each in self.notes]
 
 
+def together(names: Sequence[str], reports: Sequence[Preflight]) -> Preflight:
+    """The report of runs one after the other: sums, of memory the largest, and refusals with the names of their runs.
+
+    The time is the sum over the runs that have one. Disk that is free is compared with what all of them write.
+    """
+    of: dict[str, list[str]] = {}
+    for name, report in zip(names, reports, strict=True):
+        for sentence in report.refusals:
+            of.setdefault(sentence, []).append(name)
+    refusals = [f"{', '.join(found[:SHOWN])}{_more(found)}: {sentence}" for sentence, found in of.items()]
+    frees = {
+        name: min((free for each in reports if (free := getattr(each, name)) is not None), default=None)
+        for name in ("free_memory", "free_host_memory", "free_disk")
+    }
+    disk, left = sum(each.disk for each in reports), frees["free_disk"]
+    if left is not None and disk > left and not any(each.disk > left for each in reports):
+        refusals.append(f"all runs write {readable(disk)}, and {readable(left)} are free there")
+    seconds = [each.seconds for each in reports if each.seconds is not None]
+    return Preflight(
+        refusals=tuple(refusals),
+        notes=tuple(dict.fromkeys(note for each in reports for note in each.notes)),
+        work=(f"{len(reports)} runs",),
+        memory=max(each.memory for each in reports),
+        host_memory=max(each.host_memory for each in reports),
+        disk=disk,
+        **frees,
+        **{name: sum(getattr(each, name) for each in reports) for name in SUMMED},
+        seconds=sum(seconds) if seconds else None,
+        speed=reports[0].speed,
+    )
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+
+
 @dataclass(eq=False)
 class Checks(Demand):
     """The checks of one run, which continue after a refusal, so that all refusals are found.
@@ -124,6 +166,8 @@ class Checks(Demand):
         elsewhere: whether it is planned for another machine, whose devices and memory are not known.
         refusals, notes, work: see `Preflight`.
         too_long: models whose prompts have been refused.
+        sides: sender and receiver, once they are known.
+        known: models and tasks that the runs of a list share, each with the checks that found it.
     """
 
     elsewhere: bool = False
@@ -131,6 +175,8 @@ class Checks(Demand):
     notes: list[str] = field(default_factory=list)
     work: list[str] = field(default_factory=list)
     too_long: set[str] = field(default_factory=set)
+    sides: tuple[Side | None, Side | None] = (None, None)
+    known: dict[Any, tuple[Any, "Checks"]] = field(default_factory=dict)
 
     def of(self, make: Callable[..., T], *arguments: Any, **options: Any) -> T | None:
         """What a function returns; None where it refuses its arguments, which is then a refusal of the run."""
@@ -145,28 +191,54 @@ class Checks(Demand):
         if when and sentence not in self.refusals:
             self.refusals.append(sentence)
 
+    def once(self, key: Any, make: "Callable[[Checks], T]") -> T:
+        """What is made for a key once for all runs of a list; what was refused and noted meanwhile is so of each."""
+        if (remembered := self.known.pop(key, None)) is None:
+            alone = Checks(self.settings, self.job, elsewhere=self.elsewhere)
+            remembered = make(alone), alone
+        self.known[key] = remembered  # the last
+        if len(self.known) > KNOWN:
+            self.known.pop(next(iter(self.known)))
+        found, alone = remembered
+        for sentence in alone.refusals:
+            self.refuse(sentence)
+        self.notes += alone.notes
+        return found
+
     def task(self) -> Task | None:
         """The task of the settings, or the one in memory."""
-        if not isinstance(self.settings, TaskSettings):
-            raise RuntimeError(f"{self.settings.command} has no task")
-        chat = self.settings.prompted
+        settings = self.settings
+        if not isinstance(settings, TaskSettings):
+            raise RuntimeError(f"{settings.command} has no task")
+        chat = settings.prompted
         self.refuse(
             f"the task is in memory, and its prompts are not a {chat}; give it this `ChatFormat` as its template",
             when=self.job.task is not None and isinstance(chat, ChatFormat) and self.job.task.template != chat,
         )
-        return self.of(self.job.task_of, self.settings)
+        return self.once(self._of_task("task"), lambda alone: alone.of(alone.job.task_of, settings))
+
+    def _of_task(self, *what: Any) -> Any:
+        """The key of something that the task decides."""
+        options = self.settings.task_options().items() if isinstance(self.settings, TaskSettings) else ()
+        return *what, self.settings.command, getattr(self.settings, "task", ""), self.settings.seed, *options
 
     def pair(self) -> tuple[Side | None, Side | None]:
         """Sender and receiver; None for one that is refused."""
         sender, receiver, settings = self.job.sender, self.job.receiver, self.settings
         first = self.named(settings.sender) if sender is None else Side.in_memory(sender)
         if receiver is not None:
-            return first, first if receiver is sender else Side.in_memory(receiver)
-        same = settings.receiver == "" or (sender is None and settings.receiver == settings.sender)
-        return first, first if same else self.named(settings.receiver)
+            second = first if receiver is sender else Side.in_memory(receiver)
+        else:
+            same = settings.receiver == "" or (sender is None and settings.receiver == settings.sender)
+            second = first if same else self.named(settings.receiver)
+        self.sides = first, second
+        return self.sides
 
     def named(self, name: str, *, tokenized: bool = True) -> Side | None:
         """The model of a name; None where there is none, which is a refusal. A vision encoder has no tokenizer."""
+        return self.once(("model", name, tokenized), lambda alone: alone._read(name, tokenized))
+
+    def _read(self, name: str, tokenized: bool) -> Side | None:
         shape = self.of(models.shape_of, name)
         if shape is None:
             return None
@@ -329,6 +401,13 @@ class Checks(Demand):
 
         Where nothing is `tuned` their number of tuning items means nothing.
         """
+        key = self._of_task("halves", tuned, *(getattr(self.settings, name) for name in ("n_tune", "n_test")))
+        halves = self.once(key, lambda alone: alone._taken(task, tuned))
+        if halves is not None:
+            self.plans(*self.sides, halves[1])
+        return halves
+
+    def _taken(self, task: Task, tuned: bool) -> tuple[Task, Task] | None:
         halves = self.split(task)
         if halves is None:
             return None
@@ -343,7 +422,10 @@ class Checks(Demand):
 
     def report(self, *, timed: bool, flops: float | int = 0, bandwidth: float | int = 0) -> Preflight:
         """All that was found, memory and disk compared with what is free here; the time at a speed that is given."""
-        free_of = (lambda _: None) if self.elsewhere else free_memory
+
+        def free_of(device: str) -> int | None:  # of a list of runs when it begins: models then stay in memory
+            return None if self.elsewhere else self.once(("free memory", device), lambda _: free_memory(device))
+
         disk = self.disk + PAGE * len(self.settings.figures) if self.job.out is not None else 0
         device = self._device()
         left = None if self.job.out is None or self.elsewhere else free_disk(self.job.out)

@@ -1,19 +1,19 @@
 """The one way to run an experiment: its settings in, its result out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from latentcomm.experiments._prepared import prepare
+from latentcomm.experiments._prepared import Prepared, prepare
 from latentcomm.experiments.settings import Settings
 
 if TYPE_CHECKING:
     from latentcomm.experiments.job import Result
     from latentcomm.experiments.preflight import Preflight
 
-__all__ = ["PartReport", "plan", "preflight", "run", "run_all", "run_part"]
+__all__ = ["PartReport", "plan", "plan_all", "preflight", "run", "run_all", "run_part"]
 
 
 def run(
@@ -140,13 +140,7 @@ def plan(
     >>> found.refusals[1]
     'n_test is 1000, and the test half of countries has 162 items; give at most 162'
     """
-    for option, value in (("flops", flops), ("bandwidth", bandwidth)):
-        if value < 0:
-            raise ValueError(f"{option} is {value}; give the speed of the machine, a positive number a second")
-    if bandwidth and not flops:
-        raise ValueError(
-            f"bandwidth is {bandwidth}, and flops is not given; give the machine's operations a second too"
-        )
+    _check_speed(flops, bandwidth)
     given = {"sender": sender, "receiver": receiver, "task": task}
     checks = prepare(settings, out=out, name=name, overwrite=overwrite, elsewhere=flops > 0, **given).checks
     return checks.report(timed=True, flops=flops, bandwidth=bandwidth)
@@ -154,6 +148,66 @@ def plan(
 
 preflight = plan
 """Another name of `plan`."""
+
+
+def plan_all(
+    settings: Sequence[Settings],
+    *,
+    out: str | Path | None = None,
+    flops: float | int = 0,
+    bandwidth: float | int = 0,
+) -> "list[Preflight]":
+    """What `run_all` with the same arguments would refuse, do and need: a report of each run, as of `plan`.
+
+    Models and tasks that several runs have are read once.
+
+    Raises:
+        ValueError: the same settings twice, a negative speed, or a bandwidth without operations a second.
+
+    >>> import latentcomm as lc
+    >>> reports = plan_all([lc.CompareSettings(channels=("silent",), n_test=n) for n in (8, 999)])
+    >>> [len(report.refusals) for report in reports]
+    [0, 1]
+    """
+    _check_speed(flops, bandwidth)
+    found, last = [], None
+    for each, folder in zip(settings, _folders(settings), strict=True):
+        at = None if out is None else Path(out) / folder
+        last = prepare(each, out=at, elsewhere=flops > 0, like=last)
+        found.append(last.checks.report(timed=True, flops=flops, bandwidth=bandwidth))
+    return found
+
+
+def _check_speed(flops: float | int, bandwidth: float | int) -> None:
+    """Refuse the speed of a machine that there is not.
+
+    Raises:
+        ValueError: a negative speed, or a bandwidth without operations a second.
+    """
+    for option, value in (("flops", flops), ("bandwidth", bandwidth)):
+        if value < 0:
+            raise ValueError(f"{option} is {value}; give the speed of the machine, a positive number a second")
+    if bandwidth and not flops:
+        raise ValueError(
+            f"bandwidth is {bandwidth}, and flops is not given; give the machine's operations a second too"
+        )
+
+
+def _folders(settings: Sequence[Settings]) -> list[str]:
+    """The folder of each run of a list.
+
+    Raises:
+        ValueError: the same settings twice.
+    """
+    from latentcomm._core.files import digest
+
+    found: dict[str, None] = {}
+    for each in settings:
+        folder = f"{each.command}-{digest(each.decisive())[:8]}"
+        if folder in found:
+            raise ValueError(f"the same settings of {each.command} are given twice; give each once")
+        found[folder] = None
+    return list(found)
 
 
 def run_all(
@@ -172,7 +226,8 @@ def run_all(
     With `out` each writes to a folder of its own, named after its experiment and its settings, and the same call
     resumes what was interrupted until all have ended.
 
-    The engine "local" runs one after the other in this process. "ray" runs them by workers of a Ray cluster that share
+    The engine "local" runs one after the other in this process, and checks each while the one before it has not begun
+    (`plan_all` checks all). "ray" runs them by workers of a Ray cluster that share
     each run record by record: a model, or a pair of models, is on one machine; records and results come back to `out`,
     which only this machine needs; what a worker that dies had in its hands another makes, three times at most.
 
@@ -189,10 +244,10 @@ def run_all(
 
     Raises:
         ValueError: the same settings twice, the engine ray without `out`, demands that no machine of the cluster
-            meets, or what `run` raises.
+            meets, or what `run` raises, of several runs with the number of the one that is refused.
         RuntimeError: as `run`; or Ray is not installed, there is no cluster at the address, or its workers die.
     """
-    from latentcomm._core.files import digest, expanded
+    from latentcomm._core.files import expanded
     from latentcomm._core.progress import say
 
     for name, value, least in (
@@ -202,9 +257,7 @@ def run_all(
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; give at least {least}")
-    folders = [f"{each.command}-{digest(each.decisive())[:8]}" for each in settings]
-    if repeated := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
-        raise ValueError(f"the same settings of {repeated[0].partition('-')[0]} are given twice; give each once")
+    folders = _folders(settings)
     if engine == "ray":
         if out is None:
             raise ValueError("the engine ray writes records to a folder; give it as out")
@@ -221,18 +274,34 @@ def run_all(
             workers=workers,
             progress=progress,
         )
-    from latentcomm.models import load_model
-
-    load = cache(load_model)
-    prepared = [
-        prepare(each, out=None if out is None else Path(out) / folder, load=load, progress=progress)
-        for each, folder in zip(settings, folders, strict=True)
-    ]
-    for each in prepared:
-        each.check()
     results: list[Result] = []
-    for folder, each in zip(folders, prepared, strict=True):
+    for folder, each in zip(folders, _one_ahead(settings, folders, out, progress=progress), strict=True):
         results.append(each.result())
         if progress:
             say(f"{folder}: done, {len(results)} of {len(folders)} runs")
     return results
+
+
+def _one_ahead(
+    settings: Sequence[Settings], folders: Sequence[str], out: str | Path | None, *, progress: bool
+) -> Iterator[Prepared]:
+    """The runs one after the other, each once the next has been checked, too.
+
+    Raises:
+        ValueError: what a run refuses; of several with the name of the run.
+    """
+    from latentcomm.experiments.grid import run_names
+    from latentcomm.models import load_model
+
+    load, last = cache(load_model), None
+    for each, folder, name in zip(settings, folders, run_names(settings), strict=True):
+        found = prepare(each, out=None if out is None else Path(out) / folder, load=load, progress=progress, like=last)
+        try:
+            found.check()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") if len(settings) > 1 else error from None
+        if last is not None:
+            yield last
+        last = found
+    if last is not None:
+        yield last

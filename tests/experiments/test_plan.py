@@ -16,6 +16,7 @@ from toys import countries_folder
 import latentcomm as lc
 from latentcomm.experiments import preflight as common
 from latentcomm.experiments import run as runs
+from latentcomm.experiments._prepared import prepare
 from latentcomm.experiments.capacity import free_memory
 from latentcomm.experiments.cost import flops
 from latentcomm.experiments.job import Job
@@ -89,6 +90,33 @@ class TestAgainstRuns:
             lc.run(settings, model, model)
         found = lc.plan(settings, model, model, flops=1)
         assert found.flops == pytest.approx(counted.get_total_flops(), rel=0.15)
+
+
+class TestStatedMemory:
+    def test_the_passes_of_a_sweep_are_those_of_its_pieces(self, model: lc.Model) -> None:
+        settings = lc.SweepSettings(n_tune=6, n_test=20, memory="20kB")
+        with recorded_passes() as passes:
+            lc.run(settings, model, model)
+        found, without = (lc.plan(each, model, model) for each in (settings, replace(settings, memory="")))
+        assert found.passes == pytest.approx(len(passes), rel=0.1)
+        assert found.passes > 5 * without.passes and found.memory < without.memory
+
+    def test_a_comparison_counts_the_items_that_run_together(self, model: lc.Model, tmp_path: Path) -> None:
+        settings = lc.CompareSettings(channels=("silent",), n_test=34, memory="50kB")
+        planned = prepare(settings, out=None, sender=model).checks.items_at_once
+        lc.run(settings, model, out=tmp_path)
+        n_pieces = len(list(tmp_path.glob(".latentcomm/*/trials-*/*.json")))
+        assert 1 < planned < 32 and n_pieces == -(-34 // planned)
+
+    def test_a_diagnosis_captures_fewer_documents_at_once(self, model: lc.Model) -> None:
+        planned, made = [], []
+        for memory in ("", "20kB"):
+            settings = lc.DiagnoseSettings(documents=24, tokens=16, prompts=2, layers=2, memory=memory)
+            with recorded_passes() as passes:
+                lc.run(settings, model, model)
+            planned.append(lc.plan(settings, model, model).passes)
+            made.append(len(passes))
+        assert planned[1] - planned[0] == pytest.approx(made[1] - made[0], rel=0.2) and made[1] - made[0] > 10
 
 
 class TestSpeed:

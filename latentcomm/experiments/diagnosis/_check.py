@@ -14,7 +14,6 @@ from latentcomm.experiments.diagnosis.settings import MESSAGES, DiagnoseSettings
 from latentcomm.experiments.preflight import Checks
 from latentcomm.experiments.settings import listed
 from latentcomm.fusion import Fusion
-from latentcomm.hooks.paired_text import TOKENS_PER_PART
 from latentcomm.similarity.cka import BATCH_ROWS
 from latentcomm.similarity.layer_maps.minibatch import BUFFER_ROWS
 from latentcomm.tasks.corpus import Corpus, read_corpus
@@ -67,12 +66,14 @@ def check_diagnose(settings: DiagnoseSettings, checks: Checks) -> DiagnoseInputs
     n_tokens = min(most, checks.length(receiver, corpus.documents))
     states = buffers = 0.0
     sides = list(dict.fromkeys(side for side in (sender, receiver) if side is not None))
+    in_part = checks.part(sides)
     for side in sides:
-        checks.runs(side, n_documents, n_new=n_tokens, n_unembedded=0)
+        at_once = min(in_part, checks.tokens_at_once(side, n_tokens, n_sites=side.shape.n_layers or 1)) // n_tokens
+        checks.runs(side, n_documents, n_new=n_tokens, n_unembedded=0, at_once=at_once)
         width = (side.shape.n_layers or 0) * (side.shape.d_model or 0)
         states += 4 * n_documents * n_tokens * width
         buffers += 4 * min(n_documents * n_tokens, BUFFER_ROWS) * width
-        part = min(n_documents * n_tokens, TOKENS_PER_PART) * width
+        part = min(n_documents * n_tokens, max(n_tokens, in_part)) * width
         checks.holds("states of a pass", checks.itemsize * part)
         checks.holds_on_host("captured states at work", (checks.itemsize + 4) * part)
     if checks.job.out is None:

@@ -121,7 +121,7 @@ def count_sweep(
     logits = n_rows * len(writes) * (checks.itemsize * DEFAULT_N_CHOICES + 8)
     checks.holds_on_host("logits", logits)
     checks.disk += logits
-    checks.captures(sender, [item.sender for item in tune.items], n_layers=max(reads) + 1)
+    checks.captures(sender, [item.sender for item in tune.items], n_layers=max(reads) + 1, n_sites=len(reads))
     checks.unembeds(sender, n_rows)  # the logit lens
     texts = [item.receiver for item in tune.items]
     n_tokens = dict(zip(texts, checks.tokens(receiver, texts), strict=True))
