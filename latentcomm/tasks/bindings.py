@@ -99,22 +99,23 @@ def bindings_keyed(
     template: Template = "raw",
     sender_form: SenderForm = "primed",
     values: Values = "listed",
-    n_bindings: int = 4,
+    n_bindings: int = 1,
 ) -> Task:
     """A key and a table: the sender reads in which town a person lives, the receiver what is in eight towns.
 
-    The sender reads "Tavkob lives in Belzum. ..." and if "primed" then "Question: Where does Tavkob live? Answer:
-    Tavkob lives in"; the receiver reads "In Belzum is the lamp. ...", with each of the eight things once, and then
-    "Question: What is in the town where Tavkob lives? Answer: In the town where Tavkob lives is the". A message can
-    name the key, which is the town, but not the answer, which the sender does not know; given what the receiver reads
-    each answer is equally likely. The skyline model reads the homes and then the receiver's text. All else is as in
-    `bindings`. Further tags: key (the town) and place (of its fact in the receiver's text; every 64 items have each
-    answer once at each). A shuffled message names a town that the receiver's text does not have.
+    The sender reads "Tavkob lives in Belzum." (and where n_bindings - 1 others live) and if "primed" then "Question:
+    Where does Tavkob live? Answer: Tavkob lives in"; the receiver reads "In Belzum is the lamp. ...", with each of the
+    eight things once, and then "Question: What is in the town where Tavkob lives? Answer: In the town where Tavkob
+    lives is the". A message can name the key, which is the town, but not the answer, which the sender does not know;
+    given what the receiver reads each answer is equally likely. The skyline model reads the homes and then the
+    receiver's text. All else is as in `bindings`. Further tags: key (the town) and place (of its fact in the receiver's
+    text; every 64 items have each answer once at each). A shuffled message names a town that the receiver's text does
+    not have.
 
     Raises:
         ValueError: n below 8, or n_bindings (the homes that the sender reads of) that is not from 1 to 8.
 
-    >>> item = bindings_keyed(n=8, n_bindings=1).items[0]
+    >>> item = bindings_keyed(n=8).items[0]
     >>> item.sender.splitlines()
     ['Ralvip lives in Digvag.', 'Question: Where does Ralvip live?', 'Answer: Ralvip lives in']
     >>> town = item.tags["key"]

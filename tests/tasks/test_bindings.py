@@ -173,7 +173,7 @@ class TestWhoKnowsWhat:
         assert all(low <= hits <= high for hits in (by_length, by_alphabet, by_letter))
 
     def test_in_the_keyed_form_neither_has_the_answer(self) -> None:
-        for item in bindings_keyed(n=64).items:
+        for item in bindings_keyed(n=64, n_bindings=4).items:
             assert homes(item.sender)[item.tags["asked"]] == item.tags["key"]
             assert not any(value in item.sender for value in VALUES["listed"])
             assert set(homes(item.sender).values()) <= set(things(item.receiver))  # each could be the key
