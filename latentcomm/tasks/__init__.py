@@ -1,6 +1,7 @@
 """The tasks that channels are judged on: pure data, one file a task, and the table of them."""
 
 from latentcomm.tasks.base import DEFAULT_N_CHOICES, Item, Task, Template, draw_choices
+from latentcomm.tasks.bindings import bindings, bindings_keyed, bindings_two_hop
 from latentcomm.tasks.biographies import biographies
 from latentcomm.tasks.catalogue import TASKS
 from latentcomm.tasks.countries import Fame, SenderForm, countries
@@ -29,6 +30,9 @@ __all__ = [
     "Task",
     "Template",
     "Verdict",
+    "bindings",
+    "bindings_keyed",
+    "bindings_two_hop",
     "biographies",
     "countries",
     "draw_choices",

@@ -22,6 +22,9 @@ TASKS: Named[Callable[..., Task]] = Named(
         "kv_math": "latentcomm.tasks.kv_math:kv_math",
         "kv_math_worked": "latentcomm.tasks.kv_math_worked:kv_math_worked",
         "prosqa": "latentcomm.tasks.prosqa:prosqa",
+        "bindings": "latentcomm.tasks.bindings:bindings",
+        "bindings_two_hop": "latentcomm.tasks.bindings:bindings_two_hop",
+        "bindings_keyed": "latentcomm.tasks.bindings:bindings_keyed",
     },
     group="latentcomm.tasks",
 )
