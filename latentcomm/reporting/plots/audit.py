@@ -12,7 +12,7 @@ EFFECTS = {
     "total": Style("#000000", "line-ns-open"),
 }
 """The effects that are drawn, each with its style."""
-ROW = 30
+ROW = 36
 """px from one channel to the next."""
 
 
@@ -51,6 +51,6 @@ def audit_effects(table: pd.DataFrame, *, title: str, note: str = "") -> go.Figu
                 {"accuracy": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"], "n": row["n"]}
                 for row in shown
             ]
-            heights = [names.index(str(row["channel"])) + (number - 1) * 0.24 for row in shown]
+            heights = [names.index(str(row["channel"])) + (number - 1) * 0.27 for row in shown]
             sheet.figure.add_trace(dots(dotted, heights, style, axes, name, named=not index))
     return sheet.figure
