@@ -32,7 +32,8 @@ class TestOptions:
     def test_every_field_is_an_option_with_help(self, name: str) -> None:
         shown = command(name, "--help").stdout
         for field in fields(EXPERIMENTS[name].settings):
-            _, found, rest = shown.partition(f"--{field.name.replace('_', '-')} ")
+            on = field.default is True  # which the option turns off
+            _, found, rest = shown.partition(f"--{'no-' if on else ''}{field.name.replace('_', '-')} ")
             assert found, field.name
             assert rest.partition("(default")[0].replace("│", " ").split()[1:], field.name
 

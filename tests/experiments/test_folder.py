@@ -23,8 +23,8 @@ from latentcomm.experiments.folder import Claim, forget, large_work, note_large
 from latentcomm.experiments.job import Job
 from latentcomm.experiments.settings import SAVED, Settings
 
-SETTINGS = lc.CompareSettings(channels=("silent", "replace"), read_layer=1, write_layer=1, n_test=6)
-MORE = lc.CompareSettings(channels=("silent", "replace", "mean"), read_layer=1, write_layer=1, n_test=6)
+SETTINGS = lc.CompareSettings(channels=("silent", "replace"), read_layer=1, write_layer=1, n_test=6, audit=False)
+MORE = replace(SETTINGS, channels=("silent", "replace", "mean"))
 TRAIN: dict[str, Any] = {"read_layer": 1, "write_layer": 1, "steps": 1, "batch_size": 2}
 
 

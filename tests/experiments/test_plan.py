@@ -98,7 +98,8 @@ class TestStatedMemory:
         with recorded_passes() as passes:
             lc.run(settings, model, model)
         found, without = (lc.plan(each, model, model) for each in (settings, replace(settings, memory="")))
-        assert found.passes == pytest.approx(len(passes), rel=0.1)
+        n_run = len({id(each) for each in passes})  # what is read once is on record for every condition
+        assert found.passes == pytest.approx(n_run, rel=0.1)
         assert found.passes > 5 * without.passes and found.memory < without.memory
 
     def test_a_comparison_counts_the_items_that_run_together(self, model: lc.Model, tmp_path: Path) -> None:

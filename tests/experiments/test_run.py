@@ -12,7 +12,7 @@ import latentcomm as lc
 from latentcomm.experiments import job
 from latentcomm.experiments._prepared import EXPERIMENTS
 
-SETTINGS = lc.CompareSettings(channels=("silent", "replace"), read_layer=1, write_layer=1, n_test=6)
+SETTINGS = lc.CompareSettings(channels=("silent", "replace"), read_layer=1, write_layer=1, n_test=6, audit=False)
 
 
 class TestRun:

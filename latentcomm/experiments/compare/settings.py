@@ -26,8 +26,8 @@ class CompareSettings(TaskSettings):
         n_thoughts: Of Coconut: how many times a state is fed back.
         weights: Folder of channels that `latentcomm train` wrote.
         controls: Comma-separated names of `latentcomm list controls`; each costs as much as the message.
-        audit: Tell content from presence: the silent receiver, the sender alone, and each channel with another item's
-            message, with the receiver's own reading and with a message about nothing, besides what is named.
+        audit: Whether to tell content from presence: with the silent receiver, the sender alone, and each channel with
+            another item's message, with the receiver's own reading and with a message about nothing.
     """
 
     command: ClassVar[str] = "compare"
