@@ -24,6 +24,9 @@ from latentcomm.models.devices import DeviceMap, check_offloading, resolve_devic
 
 _BUFFER = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|\brotary_emb\.\w+$|\bposition_ids$")
 """Constants that old versions of transformers saved with the weights: masks, rotation frequencies, positions."""
+_REPORTS = ("modeling_utils", "distributed.tensor_parallel")
+"""What transformers reports of weights while it loads them: a table of the names that are checked here, and layers that
+no plan spreads over devices."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,11 +283,10 @@ def load_whole(
     Raises:
         ValueError: the checkpoint lacks weights, holds others, or holds them in another shape; they are named.
     """
-    from transformers import modeling_utils
-
-    report = logging.getLogger(modeling_utils.__name__)
-    level = report.level
-    report.setLevel(logging.ERROR)  # its table of the same names
+    reports = [logging.getLogger(f"transformers.{each}") for each in _REPORTS]
+    levels = [each.level for each in reports]
+    for each in reports:
+        each.setLevel(logging.ERROR)
     try:
         with read_by_transformers(name):
             model, info = kind.from_pretrained(
@@ -296,7 +298,8 @@ def load_whole(
                 **(options or {}),
             )
     finally:
-        report.setLevel(level)
+        for each, level in zip(reports, levels, strict=True):
+            each.setLevel(level)
     lacking = sorted(each for each in info["missing_keys"] if not any(part in each for part in optional or ()))
     others = sorted(filterfalse(_BUFFER.search, info["unexpected_keys"])) if optional is None else []
     source = "the header of the file" if checkpoint.gguf_file else "config.json"

@@ -650,6 +650,10 @@ class TestCheckpointsThatAreNotWhole:
         held = {name: value for name, value in load_file(path).items() if name != without}
         save_file(held | (extra or {}), path, metadata={"format": "pt"})
 
+    def test_loading_says_nothing(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        load_model(folder)
+        assert capfd.readouterr().err == ""
+
     def test_a_weight_that_is_missing_is_named(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         load_model(folder)
         self.changed(folder, without="model.layers.1.mlp.up_proj.weight")
