@@ -105,8 +105,9 @@ class Prepared:
         """A block in which the run's files are its own, what it lists as large is not deleted, and memory is stated."""
         from latentcomm._core.budget import within
         from latentcomm.experiments.folder import large_work
+        from latentcomm.models import weights_stay
 
-        with within(self.settings.budget), contextlib.ExitStack() as held:
+        with within(self.settings.budget), weights_stay(), contextlib.ExitStack() as held:
             for claim in self.claims:
                 held.enter_context(claim.held(overwrite=self.overwrite))
             yield held.enter_context(large_work())

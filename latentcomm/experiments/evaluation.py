@@ -267,7 +267,7 @@ class _Messages:
         if condition == SELF:  # the receiver runs to make it: it is saved and has a cost of its own
             return _sent(partial(self.channel.own, self.receiver), self.task, self._own, self.chunks)
         if condition == FILLER and not isinstance(self.sender, Message):
-            return self._said("filler", with_filler_texts(self.task))
+            return self._filler()
         message, cost = self.sent
         make = true_message if condition == MESSAGE else CONTROLS[condition]
         sender = None if isinstance(self.sender, Message) else self.sender
@@ -289,8 +289,23 @@ class _Messages:
         if key is None:
             return _sent(send, task, records, self.chunks)
         if key not in self.told:
-            self.told[key] = _sent(send, task, records, self.chunks)
+            n = len(task.items)
+            self.told[key] = _sent(
+                send, task, records, [rows[: n - rows.start] for rows in self.chunks if rows.start < n]
+            )
         return self.told[key]
+
+    def _filler(self) -> tuple[Message, Cost]:
+        """What the sender sends about nothing; a channel whose message its text decides reads each text once."""
+        task = with_filler_texts(self.task)
+        if not isinstance(self.channel, Sharing):
+            return self._said("filler", task)
+        first: dict[Any, int] = {}
+        rows = [first.setdefault((item.sender, item.more_senders), len(first)) for item in task.items]
+        once = replace(task, items=tuple(task.items[rows.index(number)] for number in range(len(first))))
+        message, cost = self._said("filler", once)
+        share = len(first) / len(rows)
+        return message.select(rows).addressed(task), Cost(cost.flops * share, cost.seconds * share)
 
     @property
     def folders(self) -> list[Path]:

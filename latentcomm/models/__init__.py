@@ -12,6 +12,7 @@ from latentcomm.models.base import (
     record_passes,
     record_products,
     recorded_passes,
+    weights_stay,
 )
 from latentcomm.models.chat import AnyTemplate, ChatFormat
 from latentcomm.models.devices import resolve_device
@@ -48,6 +49,7 @@ __all__ = [
     "scaffold",
     "shape_of",
     "tokenizer_of",
+    "weights_stay",
     "why_not_finite",
     "wrap_model",
 ]

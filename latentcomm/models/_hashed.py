@@ -17,7 +17,7 @@ from latentcomm._core.files import digest, read_sealed, write_sealed
 from latentcomm._core.records import read_whole
 from latentcomm.models.builtin import cache_folder
 
-__all__ = ["LoadedFiles", "State", "entry_of", "loaded_from", "saved_fingerprint", "state_of"]
+__all__ = ["LoadedFiles", "State", "entry_of", "loaded_from", "place_of", "saved_fingerprint", "state_of"]
 
 VERSION = 1
 """Raised whenever the fingerprint of the same weights changes, so that an older one is not taken for it."""
@@ -50,7 +50,7 @@ def state_of(name: str, tensor: Tensor) -> State:
     memory), so that a changed entry and exchanged entries show; where all signs change the plain sum does. The sign of
     a number of eight bytes would wrap around in a sum of an even number of them, so these are summed in halves.
     """
-    place, version = _place_of(tensor)
+    place, version = place_of(tensor)
     if not tensor.numel():
         return State(name, place, version, b"", 0.0)
     values = tensor.detach()
@@ -68,7 +68,8 @@ def state_of(name: str, tensor: Tensor) -> State:
     return State(name, place, version, blake2b(b"".join(sums)).digest(), float(values.sum()))
 
 
-def _place_of(tensor: Tensor) -> tuple[tuple[Any, ...], int | None]:
+def place_of(tensor: Tensor) -> tuple[tuple[Any, ...], int | None]:
+    """Where a weight is in memory, with its shape and dtype, and how often it was written in place."""
     place = tensor.data_ptr(), tensor.stride(), tuple(tensor.shape), tensor.dtype
     return place, None if tensor.is_inference() else tensor._version
 
@@ -121,7 +122,7 @@ def loaded_from(hooked: Any, entry: Path | None, entry_now: Callable[[], Path | 
     weights = sorted(hooked.state_dict().items())
     if entry is None or entry_now() != entry or any(tensor.is_meta for _, tensor in weights):
         return None
-    places = [(name, *_place_of(tensor)) for name, tensor in weights]
+    places = [(name, *place_of(tensor)) for name, tensor in weights]
     saved, sums = _read(entry) or (None, None)
     return LoadedFiles(entry, entry_now, places, sums or _sums([state_of(*each) for each in weights]), saved)
 

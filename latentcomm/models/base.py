@@ -6,6 +6,7 @@ import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from latentcomm._core.files import digest
 from latentcomm._core.linalg import in_float64
-from latentcomm.models._hashed import LoadedFiles, state_of
+from latentcomm.models._hashed import LoadedFiles, place_of, state_of
 from latentcomm.models._plain import Plain, has_foreign_hooks
 from latentcomm.models.sites import Site
 
@@ -70,6 +71,19 @@ def counted_if_whole() -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def weights_stay() -> Iterator[None]:
+    """A block in which nobody writes to weights through `.data`: fingerprints that were taken need no sums again.
+
+    Another tensor and a write in place still show.
+    """
+    before = _STAYING.set(True)
+    try:
+        yield
+    finally:
+        _STAYING.reset(before)
+
+
 def record_passes(passes: Sequence[Pass]) -> None:
     """Put passes on record that ran before, whose result is used again."""
     for record in _RECORDS:
@@ -83,6 +97,7 @@ def record_products(model: "Model", multiply_adds: int) -> None:
 
 
 _RECORDS: list[list[Pass]] = []
+_STAYING: ContextVar[bool] = ContextVar("_STAYING", default=False)
 
 _WHOLE = ("full_attention", "global")
 """What transformers calls attention that reaches back to the beginning."""
@@ -213,9 +228,14 @@ class Model:
         All weights are hashed when it is first needed, and again once one of them is another tensor, was changed in
         place, or has other sums, by which a change through `.data` shows. It is the same whatever devices they are on;
         those that accelerate has offloaded are read from their files. Quantised weights have another value. That of
-        files is saved in the cache folder: weights that `load_model` reads from them again are not hashed.
+        files is saved in the cache folder: weights that `load_model` reads from them again are not hashed. Sums are
+        taken at every call, but within `weights_stay`.
         """
         weights = sorted(self.hooked.state_dict().items())
+        if _STAYING.get() and (known := self.__dict__.get("_hashed")) is not None:
+            here = [(name, None) if tensor.is_meta else (name, place_of(tensor)) for name, tensor in weights]
+            if here == [(each[0], None if len(each) == 1 else tuple(each[1:3])) for each in known[0]]:
+                return known[1]
         state: list[Any] = [(name,) if tensor.is_meta else state_of(name, tensor) for name, tensor in weights]
         if self.__dict__.get("_hashed", (None,))[0] != state:
             hashed = partial(_hash, self.hooked, weights)

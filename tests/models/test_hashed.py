@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import files_in, tokenizer, transformers_model
 
-from latentcomm.models import _hashed, base, load_model, loading, wrap_model
+from latentcomm.models import _hashed, base, load_model, loading, weights_stay, wrap_model
 from latentcomm.models._hashed import entry_of, saved_fingerprint
 
 
@@ -192,3 +192,18 @@ def test_an_adapter_and_a_lost_shard_have_no_entry(folder: Path) -> None:
     index.unlink()
     (folder / "adapter_config.json").write_text("{}")
     assert entry_of(folder, torch.float32) is None
+
+
+def test_sums_are_taken_once_where_weights_stay_and_writes_still_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrap_model(transformers_model("llama"), tokenizer(), name="tiny")
+    with weights_stay():
+        before = model.fingerprint
+        with monkeypatch.context() as patch:
+            patch.setattr(base, "state_of", lambda *_: pytest.fail("sums were taken again"))
+            assert model.fingerprint == before
+        with torch.no_grad():
+            model.hooked.state_dict()["unembed.weight"].mul_(2)
+        assert model.fingerprint != before
+    changed = model.fingerprint
+    model.hooked.state_dict()["unembed.weight"].data.mul_(2)
+    assert model.fingerprint != changed
