@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -156,8 +157,11 @@ class Scheduler(Protocol):
 
     is_share: bool
 
-    def order(self, pieces: Sequence[Piece], *, needed: bool) -> Iterator[int]:
-        """The indices of the records that this process makes or, where all are needed, reads."""
+    def order(self, pieces: Sequence[Piece], *, needed: bool, together: int = 1) -> Iterator[int]:
+        """The indices of the records that this process makes or, where all are needed, reads.
+
+        Each `together` records in a row share work, and are better made by one process.
+        """
         ...
 
     def fetch(self, path: Path) -> None:
@@ -182,8 +186,9 @@ class Scheduler(Protocol):
 class Part:
     """Part `number` of `of`, counted from 1: of all records in the order of a run each `of`-th, from that number on.
 
-    Where all records are needed for what follows, a part makes its own first, and then those that are missing, from
-    the last one on, while the other parts come from the first.
+    Where all records are needed for what follows, a part makes its own first, then waits for the others as long as its
+    last one took, since they are made at the same time, and then makes those that are missing, from the last one on,
+    while the other parts come from the first.
 
     Raises:
         ValueError: a number that is not from 1 to `of`.
@@ -215,16 +220,25 @@ class Part:
             raise ValueError(f"part is {text!r}; give I/N, such as 1/4 for the first of four parts")
         return cls(int(number), int(of))
 
-    def order(self, pieces: Sequence[Piece], *, needed: bool) -> Iterator[int]:
+    def order(self, pieces: Sequence[Piece], *, needed: bool, together: int = 1) -> Iterator[int]:
         """The records that are there, then its own; where all are needed, then the others from the last on."""
-        own = range((self.number - 1 - self._n_seen) % self.of, len(pieces), self.of)
+        together = together if len(pieces) >= together * self.of else 1
+        first = (self.number - 1 - self._n_seen) % self.of
+        own = [index for index in range(len(pieces)) if index // together % self.of == first]
         if not needed:  # every part comes past all of these, but past those that are needed only where it needs them
-            self._n_seen += len(pieces)
+            self._n_seen += -(-len(pieces) // together)
         absent = missing(pieces)
         yield from (index for index in range(len(pieces)) if index not in absent)
-        yield from (index for index in own if index in absent)
+        took = 0.0
+        for index in (index for index in own if index in absent):
+            began = time.monotonic()
+            yield index
+            took = time.monotonic() - began
         others = [index for index in sorted(absent) if index not in own]
         if needed:
+            until = time.monotonic() + took
+            while time.monotonic() < until and missing([pieces[index] for index in others]):
+                time.sleep(POLL)
             yield from reversed(others)
         else:
             self._left += [pieces[index] for index in others]
@@ -255,6 +269,10 @@ def _stems(folder: Path | None) -> set[str]:
     return set() if folder is None else {path.stem for path in folder.glob("*")}
 
 
+POLL = 0.05
+"""Seconds between two looks at what another part has made."""
+
+
 class PartEnded(Exception):  # noqa: N818 (nothing is wrong)
     """The work of this process at a run is done; the result is made where all records are."""
 
@@ -272,11 +290,12 @@ def scheduled_by(scheduler: Scheduler) -> Iterator[None]:
         _SCHEDULER.reset(before)
 
 
-def ordered(pieces: Sequence[Piece], *, needed: bool = True) -> Iterable[int]:
+def ordered(pieces: Sequence[Piece], *, needed: bool = True, together: int = 1) -> Iterable[int]:
     """The indices of records in the order in which this process makes them: all in order, without one.
 
     With `needed` all records are wanted for what follows, and all indices come. Otherwise those come that are this
-    process's own, or are there already, and `end_of_part` stops the run before a result is made of them.
+    process's own, or are there already, and `end_of_part` stops the run before a result is made of them. Each
+    `together` in a row go to one process, where there are enough for all.
 
     >>> pieces = [(Records(None), str(number)) for number in range(5)]
     >>> list(ordered(pieces))
@@ -286,13 +305,15 @@ def ordered(pieces: Sequence[Piece], *, needed: bool = True) -> Iterable[int]:
     [1, 4, 3, 2, 0]
     """
     scheduler = _SCHEDULER.get()
-    return range(len(pieces)) if scheduler is None else scheduler.order(pieces, needed=needed)
+    return range(len(pieces)) if scheduler is None else scheduler.order(pieces, needed=needed, together=together)
 
 
-def tracked(pieces: Sequence[Piece], what: str, *, needed: bool = True, shown: bool) -> Iterator[int]:
+def tracked(
+    pieces: Sequence[Piece], what: str, *, needed: bool = True, together: int = 1, shown: bool
+) -> Iterator[int]:
     """The indices of `ordered`, with a bar that shows how many of the records are there."""
     saved = len(pieces) - len(missing(pieces)) if shown else 0
-    return track(ordered(pieces, needed=needed), what, total=len(pieces), saved=saved, shown=shown)
+    return track(ordered(pieces, needed=needed, together=together), what, total=len(pieces), saved=saved, shown=shown)
 
 
 def made_once(records: Records, name: str, read: Callable[[], Made]) -> Made:

@@ -116,7 +116,7 @@ class _Leases:
     is_share: bool
     left: list[str] = field(default_factory=list)
 
-    def order(self, pieces: Sequence[Piece], *, needed: bool) -> Iterator[int]:
+    def order(self, pieces: Sequence[Piece], *, needed: bool, together: int = 1) -> Iterator[int]:  # noqa: ARG002
         """What the store leases; then what is there or, where all are needed, all others once they are there."""
         import ray
 

@@ -141,7 +141,8 @@ def evaluate(
     found: dict[str, list[Trial]] = {name: [] for name in names}
     trials: dict[int, list[Trial]] = {}
     known: dict[int, dict[str, Known]] = {}
-    for number in tracked(pieces, channel.name, needed=False, shown=progress and len(pieces) > 1):
+    shown = progress and len(pieces) > 1
+    for number in tracked(pieces, channel.name, needed=False, together=len(names), shown=shown):
         condition, records, rows = parts[number]
         if rows.start not in known:  # prompts of these items, whose conditions come next
             known = {rows.start: {}}
