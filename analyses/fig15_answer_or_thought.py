@@ -32,9 +32,11 @@ from common import arguments, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
 from latentcomm._core.records import Records
+from latentcomm._core.stats import PairedDifference
+from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Message, Silent, Skyline
 from latentcomm.channels.base import label
-from latentcomm.experiments.accuracy import differences, share
+from latentcomm.experiments.accuracy import NAN, differences, share
 from latentcomm.experiments.audit import SENDER_ALONE
 from latentcomm.experiments.controls import SHUFFLED
 from latentcomm.experiments.evaluation import MESSAGE, METRICS, send
@@ -92,21 +94,32 @@ def compute(
     task = countries()
     tune, test = task.split(seed=settings.seed)
     test = test if settings.n_test is None else test.take(settings.n_test, seed=settings.seed)
-    return judged(settings, sender, receiver, tune.take(settings.n_tune, seed=settings.seed), test, checkpoint)
+    tune = tune.take(settings.n_tune, seed=settings.seed)
+    maps = None
+    if is_mapped(sender, receiver, "ridge"):
+        reads, writes = _layers(settings, sender, receiver)
+        grid = [(read, write) for read in reads for write in writes]
+        maps = fit_maps(sender, receiver, grid, settings.seed, checkpoint=checkpoint, progress=True)
+    return judged(settings, sender, receiver, tune, test, maps=maps, checkpoint=checkpoint)
 
 
 def judged(
-    settings: Settings, sender: lc.Model, receiver: lc.Model, tune: Task, test: Task, checkpoint: Path | None = None
+    settings: Settings,
+    sender: lc.Model,
+    receiver: lc.Model,
+    tune: Task,
+    test: Task,
+    *,
+    maps: Mapping[Cell, AffineMap] | None = None,
+    checkpoint: Path | None = None,
 ) -> pd.DataFrame:
     """The table of two halves of any task with choices; what chooses a cell sees the first half alone."""
     reads, writes = _layers(settings, sender, receiver)
-    grid = [(read, write) for read in reads for write in writes]
     saved: dict[str, Any] = {"checkpoint": checkpoint, "progress": True}
-    maps = fit_maps(sender, receiver, grid, settings.seed, **saved) if is_mapped(sender, receiver, "ridge") else None
     options = {"read_layers": reads, "write_layers": writes, "alignment": maps, "seed": settings.seed}
     swept = tune_sweep(sender, receiver, tune, fusion=Replace(), **options, **saved)
     cells = cell_table(swept, sender, tune)
-    chosen = [best_cell(cells[cells["read_layer"] == read], n_layers=receiver.n_layers) for read in reads]
+    chosen = [best_cell(cells.loc[cells["read_layer"] == read], n_layers=receiver.n_layers) for read in reads]
     tuned = cells.set_index(["read_layer", "write_layer"])["choices_accuracy"]
 
     run = partial(lc.evaluate, receiver=receiver, task=test, seed=settings.seed, **saved)
@@ -184,10 +197,10 @@ def _row(right: Verdicts, named: Sequence[bool], items: Sequence[tuple[str, str]
         compared = {name: other for name, other in GAINS.items() if not prefix or other != LENS_COLUMN}
         ids = [items[at][0] for at in places]
         pairs = [(part[GRAFT], part[other]) for other in compared.values()]
-        gains = differences(pairs, ids, units=dict(items), seed=seed) if ids else []
-        for at, name in enumerate(compared):
-            found = asdict(gains[at]) if gains else dict.fromkeys(("difference", "low", "high"), float("nan"))
-            row |= {f"{prefix}{name}{end}": value for end, value in _ends("difference", found)}
+        none = [PairedDifference(NAN, NAN, NAN, 0, "group")] * len(pairs)
+        gains = differences(pairs, ids, units=dict(items), seed=seed) if ids else none
+        for name, gain in zip(compared, gains, strict=True):
+            row |= {f"{prefix}{name}{end}": value for end, value in _ends("difference", asdict(gain))}
     return row
 
 

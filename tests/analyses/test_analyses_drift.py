@@ -200,6 +200,33 @@ class TestDriftAndAccuracy:
                 assert row["accuracy"] == sum(right) / len(right)
                 assert row["log_p"] == pytest.approx(sum(likely) / len(likely), abs=1e-5)
 
+    def test_the_lens_of_a_cell_is_that_of_its_message(
+        self, swept: tuple[pd.DataFrame, pd.DataFrame], tiny: lc.Model
+    ) -> None:
+        task = self.asked()
+        choices = lc.tasks.draw_choices(task, tiny.first_token, seed=0)
+        last = tiny.n_layers - 1
+        likely: dict[int, list[float]] = {0: [], last: []}
+        for item, options in zip(task.items, choices, strict=True):
+            prompt = encode(tiny, [item.sender])
+            sent = lc.capture(tiny, prompt, [lc.Site(0)]).last(lc.Site(0))
+            unembedded = {0: tiny.unembed(tiny.final_norm(sent))[0], last: tiny.forward(prompt.tokens)[0, -1]}
+            for read, logits in unembedded.items():
+                scores = logits[[tiny.first_token(option) for option in options]].double().log_softmax(0)
+                likely[read].append(float(scores[options.index(item.choice)]))
+        for read, values in likely.items():  # after the last block the lens is the model's own output
+            cells = of(swept[1], read_layer=read)["logit_lens"]
+            assert cells.tolist() == pytest.approx([sorted(values)[len(values) // 2]] * len(cells), abs=1e-5)
+
+    def test_held_out_accuracy_is_that_of_the_odd_items(self, tiny: lc.Model) -> None:
+        """The layers are the same for every item, so their rho is with the accuracy of those items alone."""
+        correlations, cells = self.MODULE.compute(dataclasses.replace(self.SETTINGS, n_items=6), tiny, tiny)
+        name, place = "all cells, held-out items", {"fusion": "replace", "reference": self.MODULE.LAST_TOKENS}
+        row = of(correlations, **place, outcome="accuracy", statistic=name, predictor="read layer").iloc[0]
+        part = of(cells, **place)
+        assert part["odd_items"].nunique() > 1 and part["odd_items"].tolist() != part["accuracy"].tolist()
+        assert row["rho"] == pytest.approx(spearmanr(part["read_layer"], part["odd_items"]).statistic, abs=1e-9)
+
     def test_drift_is_measured_against_last_tokens_of_items_outside_the_test(
         self, swept: tuple[pd.DataFrame, pd.DataFrame], tiny: lc.Model
     ) -> None:
@@ -247,7 +274,7 @@ class TestDriftAndAccuracy:
         correlations, cells = self.MODULE.compute(settings, tiny, other)
         part = of(cells, fusion="replace", reference=self.MODULE.ANY_TOKENS)
         assert sorted(zip(part["read_layer"], part["write_layer"], strict=True)) == [(0, 0), (1, 0), (2, 0)]
-        assert len(correlations["predictor"].unique()) == 13
+        assert len(correlations["predictor"].unique()) == 14
 
 
 class TestWhatIsCommitted:
