@@ -213,15 +213,16 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     """Accuracy against the read layer: a column a metric, all items above, those that the lens does not name below."""
     rows: list[dict[str, Any]] = [dict(row) for row in table.to_dict("records")]
     is_pair = settings["receiver"] != settings["sender"]
+    to = f"to {settings['receiver']}" if is_pair else "with itself"
     shown = {column: name for column, name in SHOWN.items() if is_pair or column != SENDER_ALONE}
     cells = list(dict.fromkeys((row["read_layer"], row["write_layer"]) for row in rows))
     width, height, gap, between = max(330, 30 * len(cells)), 220, 24, 30 + LINE
     across, down = 2 * width + gap, 2 * height + between
     sheet = blank_sheet(
-        f"The answer or a thought? {settings['sender']} to {settings['receiver']}, Countries",
+        f"The answer or a thought? {settings['sender']} {to}, Countries",
         f"Replace at each read layer k and, below it, the write layer j that {settings['n_tune']} tuning items chose; "
         f"{rows[0]['n']} test items, 95 % Wilson intervals. Below: the items whose logit lens at k does not name the "
-        "answer, neither by its top token nor by choices; n above the axis. Dotted: guessing among the choices.",
+        "answer, neither by its top token nor by choices; their number is on top. Dotted: guessing among the choices.",
         [spoken(name) for name in shown.values()],
         across=across,
         down=down,
@@ -253,7 +254,7 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
                     curve = _curve(here, f"{prefix}{name}", label_of, shift)
                     sheet.figure.add_trace(curve.update(axes).update(showlegend=not line and not column))
             for at, row in enumerate(here if line else []):
-                spot = {"x": at, "y": -0.02, "yanchor": "bottom", "xref": axes["xaxis"], "yref": axes["yaxis"]}
+                spot = {"x": at, "y": 1.03, "yanchor": "top", "xref": axes["xaxis"], "yref": axes["yaxis"]}
                 sheet.figure.add_annotation(spot, text=str(row["n_unnamed"]), showarrow=False, font={"color": MUTED})
     return sheet.figure
 

@@ -6,13 +6,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import spearmanr
 from test_analyses import FIGURES, ROOT, assert_replots_the_same, assert_same_figures, call, interrupted, plots, script
 from tiny import files_in
 
 import latentcomm as lc
+from latentcomm._core.records import Records
 from latentcomm.drift import fit_drift_reference
 from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.models import encode
@@ -218,14 +221,28 @@ class TestDriftAndAccuracy:
             cells = of(swept[1], read_layer=read)["logit_lens"]
             assert cells.tolist() == pytest.approx([sorted(values)[len(values) // 2]] * len(cells), abs=1e-5)
 
-    def test_held_out_accuracy_is_that_of_the_odd_items(self, tiny: lc.Model) -> None:
-        """The layers are the same for every item, so their rho is with the accuracy of those items alone."""
-        correlations, cells = self.MODULE.compute(dataclasses.replace(self.SETTINGS, n_items=6), tiny, tiny)
-        name, place = "all cells, held-out items", {"fusion": "replace", "reference": self.MODULE.LAST_TOKENS}
-        row = of(correlations, **place, outcome="accuracy", statistic=name, predictor="read layer").iloc[0]
-        part = of(cells, **place)
-        assert part["odd_items"].nunique() > 1 and part["odd_items"].tolist() != part["accuracy"].tolist()
-        assert row["rho"] == pytest.approx(spearmanr(part["read_layer"], part["odd_items"]).statistic, abs=1e-9)
+    def test_held_out_items_and_the_lens_are_left_out_as_they_say(self, tiny: lc.Model) -> None:
+        """The partial correlation given one column by its closed form, and halves of the items by hand."""
+        module, draw = self.MODULE, torch.Generator().manual_seed(0)
+        grid = module.Grid(tiny, tiny, (0, 1, 2), (0, 1), self.asked(), None, Records(None))
+        names = (*module.PREDICTORS, module.LENS, module.ACCURACY, module.LOG_P)
+        values = {name: torch.rand(5, 3, 2, generator=draw, dtype=torch.float64) for name in names}
+        outcomes = {name: values.pop(name) for name in (module.ACCURACY, module.LOG_P)}
+        found = module._correlations(self.SETTINGS, grid, outcomes, values)
+        right, lens = outcomes[module.ACCURACY].flatten(1).numpy(), values[module.LENS].flatten(1).numpy()
+        for name in (*module.PREDICTORS, module.LENS):
+            x = values[name].flatten(1).numpy()
+            row = of(found, outcome="accuracy", predictor=name, statistic="all cells, held-out items").iloc[0]
+            expected = spearmanr(np.median(x[[0, 2]], 0), right[[1, 3]].mean(0)).statistic
+            assert row["rho"] == pytest.approx(expected, abs=1e-9)
+            if name != module.LENS:
+                columns = np.median(x, 0), right.mean(0), np.median(lens, 0)
+                xy, xz, yz = (spearmanr(columns[a], columns[b]).statistic for a, b in ((0, 1), (0, 2), (1, 2)))
+                row = of(found, outcome="accuracy", predictor=name, statistic="given the lens").iloc[0]
+                expected = (xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5
+                assert row["rho"] == pytest.approx(expected, abs=1e-9)
+        alone = found[found["predictor"] == module.LENS]
+        assert "given the lens" not in set(alone["statistic"]) and len(alone)
 
     def test_drift_is_measured_against_last_tokens_of_items_outside_the_test(
         self, swept: tuple[pd.DataFrame, pd.DataFrame], tiny: lc.Model
