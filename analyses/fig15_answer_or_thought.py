@@ -8,7 +8,9 @@ receiver's last block), and every (k, j) is judged on all test items beside the 
 message, silence and the skyline. Then the same on those items alone whose lens does not name the answer at k, by either
 metric: its top token is not the first token of an accepted answer, and the right choice is not the first of the
 choices. What a graft gets right there, another item's message does not, and the lens cannot read, the receiver's later
-blocks have made of the message.
+blocks have made of the message. Unless it is the answer in other coordinates than those of the unembedding: so there is
+a second lens, which maps the state to the sender's last block by ridge regression on the packaged corpus (a linear
+translator as the tuned lens is, Belrose et al. 2023, arXiv:2303.08112, fitted by least squares and not by KL).
 
 The lens has one token: its "free" is right where its top token begins an accepted answer. A free reply of the graft has
 to give the whole answer, which takes more tokens than one, so "graft less lens" is too small for free replies rather
@@ -29,8 +31,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from common import arguments, publish_pair, replot_found, unfinished
+from torch import Tensor
 
 import latentcomm as lc
+from latentcomm._core.linalg import mapped
 from latentcomm._core.records import Records
 from latentcomm._core.stats import PairedDifference
 from latentcomm.alignment import AffineMap
@@ -50,17 +54,18 @@ from latentcomm.reporting.style import FOOT, LINE, MUTED, SHARE_AXIS, bare, blan
 from latentcomm.tasks import DEFAULT_N_CHOICES, Task, countries, draw_choices
 
 NAME = "fig15_answer_or_thought"
-GRAFT, LENS_COLUMN = "graft", "lens"
+GRAFT, LENS_COLUMN, RIDGE_LENS = "graft", "lens", "ridge_lens"
 SHOWN = {
     GRAFT: "replace",
     LENS_COLUMN: LENS,
+    RIDGE_LENS: RIDGE_LENS,
     SHUFFLED: SHUFFLED,
     "silent": "silent",
     "skyline": "skyline",
     SENDER_ALONE: SENDER_ALONE,
 }
 """Columns of the table, and each one's name in the figure."""
-GAINS = {"over_lens": LENS_COLUMN, "content": SHUFFLED}
+GAINS = {"over_lens": LENS_COLUMN, "over_ridge_lens": RIDGE_LENS, "content": SHUFFLED}
 """Columns of differences, and what the graft is compared with."""
 UNNAMED = "unnamed"
 """Items whose lens does not name the answer: neither its top token nor its best choice."""
@@ -95,12 +100,13 @@ def compute(
     tune, test = task.split(seed=settings.seed)
     test = test if settings.n_test is None else test.take(settings.n_test, seed=settings.seed)
     tune = tune.take(settings.n_tune, seed=settings.seed)
-    maps = None
-    if is_mapped(sender, receiver, "ridge"):
-        reads, writes = _layers(settings, sender, receiver)
-        grid = [(read, write) for read in reads for write in writes]
-        maps = fit_maps(sender, receiver, grid, settings.seed, checkpoint=checkpoint, progress=True)
-    return judged(settings, sender, receiver, tune, test, maps=maps, checkpoint=checkpoint)
+    reads, writes = _layers(settings, sender, receiver)
+    fit = partial(fit_maps, sender, seed=settings.seed, checkpoint=checkpoint, progress=True)
+    grid = [(read, write) for read in reads for write in writes]
+    maps = fit(receiver, grid) if is_mapped(sender, receiver, "ridge") else None
+    last = fit(sender, [(read, sender.n_layers - 1) for read in reads])
+    translators = {read: each for (read, _), each in last.items()}
+    return judged(settings, sender, receiver, tune, test, maps=maps, translators=translators, checkpoint=checkpoint)
 
 
 def judged(
@@ -111,9 +117,13 @@ def judged(
     test: Task,
     *,
     maps: Mapping[Cell, AffineMap] | None = None,
+    translators: Mapping[int, AffineMap] | None = None,
     checkpoint: Path | None = None,
 ) -> pd.DataFrame:
-    """The table of two halves of any task with choices; what chooses a cell sees the first half alone."""
+    """The table of two halves of any task with choices; what chooses a cell sees the first half alone.
+
+    `maps` bring a cell's message to the receiver, `translators` that of a read layer to the sender's last block.
+    """
     reads, writes = _layers(settings, sender, receiver)
     saved: dict[str, Any] = {"checkpoint": checkpoint, "progress": True}
     options = {"read_layers": reads, "write_layers": writes, "alignment": maps, "seed": settings.seed}
@@ -127,7 +137,12 @@ def judged(
     same = sender is receiver
     alone = skyline if same else lc.evaluate(Skyline(), sender, sender, test, seed=settings.seed, **saved)
     messages = _messages(settings, sender, test, chosen, checkpoint)
-    lens = _lens(settings, sender, receiver, test, messages)
+    states = {cell[0]: message.vectors for cell, message in messages.items() if message.vectors is not None}
+    lens = _lens(settings, sender, receiver, test, states)
+    lenses = {LENS_COLUMN: lens}
+    if translators is not None:
+        translated = {read: mapped(translators[read], sent) for read, sent in states.items()}
+        lenses[RIDGE_LENS] = _lens(settings, sender, receiver, test, translated)
     rows = []
     for at, (cell, message) in enumerate(messages.items()):
         trials = run(_channel(cell, None if maps is None else maps[cell]), message, controls=(SHUFFLED,))
@@ -135,9 +150,9 @@ def judged(
         groups |= {SHUFFLED: [t for t in trials if t.condition == SHUFFLED]}
         groups |= {"silent": silent, "skyline": skyline, SENDER_ALONE: alone}
         named = (lens.top_token | lens.choice)[:, at].tolist()
-        for metric, hits in zip(METRICS, (lens.top_token, lens.choice), strict=True):
+        for metric, hits in zip(METRICS, ("top_token", "choice"), strict=True):
             right = {name: [bool(getattr(trial, metric)) for trial in group] for name, group in groups.items()}
-            right[LENS_COLUMN] = hits[:, at].tolist()
+            right |= {name: getattr(each, hits)[:, at].tolist() for name, each in lenses.items()}
             row = {"read_layer": cell[0], "write_layer": cell[1], "metric": metric, "tune_choices": tuned[cell]}
             rows.append(row | _row(right, named, [(item.id, label(item)) for item in test.items], settings.seed))
     return pd.DataFrame(rows)
@@ -171,13 +186,12 @@ def _messages(
 
 
 def _lens(
-    settings: Settings, sender: lc.Model, receiver: lc.Model, test: Task, messages: Mapping[Cell, Message]
+    settings: Settings, sender: lc.Model, receiver: lc.Model, test: Task, states: Mapping[int, Tensor]
 ) -> LensHits:
-    """Whether each message, unembedded by the sender, names the answer already, a column a cell."""
-    states = [message.vectors for message in messages.values() if message.vectors is not None]
+    """Whether each message, unembedded by the sender, names the answer already, a column a read layer."""
     return logit_lens(
         sender,
-        torch.stack(states, 1),
+        torch.stack(list(states.values()), 1),
         answers=first_token_answers(test, sender.first_token),
         right=[item.choice for item in test.items],
         choices=draw_choices(test, receiver.first_token, seed=settings.seed),
@@ -190,11 +204,9 @@ def _row(right: Verdicts, named: Sequence[bool], items: Sequence[tuple[str, str]
     kept = [at for at, is_named in enumerate(named) if not is_named]
     for prefix, places in (("", range(len(named))), (f"{UNNAMED}_", kept)):
         part = {name: [verdicts[at] for at in places] for name, verdicts in right.items()}
-        for name in SHOWN:
-            if prefix and name == LENS_COLUMN:
-                continue  # wrong on all of them by choice
+        for name in (name for name in SHOWN if name in part and name != (LENS_COLUMN if prefix else "")):
             row |= {f"{prefix}{name}{end}": value for end, value in _ends("accuracy", share(part[name]))}
-        compared = {name: other for name, other in GAINS.items() if not prefix or other != LENS_COLUMN}
+        compared = {name: each for name, each in GAINS.items() if f"{prefix}{each}" in row}
         ids = [items[at][0] for at in places]
         pairs = [(part[GRAFT], part[other]) for other in compared.values()]
         none = [PairedDifference(NAN, NAN, NAN, 0, "group")] * len(pairs)

@@ -8,13 +8,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from test_analyses import ROOT, assert_replots_the_same, assert_same_figures, call, interrupted, plots, script
 from tiny import COUNTRIES, files_in
-from toys import DEFAULT, PLANTED_CELL, planted_pair, planted_task
+from toys import DEFAULT, PLANTED_CELL, WIDTH, M, U, planted_pair, planted_task
 
 import latentcomm as lc
 from figures import axes_of, heads, named
 from latentcomm._core.stats import paired_bootstrap, proportion_interval
+from latentcomm.alignment import AffineMap
 from latentcomm.fusion import Replace
 from latentcomm.reporting.publish import check_replot
 from latentcomm.tasks import Task, countries
@@ -148,6 +150,20 @@ class TestAPlantedThought:
         row = planted(pair, tune, dataclasses.replace(test, items=tuple(items)))[PLANTED_CELL[0], "choices"]
         assert (row["write_layer"], row["tune_choices"], row["graft"]) == (PLANTED_CELL[1], 1, 0)
 
+    def test_is_the_answer_in_other_coordinates_where_a_linear_map_reads_it(
+        self, pair: tuple[lc.Model, lc.Model]
+    ) -> None:
+        """A map that moves the code to where the unembedding reads; one that moves nothing is the plain lens."""
+        moved = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+        moved[U : U + len(COUNTRIES), M : M + len(COUNTRIES)] = torch.eye(len(COUNTRIES), dtype=torch.float64)
+        decode = AffineMap(moved, torch.zeros(WIDTH, dtype=torch.float64))
+        translators = {0: AffineMap.identity(WIDTH), 1: AffineMap.identity(WIDTH), 2: decode}
+        found = FIGURE.judged(PLANTED, *pair, *planted_task().split(seed=0), translators=translators)
+        assert (found["ridge_lens"] == found["lens"])[found["read_layer"] < 2].all()
+        planted = found[found["read_layer"] == 2]
+        assert planted["unnamed_ridge_lens"].tolist() == planted["unnamed_graft"].tolist() == [1, 1]
+        assert planted["over_lens"].tolist() == [1, 1] and planted["over_ridge_lens"].tolist() == [0, 0]
+
     def test_is_an_answer_where_the_message_is_the_senders_last_state(
         self, table: pd.DataFrame, tiny: lc.Model
     ) -> None:
@@ -175,3 +191,15 @@ class TestTheFigure:
         assert set(table["n_unnamed"].astype(str)) <= set(heads(figure))
         cells = [f"{row['read_layer']}<br>{row['write_layer']}" for row in table.to_dict("records")[::2]]
         assert axes_of(figure)["xaxis3"]["ticktext"] == cells
+
+
+class TestWhatIsCommitted:
+    def test_of_the_larger_model_is_what_its_data_give(self) -> None:
+        folder = ROOT / "figures" / "1.5b"
+        if not (folder / f"{FIGURE.NAME}.json").exists():
+            pytest.skip("not committed yet; run the analysis that writes it")
+        check_replot(FIGURE.NAME, folder, FIGURE.plot)
+        meta = json.loads((folder / f"{FIGURE.NAME}.meta.json").read_text("utf-8"))
+        named = {"sender": "qwen2.5-coder-1.5b-instruct", "dtype": "bfloat16"}
+        expected = json.loads(json.dumps(dataclasses.asdict(FIGURE.SETTINGS))) | named
+        assert expected.items() <= meta["settings"].items()
