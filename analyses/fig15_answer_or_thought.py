@@ -50,6 +50,7 @@ from latentcomm.experiments.sweep.run import LENS, best_cell, cell_table, first_
 from latentcomm.fusion import Replace
 from latentcomm.hooks.logit_lens import LensHits, logit_lens
 from latentcomm.reporting.plots.tables import spoken
+from latentcomm.reporting.publish import plain
 from latentcomm.reporting.style import FOOT, LINE, MUTED, SHARE_AXIS, bare, blank_sheet, styles
 from latentcomm.tasks import DEFAULT_N_CHOICES, Task, countries, draw_choices
 
@@ -312,7 +313,7 @@ def main() -> None:
     models = {"sender": sender, "receiver": receiver}
     with unfinished(name, options) as checkpoint:
         table = compute(settings, **models, checkpoint=checkpoint)
-        known = asdict(settings) | {"receiver": to}
+        known = plain(asdict(settings) | {"receiver": to})
         publish_pair(FIGURES[name], table, name=name, folder=options.out, settings=known, began=began, **models)
 
 
