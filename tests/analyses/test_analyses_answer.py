@@ -55,7 +55,8 @@ class TestASmallRun:
         self, is_pair: bool, small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         name = list(plots(small))[is_pair]
-        call(small, monkeypatch, "--smoke", "--out", tmp_path, *(["--receiver", "/somewhere/tiny-other"] if is_pair else []))
+        receiver = ["--receiver", "/somewhere/tiny-other"] if is_pair else []
+        call(small, monkeypatch, "--smoke", "--out", tmp_path, *receiver)
         written = {file for file in files_in(tmp_path) if not file.startswith(".unfinished")}
         assert written == {f"{name}{end}" for end in (".csv", ".html", ".json", ".meta.json")}
         assert "somewhere" not in (tmp_path / f"{name}.json").read_text("utf-8")
