@@ -4,12 +4,13 @@
 
 Over all cells of the layer sweep on Countries but those that write after the last block: the accuracy by choices, and
 the median over items of how rare the fused state is among the receiver's own states at that write layer, by each
-detector. Spearman's rho over cells, plain, given depth, and within one write layer, with what the layer indices alone
-predict. Of the sender with itself or, where a receiver is named, with that, through maps fitted on a corpus. It resumes
-where it was stopped.
+detector. Spearman's rho over cells, plain, with accuracy on other items than the drift was measured on, given depth,
+given the logit lens, and within one write layer, with what the logit lens of the message (the log-probability that it
+gives the right choice among the choices) and the layer indices alone predict. Of the sender with itself or, where a
+receiver is named, with that, through maps fitted on a corpus. It resumes where it was stopped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,22 @@ NAME = "fig7_drift_and_accuracy"
 FUSIONS: Mapping[str, Fusion] = {"replace": Replace(), "mean": Mean(), "sum": Sum()}
 LAST_TOKENS, ANY_TOKENS = "last tokens of the task", "any token of the corpus"
 PREDICTORS = (COMBINED, *DETECTORS)
+LENS = "logit_lens"
+"""How near the message is to the answer before any receiver reads it: nats, the same for all cells of a read layer."""
 LAYERS = ("read layer", "write layer", "|read - write|")
 """What a cell's layer indices alone predict, measured with the detectors."""
 FLAGGED, RATE = "flagged", 0.05
 """A state that the panel calls drifted; of real states it is one in twenty."""
 STATISTICS = {
     "all cells": "all cells",
+    "all cells, held-out items": "all cells,<br>held-out items",
+    "given the lens": "given the<br>logit lens",
     "given both layers": "given read and<br>write layer",
     "given both and their distance": "given these and<br>their distance",
     "within a write layer": "within a<br>write layer",
 }
-"""The statistics shown, and the heads of their panels."""
+"""The statistics shown, and the heads of their panels; those that a table lacks have none."""
+OF_LAYERS = ("given both layers", "given both and their distance")
 ACCURACY, LOG_P = "accuracy", "log_p"
 """By choices; and the log-probability of the right choice among them, which sees what chance hides."""
 MAP_FOLDS = 3
@@ -122,9 +128,9 @@ def compute(
     }
     correlations, cells = [], []
     for fusion in FUSIONS:
-        outcomes = _outcomes(settings, grid, fusion)
+        outcomes, lens = _outcomes(settings, grid, fusion)
         for kind, layers in references.items():
-            rare = _drift(grid, fusion, kind, layers)
+            rare = _drift(grid, fusion, kind, layers) | {LENS: lens}
             correlations.append(_correlations(settings, grid, outcomes, rare))
             cells.append(_cells(grid, outcomes, rare))
             for table in (correlations[-1], cells[-1]):
@@ -179,8 +185,11 @@ def _last_states(model: lc.Model, prompts: Prompts, layers: tuple[int, ...]) -> 
     return {site.layer: states for site, states in found.items()}
 
 
-def _outcomes(settings: Settings, grid: Grid, fusion: str) -> dict[str, Cells]:
-    """Whether each item was answered right in each cell, and the log-probability of the right choice among all."""
+def _outcomes(settings: Settings, grid: Grid, fusion: str) -> tuple[dict[str, Cells], Cells]:
+    """Whether each item was answered right in each cell, and the log-probability of the right choice among all.
+
+    Then the log-probability that the logit lens of the message gives it.
+    """
     choices = draw_choices(grid.task, grid.receiver.first_token, seed=settings.seed)
     right = [item.choice for item in grid.task.items]
     sweep = lc.sweep_layers(
@@ -201,7 +210,17 @@ def _outcomes(settings: Settings, grid: Grid, fusion: str) -> dict[str, Cells]:
         raise RuntimeError("the sweep gave no logits of the choices")
     own = torch.tensor([row.index(choice) for row, choice in zip(choices, right, strict=True)])
     likely = sweep.logits.double().log_softmax(-1)[torch.arange(len(own)), :, :, own]
-    return {ACCURACY: sweep.correct(right), LOG_P: likely}
+    lens = _lens(grid.sender, sweep.messages, choices, own)[:, :, None].expand_as(likely)
+    return {ACCURACY: sweep.correct(right), LOG_P: likely}, lens
+
+
+def _lens(
+    sender: lc.Model, states: Float[Tensor, "item read d_sender"], choices: Sequence[Sequence[str]], own: Tensor
+) -> Float[Tensor, "item read"]:
+    """The log-probability of the right choice among the choices, of each message unembedded by the sender."""
+    columns = torch.tensor([[sender.first_token(choice) for choice in row] for row in choices])
+    read = [sender.unembed(sender.final_norm(layer)).cpu().gather(1, columns) for layer in states.unbind(1)]
+    return torch.stack(read, 1).double().log_softmax(-1)[torch.arange(len(own)), :, own]
 
 
 def _drift(grid: Grid, fusion: str, kind: str, references: Mapping[int, DriftReference]) -> dict[str, Cells]:
@@ -236,22 +255,28 @@ def _correlations(
     statistics: dict[str, dict[str, Any]] = {
         "all cells": {"factors": blocks},
         "all cells, items alone": {},
+        "all cells, held-out items": {"factors": blocks},
+        "given the lens": {"factors": blocks, "given": [rare[LENS].quantile(0.5, 0).flatten().numpy()]},
         "given both layers": {"factors": blocks, "given": [read, write]},
         "given both and their distance": {"factors": blocks, "given": [read, write, distance]},
         "within a write layer": {"factors": blocks, "within": write},
     }
-    predictors = {name: rare[name].flatten(1).numpy() for name in PREDICTORS}
+    predictors = {name: rare[name].flatten(1).numpy() for name in (*PREDICTORS, LENS)}
     predictors |= {name: np.tile(grid.frame[name].astype(float), (settings.n_items, 1)) for name in LAYERS}
     records = []
     for name, x in track(predictors.items(), "correlations", total=len(predictors)):
         for outcome, y in outcomes.items():
             for statistic, options in statistics.items():
-                if name in LAYERS and "given" in options:
+                if statistic == "given the lens" if name == LENS else name in LAYERS and statistic in OF_LAYERS:
                     continue  # what is given leaves nothing of itself
                 if outcome == LOG_P and statistic not in ("all cells", "given both layers"):
                     continue
+                measured, judged = x, y.flatten(1).numpy()
+                if statistic == "all cells, held-out items":  # drawn in pairs, of which one is in either half
+                    measured, judged = (each[: len(each) // 2 * 2] for each in (measured, judged))
+                    measured, judged = measured[::2], judged[1::2]
                 found = cell_rank_correlation(
-                    x, y.flatten(1).numpy(), n_resamples=settings.n_resamples, seed=settings.seed, **options
+                    measured, judged, n_resamples=settings.n_resamples, seed=settings.seed, **options
                 )
                 records.append({"outcome": outcome, "statistic": statistic, "predictor": name} | asdict(found))
     return pd.DataFrame(records)
@@ -262,7 +287,7 @@ def _cells(grid: Grid, outcomes: Mapping[str, Cells], rare: Mapping[str, Cells])
     right = outcomes[ACCURACY]
     means = dict(outcomes) | {"even_items": right[::2], "odd_items": right[1::2], FLAGGED: rare[FLAGGED]}
     columns = {name: values.mean(0).flatten().tolist() for name, values in means.items()}
-    columns |= {name: rare[name].quantile(0.5, 0).flatten().tolist() for name in PREDICTORS}
+    columns |= {name: rare[name].quantile(0.5, 0).flatten().tolist() for name in (*PREDICTORS, LENS)}
     frame = grid.frame.rename(columns={name: name.replace(" ", "_") for name in LAYERS[:2]})
     return frame.drop(columns=LAYERS[2]).assign(n=len(right), **columns)
 
@@ -272,8 +297,9 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     rows = [row for row in table.to_dict("records") if row["outcome"] == ACCURACY and row["rho"] == row["rho"]]
     names, fusions = list(dict.fromkeys(table["predictor"])), list(FUSIONS)
     style_of, kinds = styles(fusions), list(dict.fromkeys(table["reference"]))
-    width, height, gap = 156, 20 * len(names), 14
-    across, down = len(STATISTICS) * (width + gap) - gap, len(kinds) * (height + gap) - gap
+    statistics = {name: head for name, head in STATISTICS.items() if name in set(table["statistic"])}
+    width, height, gap = 156 if len(statistics) < 5 else 104, 20 * len(names), 14
+    across, down = len(statistics) * (width + gap) - gap, len(kinds) * (height + gap) - gap
     sheet = blank_sheet(
         f"Does drift predict accuracy? {settings['sender']} to {settings['receiver']}, Countries",
         f"Spearman's rho over {int(table['n'].iloc[0])} cells of accuracy by choices and median drift: below 0 where "
@@ -287,21 +313,21 @@ def plot(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         right=48,
         head=28 + LINE,
     )
-    rho_axis = {"range": [-1.05, 1.05], "tick0": 0, "dtick": 0.5, "showgrid": True, "gridcolor": GRID}
-    rho_axis |= {"title": {"text": "rho"}}
+    rho_axis = {"range": [-1.05, 1.05], "tick0": 0, "dtick": 0.5 if len(statistics) < 5 else 1}
+    rho_axis |= {"showgrid": True, "gridcolor": GRID, "title": {"text": "rho"}}
     name_axis = names_axis([name.replace("_", " ") for name in names], "")
     for line, kind in enumerate(kinds):
         bottom = down - height - line * (height + gap)
         sheet.write_aside(f"real: {kind}", bottom + height / 2)
-        for column, (statistic, head) in enumerate(STATISTICS.items()):
+        for column, (statistic, head) in enumerate(statistics.items()):
             axes = sheet.panel(
-                line * len(STATISTICS) + column,
+                line * len(statistics) + column,
                 (column * (width + gap), bottom, width, height),
                 rho_axis if line == len(kinds) - 1 else bare(rho_axis),
                 bare(name_axis) if column else name_axis,
                 "" if line else head,
             )
-            sheet.shade(axes, len(PREDICTORS) - 0.5, len(names) - 0.5)
+            sheet.shade(axes, names.index(LAYERS[0]) - 0.5, len(names) - 0.5)
             nought = {"x": [0, 0], "y": [-0.5, len(names) - 0.5], "mode": "lines", "hoverinfo": "skip"}
             sheet.figure.add_trace(go.Scatter(nought | axes, line={"color": INK, "width": 1}, showlegend=False))
             for rank, fusion in enumerate(fusions):

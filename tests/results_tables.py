@@ -12,6 +12,7 @@ import pandas as pd
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 MERGING = "fig9_redundancy_merging"
 CROSS = {"SmolLM2 to Qwen": "fig10_cross_family", "Qwen to SmolLM2": "fig10_cross_family_back"}
+THOUGHT = "1.5b/fig15_answer_or_thought"
 Rows = dict[tuple[str, str, str], dict[str, float]]
 
 
@@ -222,6 +223,24 @@ def pairs_table(data: str) -> list[str]:
     return markdown(lines)
 
 
+def thought_table(metric: str) -> list[str]:
+    """Figure 15 of the 1.5B model, one metric: a line a read layer, then the items that the lens does not name."""
+    table = pd.read_csv(FIGURES / f"{THOUGHT}.csv")
+    head = ["k, j", "graft", "lens", "graft less lens", "graft less shuffled", "n, unnamed", "graft", "shuffled"]
+    lines = [[*head, "skyline"]]
+    for row in table[table["metric"] == metric].to_dict("records"):
+        gains = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*_triple(row, name)) for name in ("over_lens", "content")]
+        whole = ["{:.2f} [{:.2f}, {:.2f}]".format(*_triple(row, name)) for name in ("graft", "lens")]
+        among = ["{:.2f} [{:.2f}, {:.2f}]".format(*_triple(row, f"unnamed_{name}")) for name in ("graft", "shuffled")]
+        lines.append([cell(row), *whole, *gains, str(row["n_unnamed"]), *among, f"{row['unnamed_skyline']:.2f}"])
+    return markdown(lines)
+
+
+def _triple(row: dict[str, float], name: str) -> list[float]:
+    """An estimate and the ends of its interval."""
+    return [row[f"{name}{end}"] for end in ("", "_low", "_high")]
+
+
 def _of_pictures(data: str, metric: str = "choices") -> tuple[list[tuple[str, str, dict[str, float]]], pd.DataFrame]:
     """Parts and questions in their order, each with a first row, and all rows of a metric."""
     table = pd.read_csv(FIGURES / f"fig12_crossmodal_{data}.csv")
@@ -355,6 +374,9 @@ def markdown(lines: list[list[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
+    if (FIGURES / f"{THOUGHT}.csv").exists():
+        for metric in ("free", "choices"):
+            print(metric, *thought_table(metric), "", sep="\n")
     for data in PICTURES:
         if (FIGURES / f"fig12_crossmodal_{data}.csv").exists():
             print(data, *pictures_table(data), "", *pictures_tests(data), "", sep="\n")

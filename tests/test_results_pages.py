@@ -10,6 +10,7 @@ from results_tables import (
     FIGURES,
     MERGING,
     PICTURES,
+    THOUGHT,
     cascade_rows,
     channels_table,
     cross_table,
@@ -22,6 +23,7 @@ from results_tables import (
     pictures_tests,
     refusals_table,
     replies_table,
+    thought_table,
 )
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -103,3 +105,10 @@ def test_the_tables_of_training_pairs_are_those_of_the_figures_data(data: str) -
     if not (FIGURES / f"fig14_training_pairs_{data}.csv").exists():
         pytest.skip("not committed yet; run the analysis that writes it")
     assert pairs_table(data) in tables("results_crossmodal.md")
+
+
+@pytest.mark.parametrize("metric", ["free", "choices"])
+def test_the_tables_of_answers_and_thoughts_are_those_of_the_figure(metric: str) -> None:
+    if not (FIGURES / f"{THOUGHT}.csv").exists():
+        pytest.skip("not committed yet; run the analysis that writes it")
+    assert thought_table(metric) in tables("results.md")

@@ -6,13 +6,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import spearmanr
 from test_analyses import FIGURES, ROOT, assert_replots_the_same, assert_same_figures, call, interrupted, plots, script
 from tiny import files_in
 
 import latentcomm as lc
+from latentcomm._core.records import Records
 from latentcomm.drift import fit_drift_reference
 from latentcomm.fusion import Mean, Replace, Sum
 from latentcomm.models import encode
@@ -200,6 +203,47 @@ class TestDriftAndAccuracy:
                 assert row["accuracy"] == sum(right) / len(right)
                 assert row["log_p"] == pytest.approx(sum(likely) / len(likely), abs=1e-5)
 
+    def test_the_lens_of_a_cell_is_that_of_its_message(
+        self, swept: tuple[pd.DataFrame, pd.DataFrame], tiny: lc.Model
+    ) -> None:
+        task = self.asked()
+        choices = lc.tasks.draw_choices(task, tiny.first_token, seed=0)
+        last = tiny.n_layers - 1
+        likely: dict[int, list[float]] = {0: [], last: []}
+        for item, options in zip(task.items, choices, strict=True):
+            prompt = encode(tiny, [item.sender])
+            sent = lc.capture(tiny, prompt, [lc.Site(0)]).last(lc.Site(0))
+            unembedded = {0: tiny.unembed(tiny.final_norm(sent))[0], last: tiny.forward(prompt.tokens)[0, -1]}
+            for read, logits in unembedded.items():
+                scores = logits[[tiny.first_token(option) for option in options]].double().log_softmax(0)
+                likely[read].append(float(scores[options.index(item.choice)]))
+        for read, values in likely.items():  # after the last block the lens is the model's own output
+            cells = of(swept[1], read_layer=read)["logit_lens"]
+            assert cells.tolist() == pytest.approx([sorted(values)[len(values) // 2]] * len(cells), abs=1e-5)
+
+    def test_held_out_items_and_the_lens_are_left_out_as_they_say(self, tiny: lc.Model) -> None:
+        """The partial correlation given one column by its closed form, and halves of the items by hand."""
+        module, draw = self.MODULE, torch.Generator().manual_seed(0)
+        grid = module.Grid(tiny, tiny, (0, 1, 2), (0, 1), self.asked(), None, Records(None))
+        names = (*module.PREDICTORS, module.LENS, module.ACCURACY, module.LOG_P)
+        values = {name: torch.rand(5, 3, 2, generator=draw, dtype=torch.float64) for name in names}
+        outcomes = {name: values.pop(name) for name in (module.ACCURACY, module.LOG_P)}
+        found = module._correlations(self.SETTINGS, grid, outcomes, values)
+        right, lens = outcomes[module.ACCURACY].flatten(1).numpy(), values[module.LENS].flatten(1).numpy()
+        for name in (*module.PREDICTORS, module.LENS):
+            x = values[name].flatten(1).numpy()
+            row = of(found, outcome="accuracy", predictor=name, statistic="all cells, held-out items").iloc[0]
+            expected = spearmanr(np.median(x[[0, 2]], 0), right[[1, 3]].mean(0)).statistic
+            assert row["rho"] == pytest.approx(expected, abs=1e-9)
+            if name != module.LENS:
+                columns = np.median(x, 0), right.mean(0), np.median(lens, 0)
+                xy, xz, yz = (spearmanr(columns[a], columns[b]).statistic for a, b in ((0, 1), (0, 2), (1, 2)))
+                row = of(found, outcome="accuracy", predictor=name, statistic="given the lens").iloc[0]
+                expected = (xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5
+                assert row["rho"] == pytest.approx(expected, abs=1e-9)
+        alone = found[found["predictor"] == module.LENS]
+        assert "given the lens" not in set(alone["statistic"]) and len(alone)
+
     def test_drift_is_measured_against_last_tokens_of_items_outside_the_test(
         self, swept: tuple[pd.DataFrame, pd.DataFrame], tiny: lc.Model
     ) -> None:
@@ -247,7 +291,7 @@ class TestDriftAndAccuracy:
         correlations, cells = self.MODULE.compute(settings, tiny, other)
         part = of(cells, fusion="replace", reference=self.MODULE.ANY_TOKENS)
         assert sorted(zip(part["read_layer"], part["write_layer"], strict=True)) == [(0, 0), (1, 0), (2, 0)]
-        assert len(correlations["predictor"].unique()) == 13
+        assert len(correlations["predictor"].unique()) == 14
 
 
 class TestWhatIsCommitted:
