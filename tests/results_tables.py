@@ -13,6 +13,11 @@ FIGURES = Path(__file__).resolve().parent.parent / "figures"
 MERGING = "fig9_redundancy_merging"
 CROSS = {"SmolLM2 to Qwen": "fig10_cross_family", "Qwen to SmolLM2": "fig10_cross_family_back"}
 THOUGHT = "1.5b/fig15_answer_or_thought"
+AUDITED = tuple(
+    path.relative_to(FIGURES).as_posix().removesuffix("_audit.csv")
+    for path in sorted(FIGURES.glob("*/compare_*_audit.csv"))
+)
+"""The comparisons under audit, of larger models."""
 Rows = dict[tuple[str, str, str], dict[str, float]]
 
 
@@ -236,6 +241,27 @@ def thought_table(metric: str) -> list[str]:
     return markdown(lines)
 
 
+def audit_table(name: str) -> list[str]:
+    """A comparison under audit: a line a channel, the audit by choices, and how often a wrong message is followed."""
+    rows, audit = by_name(pd.read_csv(FIGURES / f"{name}.csv")), pd.read_csv(FIGURES / f"{name}_audit.csv")
+    effects = {(row["channel"], row["metric"]): row for row in audit.to_dict("records")}
+    lines = [["channel", "free", "choices", "content", "presence", "over self", "over filler", "follows, free"]]
+    for channel in channels(rows):
+        line = [channel.replace("_", " "), *(share(rows[channel, "message", metric]) for metric in ("free", "choices"))]
+        if (channel, "choices") in effects:
+            row, free = effects[channel, "choices"], effects[channel, "free"]
+            names = ("content", "presence", "over_self", "over_filler")
+            line += ["" if math.isnan(row[each]) else gain(row, each) for each in names]
+            line.append("" if math.isnan(free["follow"]) else f"{free['follow']:.2f}, chance {free['chance']:.2f}")
+        lines.append(line + [""] * (len(lines[0]) - len(line)))
+    return markdown(lines)
+
+
+def gain(row: dict[str, float], name: str) -> str:
+    """A difference with its interval."""
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*_triple(row, name))
+
+
 def _triple(row: dict[str, float], name: str) -> list[float]:
     """An estimate and the ends of its interval."""
     return [row[f"{name}{end}"] for end in ("", "_low", "_high")]
@@ -374,6 +400,8 @@ def markdown(lines: list[list[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
+    for name in AUDITED:
+        print(name, *audit_table(name), "", sep="\n")
     if (FIGURES / f"{THOUGHT}.csv").exists():
         for metric in ("free", "choices"):
             print(metric, *thought_table(metric), "", sep="\n")

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 from results_tables import (
+    AUDITED,
     CROSS,
     FAULTS,
     FIGURES,
     MERGING,
     PICTURES,
     THOUGHT,
+    audit_table,
     cascade_rows,
     channels_table,
     cross_table,
@@ -25,6 +27,9 @@ from results_tables import (
     replies_table,
     thought_table,
 )
+
+from latentcomm.experiments.compare.report import audit_figure, comparison_figure
+from latentcomm.reporting.publish import check_replot
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -112,3 +117,11 @@ def test_the_tables_of_answers_and_thoughts_are_those_of_the_figure(metric: str)
     if not (FIGURES / f"{THOUGHT}.csv").exists():
         pytest.skip("not committed yet; run the analysis that writes it")
     assert thought_table(metric) in tables("results.md")
+
+
+@pytest.mark.parametrize("name", AUDITED)
+def test_an_audit_is_that_of_its_data_on_the_page_and_in_the_figure(name: str) -> None:
+    assert audit_table(name) in tables("findings.md")
+    folder, _, file = name.rpartition("/")
+    check_replot(file, FIGURES / folder, comparison_figure)
+    check_replot(f"{file}_audit", FIGURES / folder, audit_figure)
