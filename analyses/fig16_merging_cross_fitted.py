@@ -93,7 +93,7 @@ def compute(
         task = TASKS[settings.task](n=settings.n or 200, seed=settings.seed)
     reads, writes = ([int(depth * model.n_layers) for depth in settings.depths] for model in (sender, receiver))
     cells = [(read, write) for read in sorted(set(reads)) for write in sorted(set(writes))]
-    saved = {"seed": settings.seed, "checkpoint": checkpoint, "progress": True}
+    saved: dict[str, Any] = {"seed": settings.seed, "checkpoint": checkpoint, "progress": True}
     aligned = fit_maps(sender, receiver, cells, **saved) if is_mapped(sender, receiver, "ridge") else None
     back = fit_maps(receiver, sender, [(write, read) for read, write in cells], **saved)
     predicted = {
@@ -122,7 +122,7 @@ def judged(
     units = {item.id: item.tags.get("country", item.id) for item in task.items}
     halves = task.split(seed=settings.seed, group=lambda item: units[item.id])
     trials: list[lc.Trial] = []
-    chosen: list[dict[str, dict[str, Any]]] = []
+    chosen: list[dict[str, dict[Any, Any]]] = []
     for tune, test in (halves, halves[::-1]):
         tune = tune.take(min(settings.n_tune, len(tune.items)), seed=settings.seed)
         sweep = partial(
@@ -195,7 +195,8 @@ def answer(table: pd.DataFrame) -> str:
     >>> answer(pd.DataFrame([row | gain]))
     'orthogonal residual less scaled replace: +.01 [-.03, .05] (choices): no difference is shown'
     """
-    true = [row for row in table.to_dict("records") if row["condition"] == MESSAGE and row["channel"] in RESIDUALS]
+    rows: list[dict[str, Any]] = [dict(row) for row in table.to_dict("records")]
+    true = [row for row in rows if row["condition"] == MESSAGE and row["channel"] in RESIDUALS]
     best = max(true, key=lambda row: row["tune_accuracy"])["channel"]
     gains, over = [], f"over_{SCALED}"
     for row in (row for row in true if row["channel"] == best):
