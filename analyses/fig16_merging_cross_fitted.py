@@ -97,7 +97,8 @@ def compute(
     aligned = fit_maps(sender, receiver, cells, **saved) if is_mapped(sender, receiver, "ridge") else None
     back = fit_maps(receiver, sender, [(write, read) for read, write in cells], **saved)
     predicted = {
-        cell: back[cell[::-1]] if aligned is None else _after(aligned[cell], back[cell[::-1]]) for cell in cells
+        (read, write): back[write, read] if aligned is None else _after(aligned[read, write], back[write, read])
+        for read, write in cells
     }
     return judged(settings, sender, receiver, task, cells, predicted, aligned=aligned, checkpoint=checkpoint)
 
@@ -146,8 +147,9 @@ def judged(
                 rows += [row | {"scale": scale} for row in cell_table(swept, sender, tune).to_dict("records")]
             best = min(rows, key=lambda row: tuple(sign * row[column] for column, sign in ORDER.items()))
             cell = (best["read_layer"], best["write_layer"])
-            sites, alignment = map(lc.Site, cell), None if aligned is None else aligned[cell]
-            channels.append(Activation(name, *sites, fusion(name, best["scale"], predicted[cell]), alignment))
+            alignment = None if aligned is None else aligned[cell]
+            made = fusion(name, best["scale"], predicted[cell])
+            channels.append(Activation(name, lc.Site(cell[0]), lc.Site(cell[1]), made, alignment))
             chosen[-1][name] = best | {"cell": f"{cell[0]}-{cell[1]}"}
         options: dict[str, Any] = {"seed": settings.seed, "controls": (SHUFFLED,), "checkpoint": checkpoint}
         for channel in track(channels, f"judging {task.name}", total=len(channels)):
