@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from latentcomm._core.names import check_name
 from latentcomm.channels.catalogue import LEARNED
 from latentcomm.experiments.compare.run import require_choices
-from latentcomm.experiments.controls import deranged
 from latentcomm.experiments.maps import MAP_DOCUMENTS, MAP_TOKENS
 from latentcomm.experiments.preflight import Checks
 from latentcomm.experiments.settings import listed
-from latentcomm.experiments.train import DEFAULTS, WITH_A_CELL
+from latentcomm.experiments.train import DEFAULTS, WITH_A_CELL, with_other_messages
 from latentcomm.experiments.train_settings import TrainSettings
 from latentcomm.models import ModelShape
 from latentcomm.tasks.base import Task
@@ -54,7 +53,7 @@ def check_train(settings: TrainSettings, checks: Checks) -> TrainInputs | None:
     tune = halves[0]
     trained = _trained(tune, settings, checks)
     if settings.deranged:
-        checks.of(deranged, trained, seed=settings.seed)
+        checks.of(with_other_messages, trained, settings.seed)
     checks.prompts(sender, [item.sender for item in tune.items])
     checks.prompts(receiver, [item.receiver for item in tune.items])
     if cell is None and any(name in WITH_A_CELL for name in names):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from latentcomm._core.stats import proportion_interval
+from latentcomm._core.stats import PairedDifference, proportion_interval
 from latentcomm.experiments.accuracy import NAN, Key, differences, in_pairs, mean, to_table, verdicts
 from latentcomm.experiments.controls import FILLER, SELF, SHUFFLED
 from latentcomm.experiments.evaluation import MESSAGE, METRICS
@@ -61,7 +61,7 @@ def audit(trials: Iterable[Any], *, units: Mapping[str, str] | None = None, seed
     >>> rows += [trial(i, "replace", "message", i % 4 < 3) for i in range(40)]
     >>> rows += [trial(i, "replace", "shuffled", i % 4 == 0) for i in range(40)]
     >>> audit(rows)["verdict"][0]
-    'content: +.50 [.35, .65]; no presence is shown: .00 [.00, .00]'
+    'content: +.50 [.35, .65]; no presence is shown: .00 [-.09, .09]'
     """
     groups = in_pairs(to_table(trials), ("channel", "condition"))
     rows: list[dict[str, Any]] = []
@@ -82,8 +82,23 @@ def audit(trials: Iterable[Any], *, units: Mapping[str, str] | None = None, seed
             rows.append(row | _follow(groups.get((channel, SHUFFLED)), metric))
     items = next(iter(groups.values()))["item"].tolist() if groups else []
     for (at, name), gain in zip(pairs, differences(list(pairs.values()), items, units=units, seed=seed), strict=True):
-        rows[at] |= {name: gain.difference, f"{name}_low": gain.low, f"{name}_high": gain.high}
+        low, high = _where_nothing_differs(gain) if gain.low == gain.high else (gain.low, gain.high)
+        rows[at] |= {name: gain.difference, f"{name}_low": low, f"{name}_high": high}
     return pd.DataFrame([row | {"verdict": verdict(row)} for row in rows])
+
+
+def _where_nothing_differs(gain: PairedDifference) -> tuple[float, float]:
+    """The interval of a difference that is the same in all n units, of which a bootstrap gives a point.
+
+    By Clopper and Pearson, at least the share .025^(1/n) of all units is so; the others may differ in either direction
+    from no difference, or by 2 from one.
+    """
+    most = 1 - 0.025 ** (1 / gain.n)
+    if gain.difference == 0:
+        return -most, most
+    return (max(-1.0, gain.difference - 2 * most), gain.difference) if gain.difference > 0 else (
+        gain.difference, min(1.0, gain.difference + 2 * most)
+    )  # fmt: skip
 
 
 _CONDITIONS = tuple(dict.fromkeys(name for pair in EFFECTS.values() for name in pair))
@@ -115,6 +130,8 @@ def verdict(row: Mapping[str, Any]) -> str:
     An effect is shown where its interval leaves out 0. That none is shown is no proof that there is none: the interval
     says how large it may be.
     """
+    if not math.isnan(row["content"]) and math.isnan(row["content_low"]):
+        return "one item, or one group of them, gives no interval"
     if math.isnan(row["content"]):
         total = "" if math.isnan(row["total"]) else f"; total: {effect(row, 'total')}"
         return f"content is not known without another item's message{total}"
@@ -149,6 +166,8 @@ def effect(row: Mapping[str, Any], name: str) -> str:
     """
 
     def short(value: float, sign: str = "") -> str:
+        if math.isnan(value):
+            return "?"
         return f"{value:{sign}.2f}".replace("0.", ".") if abs(value) >= 0.005 else ".00"
 
     return f"{short(row[name], '+')} [{short(row[f'{name}_low'])}, {short(row[f'{name}_high'])}]"

@@ -134,7 +134,7 @@ def evaluate(
     work = _Work.of(channel, sender, receiver, task, seed, controls, decoding, checkpoint, {} if told is None else told)
     for folder in work.messages.folders if checkpoint is not None else ():
         note_large(folder)
-    names = work.conditions.values("names", partial(_conditions, work.messages, controls))
+    names = work.conditions.values("names", partial(_conditions, work.messages, work.controls))
     message = lru_cache(work.messages.under)  # made where a trial is not saved yet, and once
     parts = [(name, work.trials(name), rows) for rows in work.messages.chunks for name in names]
     pieces = [(records, f"{rows.start:05d}") for _, records, rows in parts]
@@ -211,6 +211,8 @@ def send_first(
             note_large(work.messages.true.folder)
             message, _ = work.messages.sent
             if FILLER in mine and applies(FILLER, channel, receiver, message):
+                for folder in work.messages.folders:
+                    note_large(folder)
                 work.messages.under(FILLER)
 
 
@@ -298,20 +300,26 @@ class _Messages:
 
     def _filler(self) -> tuple[Message, Cost]:
         """What the sender sends about nothing; a channel whose message its text decides reads each text once."""
+        task, rows = self._filler_task
+        message, cost = self._said("filler", task)
+        share = len(task.items) / len(rows)
+        return message.select(rows).addressed(self.task), Cost(cost.flops * share, cost.seconds * share)
+
+    @cached_property
+    def _filler_task(self) -> tuple[Task, list[int]]:
+        """The items whose fillers are sent, and the row of each item's filler among them."""
         task = with_filler_texts(self.task)
         if not isinstance(self.channel, Sharing):
-            return self._said("filler", task)
+            return task, list(range(len(task.items)))
         first: dict[Any, int] = {}
         rows = [first.setdefault((item.sender, item.more_senders), len(first)) for item in task.items]
-        once = replace(task, items=tuple(task.items[rows.index(number)] for number in range(len(first))))
-        message, cost = self._said("filler", once)
-        share = len(first) / len(rows)
-        return message.select(rows).addressed(task), Cost(cost.flops * share, cost.seconds * share)
+        return replace(task, items=tuple(task.items[rows.index(number)] for number in range(len(first)))), rows
 
     @property
     def folders(self) -> list[Path]:
         """Where messages are saved: finished trials load without them."""
-        return [each.folder for each in (self.true, self._own) if each.folder is not None]
+        records = [self.true, self._own, self.sent_records("filler", self._filler_task[0])]
+        return [each.folder for each in records if each.folder is not None]
 
     @property
     def _own(self) -> Records:
@@ -397,6 +405,8 @@ class _Work:
             by = sender.made_by[SENT]["by"] if isinstance(sender, Message) else print_of(sender)
             prints = [by, print_of(receiver)]
         messages = _Messages(channel, sender, receiver, task, seed, checkpoint, prints, told)
+        if isinstance(sender, Message):  # a filler must be read by the sender
+            controls = [name for name in controls if name != FILLER]
         return cls(messages, choices, list(controls), decoding)
 
     @property
@@ -527,8 +537,10 @@ def _follows(task: Task, item: Item, source: Item, reply: str, pick: str) -> dic
     """Whether a reply and a pick give the answer of the item whose message came, and how many others' they would."""
     others = Counter((each.answers, each.choice) for each in task.items if label(each) != label(item))
     n = others.total()
-    free = sum(count for (answers, _), count in others.items() if task.judge(reply, answers).is_right)
-    found = {"follows_free": task.judge(reply, source.answers).is_right, "chance_free": free / n}
+    found: dict[str, Any] = {"follows_free": task.judge(reply, source.answers).is_right}
+    if not hasattr(task.judge, "model"):  # whose every judgement is a pass of a model
+        free = sum(count for (answers, _), count in others.items() if task.judge(reply, answers).is_right)
+        found |= {"chance_free": free / n}
     if pick:
         picked = sum(count for (_, choice), count in others.items() if choice == pick)
         found |= {"follows_choices": pick == source.choice, "chance_choices": picked / n}

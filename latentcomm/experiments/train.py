@@ -30,7 +30,7 @@ from latentcomm.channels.training.trainer import (
     train,
 )
 from latentcomm.experiments.compare.run import choose_cell
-from latentcomm.experiments.controls import deranged as deranged_rows
+from latentcomm.experiments.controls import derangement
 from latentcomm.experiments.maps import map_documents, map_tokens
 from latentcomm.experiments.settings import cell_of
 from latentcomm.experiments.sweep.grid import Cell
@@ -130,10 +130,11 @@ def learn(
     """The channel of this name, trained on the tuning half of a task, both models frozen.
 
     `held_out` is the share of that half (of learned_linear: of the corpus) that is not trained on; the loss on it is
-    recorded at every tenth of the updates. With `deranged`, each example has the message of another one with another
-    answer (of learned_linear: the sender's state of another token), at the same cell: what is then learned has no
-    content to pass on, and what it gains is a change of the receiver. With `checkpoint`, a folder, an interrupted
-    training resumes and ends with the same bits; it loses at most `save_every` seconds.
+    recorded at every tenth of the updates. With `deranged`, each example has the message of another one, whatever
+    its answer (of learned_linear: the sender's state of another token), at the same cell: what is then learned has no
+    content to pass on, and what it gains is a change of the receiver. What is held out keeps its own messages. With
+    `checkpoint`, a folder, an interrupted training resumes and ends with the same bits; it loses at most `save_every`
+    seconds.
 
     Raises:
         ValueError: a name that is not in `LEARNED`, or an argument that the channel, the cell or the trainer refuses.
@@ -150,7 +151,7 @@ def learn(
         given = {name: getattr(plan, name) for name in ("read_layer", "write_layer", "n_tune", "seed")}
         cell, alignment = choose_cell(sender, receiver, tune, folder=folder, progress=progress, **given)
     if deranged:
-        tune, held = with_other_messages(tune, plan.seed), held and with_other_messages(held, plan.seed)
+        tune = with_other_messages(tune, plan.seed)
     request = _Request(sender, receiver, tune, held, held_out, plan, cell, alignment, deranged)
     untrained = _MAKERS[name](request)
     path = None if folder is None else folder / f"{name}.safetensors"
@@ -295,12 +296,13 @@ class _Untrained:
 
 
 def with_other_messages(task: Task, seed: int) -> Task:
-    """The task in which the sender of each item reads the text of another one with another answer.
+    """The task in which the sender of each item reads the text of another one, drawn whatever its answer.
 
     Raises:
-        ValueError: there are none, as where most items share an answer.
+        ValueError: there is none, as where most items share a text.
     """
-    sources = [task.items[row] for row in deranged_rows(task, seed=seed)]
+    order = derangement([item.id for item in task.items], texts=[item.sender for item in task.items], seed=seed)
+    sources = [task.items[row] for row in order]
     pairs = zip(task.items, sources, strict=True)
     return replace(
         task,

@@ -73,11 +73,11 @@ def counted_if_whole() -> Iterator[None]:
 
 @contextlib.contextmanager
 def weights_stay() -> Iterator[None]:
-    """A block in which nobody writes to weights through `.data`: fingerprints that were taken need no sums again.
+    """A block in which nobody writes to weights through `.data`: fingerprints that it took need no sums again.
 
     Another tensor and a write in place still show.
     """
-    before = _STAYING.set(True)
+    before = _STAYING.set(object())
     try:
         yield
     finally:
@@ -97,7 +97,7 @@ def record_products(model: "Model", multiply_adds: int) -> None:
 
 
 _RECORDS: list[list[Pass]] = []
-_STAYING: ContextVar[bool] = ContextVar("_STAYING", default=False)
+_STAYING: ContextVar[object | None] = ContextVar("_STAYING", default=None)
 
 _WHOLE = ("full_attention", "global")
 """What transformers calls attention that reaches back to the beginning."""
@@ -232,10 +232,13 @@ class Model:
         taken at every call, but within `weights_stay`.
         """
         weights = sorted(self.hooked.state_dict().items())
-        if _STAYING.get() and (known := self.__dict__.get("_hashed")) is not None:
+        staying = _STAYING.get()
+        if staying is not None and self.__dict__.get("_hashed_in") is staying:
+            known = self.__dict__["_hashed"]
             here = [(name, None) if tensor.is_meta else (name, place_of(tensor)) for name, tensor in weights]
             if here == [(each[0], None if len(each) == 1 else tuple(each[1:3])) for each in known[0]]:
                 return known[1]
+        self.__dict__["_hashed_in"] = staying
         state: list[Any] = [(name,) if tensor.is_meta else state_of(name, tensor) for name, tensor in weights]
         if self.__dict__.get("_hashed", (None,))[0] != state:
             hashed = partial(_hash, self.hooked, weights)

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 from latentcomm.models.chat import ChatFormat
 from latentcomm.models.prompts import Template
@@ -238,21 +237,14 @@ def draw_choices(
     >>> sorted(draw_choices(task, lambda choice: ord(choice[1]), n_choices=3, seed=0)[0])[0]
     ' Greece'
     """
-    drawn = list(_drawn(task, first_token, n_choices, seed))
+    tokens = {choice: first_token(choice) for choice in _all_choices(task)}
+    drawn = [
+        _choices_of(item, task, tokens, n_choices, random.Random(f"choices:{seed}:{item.id}")) for item in task.items
+    ]
     counts = sorted({len(choices) for choices in drawn})
     if len(counts) > 1:
         raise ValueError(f"items of task {task.name!r} have {counts} choices; give every item equally many candidates")
     return drawn
-
-
-@lru_cache(maxsize=4)  # every channel of a comparison draws the same
-def _drawn(
-    task: Task, first_token: Callable[[str], int], n_choices: int | None, seed: int
-) -> tuple[tuple[str, ...], ...]:
-    tokens = {choice: first_token(choice) for choice in _all_choices(task)}
-    return tuple(
-        _choices_of(item, task, tokens, n_choices, random.Random(f"choices:{seed}:{item.id}")) for item in task.items
-    )
 
 
 def _choices_of(

@@ -88,19 +88,19 @@ class TestPlantedChannels:
         assert row["content"] == row["total"] == 1 and row["presence"] == 0
         assert row["over_self"] == row["over_filler"] == 1
         assert row["follow"] == 1 and row["chance"] == pytest.approx(0.2)
-        assert row["verdict"] == "content: +1.00 [1.00, 1.00]; no presence is shown: .00 [.00, .00]"
+        assert row["verdict"] == "content: +1.00 [.63, 1.00]; no presence is shown: .00 [-.19, .19]"
 
     def test_pure_presence_is_none_of_content_and_more_than_a_filler(self) -> None:
         row = audited(Presence("presence"))
         assert row["content"] == 0 and row["presence"] == row["total"] == 1
         assert row["over_self"] == row["over_filler"] == 1 and row["follow"] == 0
-        assert row["verdict"] == "no content is shown: .00 [.00, .00]; presence: +1.00 [1.00, 1.00]"
+        assert row["verdict"] == "no content is shown: .00 [-.19, .19]; presence: +1.00 [.63, 1.00]"
 
     def test_a_changed_receiver_needs_no_message_at_all(self) -> None:
         row = audited(Adaptation("adaptation"))
         assert row["content"] == 0 and row["presence"] == 1 and row["over_self"] == row["over_filler"] == 0
         verdict = str(row["verdict"])
-        assert verdict.startswith("no content is shown: .00 [.00, .00]; presence: +1.00 [1.00, 1.00]; no more than the")
+        assert verdict.startswith("no content is shown: .00 [-.19, .19]; presence: +1.00 [.63, 1.00]; no more than the")
         assert "no more than the receiver's own reading is shown" in verdict and "than a filler is shown" in verdict
 
 
@@ -154,6 +154,13 @@ class TestAudit:
         assert found["total"].tolist() == pytest.approx((found["presence"] + found["content"]).tolist())
         assert found[["over_self", "over_filler", "over_deranged"]].notna().all(axis=None)
 
+    def test_one_item_gives_no_interval(self) -> None:
+        one = replace(TASK, items=TASK.items[:1])
+        trials = evaluate(Silent(), RECEIVER, RECEIVER, one)
+        trials += evaluate(Content("content"), RECEIVER, RECEIVER, one, controls=())
+        trials += [replace(trial, condition=SHUFFLED) for trial in trials if trial.channel == "content"]
+        assert set(audit(trials)["verdict"]) == {"one item, or one group of them, gives no interval"}
+
     def test_without_silence_or_the_wrong_message_their_effects_are_not_known(self) -> None:
         trials = evaluate(Content("content"), RECEIVER, RECEIVER, TASK, controls=(FILLER,))
         (row,) = [each for each in audit(trials).to_dict("records") if each["metric"] == "free"]
@@ -186,6 +193,14 @@ class TestFiller:
         channel = Text("text", max_tokens=2, allow_empty=True)
         trials = evaluate(channel, send(channel, RECEIVER, TASK), RECEIVER, TASK, controls=AUDIT)
         assert {trial.condition for trial in trials} == {"message", "shuffled", "self"}
+
+    def test_records_of_a_sent_message_leave_the_sender_its_filler(self, tmp_path: Path) -> None:
+        from latentcomm.experiments.evaluation import send
+
+        channel = Text("text", max_tokens=2, allow_empty=True)
+        for sender in (send(channel, RECEIVER, TASK), RECEIVER, send(channel, RECEIVER, TASK)):
+            trials = evaluate(channel, sender, RECEIVER, TASK, controls=AUDIT, checkpoint=tmp_path)
+            assert ("filler" in {trial.condition for trial in trials}) == (sender is RECEIVER)
 
 
 class TestFollowing:
@@ -283,11 +298,13 @@ class TestCompare:
 class TestTrainingOnOtherMessages:
     PLAN = LearningPlan(steps=2, batch_size=2, read_layer=1, write_layer=1, n_tune=4)
 
-    def test_every_example_has_a_message_of_another_answer(self) -> None:
+    def test_every_example_has_a_message_of_another_text_whatever_its_answer(self) -> None:
         other = with_other_messages(TASK, 0)
         for item, wrong in zip(TASK.items, other.items, strict=True):
             assert wrong.answers == item.answers and wrong.receiver == item.receiver
-            assert item.answers[0] not in wrong.sender
+            assert wrong.sender != item.sender
+        own = sum(item.answers[0] in wrong.sender for item, wrong in zip(TASK.items, other.items, strict=True))
+        assert 0 < own < len(TASK.items) / 2  # never the own answer would tell something of it
 
     @pytest.mark.parametrize("name", ["gated", "interlat", "calm"])
     def test_a_twin_is_saved_loaded_and_compared(self, name: str, tmp_path: Path) -> None:

@@ -196,8 +196,11 @@ def test_an_adapter_and_a_lost_shard_have_no_entry(folder: Path) -> None:
 
 def test_sums_are_taken_once_where_weights_stay_and_writes_still_show(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrap_model(transformers_model("llama"), tokenizer(), name="tiny")
+    stale = model.fingerprint
+    model.hooked.state_dict()["unembed.weight"].data.mul_(3)
     with weights_stay():
         before = model.fingerprint
+        assert before != stale  # taken before the block, after which anybody may have written
         with monkeypatch.context() as patch:
             patch.setattr(base, "state_of", lambda *_: pytest.fail("sums were taken again"))
             assert model.fingerprint == before

@@ -1,6 +1,7 @@
 """`CompareSettings` run: channels by name on the same items, with what each costs."""
 
 from latentcomm._core.files import digest
+from latentcomm._core.progress import say
 from latentcomm.experiments.compare._check import CompareInputs
 from latentcomm.experiments.compare.report import audit_figure, comparison_figure, print_audit, print_comparison
 from latentcomm.experiments.compare.run import compare_named, names_for
@@ -45,6 +46,9 @@ def run_compare(settings: CompareSettings, job: Job, inputs: CompareInputs) -> R
         progress=job.progress,
     )
     both = {**trained, **{f"{name}{TWIN}": each for name, each in twins.items()}}
+    for name in trained if settings.audit else ():
+        if name not in twins and name in names:
+            say(f"{name} has no twin in {settings.weights}; `latentcomm train {name} --deranged` trains it")
     weights = {name: digest(each.weights) for name, each in both.items() if name.partition(".")[0] in names}
     chosen = {} if cell is None else {"chosen_read_layer": cell[0], "chosen_write_layer": cell[1]}
     shown = plain(

@@ -39,7 +39,7 @@ from latentcomm.experiments.sweep.run import best_cell, cell_table, tune_sweep
 from latentcomm.fusion import Replace, RightAligned
 from latentcomm.models import Model, check_pair, encode, fingerprints, one_model, one_vocabulary
 from latentcomm.models.sites import Site
-from latentcomm.tasks.base import Task
+from latentcomm.tasks.base import Task, draw_choices
 
 MARKERS = (("(", ")"), ("[", "]"), ("<", ">"), (":", "."), (".", "."))
 """Candidate markers of continuous thoughts: the first pair whose texts are single tokens is used."""
@@ -128,7 +128,10 @@ def audited(
     baselines = [name for name in BASELINES if name not in names]
     if SENDER_ALONE in baselines and not fits:
         baselines.remove(SENDER_ALONE)
-        left_out.append("the audit leaves out the sender alone, whose context does not hold both texts and a reply")
+        left_out.append(
+            "the audit leaves out the sender alone, whose context does not hold both texts and a reply, or whose "
+            "tokenizer gives an item too few choices of different first tokens"
+        )
     return [*baselines, *names], controls, left_out
 
 
@@ -170,7 +173,7 @@ def compare_named(
     tune, test = task.split(seed=settings.seed)
     if 0 < settings.n_test < len(test.items):
         test = test.take(settings.n_test, seed=settings.seed)
-    fits = _holds_both_texts(sender, test)
+    fits = _answers_alone(sender, test, seed=settings.seed)
     names, controls, left_out = audited(names, test, settings, fits=fits)  # raises now, before the sweep
     for sentence in left_out:
         say(sentence)
@@ -223,7 +226,8 @@ def compare_named(
     trials_of = {each.name: evaluate(each, sender, sender, test, controls=(), **shared) for each in alone}
     others = [each for each in channels if each not in alone]
     twins = [twin for name, twin in deranged_twins.items() if name in names]
-    send_first([*others, *twins], sender, receiver, test, controls=controls, **shared)
+    send_first(others, sender, receiver, test, controls=controls, **shared)
+    send_first(twins, sender, receiver, test, controls=(), **shared)
     saved = n_evaluated(others, sender, receiver, test, controls=controls, **shared) if progress else 0
     sent: dict[str, Any] = {}
     for channel in track(others, "channels", total=len(others), saved=saved, shown=progress):
@@ -241,10 +245,12 @@ def compare_named(
     ), cell
 
 
-def _holds_both_texts(model: Model, task: Task) -> bool:
-    """Whether a model's context holds both texts of every item and a reply."""
+def _answers_alone(model: Model, task: Task, *, seed: int) -> bool:
+    """Whether a model's context holds both texts of every item and a reply, and its tokenizer tells choices apart."""
     try:
         prompts = encode(model, [item.skyline for item in task.items], template=task.template)
+        if task.has_choices:
+            draw_choices(task, model.first_token, seed=seed)
     except ValueError:
         return False
     return int(prompts.lengths.max()) + task.reply_tokens - 1 <= model.n_ctx
