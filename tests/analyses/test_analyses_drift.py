@@ -287,7 +287,7 @@ class TestDriftAndAccuracy:
         assert set(correlations["n"]) == {6}
 
     def test_messages_of_another_width_enter_through_a_map_of_their_cell(self, tiny: lc.Model, other: lc.Model) -> None:
-        settings = dataclasses.replace(self.SETTINGS, read_layers=None, write_layers=None, stride=1, n_items=2)
+        settings = dataclasses.replace(self.SETTINGS, read_layers=None, write_layers=None, stride=1, n_items=4)
         correlations, cells = self.MODULE.compute(settings, tiny, other)
         part = of(cells, fusion="replace", reference=self.MODULE.ANY_TOKENS)
         assert sorted(zip(part["read_layer"], part["write_layer"], strict=True)) == [(0, 0), (1, 0), (2, 0)]
