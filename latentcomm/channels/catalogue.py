@@ -116,6 +116,8 @@ def _deltas(name: str, recipe: Recipe) -> Channel:
 
 
 PREDICTABILITY = "predictability_residual"
+SENDER_ALONE = "sender_alone"
+"""The skyline of the sender, which `compare` evaluates with the sender as the receiver."""
 MERGED: Mapping[str, tuple[Fusion, Fusion]] = {
     "task_arithmetic": (Replace(), TaskArithmetic()),
     "ties": (Replace(), Ties(0.2, 1.0)),
@@ -130,7 +132,7 @@ CHANNELS: Named[Entry] = Named(
     {
         "silent": Entry(lambda name, _: Silent(name), about="the receiver alone, without a message: the floor"),
         "skyline": Entry(lambda name, _: Skyline(name), about="one model reads both texts: the ceiling"),
-        "sender_alone": Entry(lambda name, _: Skyline(name), about="the sender reads both texts and answers itself"),
+        SENDER_ALONE: Entry(lambda name, _: Skyline(name), about="the sender reads both texts and answers itself"),
         "text": Entry(_text, about="the sender's generated text before the receiver's own"),
         "debate": Entry(_debate, about="both models answer in text; the majority counts"),
         "cipher": Entry(_cipher, same=("vocabulary",), about="averages of token embeddings, from soft decoding"),

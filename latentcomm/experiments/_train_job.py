@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from latentcomm.experiments import train
 from latentcomm.experiments._train_check import TrainInputs
 from latentcomm.experiments.job import Drawing, Job, Result, publish_all, record_of
-from latentcomm.experiments.train_settings import TrainSettings
+from latentcomm.experiments.train_settings import TWIN, TrainSettings
 from latentcomm.models.facts import describe
 from latentcomm.reporting.plots import loss_curves
 from latentcomm.reporting.plots.tables import spoken
@@ -48,7 +48,7 @@ def run_train(settings: TrainSettings, job: Job, inputs: TrainInputs) -> Result:
     twins = (False, True) if settings.deranged else (False,)
     for channel, twin in product(names, twins):
         folder = job.saved(channel, sender, receiver, task, plan, settings.held_out, *(["deranged"] if twin else []))
-        name = f"{channel}{train.TWIN}" if twin else channel
+        name = f"{channel}{TWIN}" if twin else channel
         trained[name] = train.learn(
             channel, sender, receiver, task, plan=plan, held_out=settings.held_out, deranged=twin, checkpoint=folder,
             save_every=settings.save_every, progress=job.progress,

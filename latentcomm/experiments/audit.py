@@ -7,14 +7,15 @@ from typing import Any
 import pandas as pd
 
 from latentcomm._core.stats import PairedDifference, proportion_interval
+from latentcomm.channels.catalogue import SENDER_ALONE
 from latentcomm.experiments.accuracy import NAN, Key, differences, in_pairs, mean, to_table, verdicts
 from latentcomm.experiments.controls import FILLER, SELF, SHUFFLED
 from latentcomm.experiments.evaluation import MESSAGE, METRICS
 
-__all__ = ["BASELINES", "DERANGED", "EFFECTS", "SENDER_ALONE", "audit", "effect", "verdict"]
+__all__ = ["DERANGED", "EFFECTS", "NEEDED", "audit", "effect", "verdict"]
 
-SILENT, SENDER_ALONE = "silent", "sender_alone"
-BASELINES = (SILENT, SENDER_ALONE)
+SILENT = "silent"
+NEEDED = (SILENT, SENDER_ALONE)
 """The channels that an audit needs beside those that it audits."""
 DERANGED = "deranged"
 """The condition in which a channel sends the true message with what it learned from other items' messages."""

@@ -39,6 +39,7 @@ from latentcomm.models import Model, check_pair, recorded_passes
 from latentcomm.models.chat import PINNED_DATE
 from latentcomm.models.in_turn import ModelInTurn
 from latentcomm.tasks.base import Item, Task, draw_choices
+from latentcomm.tasks.judging import Judge
 
 MESSAGE = "message"
 """The condition in which the true message is sent."""
@@ -132,7 +133,7 @@ def evaluate(
         check_pair(sender, receiver)
     decoding = (task.reply_tokens if reply_tokens is None else reply_tokens, temperature, top_p)
     work = _Work.of(channel, sender, receiver, task, seed, controls, decoding, checkpoint, {} if told is None else told)
-    for folder in work.messages.folders if checkpoint is not None else ():
+    for folder in work.folders if checkpoint is not None else ():
         note_large(folder)
     names = work.conditions.values("names", partial(_conditions, work.messages, work.controls))
     message = lru_cache(work.messages.under)  # made where a trial is not saved yet, and once
@@ -208,11 +209,10 @@ def send_first(
         if not n_evaluated([channel], sender, receiver, task, **options):
             decoding = (task.reply_tokens, 0.0, 1.0)
             work = _Work.of(channel, sender, receiver, task, seed, mine, decoding, checkpoint, {})
-            note_large(work.messages.true.folder)
+            for folder in work.folders:
+                note_large(folder)
             message, _ = work.messages.sent
-            if FILLER in mine and applies(FILLER, channel, receiver, message):
-                for folder in work.messages.folders:
-                    note_large(folder)
+            if FILLER in work.controls and applies(FILLER, channel, receiver, message):
                 work.messages.under(FILLER)
 
 
@@ -268,8 +268,8 @@ class _Messages:
     def under(self, condition: str) -> tuple[Message, Cost]:
         """The message of a condition: the true one, or what a control makes of it."""
         if condition == SELF:  # the receiver runs to make it: it is saved and has a cost of its own
-            return _sent(partial(self.channel.own, self.receiver), self.task, self._own, self.chunks)
-        if condition == FILLER and not isinstance(self.sender, Message):
+            return _sent(partial(self.channel.own, self.receiver), self.task, self.own, self.chunks)
+        if condition == FILLER:
             return self._filler()
         message, cost = self.sent
         make = true_message if condition == MESSAGE else CONTROLS[condition]
@@ -316,13 +316,13 @@ class _Messages:
         return replace(task, items=tuple(task.items[rows.index(number)] for number in range(len(first)))), rows
 
     @property
-    def folders(self) -> list[Path]:
-        """Where messages are saved: finished trials load without them."""
-        records = [self.true, self._own, self.sent_records("filler", self._filler_task[0])]
-        return [each.folder for each in records if each.folder is not None]
+    def fillers(self) -> Records:
+        """Where the fillers are saved."""
+        return self.sent_records("filler", self._filler_task[0])
 
     @property
-    def _own(self) -> Records:
+    def own(self) -> Records:
+        """Where the receiver's own message is saved."""
         return self.records("own")
 
     @property
@@ -410,6 +410,13 @@ class _Work:
         return cls(messages, choices, list(controls), decoding)
 
     @property
+    def folders(self) -> list[Path]:
+        """Where messages are saved: finished trials load without them."""
+        records = [self.messages.true, self.messages.own]
+        records += [self.messages.fillers] if FILLER in self.controls else []
+        return [each.folder for each in records if each.folder is not None]
+
+    @property
     def conditions(self) -> Records:
         """The record of the conditions that apply."""
         return self.messages.records("conditions", self.choices, self.controls, *self.decoding)
@@ -425,17 +432,9 @@ class _Work:
 
 
 def _conditions(messages: _Messages, controls: Sequence[str]) -> list[str]:
-    """The true message, and the controls that apply to it; without the sender there is no filler."""
+    """The true message, and the controls that apply to it."""
     message, _ = messages.sent
-    left_out = (FILLER,) if isinstance(messages.sender, Message) else ()
-    return [
-        MESSAGE,
-        *(
-            name
-            for name in controls
-            if name not in left_out and applies(name, messages.channel, messages.receiver, message)
-        ),
-    ]
+    return [MESSAGE, *(name for name in controls if applies(name, messages.channel, messages.receiver, message))]
 
 
 def chunks(n: int, size: int) -> list[range]:
@@ -504,12 +503,14 @@ def _trials(
         )
         seconds = time.perf_counter() - start
     sizes = part_message.nbytes() or [0] * len(part_task.items)
-    given_by = [task.items[row] for row in deranged(task, seed=seed)] if condition == SHUFFLED else None
+    sources = deranged(task, seed=seed) if condition == SHUFFLED else None
+    answers = Counter((label(each), each.answers, each.choice) for each in task.items)
     trials = []
     for position, (item, reply) in enumerate(zip(part_task.items, replies, strict=True)):
         verdict, options = task.judge(reply, item.answers), choices[rows[position]]
         pick = _best(receiver, options, decoded.first_logits[position]) if options else ""
-        follows = {} if given_by is None else _follows(task, item, given_by[rows[position]], reply, pick)
+        source = None if sources is None else task.items[sources[rows[position]]]
+        follows = {} if source is None else _follows(task.judge, item, source, answers, reply, pick)
         trials.append(
             Trial(
                 item=item.id,
@@ -533,17 +534,21 @@ def _trials(
     return [asdict(trial) for trial in trials]
 
 
-def _follows(task: Task, item: Item, source: Item, reply: str, pick: str) -> dict[str, Any]:
-    """Whether a reply and a pick give the answer of the item whose message came, and how many others' they would."""
-    others = Counter((each.answers, each.choice) for each in task.items if label(each) != label(item))
-    n = others.total()
-    found: dict[str, Any] = {"follows_free": task.judge(reply, source.answers).is_right}
-    if not hasattr(task.judge, "model"):  # whose every judgement is a pass of a model
-        free = sum(count for (answers, _), count in others.items() if task.judge(reply, answers).is_right)
-        found |= {"chance_free": free / n}
+def _follows(
+    judge: Judge, item: Item, source: Item, answers: Counter[tuple[str, tuple[str, ...], str]], reply: str, pick: str
+) -> dict[str, Any]:
+    """Whether a reply and a pick give the answer of the item whose message came, and how many others' they would.
+
+    `answers` counts the items of the task by their label, accepted answers and choice.
+    """
+    others = [(accepted, choice, n) for (name, accepted, choice), n in answers.items() if name != label(item)]
+    n_others = sum(n for *_, n in others)
+    found: dict[str, Any] = {"follows_free": judge(reply, source.answers).is_right}
+    if not hasattr(judge, "model"):  # whose every judgement is a pass of a model
+        found["chance_free"] = sum(n for accepted, _, n in others if judge(reply, accepted).is_right) / n_others
     if pick:
-        picked = sum(count for (_, choice), count in others.items() if choice == pick)
-        found |= {"follows_choices": pick == source.choice, "chance_choices": picked / n}
+        found["follows_choices"] = pick == source.choice
+        found["chance_choices"] = sum(n for _, choice, n in others if choice == pick) / n_others
     return found
 
 

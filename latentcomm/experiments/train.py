@@ -34,7 +34,7 @@ from latentcomm.experiments.controls import derangement
 from latentcomm.experiments.maps import map_documents, map_tokens
 from latentcomm.experiments.settings import cell_of
 from latentcomm.experiments.sweep.grid import Cell
-from latentcomm.experiments.train_settings import refuse_short_plan
+from latentcomm.experiments.train_settings import TWIN, refuse_short_plan
 from latentcomm.fusion import Concat, Fusion, Gated, Replace
 from latentcomm.hooks.paired_text import capture_paired, pair_tokens
 from latentcomm.models import Model, check_pair, fingerprints, one_vocabulary
@@ -43,8 +43,6 @@ from latentcomm.reporting.publish import plain
 from latentcomm.tasks.base import Task
 
 KIND = "learned channel"
-TWIN = ".deranged"
-"""What follows a channel's name in that of its twin, which was trained on other items' messages."""
 WITH_A_CELL = ("learned_linear", "gated", "concatenated")
 """The trained channels that read and write at one cell."""
 

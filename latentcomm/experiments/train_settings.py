@@ -5,7 +5,10 @@ from typing import Annotated, ClassVar
 
 from latentcomm.experiments.settings import AtLeast, Layer, Settings, TaskSettings, listed
 
-__all__ = ["TrainSettings"]
+__all__ = ["TWIN", "TrainSettings"]
+
+TWIN = ".deranged"
+"""What follows a channel's name in that of its twin, which was trained on other items' messages."""
 
 
 def refuse_short_plan(plan_tokens: int, n_steps: int | None) -> None:
@@ -73,7 +76,7 @@ class TrainSettings(TaskSettings):
         names = [each.replace("-", "_") for each in listed(self.channels)]
         files = {each: replace(self, channels=(each,), deranged=False) for each in names}
         if self.deranged:
-            files |= {f"{each}.deranged": replace(self, channels=(each,)) for each in names}
+            files |= {f"{each}{TWIN}": replace(self, channels=(each,)) for each in names}
         return dict(files)
 
     def in_float32(self) -> "TrainSettings":

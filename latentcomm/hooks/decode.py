@@ -457,18 +457,22 @@ def _shared_prefix(
     if own or length == 1 or not (alike or again):
         return None
     before = tokens[: 1 if alike else batch, :-1]
-
+    if known is None:
+        return _read_prefix(model, before)
     key = digest(before.cpu())
-    if known is not None and key in known:
+    if key in known:
         record_passes(known[key][1])
-        return known[key][0]
-    with recorded_passes() as passes:
-        halves = in_halves(partial(_layers_of, model, before), range(len(before)), "a batch of prompts")
+    else:
+        with recorded_passes() as passes:
+            known[key] = _read_prefix(model, before), passes
+    return known[key][0]
+
+
+def _read_prefix(model: Model, tokens: Int[Tensor, "batch pos"]) -> Layers:
+    """Keys and values of the tokens of all rows, in every layer; in halves where they do not fit."""
+    halves = in_halves(partial(_layers_of, model, tokens), range(len(tokens)), "a batch of prompts")
     parts = zip(*halves, strict=True)
-    layers = [(torch.cat([keys for keys, _ in each]), torch.cat([values for _, values in each])) for each in parts]
-    if known is not None and again:
-        known[key] = layers, passes
-    return layers
+    return [(torch.cat([keys for keys, _ in each]), torch.cat([values for _, values in each])) for each in parts]
 
 
 def _layers_of(model: Model, tokens: Int[Tensor, "batch pos"], rows: Sequence[int]) -> Layers:

@@ -234,10 +234,10 @@ class Model:
         weights = sorted(self.hooked.state_dict().items())
         staying = _STAYING.get()
         if staying is not None and self.__dict__.get("_hashed_in") is staying:
-            known = self.__dict__["_hashed"]
-            here = [(name, None) if tensor.is_meta else (name, place_of(tensor)) for name, tensor in weights]
-            if here == [(each[0], None if len(each) == 1 else tuple(each[1:3])) for each in known[0]]:
-                return known[1]
+            known, fingerprint = self.__dict__["_hashed"]
+            here = [(name,) if tensor.is_meta else (name, *place_of(tensor)) for name, tensor in weights]
+            if here == [each[:3] for each in known]:  # name, place and version of a `State`
+                return fingerprint
         self.__dict__["_hashed_in"] = staying
         state: list[Any] = [(name,) if tensor.is_meta else state_of(name, tensor) for name, tensor in weights]
         if self.__dict__.get("_hashed", (None,))[0] != state:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from latentcomm._core.files import expanded
 from latentcomm.channels import Debate
-from latentcomm.channels.catalogue import CHANNELS, LEARNED, PREDICTABILITY, check_names, needs_cell
+from latentcomm.channels.catalogue import CHANNELS, LEARNED, PREDICTABILITY, SENDER_ALONE, check_names, needs_cell
 from latentcomm.channels.training.trainer import load_weights
 from latentcomm.experiments._demand import Side
-from latentcomm.experiments.audit import SENDER_ALONE
 from latentcomm.experiments.compare.run import audited, check_controls, require_choices, unable
 from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.controls import FILLER, RANDOM, SAME_LABEL, SELF, SHUFFLED, ZERO

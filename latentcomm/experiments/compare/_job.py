@@ -7,7 +7,8 @@ from latentcomm.experiments.compare.report import audit_figure, comparison_figur
 from latentcomm.experiments.compare.run import compare_named, names_for
 from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.job import Drawing, Job, Result
-from latentcomm.experiments.train import TWIN, check_unseen, load_folder, load_twins
+from latentcomm.experiments.train import check_unseen, load_folder, load_twins
+from latentcomm.experiments.train_settings import TWIN
 from latentcomm.models.facts import describe
 from latentcomm.reporting.publish import plain
 from latentcomm.reporting.terminal import Console
@@ -49,7 +50,7 @@ def run_compare(settings: CompareSettings, job: Job, inputs: CompareInputs) -> R
     for name in trained if settings.audit else ():
         if name not in twins and name in names:
             say(f"{name} has no twin in {settings.weights}; `latentcomm train {name} --deranged` trains it")
-    weights = {name: digest(each.weights) for name, each in both.items() if name.partition(".")[0] in names}
+    weights = {name: digest(each.weights) for name, each in both.items() if name.removesuffix(TWIN) in names}
     chosen = {} if cell is None else {"chosen_read_layer": cell[0], "chosen_write_layer": cell[1]}
     shown = plain(
         given

@@ -19,6 +19,7 @@ from latentcomm.channels.base import Channel
 from latentcomm.channels.catalogue import (
     CHANNELS,
     PREDICTABILITY,
+    SENDER_ALONE,
     Recipe,
     build,
     check_names,
@@ -26,7 +27,7 @@ from latentcomm.channels.catalogue import (
 )
 from latentcomm.channels.coconut import marker
 from latentcomm.channels.merged import fit_predictability
-from latentcomm.experiments.audit import BASELINES, DERANGED, SENDER_ALONE
+from latentcomm.experiments.audit import DERANGED, NEEDED
 from latentcomm.experiments.compare.channels import Comparison
 from latentcomm.experiments.compare.settings import CompareSettings
 from latentcomm.experiments.controls import AUDIT, CONTROLS, SAME_LABEL, SHUFFLED, deranged, deranged_within_label
@@ -114,7 +115,7 @@ def audited(
     Raises:
         ValueError: items whose messages cannot be shuffled as a control needs it that is no part of an audit.
     """
-    if not settings.audit or {*names} <= {*BASELINES, "skyline"}:
+    if not settings.audit or {*names} <= {*NEEDED, "skyline"}:
         check_shuffles(test, settings.controls, seed=settings.seed)
         return list(names), list(settings.controls), []
     controls, left_out = [*settings.controls, *(name for name in AUDIT if name not in settings.controls)], []
@@ -125,14 +126,14 @@ def audited(
         left_out.append(f"the audit leaves out {SHUFFLED}, since {error}")
     if SAME_LABEL in controls:
         deranged_within_label(test, seed=settings.seed)
-    baselines = [name for name in BASELINES if name not in names]
-    if SENDER_ALONE in baselines and not fits:
-        baselines.remove(SENDER_ALONE)
+    needed = [name for name in NEEDED if name not in names]
+    if SENDER_ALONE in needed and not fits:
+        needed.remove(SENDER_ALONE)
         left_out.append(
             "the audit leaves out the sender alone, whose context does not hold both texts and a reply, or whose "
             "tokenizer gives an item too few choices of different first tokens"
         )
-    return [*baselines, *names], controls, left_out
+    return [*needed, *names], controls, left_out
 
 
 def compare_named(
@@ -173,7 +174,7 @@ def compare_named(
     tune, test = task.split(seed=settings.seed)
     if 0 < settings.n_test < len(test.items):
         test = test.take(settings.n_test, seed=settings.seed)
-    fits = _answers_alone(sender, test, seed=settings.seed)
+    fits = settings.audit and _answers_alone(sender, test, seed=settings.seed)
     names, controls, left_out = audited(names, test, settings, fits=fits)  # raises now, before the sweep
     for sentence in left_out:
         say(sentence)
