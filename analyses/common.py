@@ -171,6 +171,12 @@ def run_alone_and_pair(
             _run([name], figures, of_states, chosen, options, sender, given)
 
 
+def loaded(sender: str, receiver: str, dtype: str) -> dict[str, lc.Model]:
+    """Sender and receiver by role; one model twice where they have one name."""
+    first = lc.load_model(sender, dtype=dtype)
+    return {"sender": first, "receiver": first if receiver == sender else lc.load_model(receiver, dtype=dtype)}
+
+
 def _run(
     names: Sequence[str],
     figures: Mapping[str, Plot],

@@ -30,7 +30,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import arguments, publish_pair, replot_found, unfinished
+from common import arguments, loaded, publish_pair, replot_found, unfinished
 from torch import Tensor
 
 import latentcomm as lc
@@ -40,8 +40,8 @@ from latentcomm._core.stats import PairedDifference
 from latentcomm.alignment import AffineMap
 from latentcomm.channels import Activation, Message, Silent, Skyline
 from latentcomm.channels.base import label
+from latentcomm.channels.catalogue import SENDER_ALONE
 from latentcomm.experiments.accuracy import NAN, differences, share
-from latentcomm.experiments.audit import SENDER_ALONE
 from latentcomm.experiments.controls import SHUFFLED
 from latentcomm.experiments.evaluation import MESSAGE, METRICS, send
 from latentcomm.experiments.maps import fit_maps, is_mapped
@@ -308,9 +308,7 @@ def main() -> None:
     settings = replace(SMOKE if options.smoke else SETTINGS, sender=options.sender, dtype=options.dtype)
     began, to, (alone, pair) = time.monotonic(), options.receiver or options.sender, FIGURES
     name = alone if to == options.sender else pair
-    sender = lc.load_model(options.sender, dtype=settings.dtype)
-    receiver = sender if to == options.sender else lc.load_model(to, dtype=settings.dtype)
-    models = {"sender": sender, "receiver": receiver}
+    models = loaded(options.sender, to, settings.dtype)
     with unfinished(name, options) as checkpoint:
         table = compute(settings, **models, checkpoint=checkpoint)
         known = plain(asdict(settings) | {"receiver": to})

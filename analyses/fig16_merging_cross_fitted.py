@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from common import Maps, arguments, publish_pair, replot_found, unfinished
+from common import Maps, arguments, loaded, publish_pair, replot_found, unfinished
 
 import latentcomm as lc
 from latentcomm._core.progress import track
@@ -238,10 +238,7 @@ def main() -> None:
     small = SMOKE if options.smoke else SETTINGS
     settings = replace(small, **{name: value for name, value in given.items() if value is not None})
     began, to, name = time.monotonic(), options.receiver or options.sender, f"{NAME}_{options.task}"
-    sender = lc.load_model(options.sender, dtype=settings.dtype)
-    models = {"sender": sender, "receiver": sender}
-    if to != options.sender:
-        models["receiver"] = lc.load_model(to, dtype=settings.dtype)
+    models = loaded(options.sender, to, settings.dtype)
     with unfinished(name, options) as checkpoint:
         table = compute(settings, **models, checkpoint=checkpoint)
         known = plain(asdict(settings) | {"receiver": to})

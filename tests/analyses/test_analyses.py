@@ -84,6 +84,15 @@ def assert_same_figures(first: Path, second: Path) -> None:
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+def assert_resumes_with_the_same_bytes(module: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Require that a small run that is interrupted before it publishes gives the figures of an undisturbed one."""
+    call(module, monkeypatch, "--smoke", "--out", folder / "first")
+    with interrupted(module):
+        call(module, monkeypatch, "--smoke", "--out", folder / "second")
+    call(module, monkeypatch, "--smoke", "--out", folder / "second")
+    assert_same_figures(folder / "first", folder / "second")
+
+
 PLOTS = {name: plot for path in SCRIPTS for name, plot in plots(script(path)).items()}
 every_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 every_sweep = pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

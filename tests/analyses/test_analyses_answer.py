@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from test_analyses import ROOT, assert_replots_the_same, assert_same_figures, call, interrupted, plots, script
+from test_analyses import ROOT, assert_replots_the_same, assert_resumes_with_the_same_bytes, call, plots, script
 from tiny import COUNTRIES, files_in
 from toys import DEFAULT, PLANTED_CELL, WIDTH, M, U, planted_pair, planted_task
 
@@ -70,11 +70,7 @@ class TestASmallRun:
     def test_gives_the_same_bytes_after_an_interruption(
         self, small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        call(small, monkeypatch, "--smoke", "--out", tmp_path / "first")
-        with interrupted(small):
-            call(small, monkeypatch, "--smoke", "--out", tmp_path / "second")
-        call(small, monkeypatch, "--smoke", "--out", tmp_path / "second")
-        assert_same_figures(tmp_path / "first", tmp_path / "second")
+        assert_resumes_with_the_same_bytes(small, tmp_path, monkeypatch)
 
     def test_the_dtype_is_that_of_the_models_and_recorded(
         self, small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from numerics import assert_same_bits
-from test_analyses import ROOT, assert_replots_the_same, assert_same_figures, call, interrupted, plots, script
+from test_analyses import ROOT, assert_replots_the_same, assert_resumes_with_the_same_bytes, call, plots, script
 from tiny import files_in
 from toys import PLANTED_CELL, WIDTH, planted_pair, planted_task
 
@@ -73,11 +73,7 @@ class TestASmallRun:
     def test_gives_the_same_bytes_after_an_interruption(
         self, small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        call(small, monkeypatch, "--smoke", "--out", tmp_path / "first")
-        with interrupted(small):
-            call(small, monkeypatch, "--smoke", "--out", tmp_path / "second")
-        call(small, monkeypatch, "--smoke", "--out", tmp_path / "second")
-        assert_same_figures(tmp_path / "first", tmp_path / "second")
+        assert_resumes_with_the_same_bytes(small, tmp_path, monkeypatch)
 
     @pytest.mark.parametrize("name", FIGURE.TASKS)
     def test_is_on_the_items_of_its_task(self, name: str, tiny: lc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
