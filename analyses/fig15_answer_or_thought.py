@@ -1,4 +1,4 @@
-"""Figure 15: does a graft hand over the answer, or a thought that the receiver finishes?
+"""Figure 15: does a graft transfer the answer, or a thought that the receiver finishes?
 
     python analyses/fig15_answer_or_thought.py [--smoke] [--replot] [--out DIR] [--sender NAME] [--receiver NAME]
                                                [--dtype TYPE]

@@ -137,21 +137,21 @@ def verdict(row: Mapping[str, Any]) -> str:
         total = "" if math.isnan(row["total"]) else f"; total: {effect(row, 'total')}"
         return f"content is not known without another item's message{total}"
     content, presence = _sign(row, "content"), _sign(row, "presence")
-    said = {
+    sentence = {
         1: f"content: {effect(row, 'content')}",
         0: f"no content is shown: {effect(row, 'content')}",
         -1: f"another item's message does better: {effect(row, 'content')}",
     }[content]
     if not math.isnan(row["presence"]):
-        said += {
+        sentence += {
             1: f"; presence: {effect(row, 'presence')}",
             0: f"; no presence is shown: {effect(row, 'presence')}",
             -1: f"; the presence of a wrong message harms: {effect(row, 'presence')}",
         }[presence]
     for name, instead in _INSTEAD.items():
         if not math.isnan(row[name]) and _sign(row, name) < 1 and (content > 0 or presence > 0):
-            said += f"; no more than {instead} is shown: {effect(row, name)}"
-    return said
+            sentence += f"; no more than {instead} is shown: {effect(row, name)}"
+    return sentence
 
 
 def _sign(row: Mapping[str, Any], name: str) -> int:

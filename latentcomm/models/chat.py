@@ -83,7 +83,7 @@ def as_turn(name: str, tokenizer: Any, text: str, template: AnyTemplate = "chat"
     """The text as the user's turn of a chat with the model of this name, the assistant's turn opened.
 
     A system prompt is a turn of its own where the template has one; else it is joined to the user's first turn, which
-    is said once.
+    is reported once.
 
     Raises:
         ValueError: no chat template, an `enable_thinking` or a date that it does not know, or a chat that it refuses.
@@ -98,7 +98,7 @@ def as_turn(name: str, tokenizer: Any, text: str, template: AnyTemplate = "chat"
 def check_template(name: str, tokenizer: Any, template: AnyTemplate) -> list[str]:
     """What the chat template of the model of this name does otherwise than one might think, a sentence each.
 
-    What is returned is not said again by `as_turn`.
+    What is returned is not reported again by `as_turn`.
 
     Raises:
         ValueError: as `as_turn`.
@@ -187,7 +187,7 @@ class _Chat:
 def _stopped_clock(day: datetime.date) -> str:
     """The beginning of a template that then reads this day from its clock, in whatever form it asks for."""
     midnight = datetime.datetime.combine(day, datetime.time())
-    told = {f"%{each}": midnight.strftime(f"%{each}") for each in _DIRECTIVES}
-    told |= {f"%-{each}": told[f"%{each}"].lstrip("0") or "0" for each in "dHIjmMSy"} | {"%%": "%"}
-    steps = "".join(f" | replace({directive!r}, {value!r})" for directive, value in told.items())
+    written = {f"%{each}": midnight.strftime(f"%{each}") for each in _DIRECTIVES}
+    written |= {f"%-{each}": written[f"%{each}"].lstrip("0") or "0" for each in "dHIjmMSy"} | {"%%": "%"}
+    steps = "".join(f" | replace({directive!r}, {value!r})" for directive, value in written.items())
     return f"{{%- macro strftime_now(format) -%}}{{{{ format{steps} }}}}{{%- endmacro %}}\n"  # the line end is trimmed

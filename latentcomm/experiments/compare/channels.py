@@ -27,7 +27,7 @@ class Comparison:
     Attributes:
         table: one row a channel, condition and metric; see `compare_trials`.
         trials: every reply, item by item.
-        audit: one row a channel and metric, content told from presence; see `audit.audit`.
+        audit: one row a channel and metric, content separated from presence; see `audit.audit`.
     """
 
     table: pd.DataFrame
